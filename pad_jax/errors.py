@@ -1,0 +1,12 @@
+"""The one exception that a command turns into one line and exit status 2."""
+
+
+class BadInput(ValueError):
+    """Something that the user gave (a flag, a config value, a file) is wrong.
+
+    Its message is one line that names the value and says what is allowed or what to do. Commands print it on stderr
+    and exit with status 2; code that calls this package as a library sees an ordinary `ValueError`.
+
+    >>> issubclass(BadInput, ValueError)
+    True
+    """

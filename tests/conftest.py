@@ -1,0 +1,25 @@
+"""What every test runs under: eight CPU devices, no silent rank promotion, no display, settled examples.
+
+The variables are set before anything imports jax, which reads them once.
+"""
+
+import os
+
+NUM_DEVICES = 8
+FLAG = '--xla_force_host_platform_device_count'
+
+if FLAG not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}={NUM_DEVICES}'.strip()
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['MPLBACKEND'] = 'Agg'
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# No deadline: the first example of a test pays for its compilation. Derandomised on a build machine, so that
+# a failure there is a failure here; at a desk new examples are tried every time.
+hypothesis.settings.register_profile('desk', deadline=None)
+hypothesis.settings.register_profile('ci', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'desk')

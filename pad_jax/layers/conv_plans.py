@@ -1,0 +1,78 @@
+"""How a dynamic convolution is executed: a table of plans that all give the same numbers.
+
+A plan is a function
+
+    plan(x, kernels, attention, geometry, precision=None) -> y
+
+    x: [B, *S, C], the dtype that is computed in.
+    kernels: [K, *kernel_size, C / groups, F], any float dtype; a wider one than x's is used as it is until
+        a sample's kernel is mixed from it, which is then rounded once to x's dtype.
+    attention: float[B, K], float32 at least; any real weights, they need not sum to one.
+    geometry: static.
+    precision: as in `jax.lax.dot`; static.
+    y: [B, *S', F] of x's dtype, y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k].
+
+Sums over channels and kernels are taken in float32 at least. Row b of y depends on row b of x and of
+attention alone.
+
+Legend: B batch, S spatial axes, C input channels, F output channels, K kernels.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.layers.plans.choice import ConvShape, estimate_seconds
+from pad_jax.layers.plans.fused import convolve_fused
+from pad_jax.layers.plans.grouped import convolve_grouped
+from pad_jax.layers.plans.outputs import convolve_outputs
+from pad_jax.layers.plans.patches import convolve_patches
+from pad_jax.layers.plans.shift import convolve_shifted
+
+
+class Plan(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      function: the plan, with the signature above.
+      symbolic_batch: whether it traces where the batch size is a symbol (export).
+      automatic: whether `choose_plan` may take it.
+    """
+
+    function: Callable[..., jax.Array]
+    symbolic_batch: bool
+    automatic: bool
+
+
+PLANS = {
+    'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True),
+    'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True),
+    'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True),
+    'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True),
+    'grouped': Plan(convolve_grouped, symbolic_batch=False, automatic=False),
+}
+PLAN_NAMES = ('auto', *PLANS)
+
+
+def choose_plan(
+    x: jax.Array | jax.ShapeDtypeStruct,
+    kernels: jax.Array | jax.ShapeDtypeStruct,
+    geometry: Geometry,
+    platform: str | None = None,
+) -> str:
+    """Name of the plan that is expected to be fastest, from shapes alone: a pure function, at trace time.
+
+    Args:
+      x, kernels: as for a plan; only shape and dtype are read.
+      platform: 'cpu', 'gpu', ...; None is the default backend of this process.
+
+    Returns:
+      A key of PLANS.
+    """
+    shape = ConvShape.read(x.shape, kernels.shape, geometry)
+    platform = jax.default_backend() if platform is None else platform
+    known = isinstance(x.shape[0], int)
+    candidates = [name for name, plan in PLANS.items() if plan.automatic and (known or plan.symbolic_batch)]
+    return min(candidates, key=lambda name: estimate_seconds(name, shape, platform))

@@ -1,0 +1,30 @@
+"""Plan `outputs`: one convolution with all K kernels, whose K outputs are then mixed.
+
+Legend: B batch, S spatial axes, C input channels, c of a group, g groups, F output channels, f of a group,
+K kernels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.layers.plans.convolution import convolve
+
+
+def convolve_outputs(
+    x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
+) -> jax.Array:
+    """Contract of every plan: see `pad_jax.layers.conv_plans`."""
+    num_kernels, features = kernels.shape[0], kernels.shape[-1]
+    groups = geometry.groups
+    # [K, *S, c, g·f] -> [*S, c, g·K·f]: the convolution wants the outputs of a group side by side.
+    stacked = jnp.moveaxis(kernels.reshape(*kernels.shape[:-1], groups, features // groups), 0, -2)
+    stacked = stacked.reshape(*kernels.shape[1:-1], num_kernels * features).astype(x.dtype)
+    every = convolve(x, stacked, geometry, precision)
+    size = every.shape[1:-1]
+    every = every.reshape(x.shape[0], *size, groups, num_kernels, features // groups)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    weights = attention.astype(wide).reshape(x.shape[0], *(1,) * (len(size) + 1), num_kernels, 1)
+    # A sum over slices, not a product of matrices: it fuses into one pass over the K outputs.
+    mixed = sum(every[..., k, :].astype(wide) * weights[..., k, :] for k in range(num_kernels))
+    return mixed.astype(x.dtype).reshape(x.shape[0], *size, features)

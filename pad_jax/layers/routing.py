@@ -1,0 +1,67 @@
+"""Attention over kernels: which mixture of the K kernels a sample gets.
+
+Legend: B batch, S spatial axes, C input channels, D hidden width, K kernels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def attend(
+    pooled: jax.Array, squeeze: jax.Array, expand: jax.Array, bias: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
+    """Attention of DY-Conv: softmax((relu(pooled·squeeze)·expand + bias) / temperature).
+
+    Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020, section 3.2.
+
+    Args:
+      pooled: float[B, C], the mean over space of each sample.
+      squeeze: float[C, D].
+      expand: float[D, K].
+      bias: float[K].
+      temperature: > 0; the higher, the nearer to 1/K each weight is. May be traced.
+
+    Returns:
+      float[B, K], at least float32 whatever the inputs are; positive, each row sums to one.
+
+    >>> weights = attend(jnp.ones((1, 3)), jnp.ones((3, 2)), jnp.zeros((2, 4)), jnp.zeros(4), 30.)
+    >>> weights.tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+    dtype = jnp.promote_types(pooled.dtype, jnp.float32)
+    pooled, squeeze, expand, bias = (array.astype(dtype) for array in (pooled, squeeze, expand, bias))
+    # The highest precision: these products are tiny, and a mixture is as sharp as its logits are exact.
+    highest = jax.lax.Precision.HIGHEST
+    hidden = jax.nn.relu(jnp.dot(pooled, squeeze, precision=highest))
+    logits = jnp.dot(hidden, expand, precision=highest) + bias[None]
+    return jax.nn.softmax(logits / jnp.asarray(temperature, dtype), axis=-1)
+
+
+def pool_space(x: jax.Array) -> jax.Array:
+    """Mean over space: [B, *S, C] -> [B, C], at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
+
+
+class Attention(nn.Module):
+    """The parameters of `attend` around it; its hidden width is max(1, C // reduction).
+
+    Both weights are drawn from N(0, sqrt(2 / n)) with n the features they produce (the hidden width, then
+    K), the law of the authors' code; the bias starts at zero.
+    """
+
+    num_kernels: int
+    reduction: int = 16
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+        """[B, *S, C] -> float[B, K]; temperature > 0, may be traced."""
+        features = x.shape[-1]
+        width = max(1, features // self.reduction)
+        law = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+        squeeze = self.param('squeeze', law, (features, width), self.param_dtype)
+        expand = self.param('expand', law, (width, self.num_kernels), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.num_kernels,), self.param_dtype)
+        return attend(pool_space(x), squeeze, expand, bias, temperature)

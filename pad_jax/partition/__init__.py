@@ -1,0 +1,45 @@
+"""Iterative Mode Partition: which positions of a dynamic layer stay dynamic. Pure functions on pytrees.
+
+masks       what is dynamic: masks, their granularity, merge and split
+scores      what a position is worth: the table of criteria
+selection   which positions are kept: an exact number of the best
+schedules   how many after each round, and when the rounds come
+handoff     what value a static parameter takes over
+problem     what the above are told about a network
+iterative   the step, the round, and all rounds
+"""
+
+from pad_jax.partition.handoff import HANDOFFS, hand_off_means
+from pad_jax.partition.iterative import (
+    Exclusions,
+    Partition,
+    iterative_mode_partition,
+    partition_round,
+    partition_step,
+    score_positions,
+    selection_targets,
+)
+from pad_jax.partition.masks import (
+    GRANULARITIES,
+    SCALES,
+    count_dynamic,
+    count_positions,
+    dynamic_fraction,
+    dynamic_share,
+    group_size,
+    init_masks,
+    mask_shape,
+    merge,
+    scale_factors,
+    split,
+)
+from pad_jax.partition.problem import FLAX, PLAIN, Layout, Problem, positions_of, sown_routing
+from pad_jax.partition.schedules import SCHEDULES, round_fractions, round_steps
+from pad_jax.partition.scores import CRITERIA, Criterion
+from pad_jax.partition.selection import (
+    SCOPES,
+    UninformativeScores,
+    check_informative,
+    num_dynamic_positions,
+    select_positions,
+)

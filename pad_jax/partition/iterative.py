@@ -1,0 +1,303 @@
+"""Iterative Mode Partition (paper, section 3.3): T rounds of score, then select.
+
+    partition_step             one jittable step on one batch, for code that brings its own loop and devices
+    partition_round            one round over a stream of scoring batches
+    iterative_mode_partition   all rounds
+
+Scoring and selection compile once: parameters, masks and the number of positions to keep are traced.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pad_jax.partition.handoff import HANDOFFS, hand_off_means
+from pad_jax.partition.masks import init_masks
+from pad_jax.partition.problem import PLAIN, Layout, Problem, positions_of
+from pad_jax.partition.schedules import round_fractions
+from pad_jax.partition.scores import get_criterion, mean_routing, measure_routing
+from pad_jax.partition.selection import SCOPES, check_informative, num_dynamic_positions, select_positions
+
+
+class Partition(NamedTuple):
+    """Result: which positions are dynamic, and the params (changed by the handoff `mean` only)."""
+
+    masks: jax.Array
+    params: jax.Array
+
+
+class Exclusions(NamedTuple):
+    """Parameters that take no part in the competition, by regular expressions searched in their path.
+
+    The dynamic fraction then holds for the parameters that do compete.
+    """
+
+    keep_dynamic: str = ''
+    keep_static: str = ''
+
+    def roles(self, masks) -> list[bool | None]:
+        """For each leaf of masks: True = stays dynamic, False = becomes static, None = competes.
+
+        Raises:
+          ValueError: when a pattern is no regular expression or matches no parameter, or when both match one.
+        """
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator='/')
+            for path, _ in jax.tree_util.tree_leaves_with_path(masks)
+        ]
+        matched = {}
+        for role, pattern in self._asdict().items():
+            try:
+                matched[role] = {name for name in names if pattern and re.search(pattern, name)}
+            except re.error as error:
+                raise ValueError(f'{role} is not a regular expression: {pattern!r} ({error})') from None
+            if pattern and not matched[role]:
+                raise ValueError(f'{role} = {pattern!r} matches none of the parameters {", ".join(names)}')
+        for name in names:
+            if name in matched['keep_dynamic'] & matched['keep_static']:
+                raise ValueError(f'{name} is matched by keep_dynamic and by keep_static')
+        return [
+            True if name in matched['keep_dynamic'] else (False if name in matched['keep_static'] else None)
+            for name in names
+        ]
+
+
+def selection_targets(positions, dynamic_fraction: float, scope: str, roles):
+    """Targets of `select_positions` for the competing leaves: one number, or one for each under scope `layer`."""
+    sizes = [leaf.size for leaf, role in zip(jax.tree.leaves(positions), roles, strict=True) if role is None]
+    if scope == 'global':
+        return num_dynamic_positions(sum(sizes), dynamic_fraction)
+    return [num_dynamic_positions(size, dynamic_fraction) for size in sizes]
+
+
+def as_gates(masks):
+    """Float copies of the masks, to be differentiated."""
+    return jax.tree.map(lambda mask: mask.astype(jnp.float32), masks)
+
+
+@functools.partial(jax.jit, static_argnames=('measure', 'problem', 'axis_name'))
+def _measure(measure, problem, params, masks, batch, key, total=None, axis_name=None):
+    found = measure(problem, params, as_gates(masks), batch, key)
+    if axis_name is not None:
+        found = jax.lax.psum(found, axis_name)
+    return found if total is None else jax.tree.map(jnp.add, total, found)
+
+
+@functools.partial(jax.jit, static_argnames=('finish', 'problem'))
+def _finish(finish, problem, params, masks, total):
+    return finish(problem, params, masks, total)
+
+
+def score_positions(
+    problem: Problem,
+    params,
+    masks,
+    batches: Iterable,
+    criterion: str = 'sensitivity',
+    key=None,
+    axis_name=None,
+):
+    """Scores float[*mask] of every gate under a criterion; higher stays dynamic.
+
+    Args:
+      problem: the network.
+      params: its parameters.
+      masks: the masks so far; scores are taken at their gates.
+      batches: scoring batches, of whatever kind `problem.loss` takes; measurements are summed over them.
+      criterion: a row of `CRITERIA`.
+      key: jax.random.key, for `random`; key(0) if None.
+      axis_name: inside pmap or shard_map, the axis to sum the measurements over.
+
+    Raises:
+      ValueError: on an unknown criterion, or no batches for one that reads data.
+    """
+    row = get_criterion(criterion, problem)
+    key = jax.random.key(0) if key is None else key
+    total = None
+    for batch in batches if row.reads_data else [None]:
+        total = _measure(row.measure, problem, params, masks, batch, key, total, axis_name if row.reads_data else None)
+    if total is None:
+        raise ValueError(f'criterion {criterion!r} needs at least one scoring batch, got none')
+    return _finish(row.finish, problem, params, masks, total)
+
+
+def partition_step(
+    problem: Problem,
+    params,
+    masks,
+    batch,
+    targets,
+    *,
+    criterion='sensitivity',
+    scope='global',
+    key=None,
+    axis_name=None,
+):
+    """One round on one batch as a pure function: jit it, pmap it, or call it inside shard_map.
+
+    With `axis_name` the scores are summed over that axis first, so that every replica takes the same mask. What
+    the scores are worth can't be checked under a trace: see `check_informative`.
+
+    Args:
+      targets: as `select_positions` takes them, traced.
+
+    Returns:
+      The new masks.
+    """
+    scores = score_positions(problem, params, masks, [batch], criterion, key, axis_name)
+    return select_positions(scores, masks, targets, positions_of(problem.layout, params, masks), scope)
+
+
+def partition_round(
+    problem: Problem,
+    params,
+    masks,
+    batches: Iterable,
+    dynamic_fraction: float,
+    *,
+    criterion: str = 'sensitivity',
+    scope: str = 'global',
+    handoff: str = 'independent',
+    exclusions: Exclusions = Exclusions(),
+    key=None,
+) -> Partition:
+    """One round: scores over a stream of batches, then selection, then the handoff.
+
+    A position that is static stays static. Runs on the host, calling jitted functions.
+
+    Args:
+      dynamic_fraction: κ to reach with this round, float in (0, 1].
+      batches: an iterable that can be gone through twice if handoff is `mean`.
+
+    Raises:
+      UninformativeScores: when the scores say nothing about which positions to keep.
+      ValueError: on unknown names, or no batches.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
+    if handoff not in HANDOFFS:
+        raise ValueError(f'handoff must be one of {", ".join(HANDOFFS)}, got {handoff!r}')
+    roles = exclusions.roles(masks)
+    positions = positions_of(problem.layout, params, masks)
+    targets = selection_targets(positions, dynamic_fraction, scope, roles)
+    leaves, structure = jax.tree.flatten(masks)
+    new_leaves = [
+        mask if role is None else jnp.full_like(mask, role) & mask for mask, role in zip(leaves, roles, strict=True)
+    ]
+    competing = [index for index, role in enumerate(roles) if role is None]
+    if dynamic_fraction < 1 and competing:
+        scores = structure.flatten_up_to(score_positions(problem, params, masks, batches, criterion, key))
+        shapes = structure.flatten_up_to(positions)
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(masks)]
+        names = [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
+        check_informative(
+            {names[i]: scores[i] for i in competing},
+            {names[i]: leaves[i] for i in competing},
+            scope,
+            f'criterion {criterion!r}',
+        )
+        selected = select_positions(
+            [scores[i] for i in competing],
+            [leaves[i] for i in competing],
+            targets,
+            [shapes[i] for i in competing],
+            scope,
+        )
+        for index, mask in zip(competing, selected, strict=True):
+            new_leaves[index] = mask
+    new_masks = structure.unflatten(new_leaves)
+    if handoff == 'mean':
+        params = _hand_off(problem, params, masks, new_masks, batches)
+    return Partition(new_masks, params)
+
+
+def _hand_off(problem, params, old_masks, new_masks, batches):
+    routing = None
+    if problem.routing is not None:
+        total = None
+        for batch in batches:
+            total = _measure(measure_routing, problem, params, old_masks, batch, jax.random.key(0), total)
+        routing = jax.tree.map(
+            mean_routing, total, is_leaf=lambda node: hasattr(node, 'count') and hasattr(node, 'second')
+        )
+    return hand_off_means(params, old_masks, new_masks, problem.layout, routing)
+
+
+def iterative_mode_partition(
+    loss_fn,
+    params,
+    batches: Iterable,
+    *,
+    dynamic_fraction: float,
+    rounds: int = 1,
+    schedule: str = 'exponential',
+    criterion: str = 'sensitivity',
+    scope: str = 'global',
+    granularity: str = 'element',
+    handoff: str = 'independent',
+    keep_dynamic: str = '',
+    keep_static: str = '',
+    masks=None,
+    layout: Layout = PLAIN,
+    output_fn=None,
+    routing_fn=None,
+    key=None,
+) -> Partition:
+    """Decides which positions of any JAX network stay dynamic (paper, section 3.3 and algorithm 1).
+
+    Args:
+      loss_fn: `(params, gates, batch) -> scalar`. It builds the effective parameters from gates, with `merge` or
+        `split`, and is differentiated with respect to gates.
+      params: pytree; by default a dict with the stacked factors float[K, *shape] under 'dynamic' and the static
+        parameters float[*shape], of the same structure, under 'static'. Another `layout` reads another tree.
+      batches: the scoring batches; gone through once each round, so a list rather than a generator if rounds > 1.
+      dynamic_fraction: κ to end with, float in (0, 1].
+      rounds, schedule: see `round_fractions`.
+      criterion: a row of `CRITERIA`; `synflow` needs output_fn, `variance` needs routing_fn.
+      scope: 'global' or 'layer'.
+      granularity: one of `GRANULARITIES`; ignored where `masks` is given.
+      handoff: 'independent' (params unchanged, the paper) or 'mean'.
+      keep_dynamic, keep_static: regular expressions of parameter paths that stay out of the competition.
+      masks: masks to start from, in any shapes that broadcast against the positions; all dynamic if None.
+      output_fn, routing_fn: see `Problem`.
+      key: jax.random.key.
+
+    Returns:
+      Partition(masks, params).
+
+    Raises:
+      UninformativeScores, ValueError: see `partition_round` and `round_fractions`.
+
+    >>> params = {'dynamic': jnp.array([[1., 2., 4.], [1., 2., 4.]]), 'static': jnp.zeros(3)}
+    >>> def loss_fn(params, gates, batch):
+    ...     return jnp.sum(batch * gates * params['dynamic'].mean(0))
+    >>> iterative_mode_partition(loss_fn, params, [jnp.ones(3)], dynamic_fraction=1/3).masks.tolist()
+    [False, False, True]
+    """
+    fractions = round_fractions(dynamic_fraction, rounds, schedule)
+    problem = Problem(loss_fn, layout, output_fn, routing_fn)
+    if masks is None:
+        masks = init_masks(jax.tree.map(lambda leaf: leaf[0], layout.dynamic(params, None)), granularity)
+    if rounds > 1 and iter(batches) is batches:
+        batches = list(batches)
+    key = jax.random.key(0) if key is None else key
+    partition = Partition(masks, params)
+    for index, fraction in enumerate(fractions):
+        partition = partition_round(
+            problem,
+            partition.params,
+            partition.masks,
+            batches,
+            fraction,
+            criterion=criterion,
+            scope=scope,
+            handoff=handoff,
+            exclusions=Exclusions(keep_dynamic, keep_static),
+            key=jax.random.fold_in(key, index),
+        )
+    return partition

@@ -1,0 +1,139 @@
+"""Masks: which positions of a dynamic layer are still dynamic, and what follows from them.
+
+Axis letters: K stacked factors (kernels, experts); the axes of one position tensor are written `*shape`,
+for a convolution `(H, W, C, F)`, for a matrix `(C, F)`: inputs C second to last, outputs F last, the
+rest spatial.
+
+A mask is a bool array that broadcasts against `*shape`; its own shape is the granularity. A gate is its float
+copy, which the scoring gradient is taken with respect to. Everything here accepts either.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+GRANULARITIES = ('element', 'output', 'input', 'spatial', 'layer')
+SCALES = ('both', 'static', 'dynamic', 'none')
+
+
+def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
+    """Shape of the mask of a position tensor.
+
+    Args:
+      shape: shape of one copy of the parameter, without the stack axis.
+      granularity: one of `GRANULARITIES`: a gate for every `element`, for every `output` (last axis), for every
+        `input` (second to last), for every `spatial` place (all other axes), or one for the whole `layer`.
+
+    Raises:
+      ValueError: on an unknown granularity, or one that asks for axes the tensor doesn't have.
+
+    >>> mask_shape((3, 3, 16, 32), 'output')
+    (1, 1, 1, 32)
+    >>> mask_shape((3, 3, 16, 32), 'spatial')
+    (3, 3, 1, 1)
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f'granularity must be one of {", ".join(GRANULARITIES)}, got {granularity!r}')
+    num_axes = len(shape)
+    gated = {
+        'element': range(num_axes),
+        'output': [num_axes - 1],
+        'input': [num_axes - 2],
+        'spatial': range(num_axes - 2),
+        'layer': [],
+    }[granularity]
+    needed = {'output': 1, 'input': 2, 'spatial': 3}.get(granularity, 0)
+    if num_axes < needed:
+        raise ValueError(
+            f'granularity {granularity!r} needs a parameter of at least {needed} axes, got shape {tuple(shape)}'
+        )
+    return tuple(size if axis in gated else 1 for axis, size in enumerate(shape))
+
+
+def init_masks(positions, granularity: str = 'element'):
+    """All-dynamic masks for a pytree of position tensors (arrays or anything with a `.shape`)."""
+    return jax.tree.map(lambda leaf: jnp.ones(mask_shape(leaf.shape, granularity), bool), positions)
+
+
+def scale_factors(phi, scales: str = 'both'):
+    """(λd, λs) from φ: λd = 2σ(φ), λs = 2 − λd; what `scales` leaves out is 1.
+
+    `scales` is one of `SCALES`. At φ = 0 both factors are 1, so a layer starts unscaled.
+    """
+    if scales not in SCALES:
+        raise ValueError(f'scales must be one of {", ".join(SCALES)}, got {scales!r}')
+    dynamic_scale = 2 * jax.nn.sigmoid(phi)
+    return (
+        dynamic_scale if scales in ('both', 'dynamic') else 1.0,
+        2 - dynamic_scale if scales in ('both', 'static') else 1.0,
+    )
+
+
+def split(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
+    """The two parts of a partially dynamic parameter (paper, eq. 7).
+
+        dynamic_part = λd · mask · dynamic          [K, *shape]
+        static_part  = λs · (1 − mask) · static     [*shape]
+
+    Args:
+      dynamic: float[K, *shape], the dynamic factors.
+      static: float[*shape], the static parameters.
+      mask: bool or float, broadcasts against `*shape`; True or 1 = dynamic.
+      dynamic_scale, static_scale: λd and λs, scalars.
+    """
+    gate = jnp.asarray(mask, dynamic.dtype)
+    return (dynamic_scale * gate)[None] * dynamic, static_scale * (1 - gate) * static
+
+
+def merge(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
+    """Effective factors float[K, *shape]: the static part added to every dynamic one.
+
+    Right wherever the routing weights of an input sum to one, since Σ_k α_k (d_k + s) = Σ_k α_k d_k + s. The
+    operator that mixes the factors then never hears of a mask.
+
+    >>> merge(jnp.array([[1., 2.], [3., 4.]]), jnp.array([9., 9.]), jnp.array([True, False])).tolist()
+    [[1.0, 9.0], [3.0, 9.0]]
+    """
+    dynamic_part, static_part = split(dynamic, static, mask, dynamic_scale, static_scale)
+    return dynamic_part + static_part[None]
+
+
+def group_size(mask, position) -> int:
+    """How many positions one gate of `mask` decides for; both need only a `.shape`.
+
+    Raises:
+      ValueError: when the mask doesn't broadcast against the positions axis by axis.
+    """
+    shape, gates = tuple(position.shape), tuple(mask.shape)
+    if len(shape) != len(gates) or any(gate not in (1, size) for gate, size in zip(gates, shape, strict=True)):
+        raise ValueError(f'a mask of shape {gates} does not broadcast against positions of shape {shape}')
+    return math.prod(shape) // math.prod(gates)
+
+
+def count_positions(positions) -> int:
+    """Number of positions n in a pytree of position tensors."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(positions))
+
+
+def count_dynamic(masks, positions) -> int:
+    """Number of positions that `masks` keeps dynamic (reads the masks' values)."""
+    counts = jax.tree.map(lambda mask, leaf: int(mask.sum()) * group_size(mask, leaf), masks, positions)
+    return sum(jax.tree.leaves(counts))
+
+
+def dynamic_fraction(masks, positions) -> float:
+    """κ in [0, 1]: dynamic positions / positions."""
+    return count_dynamic(masks, positions) / count_positions(positions)
+
+
+def dynamic_share(fraction: float, num_factors: int) -> float:
+    """Share of a layer's parameters that are dynamic, Kκ / (1 − κ + Kκ), in [0, 1].
+
+    The paper's tables count this way; report it beside κ.
+
+    >>> round(dynamic_share(0.1, 4), 3)
+    0.308
+    """
+    return num_factors * fraction / (1 - fraction + num_factors * fraction)

@@ -1,0 +1,114 @@
+"""What the partition is told about a network: a few functions on pytrees, nothing else.
+
+Axis letters: N rows that are routed (samples, tokens), K stacked factors, `*shape` one position tensor.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from pad_jax.partition.masks import scale_factors
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a params pytree keeps its partially dynamic parameters.
+
+    Each function takes `(params, masks)` and returns a pytree of the structure of `masks`; a frozen dataclass of
+    functions, so it is hashable and can be a static argument of jit.
+
+    Attributes:
+      dynamic: the dynamic factors, float[K, *shape] each.
+      static: the static parameters, float[*shape] each.
+      with_static: `(params, masks, static) -> params` with the static parameters replaced.
+      scales: (λd, λs) of each.
+    """
+
+    dynamic: Callable
+    static: Callable
+    with_static: Callable
+    scales: Callable
+
+
+def positions_of(layout: Layout, params, masks):
+    """Shapes of one copy of each partially dynamic parameter, as jax.ShapeDtypeStruct[*shape]."""
+    factors = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), layout.dynamic(params, masks))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), factors)
+
+
+PLAIN = Layout(
+    dynamic=lambda params, masks: params['dynamic'],
+    static=lambda params, masks: params['static'],
+    with_static=lambda params, masks, static: {**params, 'static': static},
+    scales=lambda params, masks: jax.tree.map(lambda _: (1.0, 1.0), params['static']),
+)
+"""params is a dict with the factors under 'dynamic' and the static parameters, same structure, under 'static'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A network as the criteria and the handoff see it. `gates` always has the structure of the masks.
+
+    Attributes:
+      loss: `(params, gates, batch) -> scalar`, the mean loss in nats per example, differentiable in gates.
+      layout: where in params the dynamic factors and static parameters are.
+      output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
+      routing: `(params, gates, batch) -> pytree` of float[N, K], the routing weights behind every mask; the
+        criterion `variance` and the handoff `mean` need it.
+    """
+
+    loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
+    layout: Layout = PLAIN
+    output: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None
+    routing: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+
+
+# --- Flax: a mask stands in the collection 'partition' where its factors stand in 'params'. The static parameters
+# stand beside the factors under `static_<name>`, the scale parameter as `phi`, the routing weights are sown as
+# `routing`.
+
+
+def _at_masks(function: Callable, params: Mapping, masks: Mapping):
+    """`function(params of the module, name)` for every mask, in the structure of the masks."""
+    return {
+        name: _at_masks(function, params[name], below) if isinstance(below, Mapping) else function(params, name)
+        for name, below in masks.items()
+    }
+
+
+def _with_static(params: Mapping, masks: Mapping, static: Mapping):
+    replaced = dict(params)
+    for name, below in masks.items():
+        if isinstance(below, Mapping):
+            replaced[name] = _with_static(params[name], below, static[name])
+        else:
+            replaced[f'static_{name}'] = static[name]
+    return replaced
+
+
+def _flax_scales(scales: str):
+    def of_module(module, name):
+        return scale_factors(module['phi'], scales) if 'phi' in module else (1.0, 1.0)
+
+    return lambda params, masks: _at_masks(of_module, params, masks)
+
+
+FLAX = {
+    scales: Layout(
+        dynamic=lambda params, masks: _at_masks(lambda module, name: module[name], params, masks),
+        static=lambda params, masks: _at_masks(lambda module, name: module[f'static_{name}'], params, masks),
+        with_static=_with_static,
+        scales=_flax_scales(scales),
+    )
+    for scales in ('both', 'static', 'dynamic', 'none')
+}
+"""The Flax layout for each choice of scale factors; `masks` is `variables['partition']`."""
+
+
+def sown_routing(intermediates: Mapping, masks: Mapping):
+    """Routing weights float[N, K] behind every mask, from the collection 'intermediates' of a Flax apply."""
+    return _at_masks(lambda module, name: module['routing'][0], intermediates, masks)

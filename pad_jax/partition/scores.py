@@ -1,0 +1,161 @@
+"""Criteria: what scores a position. Higher stays dynamic.
+
+A criterion is a row of `CRITERIA`. It measures something on each scoring batch, the measurements are summed over
+batches (and over devices), and the sum is turned into scores. Adding one is one function and one row.
+
+Axis letters: N routed rows, K stacked factors, `*shape` one position tensor, `*mask` the shape of its mask.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pad_jax.partition.problem import Problem
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Criterion(NamedTuple):
+    """How a position is scored.
+
+    Attributes:
+      measure: `(problem, params, gates, batch, key) -> pytree`, summed over batches and devices.
+      finish: `(problem, params, masks, total) -> scores`, float[*mask] each.
+      reads_data: False: `measure` is called once, with batch None.
+      needs: the optional fields of `Problem` that it can't do without.
+    """
+
+    measure: Callable
+    finish: Callable
+    reads_data: bool = True
+    needs: tuple[str, ...] = ()
+
+
+def measure_sensitivity(problem: Problem, params, gates, batch, key):
+    """∂L/∂gate: the paper's impact on the loss of switching a position from static to dynamic.
+
+    By the chain rule it is Σ_b dL/dŴ_b · (λd Σ_k α_k W_k − λs W_s), and a gate that stands for a group gets the
+    group's sum. (Reference: dyconv/pruners.py, SNIP; connection sensitivity of Lee et al. 2019, arXiv:1810.02340.)
+    """
+    return jax.grad(problem.loss, argnums=1)(params, gates, batch)
+
+
+def measure_gradient_flow(problem: Problem, params, gates, batch, key):
+    """∂(½‖∂L/∂params‖²)/∂gate: what the switch to dynamic adds to the gradient flow.
+
+    GraSP (Wang et al. 2020, arXiv:2002.07376, eq. 8) through the gate. Signed: positions that add gradient flow
+    stay dynamic.
+    """
+
+    def gradient_flow(gates):
+        gradients = jax.grad(problem.loss)(params, gates, batch)
+        return 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gradients))
+
+    return jax.grad(gradient_flow)(gates)
+
+
+def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
+    """∂R/∂gate for R = the sum of the outputs with |params| on an input of ones.
+
+    SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) through the gate. It sees the shapes of the data only;
+    integer inputs (token ids) stay as they are.
+    """
+
+    def of_floats(function, tree):
+        return jax.tree.map(lambda leaf: function(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    positive, ones = of_floats(jnp.abs, params), of_floats(jnp.ones_like, batch)
+    return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, ones)))(gates)
+
+
+def measure_random(problem: Problem, params, gates, batch, key):
+    """Uniform in [0, 1): the control that any other criterion has to beat."""
+    leaves, structure = jax.tree.flatten(gates)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+
+
+class RoutingMoments(NamedTuple):
+    """Sums over rows of routing weights, centred at 1/K so that float32 sums keep their digits."""
+
+    count: jax.Array  # number of rows
+    first: jax.Array  # float[K]
+    second: jax.Array  # float[K, K]
+
+
+def measure_routing(problem: Problem, params, gates, batch, key):
+    """First and second moments of the routing weights behind every mask."""
+
+    def moments(weights):
+        centred = weights.astype(jnp.float32) - 1 / weights.shape[-1]
+        second = jnp.einsum('nk,nl->kl', centred, centred, precision=_EXACT)
+        return RoutingMoments(jnp.float32(weights.shape[0]), jnp.sum(centred, axis=0), second)
+
+    return jax.tree.map(moments, problem.routing(params, gates, batch))
+
+
+def mean_routing(moments: RoutingMoments):
+    """Mean routing weights float[K] from their moments."""
+    return moments.first / moments.count + 1 / moments.first.shape[0]
+
+
+def finish_absolute(problem: Problem, params, masks, total):
+    return jax.tree.map(jnp.abs, total)
+
+
+def finish_unchanged(problem: Problem, params, masks, total):
+    return total
+
+
+def finish_magnitude(problem: Problem, params, masks, total):
+    """Mean over the factors of |W_k|; a group has the sum of its positions."""
+    factors = problem.layout.dynamic(params, masks)
+    return jax.tree.map(lambda leaf, mask: _sum_by_gate(jnp.abs(leaf).mean(0), mask), factors, masks)
+
+
+def finish_variance(problem: Problem, params, masks, total):
+    """Variance over the inputs of the dynamic parameter Σ_k α_k(x) W_k; a group has the sum of its positions.
+
+    With C the covariance of the routing weights, the variance at a position is wᵀ C w for w = (W_1, ..., W_K).
+    (Reference: dyconv/pruners.py, Variant.)
+    """
+
+    def variance(factors, mask, moments):
+        mean = moments.first / moments.count
+        covariance = moments.second / moments.count - jnp.outer(mean, mean)
+        varied = jnp.tensordot(covariance, factors, axes=1, precision=_EXACT)
+        return _sum_by_gate(jnp.maximum(jnp.sum(varied * factors, axis=0), 0), mask)
+
+    return jax.tree.map(variance, problem.layout.dynamic(params, masks), masks, total)
+
+
+def _sum_by_gate(values, mask):
+    """Sums float[*shape] over the positions of each gate, to float[*mask]."""
+    grouped = tuple(axis for axis, gates in enumerate(mask.shape) if gates == 1)
+    return jnp.sum(values, axis=grouped, keepdims=True)
+
+
+def _measure_nothing(problem: Problem, params, gates, batch, key):
+    return ()
+
+
+CRITERIA = {
+    'sensitivity': Criterion(measure_sensitivity, finish_absolute),
+    'magnitude': Criterion(_measure_nothing, finish_magnitude, reads_data=False),
+    'random': Criterion(measure_random, finish_unchanged, reads_data=False),
+    'grasp': Criterion(measure_gradient_flow, finish_unchanged),
+    'synflow': Criterion(measure_synaptic_flow, finish_absolute, needs=('output',)),
+    'variance': Criterion(measure_routing, finish_variance, needs=('routing',)),
+}
+
+
+def get_criterion(name: str, problem: Problem) -> Criterion:
+    """The row of `CRITERIA`, once the problem is known to give what it needs."""
+    if name not in CRITERIA:
+        raise ValueError(f'criterion must be one of {", ".join(CRITERIA)}, got {name!r}')
+    for field in CRITERIA[name].needs:
+        if getattr(problem, field) is None:
+            raise ValueError(f'criterion {name!r} needs the function {field!r}, which was not given')
+    return CRITERIA[name]

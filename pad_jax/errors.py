@@ -4,8 +4,8 @@
 class BadInput(ValueError):
     """Something that the user gave (a flag, a config value, a file) is wrong.
 
-    Its message is one line that names the value and says what is allowed or what to do. Commands print it on stderr
-    and exit with status 2; code that calls this package as a library sees an ordinary `ValueError`.
+    Its message is one line that names the value and says what is allowed or what to do. Commands print it
+    on stderr and exit with status 2; code that calls this package as a library sees a `ValueError`.
 
     >>> issubclass(BadInput, ValueError)
     True

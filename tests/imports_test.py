@@ -14,7 +14,7 @@ ALLOWED = {
 
 
 def imported_names(path):
-    """Every dotted name that the file imports; `from a import b` counts as a.b, so that flax.struct can be told."""
+    """Every dotted name that the file imports; `from a import b` counts as a.b: flax.struct can be told."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

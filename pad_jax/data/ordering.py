@@ -1,0 +1,90 @@
+"""Which examples a step sees: a pure function of (seed, step).
+
+Nothing is remembered between steps, so a resumed run, a run on another number of processes and a batch that
+is asked for twice see the same examples. Example positions count 0, 1, 2, ... through the whole run: step s
+takes the positions [s·B, (s + 1)·B), position p lies in epoch p // N, and each epoch is its own permutation
+of the N examples. Batches span epochs where they have to; no example is dropped or repeated within an
+epoch.
+
+Random numbers are the raw output of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3"), whose stream numpy keeps fixed, unlike that of the methods of `numpy.random.Generator`.
+
+Legend: B batch, N examples.
+"""
+
+import dataclasses
+import functools
+import operator
+
+import numpy as np
+
+from pad_jax.errors import BadInput
+
+# The top word of Philox's counter: what is drawn for one use never coincides with what is drawn for another.
+ORDER, AUGMENTATION, SCORING = range(3)
+
+
+def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
+    """`count` random words, uint64[count], a pure function of the other arguments.
+
+    Args:
+        seed: in [0, 2⁶⁴).
+        number: the epoch or the step that they are for, in [0, 2⁶⁴).
+        use: `ORDER`, `AUGMENTATION` or `SCORING`.
+        count: at least 0.
+
+    >>> bool((draw_bits(0, 7, ORDER, 3) == draw_bits(0, 7, ORDER, 3)).all())
+    True
+    >>> bool((draw_bits(0, 7, ORDER, 3) == draw_bits(0, 7, SCORING, 3)).any())
+    False
+    """
+    key = np.array([operator.index(seed), operator.index(number)], np.uint64)
+    return np.random.Philox(counter=np.array([0, 0, 0, use], np.uint64), key=key).random_raw(count)
+
+
+def check_seed(seed: int) -> int:
+    """The seed as an int; `BadInput` unless it is in [0, 2⁶⁴)."""
+    seed = operator.index(seed)
+    if not 0 <= seed < 2**64:
+        raise BadInput(f'seed must be in [0, 2**64), got {seed}')
+    return seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The order of `num_examples` examples under `seed`.
+
+    >>> order = Order(num_examples=5, seed=0)
+    >>> sorted(order.indices(0, 3).tolist() + order.indices(1, 3).tolist()[:2])
+    [0, 1, 2, 3, 4]
+    """
+
+    num_examples: int
+    seed: int
+    use: int = ORDER
+
+    def __post_init__(self):
+        check_seed(self.seed)
+        if self.num_examples < 1:
+            raise BadInput(f'num_examples must be at least 1, got {self.num_examples}')
+
+    def indices(self, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
+        """The examples of one global batch, int64[B] in [0, N), or of the `rows` of it."""
+        step = operator.index(step)
+        if step < 0 or batch_size < 1:
+            raise ValueError(f'step must be at least 0 and batch_size at least 1, got {step} and {batch_size}')
+        positions = step * batch_size + np.arange(batch_size)[rows or slice(None)]
+        indices = np.empty_like(positions)
+        for epoch in np.unique(positions // self.num_examples):
+            here = positions // self.num_examples == epoch
+            permutation = _permutation(self.num_examples, self.seed, int(epoch), self.use)
+            indices[here] = permutation[positions[here] % self.num_examples]
+        return indices
+
+
+# Four: training and scoring, each with the two epochs that a batch can straddle.
+@functools.lru_cache(maxsize=4)
+def _permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
+    permutation = np.argsort(draw_bits(seed, epoch, use, num_examples), kind='stable')
+    permutation.flags.writeable = False
+    return permutation

@@ -1,0 +1,97 @@
+"""What every source of images gives, whatever they are read from.
+
+Legend: B global batch, b rows of it that are asked for, H/W space, C channels, N examples.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pad_jax.data import transforms
+from pad_jax.data.ordering import AUGMENTATION, SCORING, Order, draw_bits
+from pad_jax.errors import BadInput
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of its data.
+
+    `image_shape` is (H, W, C); `class_names[label]` names a label; the counts are examples that are in use.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    num_train: int
+    num_eval: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split: `labels` int32[N], and `take(indices)` -> uint8[len(indices), H, W, C]."""
+
+    labels: np.ndarray
+    take: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Batches of labelled images: `image` float32[b, H, W, C], normalised, and `label` int32[b].
+
+    `rows` is the slice of the global batch that the calling process wants (all of it when left out). The
+    global batch is the same however many processes share it.
+
+    `skipped` lists what was left out under `on_bad='skip'`, one line each.
+    """
+
+    spec: DataSpec
+    train: Examples
+    eval: Examples
+    batch_size: int
+    seed: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        if self.spec.num_eval < 1:
+            raise BadInput('the data holds no example to evaluate on')
+
+    def train_batch(self, step: int, rows: slice | None = None) -> Batch:
+        """The augmented batch of a step (at least 0); a pure function of (seed, step)."""
+        indices = Order(self.spec.num_train, self.seed).indices(step, self.batch_size, rows)
+        # Drawn for the global batch and then sliced, so that sharing it does not change it.
+        bits = draw_bits(self.seed, step, AUGMENTATION, 3 * self.batch_size).reshape(self.batch_size, 3)
+        images = self.train.take(indices)
+        images = transforms.crop_and_flip(images, bits[rows or slice(None)], self.crop_padding, self.flip)
+        return {'image': self._normalize(images), 'label': self.train.labels[indices]}
+
+    def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
+        """Training examples as they are, for scores and statistics; a pure function of (seed, index)."""
+        indices = Order(self.spec.num_train, self.seed, SCORING).indices(index, batch_size, rows)
+        return {'image': self._normalize(self.train.take(indices)), 'label': self.train.labels[indices]}
+
+    def eval_batches(self, rows: slice | None = None) -> Iterator[Batch]:
+        """Every evaluation example once, in order, in batches of exactly `batch_size`.
+
+        Besides image and label each batch holds `weight` float32[b]: 1 for an example, 0 for the rows that
+        fill up the last batch. A mean is exact as Σ weight · value / Σ weight.
+        """
+        for start in range(0, self.spec.num_eval, self.batch_size):
+            positions = (start + np.arange(self.batch_size))[rows or slice(None)]
+            weight = positions < self.spec.num_eval
+            indices = positions[weight]
+            images = np.zeros((len(positions), *self.spec.image_shape), np.float32)
+            labels = np.zeros(len(positions), np.int32)
+            if len(indices):
+                images[weight] = self._normalize(self.eval.take(indices))
+                labels[weight] = self.eval.labels[indices]
+            yield {'image': images, 'label': labels, 'weight': weight.astype(np.float32)}
+
+    def _normalize(self, images: np.ndarray) -> np.ndarray:
+        return transforms.normalize(images, self.mean, self.std)

@@ -23,15 +23,14 @@ def convolve_fused(
     x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
 ) -> jax.Array:
     """Contract of every plan: see `pad_jax.layers.conv_plans`."""
-    flat = kernels.reshape(kernels.shape[0], -1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
+    stack = _stack_matrices(kernels, geometry)
+    multiply = functools.partial(_multiply, precision=precision, dtype=wide)
 
     def convolve_one(sample):
         image, weights = sample
-        rows = _unfold_one(image, geometry)
-        kernel = _mix_one(flat, weights, kernels.shape[1:], geometry, x.dtype)
-        total = jnp.einsum('pgc,cgf->pgf', rows, kernel, precision=precision, preferred_element_type=wide)
-        return total.astype(x.dtype).reshape(rows.shape[0], -1)
+        product = multiply('pc,cf->pf', _unfold_one(image, geometry), _mix_one(stack, weights, x.dtype))
+        return _join_groups(product).astype(x.dtype)
 
     total = lax.map(convolve_one, (x, attention))
     return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), kernels.shape[-1])
@@ -43,38 +42,69 @@ def _forward(x, kernels, attention, geometry, precision):
 
 def _backward(geometry, precision, saved, cotangent):
     x, kernels, attention = saved
-    flat = kernels.reshape(kernels.shape[0], -1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    groups = geometry.groups
-    cotangent = cotangent.reshape(x.shape[0], -1, groups, kernels.shape[-1] // groups)
+    stack, unstack = jax.vjp(lambda kernels: _stack_matrices(kernels, geometry), kernels)
+    multiply = functools.partial(_multiply, precision=precision, dtype=wide)
+    cotangent = cotangent.reshape(x.shape[0], -1, kernels.shape[-1])
 
-    def pull_one(d_kernels, sample):
+    def pull_one(d_stack, sample):
         image, weights, d_out = sample
+        d_out = _split_groups(d_out, geometry.groups)
         rows, fold = jax.vjp(lambda image: _unfold_one(image, geometry), image)
-        kernel = _mix_one(flat, weights, kernels.shape[1:], geometry, x.dtype)
-        d_kernel = jnp.einsum('pgc,pgf->cgf', rows, d_out, precision=precision, preferred_element_type=wide)
-        d_rows = jnp.einsum('pgf,cgf->pgc', d_out, kernel, precision=precision, preferred_element_type=wide)
+        d_kernel = multiply('pc,pf->cf', rows, d_out)
+        d_rows = multiply('pf,cf->pc', d_out, _mix_one(stack, weights, x.dtype))
         (d_image,) = fold(d_rows.astype(x.dtype))
-        d_kernel = d_kernel.reshape(-1)
-        d_weights = jnp.dot(flat.astype(wide), d_kernel, precision=precision)
-        return d_kernels + weights.astype(wide)[:, None] * d_kernel[None], (d_image, d_weights)
+        d_weights = jnp.sum(stack.astype(wide) * d_kernel[None], axis=tuple(range(1, stack.ndim)))
+        d_stack += weights.astype(wide).reshape(-1, *(1,) * d_kernel.ndim) * d_kernel[None]
+        return d_stack, (d_image, d_weights)
 
-    start = jnp.zeros(flat.shape, wide)
-    d_kernels, (d_x, d_attention) = lax.scan(pull_one, start, (x, attention, cotangent))
-    return d_x, d_kernels.reshape(kernels.shape).astype(kernels.dtype), d_attention.astype(attention.dtype)
+    start = jnp.zeros(stack.shape, wide)
+    d_stack, (d_x, d_attention) = lax.scan(pull_one, start, (x, attention, cotangent))
+    (d_kernels,) = unstack(d_stack.astype(kernels.dtype))
+    return d_x, d_kernels, d_attention.astype(attention.dtype)
 
 
 convolve_fused.defvjp(_forward, _backward)
 
 
+def _stack_matrices(kernels, geometry):
+    """[K, *S, c, F] -> [K, T·c, F], or [K, g, T·c, f] where there are groups."""
+    matrices = kernels.reshape(kernels.shape[0], -1, kernels.shape[-1])
+    if geometry.groups == 1:
+        return matrices
+    return jax.vmap(_split_groups, in_axes=(0, None))(matrices, geometry.groups)
+
+
 def _unfold_one(image, geometry):
-    """[*S, C] -> [P, g, T·c]."""
-    rows = unfold(image[None], geometry)[0]
-    return rows.reshape(rows.shape[0], geometry.groups, -1)
+    """[*S, C] -> [P, T·c], or [g, P, T·c] where there are groups."""
+    return _split_groups(unfold(image[None], geometry)[0], geometry.groups)
 
 
-def _mix_one(flat, weights, shape, geometry, dtype):
-    """[K, n] and [K] -> [T·c, g, f]. A sum and not a product, so that it is one pass over the K kernels."""
+def _mix_one(stack, weights, dtype):
+    """[K, ...] and [K] -> [...]. A sum and not a product, so that it is one pass over the K matrices."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    mixed = sum(flat[k].astype(wide) * weights[k].astype(wide) for k in range(flat.shape[0]))
-    return mixed.astype(dtype).reshape(-1, geometry.groups, shape[-1] // geometry.groups)
+    return sum(stack[k].astype(wide) * weights[k].astype(wide) for k in range(stack.shape[0])).astype(dtype)
+
+
+def _multiply(rule, left, right, precision, dtype):
+    # Groups lead where there are any. Without them no axis of length one may stand in for them: XLA's
+    # batched matrix product on CPU is many times slower than the plain one.
+    if left.ndim == 3:
+        inputs, output = rule.split('->')
+        first, second = inputs.split(',')
+        rule = f'g{first},g{second}->g{output}'
+    return jnp.einsum(rule, left, right, precision=precision, preferred_element_type=dtype)
+
+
+def _split_groups(matrix, groups):
+    """[R, g·f] -> [g, R, f]; a matrix without groups passes."""
+    if groups == 1:
+        return matrix
+    return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, -1), 1, 0)
+
+
+def _join_groups(product):
+    """[g, P, f] -> [P, g·f]; a matrix passes."""
+    if product.ndim == 2:
+        return product
+    return jnp.moveaxis(product, 0, 1).reshape(product.shape[1], -1)

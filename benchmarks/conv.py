@@ -1,0 +1,221 @@
+"""Every plan of a dynamic convolution against a static convolution of the same shape, in one run.
+
+    python benchmarks/conv.py                     # all shapes and plans, batch 8, K = 4
+    python benchmarks/conv.py --plans=shift,fused --batch-size=16 --json=conv.json
+
+A number is a time divided by the static convolution's, median over repeats. The repeats of all plans are
+interleaved, so that a busy moment of the machine hits all of them; believe ratios, not milliseconds.
+Forward + backward takes the gradient with respect to the input, the kernels and the attention.
+
+Legend: B batch, H/W space, C input channels, F output channels, K kernels.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+# A script's own folder is on the path, the checkout is not.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
+from pad_jax.layers.conv_plans import PLANS, choose_plan
+from pad_jax.layers.plans.convolution import convolve
+
+
+class Shape(NamedTuple):
+    """A layer of a ResNet: side of its square feature map, channels in and out, kernel side."""
+
+    side: int
+    channels: int
+    features: int
+    kernel: int
+
+    def __str__(self) -> str:
+        return f'{self.side}²×{self.channels}→{self.features} {self.kernel}×{self.kernel}'
+
+
+SHAPES = (
+    Shape(56, 64, 64, 3),
+    Shape(28, 128, 128, 3),
+    Shape(14, 256, 256, 3),
+    Shape(7, 512, 512, 3),
+    Shape(14, 1024, 256, 1),
+)
+MODES = ('forward', 'forward+backward')
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes JSON where asked."""
+    options = parse_options(arguments)
+    rows = []
+    console = Console()
+    for shape in SHAPES:
+        with console.status(f'{shape} ...'):
+            rows.append(measure_shape(shape, options))
+    console.print(make_table(rows, options))
+    if options.json:
+        device = jax.devices()[0]
+        report = {
+            'device': f'{device.platform} {device.device_kind}',
+            'jax': jax.__version__,
+            'batch_size': options.batch_size,
+            'num_kernels': options.num_kernels,
+            'dtype': options.dtype,
+            'repeats': options.repeats,
+            'shapes': rows,
+        }
+        with open(options.json, 'w') as file:
+            json.dump(report, file, indent=2)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--batch-size', type=int, default=8)
+    parser.add_argument('--num-kernels', type=int, default=4)
+    parser.add_argument('--repeats', type=int, default=7, help='timed calls of each plan; the median counts')
+    parser.add_argument('--plans', default=','.join(PLANS), help=f'some of {",".join(PLANS)}')
+    parser.add_argument('--modes', default=','.join(MODES), help=f'some of {",".join(MODES)}')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
+    parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
+    options = parser.parse_args(arguments)
+    options.plans = options.plans.split(',')
+    options.modes = options.modes.split(',')
+    for name, values, allowed in (('plans', options.plans, PLANS), ('modes', options.modes, MODES)):
+        unknown = [value for value in values if value not in allowed]
+        if unknown:
+            parser.error(f'--{name} must be some of {",".join(allowed)}, got {",".join(unknown)}')
+    return options
+
+
+def measure_shape(shape: Shape, options: argparse.Namespace) -> dict:
+    """Ratios of one shape: {'shape', 'auto', 'static_ms': {mode: ...}, 'ratios': {mode: {plan: ...}}}."""
+    geometry = resolve_geometry((shape.side,) * 2, (shape.kernel,) * 2)
+    x, kernels, attention = make_inputs(shape, options)
+    row = {'shape': str(shape), 'auto': choose_plan(x, kernels, geometry), 'static_ms': {}, 'ratios': {}}
+    for mode in options.modes:
+        calls = {'static': compile_static(mode, geometry, x, kernels[0])}
+        for plan in options.plans:
+            calls[plan] = compile_plan(plan, mode, geometry, x, kernels, attention)
+        seconds = time_interleaved(calls, options.repeats)
+        row['static_ms'][mode] = seconds['static'] * 1e3
+        row['ratios'][mode] = {plan: seconds[plan] / seconds['static'] for plan in options.plans}
+    return row
+
+
+def make_inputs(shape: Shape, options: argparse.Namespace) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, H, W, C], kernels [K, kh, kw, C, F] and attention [B, K], random, settled by a fixed key."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (options.batch_size, shape.side, shape.side, shape.channels))
+    size = (options.num_kernels, shape.kernel, shape.kernel, shape.channels, shape.features)
+    kernels = jax.random.normal(keys[1], size) / math.sqrt(shape.kernel**2 * shape.channels)
+    attention = jax.nn.softmax(jax.random.normal(keys[2], (options.batch_size, options.num_kernels)))
+    return x.astype(options.dtype), kernels, attention
+
+
+def compile_static(mode: str, geometry: Geometry, x: jax.Array, kernel: jax.Array):
+    """A call without arguments that runs the static convolution."""
+
+    def forward(x, kernel):
+        return convolve(x, kernel.astype(x.dtype), geometry)
+
+    return compile_call(forward, mode, x, kernel)
+
+
+def compile_plan(name: str, mode: str, geometry: Geometry, x, kernels, attention):
+    """A call without arguments that runs one plan."""
+
+    def forward(x, kernels, attention):
+        return PLANS[name].function(x, kernels, attention, geometry)
+
+    return compile_call(forward, mode, x, kernels, attention)
+
+
+def compile_call(forward, mode: str, *inputs):
+    """Compiles `forward`, or its value and gradients by all inputs, ahead of the clock."""
+
+    def both(cotangent, *inputs):
+        y, pull = jax.vjp(forward, *inputs)
+        return y, pull(cotangent)
+
+    if mode == 'forward':
+        compiled = jax.jit(forward).lower(*inputs).compile()
+        return lambda: jax.block_until_ready(compiled(*inputs))
+    size = jax.eval_shape(forward, *inputs)
+    cotangent = jax.random.normal(jax.random.key(1), size.shape, jnp.float32).astype(size.dtype)
+    compiled = jax.jit(both).lower(cotangent, *inputs).compile()
+    return lambda: jax.block_until_ready(compiled(cotangent, *inputs))
+
+
+def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each call; one untimed round first, then all of them in turn."""
+    seconds = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
+    """Shapes by plans, with the plan that `auto` takes, the best one, and geometric means."""
+    device = jax.devices()[0].device_kind
+    table = Table(
+        title=f'time / static convolution, {" | ".join(options.modes)}; batch {options.batch_size}, '
+        f'K = {options.num_kernels}, {options.dtype}, {device}'
+    )
+    table.add_column('shape')
+    for name in ('static ms', *options.plans):
+        table.add_column(name, justify='right')
+    table.add_column('auto')
+    table.add_column('auto / best', justify='right')
+    for row in rows:
+        cells = [row['shape'], _join(f'{row["static_ms"][mode]:.1f}' for mode in options.modes)]
+        cells += [
+            _join(f'{row["ratios"][mode][plan]:.2f}' for mode in options.modes) for plan in options.plans
+        ]
+        table.add_row(*cells, row['auto'], _join(_regret(row, mode, options.plans) for mode in options.modes))
+    means = [
+        _join(f'{_geometric_mean(row["ratios"][mode][plan] for row in rows):.2f}' for mode in options.modes)
+        for plan in options.plans
+    ]
+    chosen = '-'
+    if all(row['auto'] in options.plans for row in rows):
+        chosen = _join(
+            f'{_geometric_mean(row["ratios"][mode][row["auto"]] for row in rows):.2f}'
+            for mode in options.modes
+        )
+    table.add_section()
+    table.add_row('geometric mean', '', *means, chosen, '')
+    return table
+
+
+def _regret(row, mode, plans):
+    if row['auto'] not in plans:
+        return '-'
+    return f'{row["ratios"][mode][row["auto"]] / min(row["ratios"][mode].values()):.2f}'
+
+
+def _join(cells):
+    return ' | '.join(cells)
+
+
+def _geometric_mean(values):
+    return statistics.geometric_mean(values)
+
+
+if __name__ == '__main__':
+    main()

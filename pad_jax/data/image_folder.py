@@ -76,7 +76,9 @@ def open_image_folder(
             labels += [label] * len(found)
             is_train += [split == 'train'] * len(found)
     if all(is_train):
-        raise BadInput(f'{_quote(root / "val")} holds no {_suffixes()} file in its class folders: expected {LAYOUT}')
+        raise BadInput(
+            f'{_quote(root / "val")} holds no {_suffixes()} file in its class folders: expected {LAYOUT}'
+        )
 
     cache, reasons = _read_all(paths, image_size, cache_bytes, on_bad)
     skipped = list(reasons.values())
@@ -138,7 +140,9 @@ def _open(path: str) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         image.close()
-        raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, more than {limit} are refused')
+        raise Image.DecompressionBombError(
+            f'{image.width} x {image.height} pixels, more than {limit} are refused'
+        )
     return image
 
 
@@ -163,7 +167,9 @@ def _describe(path: str, error: Exception) -> str:
     return f'cannot read the image {_quote(path)}: {reason}'
 
 
-def _read_all(paths: Sequence[str], size: int, cache_bytes: int, on_bad: str) -> tuple[np.ndarray, dict[int, str]]:
+def _read_all(
+    paths: Sequence[str], size: int, cache_bytes: int, on_bad: str
+) -> tuple[np.ndarray, dict[int, str]]:
     """Decodes what fits into the cache and checks the rest.
 
     Returns:

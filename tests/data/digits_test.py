@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from pad_jax.data.digits import open_digits
+from pad_jax.errors import BadInput
+
+
+def test_split_is_stratified_and_the_same_for_every_seed():
+    one, other = open_digits(batch_size=4, seed=0), open_digits(batch_size=4, seed=1)
+    assert one.spec == other.spec
+    assert (one.spec.num_train, one.spec.num_eval, one.spec.image_shape) == (1442, 355, (8, 8, 1))
+    assert one.spec.class_names == tuple('0123456789')
+    for split in ('train', 'eval'):
+        np.testing.assert_array_equal(getattr(one, split).labels, getattr(other, split).labels)
+    share = np.bincount(one.eval.labels) / (np.bincount(one.train.labels) + np.bincount(one.eval.labels))
+    assert share.min() > 0.19 and share.max() <= 0.2
+
+
+def test_no_scan_is_in_both_splits_and_none_is_lost():
+    source = open_digits(batch_size=4)
+    splits = [split.take(np.arange(len(split.labels))) for split in (source.train, source.eval)]
+    scans = np.concatenate(splits)
+    assert scans.shape == (1797, 8, 8, 1)
+    assert scans.max() == 16 and scans.min() == 0
+    # The scans are all different, so a scan in both splits would show as a repetition.
+    assert len(np.unique(scans.reshape(1797, -1), axis=0)) == 1797
+
+
+def test_training_pixels_have_mean_zero_and_deviation_one():
+    source = open_digits(batch_size=1442)
+    images = source.scoring_batch(0, 1442)['image']
+    assert images.shape == (1442, 8, 8, 1)
+    assert abs(images.mean(dtype=np.float64)) < 1e-5
+    assert abs(images.std(dtype=np.float64) - 1) < 1e-5
+
+
+def test_augmentation_shifts_by_one_pixel_at_most():
+    source = open_digits(batch_size=16)
+    assert (source.crop_padding, source.flip) == (1, False)
+    blank = (0 - source.mean[0]) / source.std[0]
+    batch, indices = source.train_batch(3), np.arange(1442)
+    scans = (source.train.take(indices).astype(np.float64) - source.mean[0]) / source.std[0]
+    for image, label in zip(batch['image'], batch['label']):
+        same_label = np.pad(
+            scans[source.train.labels == label], [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=blank
+        )
+        shifts = [same_label[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+        assert min(abs(shift - image).max(axis=(1, 2, 3)).min() for shift in shifts) < 1e-5
+
+
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        ({'image_size': 32}, 'image_size must be 8 for the digits, got 32'),
+        ({'path': '/data'}, "the digits are embedded and read no path, got '/data'"),
+    ],
+)
+def test_refuses(wrong, message):
+    with pytest.raises(BadInput, match=message):
+        open_digits(batch_size=4, **wrong)

@@ -1,0 +1,264 @@
+import io
+import itertools
+import logging
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pad_jax.data import image_folder
+from pad_jax.data.image_folder import open_image_folder, read_image
+from pad_jax.errors import BadInput
+
+SIZE = 8
+
+
+def write_image(path, mode='RGB', size=(10, 12), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of four training images, two with two evaluation images, in several formats."""
+    suffixes = itertools.cycle(['.png', '.jpg', '.JPEG', '.PNG'])
+    seeds = itertools.count()
+    for split, names, count in (('train', ('cat', 'ant', 'bee'), 4), ('val', ('bee', 'ant'), 2)):
+        for name in names:
+            for i in range(count):
+                write_image(tmp_path / split / name / f'{i}{next(suffixes)}', seed=next(seeds))
+    return tmp_path
+
+
+def open_folder(path, **changes):
+    return open_image_folder(**({'path': str(path), 'batch_size': 4, 'image_size': SIZE} | changes))
+
+
+def refused(path, message, **changes):
+    with pytest.raises(BadInput, match=re.escape(message)) as caught:
+        open_folder(path, **changes)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_reads_classes_and_labels_in_sorted_order(folder):
+    source = open_folder(folder)
+    assert source.spec.class_names == ('ant', 'bee', 'cat')
+    assert source.spec.image_shape == (SIZE, SIZE, 3)
+    assert (source.spec.num_classes, source.spec.num_train, source.spec.num_eval) == (3, 12, 4)
+    np.testing.assert_array_equal(source.train.labels, np.repeat([0, 1, 2], 4))
+    np.testing.assert_array_equal(source.eval.labels, [0, 0, 1, 1])
+    names = sorted(os.listdir(folder / 'train' / 'bee'))
+    for i, name in enumerate(names):
+        expected = read_image(str(folder / 'train' / 'bee' / name), SIZE)
+        np.testing.assert_array_equal(source.train.take(np.array([4 + i]))[0], expected)
+    batch = source.train_batch(0)
+    assert batch['image'].shape == (4, SIZE, SIZE, 3) and batch['image'].dtype == np.float32
+    assert source.skipped == []
+
+
+@pytest.mark.parametrize('num_cached', [0, 5, 14, 16, 100])
+def test_any_cache_gives_the_same_batches(folder, num_cached):
+    whole = open_folder(folder)
+    part = open_folder(folder, cache_bytes=num_cached * SIZE * SIZE * 3 + 1)
+    for step in range(5):
+        for key in ('image', 'label'):
+            np.testing.assert_array_equal(part.train_batch(step)[key], whole.train_batch(step)[key])
+            np.testing.assert_array_equal(part.scoring_batch(step, 5)[key], whole.scoring_batch(step, 5)[key])
+    for one, other in zip(part.eval_batches(), whole.eval_batches(), strict=True):
+        np.testing.assert_array_equal(one['image'], other['image'])
+
+
+def test_augmentation_defaults(folder):
+    source = open_folder(folder)
+    assert (source.crop_padding, source.flip) == (1, True)
+    source = open_folder(folder, crop_padding=0, flip=False)
+    assert (source.crop_padding, source.flip) == (0, False)
+
+
+def test_other_files_and_hidden_ones_are_ignored(folder):
+    for name in ('notes.txt', '._0.png', 'x.gif'):
+        (folder / 'train' / 'ant' / name).write_text('no image')
+    (folder / 'train' / '.cache').mkdir()
+    (folder / 'train' / 'README').write_text('no class')
+    (folder / 'val' / 'cat').mkdir()
+    assert open_folder(folder, cache_bytes=0).spec == open_folder(folder).spec
+    assert open_folder(folder).spec.num_train == 12
+
+
+@pytest.mark.parametrize(
+    'mode, suffix',
+    [('L', 'png'), ('RGBA', 'png'), ('P', 'png'), ('LA', 'png'), ('CMYK', 'jpg'), ('1', 'png')],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
+    found = read_image(str(write_image(tmp_path / f'x.{suffix}', mode)), SIZE)
+    assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
+    assert np.ptp(found) > 20
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    pixels = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / 'x.png')
+    np.testing.assert_array_equal(read_image(str(tmp_path / 'x.png'), SIZE)[..., 0], pixels >> 8)
+
+
+def test_a_photo_lies_the_way_its_camera_says(tmp_path):
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pixels[0] = 255  # Bright above; orientation 6 turns it by 90° clockwise, so bright on the right.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / 'x.png', exif=exif)
+    np.testing.assert_array_equal(read_image(str(tmp_path / 'x.png'), SIZE), np.rot90(pixels, -1))
+
+
+def test_large_jpeg_keeps_its_content(tmp_path):
+    ramp = np.repeat(np.linspace(0, 255, 256)[None], 256, 0).astype(np.uint8)
+    Image.fromarray(ramp).convert('RGB').save(tmp_path / 'x.jpg', quality=95)
+    found = read_image(str(tmp_path / 'x.jpg'), SIZE)
+    # Each of the 8 columns is the antialiased mean of 32 of the 256 steps: 15.5, 47.5, ...; edges blur inwards.
+    np.testing.assert_allclose(found[:, 1:-1, 0], np.broadcast_to(np.arange(47.5, 220, 32), (8, 6)), atol=2)
+
+
+@pytest.mark.parametrize('path', [None, ''])
+def test_refuses_no_path(path):
+    with pytest.raises(BadInput, match='path must name a folder with PATH/train/CLASS'):
+        open_image_folder(path=path, batch_size=4, image_size=SIZE)
+
+
+def test_refuses_what_is_not_there_or_no_folder(tmp_path):
+    refused(tmp_path / 'nowhere', f"the data folder '{tmp_path}/nowhere' does not exist")
+    refused(write_image(tmp_path / 'x.png'), "x.png' is not a folder")
+
+
+def test_refuses_an_empty_folder(tmp_path):
+    refused(tmp_path, f"the data folder '{tmp_path}' is empty: expected PATH/train/CLASS")
+
+
+@pytest.mark.parametrize('missing', ['train', 'val'])
+def test_refuses_a_missing_split(folder, missing):
+    (folder / missing).rename(folder / 'other')
+    refused(folder, f'has no folder {missing}/')
+
+
+def test_refuses_fewer_than_two_classes(tmp_path):
+    (tmp_path / 'val').mkdir()
+    (tmp_path / 'train').mkdir()
+    refused(tmp_path, "train' must hold at least two classes, got no class folder")
+    write_image(tmp_path / 'train' / 'ant' / '0.png')
+    refused(tmp_path, "train' must hold at least two classes, got only the class ant")
+
+
+def test_refuses_a_class_without_images(folder):
+    (folder / 'train' / 'dog').mkdir()
+    (folder / 'train' / 'dog' / 'x.webp').write_text('')
+    refused(folder, "train/dog' holds no .png, .jpg or .jpeg file")
+
+
+def test_refuses_classes_that_only_val_has(folder):
+    for name in ('yak', 'dog'):
+        write_image(folder / 'val' / name / '0.png')
+    refused(folder, "val' has classes that train lacks: dog, yak")
+
+
+def test_refuses_nothing_to_evaluate_on(folder):
+    for path in (folder / 'val').rglob('*.*'):
+        path.unlink()
+    refused(folder, "val' holds no .png, .jpg or .jpeg file")
+
+
+BAD = {
+    'truncated': (truncate, ''),
+    'empty': (lambda path: path.write_bytes(b''), 'not a PNG, JPEG, WEBP, GIF or BMP file'),
+    'text': (lambda path: path.write_text('no image'), 'not a PNG, JPEG, WEBP, GIF or BMP file'),
+    'gone': (lambda path: (path.unlink(), path.symlink_to('nowhere')), 'No such file or directory'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_stops_at_an_unreadable_image_and_names_it(folder, kind):
+    spoil, reason = BAD[kind]
+    path = folder / 'val' / 'ant' / '0.png'
+    write_image(path, size=(40, 40))
+    spoil(path)
+    message = refused(folder, f"cannot read the image '{path}': {reason}")
+    assert "on_bad='skip'" in message
+
+
+def test_stops_later_at_a_truncated_image_beyond_the_cache(folder):
+    path = write_image(folder / 'val' / 'ant' / '0.png', size=(40, 40))
+    truncate(path)
+    source = open_folder(folder, cache_bytes=0)
+    with pytest.raises(BadInput, match=re.escape(str(path))):
+        list(source.eval_batches())
+    path.write_text('no image')  # The header of an image beyond the cache is checked at once.
+    refused(folder, str(path), cache_bytes=0)
+
+
+@pytest.mark.parametrize('cache_bytes', [0, 10**9])
+def test_skips_bad_images_counts_and_says_so(folder, caplog, cache_bytes):
+    bad = [folder / 'train' / 'bee' / '1.jpg', folder / 'val' / 'ant' / '0.png']
+    for path in bad:
+        truncate(write_image(path, size=(40, 40)))
+    with caplog.at_level(logging.WARNING, logger='pad_jax'):
+        source = open_folder(folder, on_bad='skip', cache_bytes=cache_bytes)
+    present = {split: sum(p.is_file() for p in (folder / split).rglob('*.*')) for split in ('train', 'val')}
+    assert source.spec.num_train == present['train'] - 1 == len(source.train.labels)
+    assert source.spec.num_eval == present['val'] - 1 == len(source.eval.labels)
+    assert len(source.skipped) == 2
+    assert all(str(path) in line for path, line in zip(bad, source.skipped))
+    (record,) = caplog.records
+    assert re.match(
+        rf'left out 2 of {sum(present.values())} images, the first: .*{re.escape(str(bad[0]))}',
+        record.getMessage(),
+    )
+    # What is left is what a folder without the bad images would give.
+    for path in bad:
+        path.unlink()
+    clean = open_folder(folder)
+    assert clean.spec == source.spec
+    np.testing.assert_array_equal(source.train_batch(3)['image'], clean.train_batch(3)['image'])
+
+
+def test_refuses_when_skipping_leaves_a_class_or_the_evaluation_empty(folder):
+    for path in (folder / 'val').rglob('*.*'):
+        path.write_text('no image')
+    refused(folder, "no image of '", on_bad='skip')
+    for path in (folder / 'train' / 'cat').iterdir():
+        path.write_text('no image')
+    refused(folder, f"no image of '{folder}/train/cat' can be read", on_bad='skip')
+
+
+@pytest.mark.parametrize('limit', [100, 40])
+@pytest.mark.parametrize('cache_bytes', [0, 10**9])
+def test_refuses_decompression_bombs(folder, monkeypatch, limit, cache_bytes):
+    # 10 × 12 = 120 pixels: just above the first limit, and more than twice the second, where Pillow raises.
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
+    message = refused(folder, "cannot read the image '", cache_bytes=cache_bytes)
+    assert 'pixels' in message
+
+
+def test_one_line_even_for_a_name_of_two(folder):
+    path = folder / 'train' / 'ant' / 'a\nb.png'
+    path.write_text('no image')
+    refused(folder, r'a\nb.png')
+
+
+def test_webp_content_under_another_name_is_read(tmp_path):
+    stream = io.BytesIO()
+    Image.new('RGB', (SIZE, SIZE), (255, 0, 0)).save(stream, 'WEBP', lossless=True)
+    (tmp_path / 'x.jpg').write_bytes(stream.getvalue())
+    assert read_image(str(tmp_path / 'x.jpg'), SIZE)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_reads_in_chunks_that_cover_everything(folder, monkeypatch):
+    whole = open_folder(folder)
+    monkeypatch.setattr(image_folder, 'CHUNK', 3)
+    np.testing.assert_array_equal(open_folder(folder).train_batch(0)['image'], whole.train_batch(0)['image'])

@@ -102,9 +102,7 @@ def resolve_geometry(
     input_dilation = _expand('input_dilation', input_dilation, rank)
     kernel_dilation = _expand('kernel_dilation', kernel_dilation, rank)
     if len(input_size) != rank:
-        raise ValueError(
-            f'kernel_size {kernel_size} needs an input with {rank} spatial axes, got {len(input_size)}'
-        )
+        raise ValueError(f'kernel_size {kernel_size} needs an input with {rank} spatial axes, got {len(input_size)}')
     if groups < 1:
         raise ValueError(f'feature_group_count must be at least 1, got {groups}')
     extent = [(size - 1) * spread + 1 for size, spread in zip(kernel_size, kernel_dilation, strict=True)]
@@ -134,9 +132,7 @@ def check_named_padding(padding: str, rank: int) -> str:
     """Returns the name in capitals; ValueError if it is unknown or does not suit that many spatial axes."""
     name = padding.upper()
     if name not in NAMED_PADDINGS:
-        raise ValueError(
-            f'padding must be one of {", ".join(NAMED_PADDINGS)}, an int or a sequence, got {padding!r}'
-        )
+        raise ValueError(f'padding must be one of {", ".join(NAMED_PADDINGS)}, an int or a sequence, got {padding!r}')
     if name == 'CAUSAL' and rank != 1:
         raise ValueError(f"padding 'CAUSAL' needs one spatial axis, got {rank}")
     return name

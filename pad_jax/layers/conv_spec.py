@@ -28,9 +28,7 @@ class ConvSpec:
 
     def __call__(self, features: int, kernel_size: tuple[int, ...], **arguments) -> nn.Module:
         """The layer, to be called with (x, temperature)."""
-        return CONVS[self.name](
-            features=features, kernel_size=kernel_size, **dict(self.arguments), **arguments
-        )
+        return CONVS[self.name](features=features, kernel_size=kernel_size, **dict(self.arguments), **arguments)
 
 
 def make_conv_spec(name: str, **arguments: Hashable) -> ConvSpec:

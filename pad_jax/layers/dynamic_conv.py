@@ -144,9 +144,7 @@ class DynamicConv(nn.Module):
             raise ValueError(f'temperature must be above 0, got {temperature}')
         num_batch_axes = x.ndim - len(kernel_size) - 1
         if num_batch_axes < 0:
-            raise ValueError(
-                f'kernel_size {kernel_size} needs at least {len(kernel_size) + 1} axes, got {x.shape}'
-            )
+            raise ValueError(f'kernel_size {kernel_size} needs at least {len(kernel_size) + 1} axes, got {x.shape}')
         if x.shape[-1] % self.feature_group_count or self.features % self.feature_group_count:
             raise ValueError(
                 f'feature_group_count must divide channels {x.shape[-1]} and features {self.features}, '
@@ -159,9 +157,7 @@ class DynamicConv(nn.Module):
         kernels = self._merged_kernels(shape)
         bias = self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
         (x,) = dtypes.promote_dtype(x, dtype=dtypes.canonicalize_dtype(x, kernels, bias, dtype=self.dtype))
-        attention = Attention(self.num_kernels, self.reduction, self.param_dtype, name='attention')(
-            x, temperature
-        )
+        attention = Attention(self.num_kernels, self.reduction, self.param_dtype, name='attention')(x, temperature)
         self.sow('intermediates', 'routing', attention)
         y = dynamic_convolution(
             x,

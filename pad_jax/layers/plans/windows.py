@@ -25,9 +25,7 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
     """
     size = geometry.output_size(x.shape[1:-1])
     zero = jnp.zeros((), x.dtype)
-    inner = (
-        (pad[0], pad[1], dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation)
-    )
+    inner = ((pad[0], pad[1], dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
     padded = lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
     windows = []
     for tap in itertools.product(*(range(extent) for extent in geometry.kernel_size)):
@@ -65,7 +63,5 @@ def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=
         # Depthwise: as matrix products these would be B·groups products of inner size one.
         product = rows.astype(dtype) * kernels.astype(dtype)
     else:
-        product = jnp.einsum(
-            'bpgc,bcgf->bpgf', rows, kernels, precision=precision, preferred_element_type=dtype
-        )
+        product = jnp.einsum('bpgc,bcgf->bpgf', rows, kernels, precision=precision, preferred_element_type=dtype)
     return product.reshape(batch, positions, features)

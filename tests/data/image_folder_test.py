@@ -123,7 +123,7 @@ def test_large_jpeg_keeps_its_content(tmp_path):
     ramp = np.repeat(np.linspace(0, 255, 256)[None], 256, 0).astype(np.uint8)
     Image.fromarray(ramp).convert('RGB').save(tmp_path / 'x.jpg', quality=95)
     found = read_image(str(tmp_path / 'x.jpg'), SIZE)
-    # Each of the 8 columns is the antialiased mean of 32 of the 256 steps: 15.5, 47.5, ...; edges blur inwards.
+    # Each of the 8 columns is the antialiased mean of 32 of the 256 steps: 15.5, 47.5, ...; edges blur in.
     np.testing.assert_allclose(found[:, 1:-1, 0], np.broadcast_to(np.arange(47.5, 220, 32), (8, 6)), atol=2)
 
 

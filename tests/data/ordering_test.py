@@ -40,7 +40,7 @@ def test_order_is_pure_and_needs_no_history():
 
 
 def test_golden_order():
-    # Fixed for good: a run that resumes under another version of this package or of numpy goes on as it began.
+    # Fixed for good: a run that resumes under another version of numpy or of this package goes on as it began
     np.testing.assert_array_equal(Order(10, seed=0).indices(0, 12), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7, 5, 3])
     assert draw_bits(0, 0, ORDER, 2).tolist() == [213000021201967259, 4455796210202625458]
 

@@ -236,6 +236,8 @@ def test_refuses_when_skipping_leaves_a_class_or_the_evaluation_empty(folder):
     refused(folder, f"no image of '{folder}/train/cat' can be read", on_bad='skip')
 
 
+# pytest puts its own filters in place of the package's, which keep Pillow's warning quiet.
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('limit', [100, 40])
 @pytest.mark.parametrize('cache_bytes', [0, 10**9])
 def test_refuses_decompression_bombs(folder, monkeypatch, limit, cache_bytes):

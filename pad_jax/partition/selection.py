@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from pad_jax.partition.masks import group_size
 
 SCOPES = ('global', 'layer')
-_COUNT_ROW = 128  # at most 255: its count must fit a byte
-_TIE_BLOCK = 4096
+_ROW = 128  # at most 255: its count must fit a byte
 
 
 class UninformativeScores(ValueError):
@@ -68,75 +67,96 @@ def select_positions(scores, masks, targets, positions, scope: str = 'global'):
 
 @functools.partial(jax.jit, static_argnames='sizes')
 def _select(scores, masks, target, sizes):
-    keys = [_order_preserving_key(score, mask) for score, mask in zip(scores, masks, strict=True)]
-    threshold = _threshold_key(keys, target, sizes)
-    above = [key > threshold for key in keys]
-    tied = [(key == threshold) & (threshold > 0) for key in keys]
-    remaining = target - sum(size * _count(leaf) for size, leaf in zip(sizes, above, strict=True))
+    threshold, remaining = _find_threshold(scores, masks, jnp.asarray(target, jnp.int32), sizes)
     kept = []
-    for mask, size, sure, maybe in zip(masks, sizes, above, tied, strict=True):
-        num_tied = _count(maybe)
+    for key, mask, size in zip(_recomputed_keys(scores, masks, threshold), masks, sizes, strict=True):
+        tied = (key == threshold) & (threshold > 0)
+        counts = _count_rows(tied)
+        num_tied = jnp.sum(counts)
         num_kept = jnp.clip(remaining // size, 0, num_tied)
         # Prefix, not knapsack: once a tied gate doesn't fit, the smaller ones behind it don't get in either.
         remaining = jnp.where(num_kept < num_tied, 0, remaining - num_kept * size)
-        kept.append((sure | _first(maybe, num_kept)).reshape(mask.shape))
+        last = jnp.where(num_kept > 0, _index_of(num_kept, tied, counts), -1)
+        kept.append(((key > threshold) | (tied & (jnp.arange(key.shape[0]) <= last))).reshape(mask.shape))
     return tuple(kept)
 
 
-def _count(flags):
-    """Number of True in bool[n]: byte sums of short rows first, which vectorise ten times better than int32 ones."""
-    rows = jnp.pad(flags, (0, -flags.shape[0] % _COUNT_ROW)).reshape(-1, _COUNT_ROW)
-    return jnp.sum(jnp.sum(rows, axis=1, dtype=jnp.uint8).astype(jnp.int32))
-
-
 def _order_preserving_key(score, mask):
-    """uint32[n] that sorts like the float32 scores; 0, which no number maps to, where a gate can't be kept."""
-    score = score.astype(jnp.float32).ravel() + 0.0  # −0.0 ties with 0.0
+    """uint32[n] that sorts like the float32 scores; 0, which no number maps to, where a gate can't be kept.
+
+    −0.0, whose bits are the sign alone, gets the key of 0.0. (Adding 0.0 would not do: XLA simplifies it away.)
+    """
+    score = score.astype(jnp.float32).ravel()
     bits = jax.lax.bitcast_convert_type(score, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    key = jnp.where(bits > sign, ~bits, bits | sign)
     return jnp.where(jnp.isnan(score) | ~mask.ravel(), jnp.uint32(0), key)
 
 
-def _threshold_key(keys, target, sizes):
-    """The largest uint32 t such that the gates with key >= t hold at least `target` positions.
+def _recomputed_keys(scores, masks, after):
+    """The keys once more: cheaper than to write four bytes a gate and read them back, hence the barrier."""
+    scores, masks, _ = jax.lax.optimization_barrier((scores, masks, after))
+    return [_order_preserving_key(score, mask) for score, mask in zip(scores, masks, strict=True)]
+
+
+def _find_threshold(scores, masks, target, sizes):
+    """The largest uint32 t such that the gates with key >= t hold at least `target` positions, and target − the
+    positions of the gates with key > t.
 
     Found a byte at a time, highest first. The keys that share the bytes found so far compete for the next one, so
     that each count streams one byte a key.
     """
-    threshold = jnp.uint32(0)
+
+    def held(flags):
+        return sum(size * jnp.sum(_count_rows(leaf)) for size, leaf in zip(sizes, flags, strict=True))
+
+    threshold, remaining = jnp.uint32(0), target
     for shift in (24, 16, 8, 0):
-        same_prefix = [(key ^ threshold) >> shift < 256 for key in keys]
-        beyond = sum(
-            size * _count(~same & (key > threshold)) for size, key, same in zip(sizes, keys, same_prefix, strict=True)
-        )
+        keys = _recomputed_keys(scores, masks, threshold)
+        # Keys that start with other bytes count as 0, which no candidate below and no `digit > found` ever takes.
         digits = [
-            jnp.where(same, key >> shift, jnp.uint32(0)).astype(jnp.uint8)
-            for key, same in zip(keys, same_prefix, strict=True)
+            jnp.where(((key ^ threshold) >> shift) < 256, key >> shift, jnp.uint32(0)).astype(jnp.uint8) for key in keys
         ]
-        threshold |= _threshold_digit(digits, target - beyond, sizes).astype(jnp.uint32) << shift
-    return threshold
+        found = _find_digit(lambda byte, digits=digits: held([digit >= byte for digit in digits]), remaining)
+        remaining -= held([digit > found for digit in digits])
+        threshold |= found.astype(jnp.uint32) << shift
+    return threshold, remaining
 
 
-def _threshold_digit(digits, target, sizes):
-    def set_bit(step, threshold):
-        candidate = threshold | (jnp.uint8(128) >> step.astype(jnp.uint8))
-        held = sum(size * _count(digit >= candidate) for size, digit in zip(sizes, digits, strict=True))
-        return jnp.where(held >= target, candidate, threshold)
+def _find_digit(held_from, target):
+    """The largest uint8 with `held_from(byte) >= target`, or 0: bit by bit."""
+
+    def set_bit(step, found):
+        candidate = found | (jnp.uint8(128) >> step.astype(jnp.uint8))
+        return jnp.where(held_from(candidate) >= target, candidate, found)
 
     return jax.lax.fori_loop(0, 8, set_bit, jnp.uint8(0))
 
 
-def _first(flags, number):
-    """The first `number` True entries of bool[n]: counts by block, and a running sum in one block only."""
-    size = flags.shape[0]
-    blocks = jnp.pad(flags, (0, -size % _TIE_BLOCK)).reshape(-1, _TIE_BLOCK)
-    ends = jnp.cumsum(jnp.sum(blocks, axis=1, dtype=jnp.int16).astype(jnp.int32))
-    last = jnp.argmax(ends >= number)
-    before = jnp.where(last > 0, ends[last - 1], 0)
-    within = jnp.cumsum(jax.lax.dynamic_index_in_dim(blocks, last, keepdims=False).astype(jnp.int32))
-    cutoff = last * _TIE_BLOCK + jnp.argmax(within >= number - before)
-    return flags & (jnp.arange(size) <= cutoff) & (number > 0)
+def _count_rows(flags):
+    """int32[ceil(n / _ROW)], the True in each row of bool[n]: byte sums vectorise ten times better than int32 ones."""
+    rows = jnp.pad(flags, (0, -flags.shape[0] % _ROW)).reshape(-1, _ROW)
+    return jnp.sum(rows, axis=1, dtype=jnp.uint8).astype(jnp.int32)
+
+
+def _index_of(number, flags, counts):
+    """Index of the `number`-th True (from 1, and there is one) of bool[n], given `_count_rows(flags)`.
+
+    Narrowed from blocks of rows to a row to an entry, so that no running sum is long.
+    """
+    blocks = jnp.pad(counts, (0, -counts.shape[0] % _ROW)).reshape(-1, _ROW)
+    block, number = _bin_of(number, jnp.sum(blocks, axis=1))
+    row, number = _bin_of(number, jax.lax.dynamic_index_in_dim(blocks, block, keepdims=False))
+    start = (block * _ROW + row) * _ROW
+    entries = flags.at[start + jnp.arange(_ROW)].get(mode='fill', fill_value=False)
+    return start + _bin_of(number, entries.astype(jnp.int32))[0]
+
+
+def _bin_of(number, counts):
+    """Which of consecutive bins holds the `number`-th item, and its number within that bin."""
+    ends = jnp.cumsum(counts)
+    index = jnp.argmax(ends >= number)
+    return index, number - (ends[index] - counts[index])
 
 
 def check_informative(scores, masks, scope: str = 'global', criterion: str = 'the criterion') -> None:
@@ -182,7 +202,7 @@ def _score_ranges(scores, masks):
         return (
             jnp.min(score, where=valid, initial=jnp.inf),
             jnp.max(score, where=valid, initial=-jnp.inf),
-            _count(mask),
+            jnp.sum(_count_rows(mask.ravel())),
         )
 
     return [one(score, mask) for score, mask in zip(scores, masks, strict=True)]

@@ -7,12 +7,16 @@ schedules   how many after each round, and when the rounds come
 handoff     what value a static parameter takes over
 problem     what the above are told about a network
 iterative   the step, the round, and all rounds
+counting    parameters of a Flax network: dynamic, static, other
 """
 
+from pad_jax.partition.counting import LayerCount, count_layers, plan_dynamic_positions, report_counts
 from pad_jax.partition.handoff import HANDOFFS, hand_off_means
 from pad_jax.partition.iterative import (
+    NO_EXCLUSIONS,
     Exclusions,
     Partition,
+    as_gates,
     iterative_mode_partition,
     partition_round,
     partition_step,

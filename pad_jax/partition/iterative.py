@@ -8,7 +8,6 @@ Scoring and selection compile once: parameters, masks and the number of position
 """
 
 import functools
-import itertools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -65,6 +64,9 @@ class Exclusions(NamedTuple):
             True if name in matched['keep_dynamic'] else (False if name in matched['keep_static'] else None)
             for name in names
         ]
+
+
+NO_EXCLUSIONS = Exclusions()
 
 
 def selection_targets(positions, dynamic_fraction: float, scope: str, roles):
@@ -163,7 +165,7 @@ def partition_round(
     criterion: str = 'sensitivity',
     scope: str = 'global',
     handoff: str = 'independent',
-    exclusions: Exclusions = Exclusions(),
+    exclusions: Exclusions = NO_EXCLUSIONS,
     key=None,
 ) -> Partition:
     """One round: scores over a stream of batches, then selection, then the handoff.

@@ -1,0 +1,72 @@
+"""A partially dynamic ResNet-10 on scikit-learn's scanned digits (8×8), κ = 0.3: half a minute on two CPU cores.
+
+    python train.py --config=configs/digits_resnet10_pad.py --workdir=runs/digits
+
+The keys of every vision config, with what they mean.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.model = ConfigDict()
+    config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101
+    config.model.num_classes = 10
+    config.model.conv = 'dynamic'  # which convolution all but the stem is: static, dynamic
+    config.model.num_kernels = 4  # K
+    config.model.reduction = 16  # hidden width of the attention: channels / reduction
+    config.model.width = 16  # channels of the first stage
+    config.model.stem = 'cifar'  # imagenet: 7×7, stride 2, pooling; cifar: 3×3
+    config.model.plan = 'auto'  # how dynamic convolutions are executed; the numbers are the same
+    config.model.dtype = 'float32'  # to compute in; parameters are float32
+
+    config.partition = ConfigDict()
+    config.partition.dynamic_fraction = 0.3  # κ: 1 = fully dynamic
+    config.partition.criterion = 'sensitivity'  # sensitivity, magnitude, random, grasp, synflow, variance
+    config.partition.scope = 'global'  # positions compete over the whole network, or within their layer
+    config.partition.granularity = 'element'  # one gate for each element, output, input, spatial place, layer
+    config.partition.rounds = 1  # T
+    config.partition.schedule = 'exponential'  # κ after each round: exponential, linear, one_shot
+    config.partition.start_step = 0  # steps before the first round
+    config.partition.every_steps = 0  # steps between rounds; 0 = one after the other
+    config.partition.batches = 10  # scoring batches for each round
+    config.partition.batch_size = 64  # examples in each
+    config.partition.handoff = 'independent'  # a static parameter starts from its own draw, or from the mean
+    config.partition.scales = 'both'  # scale factors λd and λs: both, static, dynamic, none
+    config.partition.keep_dynamic = ''  # regular expression: layers that stay dynamic, outside κ
+    config.partition.keep_static = ''  # regular expression: layers that become static, outside κ
+
+    config.data = ConfigDict()
+    config.data.name = 'digits'  # digits, folder
+    config.data.path = ''  # where the data lies; digits are embedded
+    config.data.batch_size = 64  # global
+    config.data.image_size = 8  # pixels
+    config.data.crop_padding = 1  # pixels that a random crop may move by
+    config.data.flip = False  # mirror at random
+    config.data.on_bad = 'stop'  # an unreadable image: stop, skip (and say so)
+
+    config.optim = ConfigDict()
+    config.optim.name = 'sgd'  # sgd (momentum 0.9), adamw
+    config.optim.learning_rate = 0.1  # peak
+    config.optim.schedule = 'cosine'  # cosine, step, constant
+    config.optim.warmup_steps = 20  # linear, from 0
+    config.optim.weight_decay = 1e-4  # on weights only
+    config.optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    config.optim.accumulate_steps = 1  # parts that a batch is worked off in
+
+    config.train = ConfigDict()
+    config.train.steps = 0  # 0 = as many as epochs say
+    config.train.epochs = 8.0
+    config.train.seed = 0
+    config.train.temperature = 30.0  # of the attention at the start
+    config.train.temperature_epochs = 2.0  # over which it falls to 1
+    config.train.eval_every_steps = 30
+    config.train.log_every_steps = 10
+    config.train.checkpoint_every_steps = 1000
+    config.train.keep_checkpoints = 2
+
+    config.parallel = 'pmap'  # pmap, shard_map
+    config.debug = False  # stop where a NaN is made
+    return config

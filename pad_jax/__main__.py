@@ -1,0 +1,70 @@
+"""python -m pad_jax VERB: what can be asked of configs and of runs."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pad_jax.partition import report_counts
+from pad_jax.reports.demo import run_demo
+from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
+from pad_jax.training.configuration import load_config
+from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.setup import plan_layers
+
+
+def count(arguments: Sequence[str]) -> None:
+    """Counts the parameters of a config's network; nothing is allocated or trained."""
+    parser = Parser(prog='python -m pad_jax count', description=count.__doc__)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    layers = plan_layers(load_config(flags.config, overrides))
+    by_name = {layer.name: report_counts([layer]) for layer in layers}
+    print(json.dumps({**report_counts(layers), 'layers': by_name}, indent=2))
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluates the newest checkpoint of a run."""
+    print(json.dumps(evaluate_workdir(_parse_workdir('evaluate', evaluate.__doc__, arguments))))
+
+
+def inspect(arguments: Sequence[str]) -> None:
+    """Shows which positions of a run's network are dynamic, layer by layer, as a table and as a PNG."""
+    inspect_workdir(_parse_workdir('inspect', inspect.__doc__, arguments))
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Trains static, dynamic and partially dynamic networks on embedded digits, and compares them."""
+    parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
+    parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='folder of the runs and the pictures')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
+    parser.add_argument('--configs', type=Path, default=Path('configs'), help='folder of the config files')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
+
+
+def _parse_workdir(verb: str, description: str, arguments: Sequence[str]) -> Path:
+    parser = Parser(prog=f'python -m pad_jax {verb}', description=description)
+    parser.add_argument('--workdir', type=Path, required=True, help='folder of a run')
+    return parser.parse_args(arguments).workdir
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    'count': count,
+    'evaluate': evaluate,
+    'inspect': inspect,
+    'demo': demo,
+}
+
+
+def main() -> None:
+    summary = ', '.join(f'{name}: {verb.__doc__}' for name, verb in VERBS.items())
+    parser = Parser(prog='python -m pad_jax', description=__doc__, epilog=summary)
+    parser.add_argument('verb', choices=VERBS, help='what to do; VERB --help says more')
+    flags = parser.parse_args(sys.argv[1:2])
+    VERBS[flags.verb](sys.argv[2:])
+
+
+if __name__ == '__main__':
+    sys.exit(exit_status(main))

@@ -1,0 +1,143 @@
+"""Parameters of a Flax network, layer by layer: dynamic, static, and the rest. Reads shapes and masks.
+
+A dynamic layer is a module that sows `routing`. Its factors are the params that have a mask, or, in a fully dynamic
+layer, its `kernel`; K is the length of their stack axis. What is counted is what is alive: K parameters at a dynamic
+position, one at a static position.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
+from pad_jax.partition.masks import group_size
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCount:
+    """What one module holds.
+
+    Attributes:
+      name: its path in the network, joined by '/'.
+      positions: n, scalar places of the dynamic layer's parameters; 0 in an ordinary module.
+      dynamic_positions: those that are dynamic.
+      num_factors: K; 0 in an ordinary module.
+      other_parameters: routers, biases, norms, scale parameters, and all of an ordinary module.
+    """
+
+    name: str
+    positions: int = 0
+    dynamic_positions: int = 0
+    num_factors: int = 0
+    other_parameters: int = 0
+
+
+def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
+    """Sums over layers, under the names that the commands print.
+
+    `dynamic_fraction` is κ = dynamic positions / positions, `dynamic_share` = dynamic parameters / (static + dynamic
+    parameters), Kκ / (1 − κ + Kκ) for one layer; both are 0 where there is no dynamic layer.
+
+    >>> report_counts([LayerCount('conv', positions=10, dynamic_positions=5, num_factors=4)])['dynamic_share']
+    0.8
+    """
+    layers = list(layers)
+    positions = sum(layer.positions for layer in layers)
+    dynamic_positions = sum(layer.dynamic_positions for layer in layers)
+    dynamic = sum(layer.num_factors * layer.dynamic_positions for layer in layers)
+    static = positions - dynamic_positions
+    other = sum(layer.other_parameters for layer in layers)
+    return {
+        'parameters': static + dynamic + other,
+        'static_parameters': static,
+        'dynamic_parameters': dynamic,
+        'other_parameters': other,
+        'positions': positions,
+        'dynamic_positions': dynamic_positions,
+        'dynamic_fraction': dynamic_positions / positions if positions else 0.0,
+        'dynamic_share': dynamic / (static + dynamic) if positions else 0.0,
+    }
+
+
+def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = None) -> list[LayerCount]:
+    """One count for every module that holds parameters, in the order of the params.
+
+    Args:
+      variables: collections `params`, `partition` (may be missing) and `intermediates` of a Flax module, arrays or
+        jax.ShapeDtypeStructs (`jax.eval_shape(functools.partial(module.init, mutable=True), ...)`).
+      num_dynamic: dynamic positions behind each mask, by the mask's path; if None they are read from the masks.
+    """
+    masks, routing = variables.get('partition', {}), variables.get('intermediates', {})
+    return list(_count_modules(variables['params'], masks, routing, num_dynamic, ()))
+
+
+def _count_modules(params, masks, routing, num_dynamic, path) -> Iterator[LayerCount]:
+    if 'routing' in routing:
+        yield _count_dynamic_layer(params, masks, num_dynamic, path)
+        return
+    own = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
+    if own:
+        yield LayerCount('/'.join(path), other_parameters=_num_parameters(own))
+    for name, below in params.items():
+        if isinstance(below, Mapping):
+            yield from _count_modules(below, masks.get(name, {}), routing.get(name, {}), num_dynamic, (*path, name))
+
+
+def _count_dynamic_layer(params, masks, num_dynamic, path) -> LayerCount:
+    positions = dynamic_positions = stored = 0
+    for name in masks or ['kernel']:
+        factors = params[name]
+        num_factors, size = factors.shape[0], math.prod(factors.shape[1:])
+        positions += size
+        stored += factors.size
+        if name not in masks:
+            dynamic_positions += size
+            continue
+        stored += params[f'static_{name}'].size
+        if num_dynamic is None:
+            position = jax.ShapeDtypeStruct(factors.shape[1:], factors.dtype)
+            dynamic_positions += int(masks[name].sum()) * group_size(masks[name], position)
+        else:
+            dynamic_positions += num_dynamic['/'.join((*path, name))]
+    other = _num_parameters(params) - stored
+    return LayerCount('/'.join(path), positions, dynamic_positions, num_factors, other)
+
+
+def _num_parameters(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def plan_dynamic_positions(
+    positions, dynamic_fraction: float, scope: str = 'global', exclusions: Exclusions = NO_EXCLUSIONS
+) -> dict[str, int]:
+    """How many positions a partition will keep dynamic behind each mask, before there are scores.
+
+    Under scope `global` the total is exact and the layers, which only scores can tell apart, get it in proportion to
+    their size. Whole groups are not rounded for: the partition keeps at most this many.
+
+    Args:
+      positions: pytree of shapes, as `positions_of` gives it.
+
+    >>> plan_dynamic_positions({'a': jax.ShapeDtypeStruct((5,), 'f4'), 'b': jax.ShapeDtypeStruct((10,), 'f4')}, 0.3)
+    {'a': 2, 'b': 2}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+    sizes = [leaf.size for _, leaf in leaves]
+    roles = exclusions.roles(positions)
+    planned = {name: size * bool(role) for name, size, role in zip(names, sizes, roles, strict=True)}
+    competing = [(name, size) for name, size, role in zip(names, sizes, roles, strict=True) if role is None]
+    if not competing:
+        return planned
+    targets = selection_targets(positions, dynamic_fraction, scope, roles)
+    if scope == 'layer':
+        return planned | dict(zip([name for name, _ in competing], targets, strict=True))
+    total, passed = sum(size for _, size in competing), 0
+    for name, size in competing:
+        # Rounded running totals: every layer within one of its proportion, and their sum the target itself.
+        planned[name] = round(targets * (passed + size) / total) - round(targets * passed / total)
+        passed += size
+    return planned

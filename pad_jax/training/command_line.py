@@ -1,0 +1,54 @@
+"""What the commands share: flags, config overrides, and exit statuses."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from pad_jax.errors import BadInput
+from pad_jax.partition import UninformativeScores
+
+BAD_INPUT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like all others."""
+
+    def __init__(self, **arguments):
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def error(self, message: str):
+        raise BadInput(f'{message}; see {self.prog} --help')
+
+
+def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags of the parser, and the overrides 'section.key=value' given as --config.section.key=value.
+
+    >>> parse_with_overrides(Parser(), ['--config.train.steps=3', '--config.debug', 'True'])[1]
+    ['train.steps=3', 'debug=True']
+    """
+    flags, rest = parser.parse_known_args(list(arguments))
+    overrides = []
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith('--config.'):
+            parser.error(f'unknown argument {flag}')
+        if '=' not in flag:
+            if not rest:
+                parser.error(f'{flag} has no value')
+            flag = f'{flag}={rest.pop(0)}'
+        overrides.append(flag.removeprefix('--config.'))
+    return flags, overrides
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Runs a command; bad input becomes one line on stderr and status 2."""
+    logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
+    try:
+        command()
+    except (BadInput, UninformativeScores) as error:
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return 130
+    return 0

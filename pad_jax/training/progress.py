@@ -1,0 +1,105 @@
+"""Progress of a run on stderr: a live line in a terminal, plain lines now and then elsewhere."""
+
+import contextlib
+import statistics
+import sys
+import time
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class StepProgress:
+    """Shows how far a run is: step, rate, time left, and what it measures.
+
+    Use as a context manager. Only steps of this process count for the rate.
+
+    Args:
+      label: what is running.
+      total: steps of the whole run.
+      start: steps that were done before.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0):
+        self.label, self.total = label, total
+        self._values: dict[str, float] = {}
+        self._step, self._said = start, 0.0
+        self._first: tuple[int, float] | None = None  # the first step done here: before it everything compiled
+        self._console = Console(stderr=True)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = ['{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[values]}')]
+            self._bar = Progress(*columns, TextColumn('left'), TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task(label, total=total, completed=start, values='')
+
+    def __enter__(self) -> 'StepProgress':
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Steps a second since the first step that this process did, everything between them included."""
+        if self._first is None or self._step == self._first[0]:
+            return 0.0
+        return (self._step - self._first[0]) / (time.monotonic() - self._first[1])
+
+    def update(self, step: int, **values: float) -> None:
+        """Says that `step` steps are done; values stay on show until replaced."""
+        self._step = step
+        self._first = self._first or (step, time.monotonic())
+        self._values |= values
+        shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
+        if self._bar:
+            self._bar.update(self._task, completed=step, values=f'{self.rate:.1f} steps/s {shown}')
+        elif values and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            left = f'{(self.total - step) / self.rate:.0f} s left' if self.rate else 'compiled'
+            print(
+                f'{self.label}: step {step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}',
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(f'{self.label}: {text}', highlight=False, markup=False, soft_wrap=True)
+
+
+class StepClock:
+    """Seconds a step, of steps alone: compilation, evaluation, checkpoints and rounds of the partition don't count."""
+
+    def __init__(self, start: int):
+        self._start = self._step = start
+        self._time: float | None = None  # of the last arrival; None until the first step, with its compilation, is done
+        self._segments: list[float] = []
+
+    def passed(self, step: int) -> None:
+        """Says that the results of `step` have arrived."""
+        if step == self._start:
+            return
+        now = time.monotonic()
+        if self._time is not None and step > self._step:
+            self._segments.append((now - self._time) / (step - self._step))
+        self._step, self._time = step, now
+
+    @contextlib.contextmanager
+    def paused(self, step: int, state):
+        """For what is done between steps, once `state`, the result of `step`, is there."""
+        jax.block_until_ready(state)
+        self.passed(step)
+        yield
+        if self._time is not None:
+            self._time = time.monotonic()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median over the stretches between two arrivals; None for a run too short to tell."""
+        return statistics.median(self._segments) if self._segments else None

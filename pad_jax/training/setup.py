@@ -1,0 +1,102 @@
+"""From a checked config to the typed things that a run is made of. The ConfigDict goes no further."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import linen as nn
+
+from pad_jax.data import DataSpec, Source, make_source
+from pad_jax.errors import BadInput
+from pad_jax.models import build_model
+from pad_jax.partition import FLAX, Exclusions, LayerCount, count_layers, plan_dynamic_positions, positions_of
+from pad_jax.training.configuration import is_partial
+from pad_jax.training.optimizer import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """A run in optimizer steps.
+
+    Attributes:
+      total: of the whole run.
+      temperature: over which the attention temperature falls to 1.
+    """
+
+    total: int
+    temperature: int
+
+
+def make_model(config: ml_collections.ConfigDict) -> nn.Module:
+    """The network of a config; partially dynamic where κ < 1."""
+    return build_model(
+        **config.model,
+        granularity=config.partition.granularity if is_partial(config) else None,
+        scales=config.partition.scales,
+    )
+
+
+def open_source(config: ml_collections.ConfigDict) -> Source:
+    """The data of a config, known to fit its model.
+
+    Raises:
+      BadInput: on data that can't be read, or has another number of classes than the model.
+    """
+    source = make_source(**config.data, seed=config.train.seed)
+    if source.spec.num_classes != config.model.num_classes:
+        raise BadInput(
+            f'model.num_classes is {config.model.num_classes}, the data has {source.spec.num_classes} classes: '
+            f'--config.model.num_classes={source.spec.num_classes}'
+        )
+    return source
+
+
+def measure_lengths(config: ml_collections.ConfigDict, spec: DataSpec) -> Lengths:
+    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch."""
+    epoch = spec.num_train / config.data.batch_size
+    total = config.train.steps or math.ceil(config.train.epochs * epoch)
+    return Lengths(total, round(config.train.temperature_epochs * epoch))
+
+
+def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
+    """The optimizer of a config, for a run of that length."""
+    arguments = {name: value for name, value in config.optim.items() if name != 'accumulate_steps'}
+    return make_optimizer(**arguments, total_steps=lengths.total)
+
+
+def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:
+    """Which parameters take no part in the partition."""
+    return Exclusions(config.partition.keep_dynamic, config.partition.keep_static)
+
+
+def abstract_variables(model: nn.Module, image_shape) -> Mapping[str, Any]:
+    """Every collection of a model as shapes, `intermediates` included; nothing is computed or allocated."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), images)
+
+
+def plan_layers(config: ml_collections.ConfigDict, channels: int = 3) -> list[LayerCount]:
+    """Parameters of a config's network once it is partitioned, before anything is trained.
+
+    Raises:
+      BadInput: where the exclusions don't fit the network.
+    """
+    model = make_model(config)
+    size = config.data.image_size
+    variables = abstract_variables(model, (size, size, channels))
+    planned = None
+    if is_partial(config):
+        positions = positions_of(FLAX[config.partition.scales], variables['params'], variables['partition'])
+        try:
+            planned = plan_dynamic_positions(
+                positions, config.partition.dynamic_fraction, config.partition.scope, make_exclusions(config)
+            )
+        except ValueError as error:
+            raise BadInput(f'partition: {error}') from error
+    return count_layers(variables, planned)

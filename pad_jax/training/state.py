@@ -1,0 +1,75 @@
+"""What a run carries from step to step; all of it is in a checkpoint."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """A pytree.
+
+    Attributes:
+      step: int32, optimizer steps done.
+      params: parameters.
+      masks: the collection `partition`: bool masks, {} where no layer is partially dynamic. Not in the optimizer
+        state, so no gradient, momentum or decay reaches them.
+      batch_stats: running statistics of the norms.
+      optimizer_state: of optax.
+      key: typed key of the run; whatever is random folds the step in.
+      round: int32, rounds of the partition done.
+    """
+
+    step: jax.Array
+    params: Any
+    masks: Any
+    batch_stats: Any
+    optimizer_state: Any
+    key: jax.Array
+    round: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The collections of the Flax module."""
+        return {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
+
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int) -> TrainState:
+    """The state before the first step; depends on the arguments alone.
+
+    Args:
+      image_shape: (H, W, C).
+      seed: of parameters and everything else that is random in training.
+    """
+    return _compile_init(jax.default_backend())(model, optimizer, tuple(image_shape), seed)
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape) -> TrainState:
+    """Shapes and dtypes of `init_state`, as jax.ShapeDtypeStructs; nothing is computed."""
+    return jax.eval_shape(lambda: _init_state(model, optimizer, tuple(image_shape), 0))
+
+
+@functools.lru_cache
+def _compile_init(backend: str):
+    # It runs once, and on CPU optimising the many random draws would take longer than a short training.
+    options = {'xla_backend_optimization_level': 0} if backend == 'cpu' else None
+    return jax.jit(_init_state, static_argnums=(0, 1, 2), compiler_options=options)
+
+
+def _init_state(model, optimizer, image_shape, seed):
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32))
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables['params'],
+        masks=variables.get('partition', {}),
+        batch_stats=variables.get('batch_stats', {}),
+        optimizer_state=optimizer.init(variables['params']),
+        key=run_key,
+        round=jnp.int32(0),
+    )

@@ -1,0 +1,251 @@
+"""The training loop: on the host, over pure steps, with everything that a run writes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from pad_jax.data import Prefetch, Source
+from pad_jax.errors import BadInput
+from pad_jax.partition import round_steps
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.configuration import differing_keys, flatten, is_partial, read_workdir_config
+from pad_jax.training.evaluation import evaluate_state
+from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
+from pad_jax.training.parallel import Replicas
+from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
+from pad_jax.training.progress import StepClock, StepProgress
+from pad_jax.training.setup import (
+    Lengths,
+    abstract_variables,
+    make_exclusions,
+    make_model,
+    make_run_optimizer,
+    measure_lengths,
+    open_source,
+    plan_layers,
+)
+from pad_jax.training.signals import StopSignals
+from pad_jax.training.state import TrainState, abstract_state, init_state
+from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.writers import MetricWriter, read_metrics, write_json
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path, label: str = 'train') -> dict[str, Any]:
+    """Trains what a checked config describes; goes on where the checkpoints of workdir end.
+
+    Leaves in workdir: config.json, metrics.jsonl, tensorboard/, partition.json, timing.json, checkpoints/.
+
+    Args:
+      config: as `load_config` returns it.
+      workdir: folder of the run; created.
+      label: what progress calls the run.
+
+    Returns:
+      The last row of metrics that was evaluated.
+
+    Raises:
+      BadInput: before anything is written.
+      SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
+    """
+    workdir = Path(workdir)
+    replicas = Replicas(config.parallel)
+    _check_workdir(workdir, config)
+    _check_devices(config, len(replicas.devices))
+    if is_partial(config):
+        plan_layers(config)  # says whether the exclusions fit the network
+    source = open_source(config)
+    lengths = measure_lengths(config, source.spec)
+    _check_lengths(config, lengths, source)
+    with jax.debug_nans(config.debug):
+        run = _Run(config, workdir, source, lengths, replicas, label)
+        try:
+            return run.finish()
+        finally:
+            run.close()
+
+
+def _check_workdir(workdir: Path, config) -> None:
+    if (workdir / 'config.json').exists():
+        differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
+        if differing:
+            raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
+    elif workdir.exists() and not workdir.is_dir():
+        raise BadInput(f'workdir {workdir} is not a folder')
+    elif (workdir / 'checkpoints').exists():
+        raise BadInput(f'{workdir} holds checkpoints but no config.json to say what made them: use another workdir')
+
+
+def _check_devices(config, num_devices: int) -> None:
+    share = num_devices * config.optim.accumulate_steps
+    if config.data.batch_size % share:
+        raise BadInput(
+            f'data.batch_size must be a multiple of {share} ({num_devices} devices × optim.accumulate_steps = '
+            f'{config.optim.accumulate_steps}), got {config.data.batch_size}'
+        )
+
+
+def _check_lengths(config, lengths: Lengths, source: Source) -> None:
+    problems = []
+    if lengths.total <= config.optim.warmup_steps:
+        problems.append(f'optim.warmup_steps must be below the {lengths.total} steps of the run')
+    partition = config.partition
+    if is_partial(config):
+        last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
+        if last >= lengths.total:
+            problems.append(f'the last round of the partition comes after {last} steps, the run has {lengths.total}')
+        if partition.batch_size > source.spec.num_train:
+            problems.append(
+                f'partition.batch_size must be at most the {source.spec.num_train} training examples, got '
+                f'{partition.batch_size}'
+            )
+    if problems:
+        raise BadInput('; '.join(problems))
+
+
+class _Run:
+    """One process' part of a run: from the start or the newest checkpoint to the end."""
+
+    def __init__(self, config, workdir: Path, source: Source, lengths: Lengths, replicas: Replicas, label: str):
+        self.config, self.workdir, self.source = config, workdir, source
+        self.lengths, self.replicas, self.label = lengths, replicas, label
+        self.model = make_model(config)
+        optimizer = make_run_optimizer(config, lengths)
+        heat = {'temperature': config.train.temperature, 'temperature_steps': lengths.temperature}
+        self.train_step = replicas.map_step(
+            train_step,
+            donate=True,
+            model=self.model,
+            optimizer=optimizer,
+            accumulate_steps=config.optim.accumulate_steps,
+            **heat,
+        )
+        self.eval_step = replicas.map_step(eval_step, donate=False, model=self.model, **heat)
+        self.temperature = make_temperature_schedule(*heat.values())
+        optim = config.optim
+        self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
+        self.rounds = _plan_rounds(config)
+        self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
+        image_shape = source.spec.image_shape
+        if self.checkpoints.latest_step() is None:
+            state = init_state(self.model, optimizer, image_shape, config.train.seed)
+        else:
+            state = self.checkpoints.restore(abstract_state(self.model, optimizer, image_shape))
+        self.start = int(state.step)
+        self._open_workdir()
+        self.partition = self._write_partition(state)
+        self.state = replicas.place_state(state)
+
+    def _open_workdir(self) -> None:
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            write_json(self.workdir / 'config.json', self.config.to_dict())
+            self.writer = MetricWriter(self.workdir, self.start)
+        except OSError as error:
+            raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
+
+    def finish(self) -> dict[str, Any]:
+        """Runs the steps that are left."""
+        if self.start >= self.lengths.total:
+            return [row for row in read_metrics(self.workdir) if row['split'] == 'eval'][-1]
+        with (
+            StepProgress(self.label, self.lengths.total, self.start) as self.progress,
+            StopSignals() as signals,
+            Prefetch(self.source.train_batch, self.start, self.lengths.total) as batches,
+        ):
+            for warning in self.source.skipped:
+                self.progress.say(f'skipped {warning}')
+            if self.start:
+                self.progress.say(f'resumes from the checkpoint of step {self.start}')
+            self.clock = StepClock(self.start)
+            for step, batch in batches:
+                self._partition_if_due(step)
+                self._train(step + 1, batch)
+                if signals.received:
+                    self._save(step + 1)
+                    self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
+                    raise SystemExit(128 + signals.received)
+        write_json(self.workdir / 'timing.json', {'seconds_per_step': self.clock.seconds_per_step})
+        return self.evaluated
+
+    def _train(self, step: int, batch) -> None:
+        every, last = self.config.train, step == self.lengths.total
+        self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
+        if step % every.log_every_steps == 0 or last:
+            self._log(step, metrics)
+        else:
+            self.progress.update(step)
+        if step % every.eval_every_steps == 0 or last:
+            self._evaluate(step)
+        if step % every.checkpoint_every_steps == 0 or last:
+            self._save(step)
+
+    def _log(self, step: int, metrics) -> None:
+        values = {name: float(value) for name, value in self.replicas.fetch(metrics).items()}
+        self.clock.passed(step)
+        values['learning_rate'] = float(self.rate(step - 1))
+        values['dynamic_fraction'] = self.partition['totals']['dynamic_fraction']
+        self.writer.write(step, 'train', values)
+        self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
+        shown = {'loss': values['loss'], 'accuracy': values['accuracy'], 'κ': values['dynamic_fraction']}
+        self.progress.update(step, **shown)
+
+    def _evaluate(self, step: int) -> None:
+        with self.clock.paused(step, self.state):
+            values = evaluate_state(self.eval_step, self.state, self.source, self.replicas)
+        self.writer.write(step, 'eval', values)
+        self.evaluated = {'step': step, 'split': 'eval', **values}
+        self.progress.update(step, eval_accuracy=values['accuracy'])
+
+    def _save(self, step: int) -> None:
+        with self.clock.paused(step, self.state):
+            self.checkpoints.save(self.replicas.fetch(self.state))
+
+    def _partition_if_due(self, step: int) -> None:
+        """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""
+        due = [fraction for at, fraction in self.rounds if at == step]
+        if not due:
+            return
+        partition = self.config.partition
+        with self.clock.paused(step, self.state):
+            state = self.replicas.fetch(self.state)
+            for fraction in due:
+                state, values = partition_state(
+                    state,
+                    fraction,
+                    problem=make_problem(self.model, partition.scales),
+                    source=self.source,
+                    temperature=self.temperature,
+                    batches=partition.batches,
+                    batch_size=partition.batch_size,
+                    criterion=partition.criterion,
+                    scope=partition.scope,
+                    handoff=partition.handoff,
+                    exclusions=make_exclusions(self.config),
+                )
+                self.writer.write(step, 'partition', values)
+                self.progress.say(
+                    f'partition round {values["round"]} of {len(self.rounds)}: κ {values["dynamic_fraction"]:.4g}, '
+                    f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
+                )
+            self.partition = self._write_partition(state)
+            self.state = self.replicas.place_state(state)
+
+    def _write_partition(self, state: TrainState) -> dict[str, Any]:
+        shapes = abstract_variables(self.model, self.source.spec.image_shape)
+        granularity = self.config.partition.granularity if is_partial(self.config) else 'none'
+        summary = summarize_partition(shapes, state.masks, granularity, int(state.round), len(self.rounds))
+        write_json(self.workdir / 'partition.json', summary)
+        return summary
+
+    def close(self) -> None:
+        self.writer.close()
+        self.checkpoints.close()
+
+
+def _plan_rounds(config) -> list[tuple[int, float]]:
+    if not is_partial(config):
+        return []
+    names = ('dynamic_fraction', 'rounds', 'schedule', 'start_step', 'every_steps')
+    return plan_rounds(**{name: config.partition[name] for name in names})

@@ -1,0 +1,70 @@
+"""What a run leaves in its workdir besides checkpoints: metrics.jsonl, TensorBoard events, JSON files."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file in one step: a reader finds the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + '.tmp')
+    with temporary.open('w') as file:
+        json.dump(content, file, indent=2)
+        file.write('\n')
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a torn last line, left by a run that was killed, is not one."""
+    path = workdir / 'metrics.jsonl'
+    lines = path.read_text().split('\n')[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class MetricWriter:
+    """Appends rows to metrics.jsonl and to TensorBoard.
+
+    metrics.jsonl holds what a run computes, not how long it took, so that an interrupted and resumed run leaves the
+    same bytes as one that was never interrupted.
+
+    Args:
+      workdir: exists.
+      resumed_step: the step whose checkpoint the run goes on from, 0 at the start; later rows are dropped, as the run
+        is about to write them again.
+    """
+
+    def __init__(self, workdir: Path, resumed_step: int = 0):
+        path = workdir / 'metrics.jsonl'
+        kept = [row for row in read_metrics(workdir) if _belongs(row, resumed_step)]
+        temporary = path.with_name(path.name + '.tmp')
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+        temporary.replace(path)
+        self._file = path.open('a')
+        purge = resumed_step + 1 if resumed_step else None
+        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One row: `step` (steps done), `split` (train, eval or partition), then values."""
+        self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f'{split}/{name}', value, step)
+
+    def write_board(self, step: int, name: str, value: float) -> None:
+        """A value for TensorBoard alone."""
+        self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _belongs(row: Mapping[str, Any], resumed_step: int) -> bool:
+    # A round due after s steps comes when the checkpoint of s steps is already written.
+    return row['step'] < resumed_step or (row['step'] == resumed_step and row['split'] != 'partition')

@@ -24,12 +24,13 @@ from typing import NamedTuple
 import jax
 
 from pad_jax.layers.conv_geometry import Geometry
-from pad_jax.layers.plans.choice import ConvShape, estimate_seconds
+from pad_jax.layers.plans.choice import ConvShape, estimate_cost
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_grouped
 from pad_jax.layers.plans.outputs import convolve_outputs
 from pad_jax.layers.plans.patches import convolve_patches
 from pad_jax.layers.plans.shift import convolve_shifted
+from pad_jax.layers.plans.unfolded import convolve_unfolded
 
 
 class Plan(NamedTuple):
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
 
 PLANS = {
     'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True),
+    'unfolded': Plan(convolve_unfolded, symbolic_batch=True, automatic=True),
     'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True),
     'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True),
     'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True),
@@ -64,6 +66,8 @@ def choose_plan(
 ) -> str:
     """Name of the plan that is expected to be fastest, from shapes alone: a pure function, at trace time.
 
+    Costs are those of forward + backward, the measure of training; see `plans.choice` for the model.
+
     Args:
       x, kernels: as for a plan; only shape and dtype are read.
       platform: 'cpu', 'gpu', ...; None is the default backend of this process.
@@ -75,4 +79,4 @@ def choose_plan(
     platform = jax.default_backend() if platform is None else platform
     known = isinstance(x.shape[0], int)
     candidates = [name for name, plan in PLANS.items() if plan.automatic and (known or plan.symbolic_batch)]
-    return min(candidates, key=lambda name: estimate_seconds(name, shape, platform))
+    return min(candidates, key=lambda name: estimate_cost(name, shape, platform))

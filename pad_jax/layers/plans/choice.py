@@ -40,12 +40,72 @@ class ConvShape(NamedTuple):
         )
 
 
-def estimate_seconds(name: str, shape: ConvShape, platform: str) -> float:
-    """Placeholder until measured."""
-    small = shape.outputs < 256 and shape.taps > 1
-    return {
-        'outputs': 0.5 if small else 2.0,
-        'shift': 1.0,
-        'patches': 3.0,
-        'fused': 0.9 if shape.taps > 1 else 1.1,
-    }[name]
+class Rates(NamedTuple):
+    """What the parts of a plan cost on one kind of device; milliseconds, but only ratios matter.
+
+    Attributes:
+      multiply: of 1e9 multiply-adds, with their share of the gradients (three times the forward ones).
+      convolve: the same inside of a convolution of XLA.
+      mixed: of 1e6 numbers of per-sample kernels that are written out for the whole batch, for each of
+        `mixed_base` + K passes over them.
+      reread: of 1e6 numbers of the K kernels that are read again for each sample.
+      moved: of 1e6 numbers of windows or activations that are written out.
+      call: of one step of a loop over samples.
+      mixed_base: see `mixed`.
+      tiny_map: factor on a convolution whose output has less than `TINY_MAP` positions.
+      grouped: factor on a convolution with feature groups.
+    """
+
+    multiply: float
+    convolve: float
+    mixed: float
+    reread: float
+    moved: float
+    call: float
+    mixed_base: float = 10.0
+    tiny_map: float = 1.0
+    grouped: float = 1.0
+
+
+# Fitted to forward + backward on a 2-core CPU over 35 shapes (benchmarks/conv.py has the five main ones).
+CPU = Rates(multiply=33, convolve=40, mixed=0.25, reread=0.75, moved=1.2, call=0.05, tiny_map=10, grouped=20)
+# Not measured: from the arithmetic and bandwidth that data sheets promise. A loop over samples leaves such a
+# device idle between its steps, so its step is costed by what it takes to start kernels.
+ACCELERATOR = Rates(multiply=0.03, convolve=0.03, mixed=0.001, reread=0.01, moved=0.01, call=0.2)
+
+TINY_MAP = 16
+
+
+def estimate_cost(name: str, shape: ConvShape, platform: str) -> float:
+    """Expected milliseconds of a plan, forward + backward; comparable between plans alone.
+
+    Args:
+      name: of a plan that `auto` may take.
+      shape: the sizes.
+      platform: 'cpu', or anything else for an accelerator.
+    """
+    rates = CPU if platform == 'cpu' else ACCELERATOR
+    batch, outputs, kernels = shape.batch, shape.outputs, shape.kernels
+    positions = shape.taps * (shape.channels // shape.groups) * shape.features
+    multiply_adds = batch * outputs * positions / 1e9
+    activations = batch * outputs * kernels * shape.features / 1e6
+    # A 1×1 kernel's windows are the input itself.
+    windows = batch * outputs * shape.taps * shape.channels / 1e6 if shape.taps > 1 else 0.0
+    if name == 'outputs':
+        factor = rates.tiny_map if shape.taps > 1 and outputs < TINY_MAP else 1.0
+        factor *= rates.grouped if shape.groups > 1 else 1.0
+        return kernels * multiply_adds * rates.convolve * factor + activations * rates.moved
+    if name == 'unfolded':
+        return kernels * multiply_adds * rates.multiply + (windows + activations) * rates.moved
+    mixed = batch * positions / 1e6 * rates.mixed * (rates.mixed_base + kernels)
+    if name == 'shift':
+        moved = shape.taps * batch * outputs * (shape.channels + shape.features) / 1e6
+        return multiply_adds * rates.multiply + mixed + moved * rates.moved
+    if name == 'patches':
+        return multiply_adds * rates.multiply + mixed + windows * rates.moved
+    if name == 'fused':
+        reread = batch * kernels * positions / 1e6 * rates.reread
+        # Windows of one sample stay in the cache; what goes in and out of the loop does not.
+        moved = batch * outputs * (shape.channels + shape.features) / 1e6
+        return multiply_adds * rates.multiply + reread + moved * rates.moved + batch * rates.call
+    raise ValueError(f'plan {name!r} has no cost')

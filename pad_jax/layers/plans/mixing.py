@@ -1,6 +1,6 @@
-"""Mixing the K kernels by a sample's attention.
+"""Mixing by a sample's attention: the K kernels before a convolution, or its K outputs after it.
 
-Legend: B batch, K kernels, n positions of one kernel.
+Legend: B batch, P output positions, g groups, f output channels of a group, K kernels.
 """
 
 import jax
@@ -31,3 +31,20 @@ def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> j
         precision=jax.lax.Precision.HIGHEST,
     )
     return mixed.astype(dtype).reshape(attention.shape[0], *kernels.shape[1:])
+
+
+def mix_outputs(every: jax.Array, attention: jax.Array) -> jax.Array:
+    """Σ_k attention[b, k]·every[b, ..., k, :], in float32 at least and rounded once.
+
+    Args:
+      every: [B, P, g, K, f], the outputs of all kernels.
+      attention: float[B, K].
+
+    Returns:
+      [B, P, g, f] of the dtype of `every`.
+    """
+    wide = jnp.promote_types(every.dtype, jnp.float32)
+    weights = attention.astype(wide)[:, None, None, :, None]
+    # A sum over slices, not a product of matrices: it fuses into one pass over the K outputs.
+    mixed = sum(every[:, :, :, k].astype(wide) * weights[:, :, :, k] for k in range(every.shape[3]))
+    return mixed.astype(every.dtype)

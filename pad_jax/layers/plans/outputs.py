@@ -4,11 +4,14 @@ Legend: B batch, S spatial axes, C input channels, c of a group, g groups, F out
 K kernels.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from pad_jax.layers.conv_geometry import Geometry
 from pad_jax.layers.plans.convolution import convolve
+from pad_jax.layers.plans.mixing import mix_outputs
 
 
 def convolve_outputs(
@@ -22,9 +25,5 @@ def convolve_outputs(
     stacked = stacked.reshape(*kernels.shape[1:-1], num_kernels * features).astype(x.dtype)
     every = convolve(x, stacked, geometry, precision)
     size = every.shape[1:-1]
-    every = every.reshape(x.shape[0], *size, groups, num_kernels, features // groups)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    weights = attention.astype(wide).reshape(x.shape[0], *(1,) * (len(size) + 1), num_kernels, 1)
-    # A sum over slices, not a product of matrices: it fuses into one pass over the K outputs.
-    mixed = sum(every[..., k, :].astype(wide) * weights[..., k, :] for k in range(num_kernels))
-    return mixed.astype(x.dtype).reshape(x.shape[0], *size, features)
+    every = every.reshape(x.shape[0], math.prod(size), groups, num_kernels, features // groups)
+    return mix_outputs(every, attention).reshape(x.shape[0], *size, features)

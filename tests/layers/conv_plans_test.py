@@ -1,0 +1,195 @@
+"""The contract of conv plans: every row of the table gives the numbers of a loop over samples.
+
+Letters: B batch, S spatial axes, C input channels, F output channels, K kernels.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.layers.conv_plans import PLANS, choose_plan
+from tests.layers.conv_twin import convolve_samples
+
+# Tiny arrays and many shapes: time goes into compiling, which these options make several times shorter.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+BATCH, CHANNELS, FEATURES, KERNELS = 2, 4, 8, 3
+
+# Both parities of size and kernel meet on both axes, whose geometries do not interact.
+GRID = [
+    resolve_geometry((7, 6), (kernel, kernel), stride, padding, 1, dilation, groups)
+    for kernel, stride, dilation, groups, padding in itertools.product(
+        (2, 3), (1, 2), (1, 2), (1, 2, CHANNELS), ('SAME', 'VALID', ((2, 0), (1, 1)))
+    )
+]
+ODD_ONES = [
+    ((7, 6), resolve_geometry((7, 6), (3, 2), (2, 1), 'SAME', 1, (1, 2), 2)),
+    ((7, 6), resolve_geometry((7, 6), (1, 1), 2, 'VALID')),
+    ((7, 6), resolve_geometry((7, 6), (2, 3), 1, ((-1, 2), (0, -2)), (2, 1), 1, 4)),
+    ((3, 4), resolve_geometry((3, 4), (3, 3), 2, ((2, 2), (1, 3)), (2, 3), 2, 2)),
+    ((9,), resolve_geometry((9,), 4, 2, 'SAME', 1, 2, 2)),
+    ((8,), resolve_geometry((8,), 3, 1, 'CAUSAL', 1, 2, 4)),
+    ((4, 3, 5), resolve_geometry((4, 3, 5), (2, 3, 1), (1, 2, 2), 'SAME')),
+    ((3, 4, 3), resolve_geometry((3, 4, 3), (2, 2, 2), 1, 'SAME', 1, 1, 4)),
+]
+
+
+def draw_case(size, geometry, seed=0):
+    """x, kernels, attention and a cotangent in float64."""
+    draw = np.random.default_rng(seed).normal
+    shape = (KERNELS, *geometry.kernel_size, CHANNELS // geometry.groups, FEATURES)
+    x, kernels, attention = draw(size=(BATCH, *size, CHANNELS)), draw(size=shape), draw(size=(BATCH, KERNELS))
+    return x, kernels, attention, draw(size=(BATCH, *geometry.output_size(size), FEATURES))
+
+
+def run_cases(plan, geometries, cases, gradients):
+    """All cases in one compilation."""
+
+    def run(cases):
+        results = []
+        for geometry, (x, kernels, attention, cotangent) in zip(geometries, cases):
+
+            def apply(*inputs, geometry=geometry):
+                return PLANS[plan].function(*inputs, geometry)
+
+            if gradients:
+                y, pull = jax.vjp(apply, x, kernels, attention)
+                results.append((y, pull(cotangent)))
+            else:
+                results.append((apply(x, kernels, attention),))
+        return results
+
+    return jax.jit(run, compiler_options=QUICK)(cases)
+
+
+@pytest.fixture(scope='module')
+def grid_cases():
+    cases = [draw_case((7, 6), geometry) for geometry in GRID]
+    return cases, [convolve_samples(*case, geometry) for case, geometry in zip(cases, GRID)]
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_equals_loop_over_samples_for_every_geometry(plan, grid_cases):
+    cases, expected = grid_cases
+    with jax.enable_x64(True):
+        results = run_cases(plan, GRID, cases, gradients=False)
+    for geometry, result, twin in zip(GRID, results, expected):
+        assert_tree_close(result, twin[:1], str(geometry))
+
+
+def test_gradients_written_by_hand(grid_cases):
+    # Those of the other plans are JAX's own. Every fifth geometry: all values of all arguments, in pairs.
+    some = slice(None, None, 5)
+    with jax.enable_x64(True):
+        results = run_cases('fused', GRID[some], grid_cases[0][some], gradients=True)
+    for geometry, result, twin in zip(GRID[some], results, grid_cases[1][some]):
+        assert_tree_close(result, twin, str(geometry))
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
+    cases = [draw_case(size, geometry) for size, geometry in ODD_ONES]
+    with jax.enable_x64(True):
+        results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases, gradients=True)
+    for (_, geometry), case, result in zip(ODD_ONES, cases, results):
+        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('plan', PLANS)
+def test_gradients_for_every_geometry(plan, grid_cases):
+    cases, expected = grid_cases
+    with jax.enable_x64(True):
+        results = run_cases(plan, GRID, cases, gradients=True)
+    for geometry, result, twin in zip(GRID, results, expected):
+        assert_tree_close(result, twin, str(geometry))
+
+
+def test_slow_twin_equals_lax():
+    size, geometry = ODD_ONES[3]
+    x, kernels, attention, cotangent = draw_case(size, geometry)
+    y, _ = convolve_samples(x, kernels, attention, cotangent, geometry)
+    with jax.enable_x64(True):
+        for b in range(BATCH):
+            expected = jax.lax.conv_general_dilated(
+                x[b : b + 1],
+                np.tensordot(attention[b], kernels, axes=1),
+                geometry.strides,
+                geometry.padding,
+                geometry.input_dilation,
+                geometry.kernel_dilation,
+                ('NHWC', 'HWIO', 'NHWC'),
+                geometry.groups,
+            )
+            np.testing.assert_allclose(y[b], expected[0], atol=1e-12)
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_without_jit_and_twice_differentiated(plan):
+    size, geometry = (5,), resolve_geometry((5,), 3, 2, 'SAME')
+    with jax.enable_x64(True):
+        x, kernels, attention, cotangent = map(jnp.asarray, draw_case(size, geometry))
+
+        def loss(kernels):
+            return jnp.sum(PLANS[plan].function(x, kernels, attention, geometry) ** 3 * cotangent)
+
+        np.testing.assert_allclose(loss(kernels), jax.jit(loss)(kernels), rtol=1e-12)
+        # Criteria such as GraSP take the gradient of a gradient, forwards over backwards.
+        _, product = jax.jvp(jax.grad(loss), (kernels,), (kernels,))
+        # The loss is a cubic form of the kernels, so its gradient grows with their square.
+        np.testing.assert_allclose(product, 2 * jax.grad(loss)(kernels), rtol=1e-9)
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_other_samples_are_not_seen(plan):
+    geometry = resolve_geometry((5, 4), (3, 3), 1, 'SAME')
+    x, kernels, attention, _ = (jnp.asarray(part, jnp.float32) for part in draw_case((5, 4), geometry))
+    function = jax.jit(lambda x, attention: PLANS[plan].function(x, kernels, attention, geometry))
+    alone = function(x, attention)
+    beside = function(x.at[1].set(1e6), attention.at[1].set(-7.0))
+    np.testing.assert_array_equal(alone[0], beside[0])
+    poisoned = function(x.at[1].set(jnp.nan), attention.at[1].set(jnp.inf))
+    assert bool(jnp.all(jnp.isfinite(poisoned[0])))
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_bfloat16_sums_in_float32(plan):
+    geometry = resolve_geometry((6, 6), (3, 3), 1, 'SAME')
+    x, kernels, attention, cotangent = draw_case((6, 6), geometry)
+    x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    y, gradients = convolve_samples(x, kernels, attention, cotangent, geometry)
+
+    def apply(*inputs):
+        return PLANS[plan].function(*inputs, geometry)
+
+    inputs = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernels, jnp.float32), jnp.asarray(attention, jnp.float32)
+    result, pull = jax.vjp(jax.jit(apply), *inputs)
+    found = pull(jnp.asarray(cotangent, jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16
+    assert [part.dtype for part in found] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    # 2^-8 is half a unit of bfloat16; a sum of 36 products that were rounded one by one would miss by more.
+    for name, value, twin in zip(('y', 'x', 'kernels', 'attention'), (result, *found), (y, *gradients)):
+        error = np.abs(np.asarray(value, np.float64) - twin).max() / np.abs(twin).max()
+        assert error < 2**-6, (name, error)
+
+
+@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.symbolic_batch])
+def test_traces_with_a_symbolic_batch(plan):
+    geometry = resolve_geometry((6, 6), (3, 3), 2, 'SAME', groups=2)
+    (batch,) = jax.export.symbolic_shape('b')
+    x = jax.ShapeDtypeStruct((batch, 6, 6, CHANNELS), jnp.float32)
+    kernels = jax.ShapeDtypeStruct((KERNELS, 3, 3, CHANNELS // 2, FEATURES), jnp.float32)
+    attention = jax.ShapeDtypeStruct((batch, KERNELS), jnp.float32)
+    function = jax.jit(lambda *inputs: PLANS[plan].function(*inputs, geometry))
+    exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x, kernels, attention)
+    assert str(exported.out_avals[0].shape) == '(b, 3, 3, 8)'
+    assert PLANS[choose_plan(x, kernels, geometry)].symbolic_batch
+
+
+def assert_tree_close(found, expected, message):
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_allclose(left, right, atol=1e-10, err_msg=message)

@@ -1,0 +1,56 @@
+"""The slow twin of every plan: a loop over samples, groups and taps in NumPy, with its gradients by hand.
+
+Legend: B batch, S spatial axes, C input channels, c of a group, F output channels, f of a group, K kernels.
+"""
+
+import itertools
+
+import numpy as np
+
+
+def convolve_samples(x, kernels, attention, cotangent, geometry):
+    """y and the gradients of <y, cotangent> with respect to x, kernels and attention.
+
+    Args:
+      x: [B, *S, C]; kernels: [K, *kernel_size, c, F]; attention: [B, K]; cotangent: [B, *S', F].
+    """
+    x, kernels, attention, cotangent = map(np.asarray, (x, kernels, attention, cotangent))
+    y, d_x = np.zeros(cotangent.shape), np.zeros(x.shape)
+    d_kernels, d_attention = np.zeros(kernels.shape), np.zeros(attention.shape)
+    for b in range(x.shape[0]):
+        kernel = np.tensordot(attention[b], kernels, axes=1)
+        y[b], d_x[b], d_kernel = convolve_one(x[b], kernel, cotangent[b], geometry)
+        d_kernels += attention[b].reshape(-1, *(1,) * d_kernel.ndim) * d_kernel
+        d_attention[b] = [np.sum(d_kernel * kernels[k]) for k in range(kernels.shape[0])]
+    return y, (d_x, d_kernels, d_attention)
+
+
+def convolve_one(x, kernel, cotangent, geometry):
+    """One sample: x [*S, C], kernel [*kernel_size, c, F], cotangent [*S', F]."""
+    inner, outer = kernel.shape[-2], kernel.shape[-1] // geometry.groups
+    y, d_x, d_kernel = np.zeros(cotangent.shape), np.zeros(x.shape), np.zeros(kernel.shape)
+    for group in range(geometry.groups):
+        read, write = slice(group * inner, (group + 1) * inner), slice(group * outer, (group + 1) * outer)
+        for place in np.ndindex(*cotangent.shape[:-1]):
+            for tap in itertools.product(*map(range, geometry.kernel_size)):
+                source = _source(place, tap, x.shape[:-1], geometry)
+                if source is None:
+                    continue
+                y[place][write] += x[source][read] @ kernel[tap][:, write]
+                d_x[source][read] += kernel[tap][:, write] @ cotangent[place][write]
+                d_kernel[tap][:, write] += np.outer(x[source][read], cotangent[place][write])
+    return y, d_x, d_kernel
+
+
+def _source(place, tap, size, geometry):
+    """Where in x this tap of this window reads, or None where it reads a zero."""
+    source = []
+    for axis, (position, offset) in enumerate(zip(place, tap)):
+        dilated = position * geometry.strides[axis] + offset * geometry.kernel_dilation[axis]
+        dilated -= geometry.padding[axis][0]
+        index, between = divmod(dilated, geometry.input_dilation[axis])
+        if between or not 0 <= index < size[axis]:
+            return None
+        # Negative padding crops: what lies beyond it is never read, since no window reaches there.
+        source.append(index)
+    return tuple(source)

@@ -1,0 +1,238 @@
+"""The layer: its limits, its arguments, its gate, its errors."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pad_jax.layers import PLANS, DynamicConv, StaticConv, dynamic_convolution
+from pad_jax.partition.masks import GRANULARITIES, scale_factors
+
+# What differs from the defaults of flax.linen.Conv, with the shape of an input.
+ARGUMENTS = [
+    ({'kernel_size': (3, 3)}, (2, 7, 6, 4)),
+    ({'kernel_size': (2, 3), 'strides': (2, 1), 'kernel_dilation': (1, 2)}, (2, 7, 6, 4)),
+    ({'kernel_size': (3, 3), 'padding': 'VALID', 'feature_group_count': 2}, (2, 7, 6, 4)),
+    ({'kernel_size': (3, 3), 'padding': 2, 'input_dilation': 2, 'feature_group_count': 4}, (2, 5, 4, 4)),
+    ({'kernel_size': (3, 3), 'padding': 'CIRCULAR', 'kernel_dilation': 2}, (2, 7, 6, 4)),
+    ({'kernel_size': (4, 3), 'padding': 'REFLECT', 'strides': 2, 'use_bias': False}, (2, 7, 6, 4)),
+    ({'kernel_size': 3, 'padding': 'CAUSAL', 'kernel_dilation': 2}, (2, 9, 4)),
+    ({'kernel_size': (2, 3, 1), 'strides': None}, (2, 3, 4, 3, 4)),
+    ({'kernel_size': (3, 3)}, (7, 6, 4)),
+    ({'kernel_size': (3,)}, (2, 3, 5, 4)),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'shape'), ARGUMENTS)
+def test_one_kernel_is_flax_conv(arguments, shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    plain = nn.Conv(features=8, **arguments)
+    bias = {'bias_init': nn.initializers.normal()} if arguments.get('use_bias', True) else {}
+    variables = plain.clone(**bias).init(jax.random.key(1), x)
+    stacked = {name: value[None] for name, value in variables['params'].items()}
+    for layer in (DynamicConv(8, num_kernels=1, **arguments), DynamicConv(8, num_kernels=3, **arguments)):
+        drawn = layer.init(jax.random.key(2), x)
+        params = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), stacked, {
+            name: drawn['params'][name] for name in stacked
+        })  # fmt: skip
+        found = layer.apply({'params': {**drawn['params'], **params}}, x, 3.0)
+        np.testing.assert_allclose(found, plain.apply(variables, x), atol=2e-6)
+    static = StaticConv(features=8, **arguments)
+    np.testing.assert_array_equal(static.apply(variables, x, 7.0), plain.apply(variables, x))
+
+
+@pytest.mark.parametrize('plan', [*PLANS, 'auto'])
+def test_is_a_mixture_of_convolutions(plan):
+    layer = DynamicConv(6, (3, 3), strides=2, plan=plan, bias_init=nn.initializers.normal())
+    x = jax.random.normal(jax.random.key(0), (3, 6, 5, 4))
+    variables = layer.init(jax.random.key(1), x)
+    y, state = layer.apply(variables, x, 0.5, mutable='intermediates')
+    (attention,) = state['intermediates']['routing']
+    assert attention.shape == (3, 4) and attention.dtype == jnp.float32
+    plain, expected = nn.Conv(6, (3, 3), strides=2), 0
+    for k in range(4):
+        params = {name: variables['params'][name][k] for name in ('kernel', 'bias')}
+        expected += attention[:, k, None, None, None] * plain.apply({'params': params}, x)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
+@functools.cache
+def settled(granularity, scales='both'):
+    """A partially dynamic layer away from its initial φ, with its variables and an input, in float64."""
+    layer = DynamicConv(6, (3, 2), granularity=granularity, scales=scales, param_dtype=jnp.float64, plan='shift')
+    x = jax.random.normal(jax.random.key(0), (3, 4, 3, 4), jnp.float64)
+    variables = layer.init(jax.random.key(1), x)
+    if scales != 'none':
+        variables = {**variables, 'params': {**variables['params'], 'phi': jnp.asarray(0.7)}}
+    return layer, variables, x
+
+
+def value_and_gradients(layer, variables, x):
+    def loss(params, x):
+        return jnp.sum(jnp.sin(layer.apply({**variables, 'params': params}, x, 2.0)))
+
+    return jax.value_and_grad(loss, (0, 1))(variables['params'], x)
+
+
+@pytest.mark.parametrize('scales', ['both', 'none'])
+def test_all_dynamic_is_the_plain_dynamic_layer(scales):
+    with jax.enable_x64(True):
+        layer, variables, x = settled('element', scales)
+        dynamic_scale = scale_factors(variables['params'].get('phi', 0.0), scales)[0]
+        shared = {name: variables['params'][name] for name in ('attention', 'bias')}
+        plain = {'params': {**shared, 'kernel': dynamic_scale * variables['params']['kernel']}}
+        value, (params, d_x) = value_and_gradients(layer, variables, x)
+        expected, (plain_params, plain_d_x) = value_and_gradients(layer.clone(granularity=None), plain, x)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(d_x, plain_d_x, rtol=1e-9)
+        np.testing.assert_allclose(params['kernel'], dynamic_scale * plain_params['kernel'], rtol=1e-9)
+        chex.assert_trees_all_close(params['attention'], plain_params['attention'], rtol=1e-9)
+        assert not params['static_kernel'].any()
+
+
+@pytest.mark.parametrize('scales', ['both', 'dynamic'])
+def test_all_static_is_the_plain_static_layer(scales):
+    with jax.enable_x64(True):
+        layer, variables, x = settled('output', scales)
+        static_scale = scale_factors(variables['params']['phi'], scales)[1]
+        layer, params = layer.clone(use_bias=False), {**variables['params']}
+        del params['bias']
+        variables = {'params': params, 'partition': {'kernel': jnp.zeros((1, 1, 1, 6), bool)}}
+        plain = {'params': {'kernel': static_scale * params['static_kernel']}}
+        value, (found, d_x) = value_and_gradients(layer, variables, x)
+        static = StaticConv(6, (3, 2), use_bias=False, param_dtype=jnp.float64)
+        expected, (plain_found, plain_d_x) = value_and_gradients(static, plain, x)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(d_x, plain_d_x, rtol=1e-9)
+        np.testing.assert_allclose(found['static_kernel'], static_scale * plain_found['kernel'], rtol=1e-9)
+        assert not found['kernel'].any()
+        for leaf in jax.tree.leaves(found['attention']):
+            np.testing.assert_allclose(leaf, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize('granularity', GRANULARITIES)
+def test_gate_gradient_is_the_finite_difference(granularity):
+    with jax.enable_x64(True):
+        layer, variables, x = settled(granularity)
+        gate = variables['partition']['kernel'].astype(jnp.float64)
+
+        def loss(gate):
+            return jnp.sum(jnp.sin(layer.apply({**variables, 'partition': {'kernel': gate}}, x, 2.0)))
+
+        gradient = jax.jit(jax.grad(loss))(gate)
+        assert gradient.shape == gate.shape
+        loss = jax.jit(loss)
+        for index in list(np.ndindex(*gate.shape))[::29]:
+            step = jnp.zeros_like(gate).at[index].set(1e-5)
+            difference = (loss(gate + step) - loss(gate - step)) / 2e-5
+            np.testing.assert_allclose(gradient[index], difference, rtol=1e-6, atol=1e-8)
+
+
+def test_masks_have_the_shape_of_their_granularity():
+    expected = {
+        'element': (3, 3, 4, 8),
+        'output': (1, 1, 1, 8),
+        'input': (1, 1, 4, 1),
+        'spatial': (3, 3, 1, 1),
+        'layer': (1, 1, 1, 1),
+    }
+    for granularity, shape in expected.items():
+        layer = DynamicConv(8, (3, 3), granularity=granularity)
+        variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 5, 5, 4)))
+        mask = variables['partition']['kernel']
+        assert (mask.shape, mask.dtype) == (shape, bool)
+        assert set(variables['params']) == {'kernel', 'static_kernel', 'phi', 'bias', 'attention'}
+    variables = jax.eval_shape(DynamicConv(8, (3, 3)).init, jax.random.key(0), jnp.ones((1, 5, 5, 4)))
+    assert set(variables) == {'params'} and set(variables['params']) == {'kernel', 'bias', 'attention'}
+
+
+def test_first_draw():
+    layer = DynamicConv(64, (3, 3), granularity='layer', num_kernels=3)
+    params = layer.init(jax.random.key(0), jnp.ones((1, 5, 5, 32)))['params']
+    kernels = [*params['kernel'], params['static_kernel']]
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.03)
+    assert np.abs(np.corrcoef([kernel.ravel() for kernel in kernels]) - np.eye(4)).max() < 0.05
+    assert params['phi'] == 0 and params['bias'].shape == (3, 64) and not params['bias'].any()
+    assert nn.Conv(64, (3, 3)).kernel_init is not StaticConv(64, (3, 3)).kernel_init
+
+
+def test_one_trace_for_all_temperatures():
+    layer = DynamicConv(4, (3, 3), granularity='element')
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    variables = layer.init(jax.random.key(1), x)
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def apply(temperature):
+        return layer.apply(variables, x, temperature)
+
+    outputs = [apply(jnp.float32(temperature)) for temperature in (30.0, 7.5, 1.0)]
+    assert np.abs(outputs[0] - outputs[2]).max() > 1e-4
+
+
+def test_a_sample_is_alone():
+    layer = DynamicConv(4, (3, 3))
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 8))
+    variables = layer.init(jax.random.key(1), x)
+    together = layer.apply(variables, x)
+    np.testing.assert_allclose(together[2:3], layer.apply(variables, x[2:3]), atol=1e-5)
+    np.testing.assert_allclose(together[2], layer.apply(variables, x[2]), atol=1e-5)
+    np.testing.assert_array_equal(together[2], layer.apply(variables, x.at[0].set(1e3))[2])
+
+
+def test_dtypes():
+    x = jnp.ones((2, 4, 4, 8), jnp.float32)
+    layer = DynamicConv(4, (3, 3), dtype=jnp.bfloat16, granularity='output')
+    variables = layer.init(jax.random.key(0), x)
+    y, state = layer.apply(variables, x, mutable='intermediates')
+    assert y.dtype == jnp.bfloat16 and state['intermediates']['routing'][0].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables['params'])} == {jnp.dtype('float32')}
+    wide = layer.clone(dtype=None).apply(variables, x)
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, atol=0.03)
+    narrow = layer.clone(dtype=None, param_dtype=jnp.bfloat16)
+    assert narrow.init_with_output(jax.random.key(0), x.astype(jnp.bfloat16))[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
+        ({'features': 0}, 'features must be at least 1, got 0'),
+        ({'reduction': 0}, 'reduction must be at least 1, got 0'),
+        ({'granularity': 'rows'}, "granularity must be one of None, element, .*got 'rows'"),
+        ({'scales': 'all'}, "scales must be one of both, static, dynamic, none, got 'all'"),
+        ({'plan': 'fast'}, "plan must be one of auto, outputs, .*got 'fast'"),
+    ],
+)
+def test_refuses_values_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicConv(**{'features': 4, 'kernel_size': (3, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'shape', 'temperature', 'message'),
+    [
+        ({}, (2, 4, 4, 3), 0.0, 'temperature must be above 0, got 0.0'),
+        ({'feature_group_count': 2}, (2, 4, 4, 3), 1.0, 'must divide channels 3 and features 4, got 2'),
+        ({}, (4, 3), 1.0, r'needs at least 3 axes, got \(4, 3\)'),
+        ({'padding': 'SOME'}, (2, 4, 4, 3), 1.0, 'padding must be one of'),
+    ],
+)
+def test_refuses_inputs(arguments, shape, temperature, message):
+    layer = DynamicConv(4, (3, 3), **arguments)
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.ones(shape), temperature)
+
+
+def test_function_refuses_shapes_that_do_not_fit():
+    kernels, attention = jnp.ones((2, 3, 3, 4, 8)), jnp.ones((1, 2))
+    with pytest.raises(ValueError, match='need x with 4 axes'):
+        dynamic_convolution(jnp.ones((1, 5, 4)), kernels, attention)
+    with pytest.raises(ValueError, match='channels 6 and features 8 do not fit'):
+        dynamic_convolution(jnp.ones((1, 5, 5, 6)), kernels, attention)

@@ -1,0 +1,52 @@
+"""Attention over kernels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.layers.routing import Attention, attend, pool_space
+
+
+def test_by_hand():
+    # hidden = relu([1·1 + 2·1, -1]) = [3, 0]; logits = [3·1, 0] + [0, 1] = [3, 1]; at temperature 2: [1.5, .5]
+    pooled, squeeze = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, -1.0], [1.0, 0.0]])
+    expand, bias = jnp.array([[1.0, 0.0], [5.0, 5.0]]), jnp.array([0.0, 1.0])
+    found = attend(pooled, squeeze, expand, bias, 2.0)
+    np.testing.assert_allclose(found, [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]], rtol=1e-6)
+
+
+def test_hot_is_even_and_cold_is_sharp():
+    layer = Attention(num_kernels=4, reduction=1)
+    x = jax.random.normal(jax.random.key(1), (5, 6, 6, 32))
+    variables = layer.init(jax.random.key(0), x)
+    hot, cold = layer.apply(variables, x, 1e6), layer.apply(variables, x, 1e-4)
+    np.testing.assert_allclose(hot, 0.25, atol=1e-4)
+    np.testing.assert_allclose(cold.max(axis=-1), 1.0, atol=1e-3)
+    np.testing.assert_allclose(hot.sum(axis=-1), 1.0, rtol=1e-6)
+
+
+def test_is_float32_for_narrow_inputs():
+    layer = Attention(num_kernels=3, param_dtype=jnp.bfloat16)
+    x = jnp.full((2, 64, 64, 4), 1.01, jnp.bfloat16)
+    weights, variables = layer.init_with_output(jax.random.key(0), x)
+    assert weights.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('bfloat16')}
+    # Adding up 4096 bfloat16 numbers in bfloat16 would stall at 256.
+    np.testing.assert_allclose(pool_space(x), jnp.bfloat16(1.01), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('channels', 'reduction', 'width'), [(64, 16, 4), (8, 16, 1), (100, 16, 6), (3, 1, 3)])
+def test_hidden_width(channels, reduction, width):
+    layer = Attention(num_kernels=4, reduction=reduction)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 2, 2, channels)))
+    sizes = {name: leaf.shape for name, leaf in shapes['params'].items()}
+    assert sizes == {'squeeze': (channels, width), 'expand': (width, 4), 'bias': (4,)}
+
+
+def test_law_of_the_first_draw():
+    layer = Attention(num_kernels=8, reduction=1)
+    params = layer.init(jax.random.key(0), jnp.ones((1, 2, 512)))['params']
+    np.testing.assert_allclose(params['squeeze'].std(), np.sqrt(2 / 512), rtol=0.02)
+    np.testing.assert_allclose(params['expand'].std(), np.sqrt(2 / 8), rtol=0.05)
+    assert not params['bias'].any()

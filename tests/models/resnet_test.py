@@ -1,0 +1,172 @@
+"""ResNets: parameter counts to the digit, shapes, which layers are dynamic, hashes, errors."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.layers import PLANS
+from pad_jax.models import MODELS, STEMS, build_model, check_image_size
+
+# Millions of parameters with K = 4, reduction 16, 1000 classes.
+COUNTS = {
+    'resnet10': {'static': 5.42, 1.0: 20.12, 0.1: 6.92, 0.3: 9.85, 0.5: 12.79, 0.7: 15.72},
+    'resnet18': {'static': 11.69, 1.0: 45.24, 0.1: 15.11, 0.3: 21.81, 0.5: 28.50, 0.7: 35.20},
+    'resnet50': {'static': 25.56, 1.0: 97.14, 0.1: 33.84, 0.3: 47.90, 0.5: 61.97, 0.7: 76.04},
+}
+
+
+def shapes_of(model, size=224):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def count_live(params, dynamic_fraction):
+    """Parameters that are in use: of a partially dynamic kernel K·κ·n dynamic and (1 − κ)·n static ones."""
+    if 'static_kernel' in params:
+        num_kernels, *shape = params['kernel'].shape
+        positions = math.prod(shape)
+        live = (num_kernels * dynamic_fraction + 1 - dynamic_fraction) * positions
+        return live + count(params) - (num_kernels + 1) * positions
+    return sum(count_live(v, dynamic_fraction) if isinstance(v, dict) else v.size for v in params.values())
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_parameter_counts(name):
+    found = {
+        'static': count(shapes_of(build_model(name, num_classes=1000, conv='static'))['params']),
+        1.0: count(shapes_of(build_model(name, num_classes=1000))['params']),
+    }
+    partial = shapes_of(build_model(name, num_classes=1000, granularity='element'))['params']
+    for fraction in (0.1, 0.3, 0.5, 0.7):
+        found[fraction] = count_live(partial, fraction)
+    assert {key: f'{value / 1e6:.2f}' for key, value in found.items()} == {
+        key: f'{value:.2f}' for key, value in COUNTS[name].items()
+    }
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_model_has_its_shapes(name):
+    for stem, size in (('imagenet', 64), ('cifar', 8)):
+        model = build_model(name, num_classes=7, granularity='output', width=8, stem=stem)
+        x = jnp.zeros((2, size, size, 3))
+        variables = shapes_of(model, size)
+        (logits, aux), state = jax.eval_shape(
+            lambda variables, x, model=model: model.apply(
+                variables, x, 30.0, True, mutable=['batch_stats', 'intermediates']
+            ),
+            variables,
+            x,
+        )
+        assert (logits.shape, logits.dtype, aux) == ((2, 7), jnp.float32, {})
+        assert jax.tree.structure(state['batch_stats']) == jax.tree.structure(variables['batch_stats'])
+        params = variables['params']
+        assert 'static_kernel' not in params['stem_conv'] and set(params['classifier']) == {'kernel', 'bias'}
+        dynamic = [layer for name, block in params.items() if name.startswith('stage') for layer in block.items()]
+        convolutions = {name: layer for name, layer in dynamic if 'conv' in name}
+        assert all('static_kernel' in layer and 'bias' not in layer for layer in convolutions.values())
+        assert 'shortcut_conv' in convolutions
+        # One set of routing weights for each dynamic convolution, one mask for each.
+        num_dynamic = sum('conv' in name for name, _ in dynamic)
+        assert len(jax.tree.leaves(state['intermediates'])) == num_dynamic
+        assert len(jax.tree.leaves(variables['partition'])) == num_dynamic
+
+
+def test_equal_arguments_make_one_trace():
+    arguments = {'num_classes': 4, 'width': 4, 'stem': 'cifar', 'conv': 'static'}
+    one, two = (build_model('resnet10', **arguments) for _ in range(2))
+    assert one == two and hash(one) == hash(two)
+    assert one != build_model('resnet10', **{**arguments, 'width': 8})
+    assert build_model('resnet10', num_classes=4, plan='shift') != build_model('resnet10', num_classes=4)
+    chex.clear_trace_counter()
+    trace = jax.jit(chex.assert_max_traces(lambda model, x: x + model.width, n=1), static_argnums=0)
+    assert trace(one, 1.0) == trace(two, 1.0)
+
+
+def test_values_by_plan_temperature_and_mode():
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    arguments = {'num_classes': 3, 'width': 4, 'stem': 'cifar', 'granularity': 'output', 'num_kernels': 2}
+    models = {plan: build_model('resnet10', plan=plan, **arguments) for plan in ('auto', 'outputs', 'unfolded')}
+    assert {*models} - {'auto'} <= {*PLANS}
+    variables = jax.jit(models['auto'].init)(jax.random.key(1), x)
+    # Sharp attention, so that the temperature shows.
+    variables['params'] = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 30 * leaf if 'expand' in jax.tree_util.keystr(path) else leaf, variables['params']
+    )
+    found = {}
+    for plan, model in models.items():
+
+        def apply(temperature, model=model):
+            return model.apply(variables, x, temperature, True, mutable=['batch_stats'])
+
+        apply = jax.jit(apply)
+        found[plan] = apply(30.0)
+        (hot, _), _ = found[plan]
+        (cold, _), _ = apply(1.0)
+        assert np.abs(hot - cold).max() > 1e-3
+    chex.assert_trees_all_close(found['auto'], found['outputs'], found['unfolded'], rtol=2e-3, atol=2e-4)
+    for leaf in jax.tree.leaves(found['auto'][1]):
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def test_every_gate_has_a_gradient_at_the_start():
+    model = build_model('resnet10', num_classes=3, width=4, stem='cifar', granularity='element', num_kernels=2)
+    x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+
+    @jax.jit
+    @jax.grad
+    def score(gates):
+        (logits, _), _ = model.apply({**variables, 'partition': gates}, x, 30.0, True, mutable=['batch_stats'])
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
+
+    gradients = score(jax.tree.map(lambda mask: mask.astype(jnp.float32), variables['partition']))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert leaf.any(), jax.tree_util.keystr(path)
+
+
+def test_bfloat16_leaves_parameters_and_logits_wide():
+    model = build_model('resnet50', num_classes=3, width=8, stem='cifar', dtype='bfloat16')
+    variables = shapes_of(model, 8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    logits, _ = jax.eval_shape(model.apply, variables, jnp.zeros((2, 8, 8, 3)))
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('resnet11', {}, "model must be one of resnet10, .*got 'resnet11'"),
+        ('resnet10', {'stem': 'mnist'}, "stem must be one of imagenet, cifar, got 'mnist'"),
+        ('resnet10', {'conv': 'odconv'}, "conv must be one of static, dynamic.*, got 'odconv'"),
+        ('resnet10', {'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
+        ('resnet10', {'granularity': 'row'}, "granularity must be one of .*got 'row'"),
+        ('resnet10', {'scales': 'x'}, "scales must be one of .*got 'x'"),
+        ('resnet10', {'plan': 'x'}, "plan must be one of auto, .*got 'x'"),
+        ('resnet10', {'width': 0}, 'width must be at least 1, got 0'),
+        ('resnet10', {'num_classes': 0}, 'num_classes must be at least 1, got 0'),
+        ('resnet10', {'dtype': 'int8'}, "dtype must be one of .*got 'int8'"),
+    ],
+)
+def test_build_refuses(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, **{'num_classes': 3, **arguments})
+
+
+def test_image_sizes():
+    for stem, row in STEMS.items():
+        check_image_size(stem, row.least_size)
+    with pytest.raises(ValueError, match="at least 64 for stem 'imagenet', got 32; stem 'cifar' takes it"):
+        check_image_size('imagenet', 32)
+    with pytest.raises(ValueError, match="at least 8 for stem 'cifar', got 7$"):
+        check_image_size('cifar', 7)
+    with pytest.raises(ValueError, match='stem must be one of'):
+        check_image_size('none', 7)
+    with pytest.raises(ValueError, match='at least 64'):
+        shapes_of(build_model('resnet10', num_classes=3), 32)

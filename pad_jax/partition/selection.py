@@ -127,10 +127,12 @@ def _find_digit(held_from, target):
     """The largest uint8 with `held_from(byte) >= target`, or 0: bit by bit."""
 
     def set_bit(step, found):
-        candidate = found | (jnp.uint8(128) >> step.astype(jnp.uint8))
+        candidate = found | (jnp.uint8(128) >> jnp.asarray(step, jnp.uint8))
         return jnp.where(held_from(candidate) >= target, candidate, found)
 
-    return jax.lax.fori_loop(0, 8, set_bit, jnp.uint8(0))
+    # A zero that varies over mapped axes as the counts do: inside shard_map the type of a loop's carry says so.
+    nothing = (0 * (held_from(jnp.uint8(255)) + target)).astype(jnp.uint8)
+    return jax.lax.fori_loop(0, 8, set_bit, nothing)
 
 
 def _count_rows(flags):

@@ -1,5 +1,6 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path, label: str = 'train') -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    label: str = 'train',
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
     """Trains what a checked config describes; goes on where the checkpoints of workdir end.
 
     Leaves in workdir: config.json, metrics.jsonl, tensorboard/, partition.json, timing.json, checkpoints/.
@@ -41,6 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, label: str = '
       config: as `load_config` returns it.
       workdir: folder of the run; created.
       label: what progress calls the run.
+      devices: those to train on; all local ones if None.
 
     Returns:
       The last row of metrics that was evaluated.
@@ -50,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, label: str = '
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
     workdir = Path(workdir)
-    replicas = Replicas(config.parallel)
+    replicas = Replicas(config.parallel, devices)
     _check_workdir(workdir, config)
     _check_devices(config, len(replicas.devices))
     if is_partial(config):
@@ -154,8 +161,6 @@ class _Run:
             StopSignals() as signals,
             Prefetch(self.source.train_batch, self.start, self.lengths.total) as batches,
         ):
-            for warning in self.source.skipped:
-                self.progress.say(f'skipped {warning}')
             if self.start:
                 self.progress.say(f'resumes from the checkpoint of step {self.start}')
             self.clock = StepClock(self.start)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = 'batch'
@@ -44,8 +43,16 @@ class Replicas:
     def place_state(self, state):
         """A copy of the state on every device."""
         if self.form == 'pmap':
-            return jax_utils.replicate(state, self.devices)
-        return jax.device_put(state, NamedSharding(_mesh(self.devices), PartitionSpec()))
+            return jax.tree.map(self._stack, state)
+        # A copy even where the state is there already: a step that donates its state would take the caller's away.
+        return jax.device_put(state, NamedSharding(_mesh(self.devices), PartitionSpec()), may_alias=False)
+
+    def _stack(self, leaf):
+        # In the very sharding that a mapped step returns. In any other, as of jax_utils.replicate, the second call of
+        # the step would compile it once more.
+        copies = [jax.device_put(leaf[None], device) for device in self.devices]
+        sharding = NamedSharding(_mesh(self.devices), PartitionSpec(AXIS))
+        return jax.make_array_from_single_device_arrays((len(copies), *leaf.shape), sharding, copies)
 
     def place_batch(self, batch):
         """The rows of arrays [B, ...] spread over the devices; B is a multiple of their number."""
@@ -56,7 +63,7 @@ class Replicas:
     def fetch(self, tree) -> Any:
         """One replica's copy of a state or of metrics, on its first device."""
         if self.form == 'pmap':
-            return jax_utils.unreplicate(tree)
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
         return jax.device_put(tree, self.devices[0])
 
 

@@ -10,6 +10,7 @@ That is linear in the number of positions, and the target is traced, so one comp
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -67,18 +68,24 @@ def select_positions(scores, masks, targets, positions, scope: str = 'global'):
 
 @functools.partial(jax.jit, static_argnames='sizes')
 def _select(scores, masks, target, sizes):
-    threshold, remaining = _find_threshold(scores, masks, jnp.asarray(target, jnp.int32), sizes)
-    kept = []
-    for key, mask, size in zip(_recomputed_keys(scores, masks, threshold), masks, sizes, strict=True):
-        tied = (key == threshold) & (threshold > 0)
-        counts = _count_rows(tied)
-        num_tied = jnp.sum(counts)
-        num_kept = jnp.clip(remaining // size, 0, num_tied)
-        # Prefix, not knapsack: once a tied gate doesn't fit, the smaller ones behind it don't get in either.
-        remaining = jnp.where(num_kept < num_tied, 0, remaining - num_kept * size)
-        last = jnp.where(num_kept > 0, _index_of(num_kept, tied, counts), -1)
-        kept.append(((key > threshold) | (tied & (jnp.arange(key.shape[0]) <= last))).reshape(mask.shape))
-    return tuple(kept)
+    """`select_positions` on tuples: all leaves as one vector, since compile time grows with the number of arrays."""
+    lengths = [mask.size for mask in masks]
+    score = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in scores])
+    mask = jnp.concatenate([leaf.ravel() for leaf in masks])
+    target = jnp.asarray(target, jnp.int32)
+    weights = None
+    if len(set(sizes)) == 1:
+        target = target // sizes[0]
+    else:
+        weights = jnp.concatenate([jnp.full(length, size) for length, size in zip(lengths, sizes, strict=True)])
+    threshold, remaining = _find_threshold(score, mask, weights, target)
+    key = _recomputed_key(score, mask, threshold)
+    tied = (key == threshold) & (threshold > 0)
+    # The prefix ends at the first tied gate that doesn't fit: no smaller one behind it gets in either.
+    end = _first_beyond(remaining, tied, weights)
+    kept = (key > threshold) | (tied & (jnp.arange(key.size) < end))
+    ends = list(itertools.accumulate(lengths))
+    return tuple(kept[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, masks, strict=True))
 
 
 def _order_preserving_key(score, mask):
@@ -86,79 +93,86 @@ def _order_preserving_key(score, mask):
 
     −0.0, whose bits are the sign alone, gets the key of 0.0. (Adding 0.0 would not do: XLA simplifies it away.)
     """
-    score = score.astype(jnp.float32).ravel()
     bits = jax.lax.bitcast_convert_type(score, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     key = jnp.where(bits > sign, ~bits, bits | sign)
-    return jnp.where(jnp.isnan(score) | ~mask.ravel(), jnp.uint32(0), key)
+    return jnp.where(jnp.isnan(score) | ~mask, jnp.uint32(0), key)
 
 
-def _recomputed_keys(scores, masks, after):
+def _recomputed_key(score, mask, after):
     """The keys once more: cheaper than to write four bytes a gate and read them back, hence the barrier."""
-    scores, masks, _ = jax.lax.optimization_barrier((scores, masks, after))
-    return [_order_preserving_key(score, mask) for score, mask in zip(scores, masks, strict=True)]
+    score, mask, _ = jax.lax.optimization_barrier((score, mask, after))
+    return _order_preserving_key(score, mask)
 
 
-def _find_threshold(scores, masks, target, sizes):
-    """The largest uint32 t such that the gates with key >= t hold at least `target` positions, and target − the
-    positions of the gates with key > t.
+def _find_threshold(score, mask, weights, target):
+    """The largest uint32 t such that the gates with key >= t weigh at least `target`, and target − the weight of the
+    gates with key > t.
 
     Found a byte at a time, highest first. The keys that share the bytes found so far compete for the next one, so
     that each count streams one byte a key.
     """
-
-    def held(flags):
-        return sum(size * jnp.sum(_count_rows(leaf)) for size, leaf in zip(sizes, flags, strict=True))
-
     threshold, remaining = jnp.uint32(0), target
     for shift in (24, 16, 8, 0):
-        keys = _recomputed_keys(scores, masks, threshold)
+        key = _recomputed_key(score, mask, threshold)
         # Keys that start with other bytes count as 0, which no candidate below and no `digit > found` ever takes.
-        digits = [
-            jnp.where(((key ^ threshold) >> shift) < 256, key >> shift, jnp.uint32(0)).astype(jnp.uint8) for key in keys
-        ]
-        found = _find_digit(lambda byte, digits=digits: held([digit >= byte for digit in digits]), remaining)
-        remaining -= held([digit > found for digit in digits])
+        digit = jnp.where(((key ^ threshold) >> shift) < 256, key >> shift, jnp.uint32(0)).astype(jnp.uint8)
+        found = _find_digit(digit, weights, remaining)
+        remaining -= jnp.sum(_weigh_rows(digit > found, weights))
         threshold |= found.astype(jnp.uint32) << shift
     return threshold, remaining
 
 
-def _find_digit(held_from, target):
-    """The largest uint8 with `held_from(byte) >= target`, or 0: bit by bit."""
+def _find_digit(digit, weights, target):
+    """The largest uint8 d such that the gates with digit >= d weigh at least `target`, or 0: bit by bit."""
+
+    def weight_from(byte):
+        return jnp.sum(_weigh_rows(digit >= byte, weights))
 
     def set_bit(step, found):
         candidate = found | (jnp.uint8(128) >> jnp.asarray(step, jnp.uint8))
-        return jnp.where(held_from(candidate) >= target, candidate, found)
+        return jnp.where(weight_from(candidate) >= target, candidate, found)
 
-    # A zero that varies over mapped axes as the counts do: inside shard_map the type of a loop's carry says so.
-    nothing = (0 * (held_from(jnp.uint8(255)) + target)).astype(jnp.uint8)
+    # A zero that varies over mapped axes as the weights do: inside shard_map the type of a loop's carry says so.
+    nothing = (0 * (weight_from(jnp.uint8(255)) + target)).astype(jnp.uint8)
     return jax.lax.fori_loop(0, 8, set_bit, nothing)
 
 
-def _count_rows(flags):
-    """int32[ceil(n / _ROW)], the True in each row of bool[n]: byte sums vectorise ten times better than int32 ones."""
-    rows = jnp.pad(flags, (0, -flags.shape[0] % _ROW)).reshape(-1, _ROW)
-    return jnp.sum(rows, axis=1, dtype=jnp.uint8).astype(jnp.int32)
+def _in_rows(values):
+    return jnp.pad(values, (0, -values.size % _ROW)).reshape(-1, _ROW)
 
 
-def _index_of(number, flags, counts):
-    """Index of the `number`-th True (from 1, and there is one) of bool[n], given `_count_rows(flags)`.
+def _weigh_rows(flags, weights):
+    """int32[ceil(n / _ROW)], the weight of the True entries in each row of bool[n]; without weights, their number."""
+    if weights is None:  # byte sums vectorise ten times better than int32 ones
+        return jnp.sum(_in_rows(flags), axis=1, dtype=jnp.uint8).astype(jnp.int32)
+    return jnp.sum(_in_rows(jnp.where(flags, weights, 0)), axis=1)
+
+
+def _first_beyond(limit, flags, weights):
+    """The first index of bool[n] at which the running weight of the True entries exceeds `limit`; n or more if none.
 
     Narrowed from blocks of rows to a row to an entry, so that no running sum is long.
     """
-    blocks = jnp.pad(counts, (0, -counts.shape[0] % _ROW)).reshape(-1, _ROW)
-    block, number = _bin_of(number, jnp.sum(blocks, axis=1))
-    row, number = _bin_of(number, jax.lax.dynamic_index_in_dim(blocks, block, keepdims=False))
+    rows = _weigh_rows(flags, weights)
+    blocks = _in_rows(rows)
+    block, limit, any_block = _bin_beyond(limit, jnp.sum(blocks, axis=1))
+    row, limit, _ = _bin_beyond(limit, jax.lax.dynamic_index_in_dim(blocks, block, keepdims=False))
     start = (block * _ROW + row) * _ROW
-    entries = flags.at[start + jnp.arange(_ROW)].get(mode='fill', fill_value=False)
-    return start + _bin_of(number, entries.astype(jnp.int32))[0]
+    places = start + jnp.arange(_ROW)
+    entries = flags.at[places].get(mode='fill', fill_value=False).astype(jnp.int32)
+    if weights is not None:
+        entries *= weights.at[places].get(mode='fill', fill_value=0)
+    entry, _, _ = _bin_beyond(limit, entries)
+    return jnp.where(any_block, start + entry, flags.size)
 
 
-def _bin_of(number, counts):
-    """Which of consecutive bins holds the `number`-th item, and its number within that bin."""
-    ends = jnp.cumsum(counts)
-    index = jnp.argmax(ends >= number)
-    return index, number - (ends[index] - counts[index])
+def _bin_beyond(limit, weights):
+    """The first bin at which the running weight exceeds `limit`, what is left of `limit` before it, is there one."""
+    ends = jnp.cumsum(weights)
+    beyond = ends > limit
+    index = jnp.argmax(beyond)
+    return index, limit - (ends[index] - weights[index]), beyond[-1]
 
 
 def check_informative(scores, masks, scope: str = 'global', criterion: str = 'the criterion') -> None:
@@ -204,7 +218,7 @@ def _score_ranges(scores, masks):
         return (
             jnp.min(score, where=valid, initial=jnp.inf),
             jnp.max(score, where=valid, initial=-jnp.inf),
-            jnp.sum(_count_rows(mask.ravel())),
+            jnp.sum(mask),
         )
 
     return [one(score, mask) for score, mask in zip(scores, masks, strict=True)]

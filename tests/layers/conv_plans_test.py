@@ -12,10 +12,9 @@ import pytest
 
 from pad_jax.layers.conv_geometry import resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
+from tests.layers.compiling import jit_quickly
 from tests.layers.conv_twin import convolve_samples
 
-# Tiny arrays and many shapes: time goes into compiling, which these options make several times shorter.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 BATCH, CHANNELS, FEATURES, KERNELS = 2, 4, 8, 3
 
 # Both parities of size and kernel meet on both axes, whose geometries do not interact.
@@ -62,7 +61,7 @@ def run_cases(plan, geometries, cases, gradients):
                 results.append((apply(x, kernels, attention),))
         return results
 
-    return jax.jit(run, compiler_options=QUICK)(cases)
+    return jit_quickly(run)(cases)
 
 
 @pytest.fixture(scope='module')
@@ -136,18 +135,21 @@ def test_without_jit_and_twice_differentiated(plan):
         def loss(kernels):
             return jnp.sum(PLANS[plan].function(x, kernels, attention, geometry) ** 3 * cotangent)
 
-        np.testing.assert_allclose(loss(kernels), jax.jit(loss)(kernels), rtol=1e-12)
-        # Criteria such as GraSP take the gradient of a gradient, forwards over backwards.
-        _, product = jax.jvp(jax.grad(loss), (kernels,), (kernels,))
+        def differentiate(kernels):
+            # Criteria such as GraSP take the gradient of a gradient, forwards over backwards.
+            return loss(kernels), jax.jvp(jax.grad(loss), (kernels,), (kernels,))
+
+        value, (gradient, product) = jit_quickly(differentiate)(kernels)
+        np.testing.assert_allclose(loss(kernels), value, rtol=1e-12)
         # The loss is a cubic form of the kernels, so its gradient grows with their square.
-        np.testing.assert_allclose(product, 2 * jax.grad(loss)(kernels), rtol=1e-9)
+        np.testing.assert_allclose(product, 2 * gradient, rtol=1e-9)
 
 
 @pytest.mark.parametrize('plan', PLANS)
 def test_other_samples_are_not_seen(plan):
     geometry = resolve_geometry((5, 4), (3, 3), 1, 'SAME')
     x, kernels, attention, _ = (jnp.asarray(part, jnp.float32) for part in draw_case((5, 4), geometry))
-    function = jax.jit(lambda x, attention: PLANS[plan].function(x, kernels, attention, geometry))
+    function = jit_quickly(lambda x, attention: PLANS[plan].function(x, kernels, attention, geometry))
     alone = function(x, attention)
     beside = function(x.at[1].set(1e6), attention.at[1].set(-7.0))
     np.testing.assert_array_equal(alone[0], beside[0])
@@ -166,8 +168,13 @@ def test_bfloat16_sums_in_float32(plan):
         return PLANS[plan].function(*inputs, geometry)
 
     inputs = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernels, jnp.float32), jnp.asarray(attention, jnp.float32)
-    result, pull = jax.vjp(jax.jit(apply), *inputs)
-    found = pull(jnp.asarray(cotangent, jnp.bfloat16))
+
+    @jit_quickly
+    def differentiate(cotangent, *inputs):
+        result, pull = jax.vjp(apply, *inputs)
+        return result, pull(cotangent)
+
+    result, found = differentiate(jnp.asarray(cotangent, jnp.bfloat16), *inputs)
     assert result.dtype == jnp.bfloat16
     assert [part.dtype for part in found] == [jnp.bfloat16, jnp.float32, jnp.float32]
     # 2^-8 is half a unit of bfloat16; a sum of 36 products that were rounded one by one would miss by more.

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from pad_jax.layers import PLANS, DynamicConv, StaticConv, dynamic_convolution
 from pad_jax.partition.masks import GRANULARITIES, scale_factors
+from tests.layers.compiling import jit_quickly
 
 # What differs from the defaults of flax.linen.Conv, with the shape of an input.
 ARGUMENTS = [
@@ -28,36 +29,46 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(('arguments', 'shape'), ARGUMENTS)
-def test_one_kernel_is_flax_conv(arguments, shape):
-    x = jax.random.normal(jax.random.key(0), shape)
-    plain = nn.Conv(features=8, **arguments)
+def test_equal_kernels_are_flax_conv(arguments, shape):
     bias = {'bias_init': nn.initializers.normal()} if arguments.get('use_bias', True) else {}
-    variables = plain.clone(**bias).init(jax.random.key(1), x)
-    stacked = {name: value[None] for name, value in variables['params'].items()}
-    for layer in (DynamicConv(8, num_kernels=1, **arguments), DynamicConv(8, num_kernels=3, **arguments)):
-        drawn = layer.init(jax.random.key(2), x)
-        params = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), stacked, {
-            name: drawn['params'][name] for name in stacked
-        })  # fmt: skip
-        found = layer.apply({'params': {**drawn['params'], **params}}, x, 3.0)
-        np.testing.assert_allclose(found, plain.apply(variables, x), atol=2e-6)
-    static = StaticConv(features=8, **arguments)
-    np.testing.assert_array_equal(static.apply(variables, x, 7.0), plain.apply(variables, x))
+    plain, static = nn.Conv(8, **arguments, **bias), StaticConv(8, **arguments)
+
+    @jit_quickly
+    def compare(x):
+        expected, variables = plain.init_with_output(jax.random.key(1), x)
+        found = [static.apply(variables, x, 7.0)]
+        for num_kernels in (1, 3):
+            layer = DynamicConv(8, num_kernels=num_kernels, plan='outputs', **arguments)
+            params = layer.init(jax.random.key(2), x)['params']
+            for name, value in variables['params'].items():
+                params[name] = jnp.broadcast_to(value[None], params[name].shape)
+            found.append(layer.apply({'params': params}, x, 3.0))
+        return expected, found
+
+    expected, found = compare(jax.random.normal(jax.random.key(0), shape))
+    for y in found:
+        np.testing.assert_allclose(y, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize('plan', [*PLANS, 'auto'])
-def test_is_a_mixture_of_convolutions(plan):
-    layer = DynamicConv(6, (3, 3), strides=2, plan=plan, bias_init=nn.initializers.normal())
-    x = jax.random.normal(jax.random.key(0), (3, 6, 5, 4))
-    variables = layer.init(jax.random.key(1), x)
-    y, state = layer.apply(variables, x, 0.5, mutable='intermediates')
-    (attention,) = state['intermediates']['routing']
-    assert attention.shape == (3, 4) and attention.dtype == jnp.float32
-    plain, expected = nn.Conv(6, (3, 3), strides=2), 0
-    for k in range(4):
-        params = {name: variables['params'][name][k] for name in ('kernel', 'bias')}
-        expected += attention[:, k, None, None, None] * plain.apply({'params': params}, x)
-    np.testing.assert_allclose(y, expected, atol=2e-6)
+def test_is_a_mixture_of_convolutions():
+    plain = nn.Conv(6, (3, 3), strides=2)
+
+    @jit_quickly
+    def compare(x):
+        results = []
+        for plan in (*PLANS, 'auto'):
+            layer = DynamicConv(6, (3, 3), strides=2, plan=plan, bias_init=nn.initializers.normal())
+            y, variables = layer.init_with_output(jax.random.key(1), x, 0.5, mutable=True)
+            (attention,), expected = variables['intermediates']['routing'], 0
+            for k in range(4):
+                params = {name: variables['params'][name][k] for name in ('kernel', 'bias')}
+                expected += attention[:, k, None, None, None] * plain.apply({'params': params}, x)
+            results.append((y, expected, attention))
+        return results
+
+    for y, expected, attention in compare(jax.random.normal(jax.random.key(0), (3, 6, 5, 4))):
+        np.testing.assert_allclose(y, expected, atol=2e-6)
+        assert attention.shape == (3, 4) and attention.dtype == jnp.float32
 
 
 @functools.cache
@@ -65,7 +76,7 @@ def settled(granularity, scales='both'):
     """A partially dynamic layer away from its initial φ, with its variables and an input, in float64."""
     layer = DynamicConv(6, (3, 2), granularity=granularity, scales=scales, param_dtype=jnp.float64, plan='shift')
     x = jax.random.normal(jax.random.key(0), (3, 4, 3, 4), jnp.float64)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jit_quickly(layer.init)(jax.random.key(1), x)
     if scales != 'none':
         variables = {**variables, 'params': {**variables['params'], 'phi': jnp.asarray(0.7)}}
     return layer, variables, x
@@ -75,7 +86,7 @@ def value_and_gradients(layer, variables, x):
     def loss(params, x):
         return jnp.sum(jnp.sin(layer.apply({**variables, 'params': params}, x, 2.0)))
 
-    return jax.value_and_grad(loss, (0, 1))(variables['params'], x)
+    return jit_quickly(jax.value_and_grad(loss, (0, 1)))(variables['params'], x)
 
 
 @pytest.mark.parametrize('scales', ['both', 'none'])
@@ -123,9 +134,9 @@ def test_gate_gradient_is_the_finite_difference(granularity):
         def loss(gate):
             return jnp.sum(jnp.sin(layer.apply({**variables, 'partition': {'kernel': gate}}, x, 2.0)))
 
-        gradient = jax.jit(jax.grad(loss))(gate)
+        gradient = jit_quickly(jax.grad(loss))(gate)
         assert gradient.shape == gate.shape
-        loss = jax.jit(loss)
+        loss = jit_quickly(loss)
         for index in list(np.ndindex(*gate.shape))[::29]:
             step = jnp.zeros_like(gate).at[index].set(1e-5)
             difference = (loss(gate + step) - loss(gate - step)) / 2e-5
@@ -152,7 +163,7 @@ def test_masks_have_the_shape_of_their_granularity():
 
 def test_first_draw():
     layer = DynamicConv(64, (3, 3), granularity='layer', num_kernels=3)
-    params = layer.init(jax.random.key(0), jnp.ones((1, 5, 5, 32)))['params']
+    params = jit_quickly(layer.init)(jax.random.key(0), jnp.ones((1, 5, 5, 32)))['params']
     kernels = [*params['kernel'], params['static_kernel']]
     for kernel in kernels:
         np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.03)
@@ -164,10 +175,10 @@ def test_first_draw():
 def test_one_trace_for_all_temperatures():
     layer = DynamicConv(4, (3, 3), granularity='element')
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jit_quickly(layer.init)(jax.random.key(1), x)
     chex.clear_trace_counter()
 
-    @jax.jit
+    @jit_quickly
     @chex.assert_max_traces(n=1)
     def apply(temperature):
         return layer.apply(variables, x, temperature)
@@ -179,24 +190,29 @@ def test_one_trace_for_all_temperatures():
 def test_a_sample_is_alone():
     layer = DynamicConv(4, (3, 3))
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 8))
-    variables = layer.init(jax.random.key(1), x)
-    together = layer.apply(variables, x)
-    np.testing.assert_allclose(together[2:3], layer.apply(variables, x[2:3]), atol=1e-5)
-    np.testing.assert_allclose(together[2], layer.apply(variables, x[2]), atol=1e-5)
-    np.testing.assert_array_equal(together[2], layer.apply(variables, x.at[0].set(1e3))[2])
+    variables = jit_quickly(layer.init)(jax.random.key(1), x)
+    apply = jit_quickly(functools.partial(layer.apply, variables))
+    together = apply(x)
+    np.testing.assert_allclose(together[2:3], apply(x[2:3]), atol=1e-5)
+    np.testing.assert_allclose(together[2], apply(x[2]), atol=1e-5)
+    np.testing.assert_array_equal(together[2], apply(x.at[0].set(1e3))[2])
 
 
 def test_dtypes():
     x = jnp.ones((2, 4, 4, 8), jnp.float32)
     layer = DynamicConv(4, (3, 3), dtype=jnp.bfloat16, granularity='output')
-    variables = layer.init(jax.random.key(0), x)
-    y, state = layer.apply(variables, x, mutable='intermediates')
-    assert y.dtype == jnp.bfloat16 and state['intermediates']['routing'][0].dtype == jnp.float32
+    wide, narrow = layer.clone(dtype=None), layer.clone(dtype=None, param_dtype=jnp.bfloat16)
+
+    @jit_quickly
+    def run(x):
+        y, variables = layer.init_with_output(jax.random.key(0), x, mutable=True)
+        return y, variables, wide.apply(variables, x), narrow.init_with_output(jax.random.key(0), x.astype('bfloat16'))
+
+    y, variables, expected, (narrow_y, _) = run(x)
+    assert y.dtype == jnp.bfloat16 and variables['intermediates']['routing'][0].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables['params'])} == {jnp.dtype('float32')}
-    wide = layer.clone(dtype=None).apply(variables, x)
-    np.testing.assert_allclose(y.astype(jnp.float32), wide, atol=0.03)
-    narrow = layer.clone(dtype=None, param_dtype=jnp.bfloat16)
-    assert narrow.init_with_output(jax.random.key(0), x.astype(jnp.bfloat16))[0].dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.03)
+    assert (expected.dtype, narrow_y.dtype) == (jnp.float32, jnp.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pad_jax.layers.routing import Attention, attend, pool_space
+from tests.layers.compiling import jit_quickly
 
 
 def test_by_hand():
@@ -19,8 +20,8 @@ def test_by_hand():
 def test_hot_is_even_and_cold_is_sharp():
     layer = Attention(num_kernels=4, reduction=1)
     x = jax.random.normal(jax.random.key(1), (5, 6, 6, 32))
-    variables = layer.init(jax.random.key(0), x)
-    hot, cold = layer.apply(variables, x, 1e6), layer.apply(variables, x, 1e-4)
+    variables = jit_quickly(layer.init)(jax.random.key(0), x)
+    hot, cold = (jit_quickly(layer.apply)(variables, x, temperature) for temperature in (1e6, 1e-4))
     np.testing.assert_allclose(hot, 0.25, atol=1e-4)
     np.testing.assert_allclose(cold.max(axis=-1), 1.0, atol=1e-3)
     np.testing.assert_allclose(hot.sum(axis=-1), 1.0, rtol=1e-6)
@@ -29,7 +30,7 @@ def test_hot_is_even_and_cold_is_sharp():
 def test_is_float32_for_narrow_inputs():
     layer = Attention(num_kernels=3, param_dtype=jnp.bfloat16)
     x = jnp.full((2, 64, 64, 4), 1.01, jnp.bfloat16)
-    weights, variables = layer.init_with_output(jax.random.key(0), x)
+    weights, variables = jit_quickly(layer.init_with_output)(jax.random.key(0), x)
     assert weights.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('bfloat16')}
     # Adding up 4096 bfloat16 numbers in bfloat16 would stall at 256.
@@ -46,7 +47,7 @@ def test_hidden_width(channels, reduction, width):
 
 def test_law_of_the_first_draw():
     layer = Attention(num_kernels=8, reduction=1)
-    params = layer.init(jax.random.key(0), jnp.ones((1, 2, 512)))['params']
+    params = jit_quickly(layer.init)(jax.random.key(0), jnp.ones((1, 2, 512)))['params']
     np.testing.assert_allclose(params['squeeze'].std(), np.sqrt(2 / 512), rtol=0.02)
     np.testing.assert_allclose(params['expand'].std(), np.sqrt(2 / 8), rtol=0.05)
     assert not params['bias'].any()

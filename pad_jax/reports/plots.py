@@ -1,0 +1,166 @@
+"""Figures of runs. Each function returns a matplotlib Figure, made without pyplot, so without display or state."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from pad_jax.errors import BadInput
+from pad_jax.reports.runs import Network, Partition
+
+# Okabe and Ito: told apart with every kind of colour vision. Their yellow is too pale for lines on white.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_STYLE = {
+    'font.family': 'DejaVu Sans',  # comes with matplotlib and has κ
+    'font.size': 10,
+    'axes.titlesize': 11,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#E4E4E4',
+    'legend.frameon': False,
+    'figure.constrained_layout.use': True,
+}
+_ROW_INCHES = 0.26
+_MOST_INCHES = 40.0
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The same look whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def draw_styled(*arguments, **named) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            return draw(*arguments, **named)
+
+    return draw_styled
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG.
+
+    Raises:
+      BadInput: if the path can't be written.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise BadInput(f'{path} cannot be written: {error.strerror}') from error
+
+
+@_styled
+def plot_training_curves(networks: Sequence[Network]) -> Figure:
+    """Train loss and eval accuracy over steps: mean over seeds, with a band of ± its standard error."""
+    figure = Figure(figsize=(11, 4.4))
+    loss, accuracy = figure.subplots(1, 2)
+    for index, network in enumerate(networks):
+        colour = COLOURS[index % len(COLOURS)]
+        label = f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
+        for axes, split, name in ((loss, 'train', 'loss'), (accuracy, 'eval', 'accuracy')):
+            steps, found = network.curve(split, name)
+            axes.plot(steps, found.mean, color=colour, label=label, linewidth=1.8)
+            if len(network.runs) > 1:
+                low, high = found.mean - found.standard_error, found.mean + found.standard_error
+                axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    loss.set(title='Training loss', ylabel='nats per example', yscale='log')
+    accuracy.set(title='Accuracy on held-out examples', ylabel='correct')
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (loss, accuracy):
+        axes.set_xlabel('steps')
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.legend(loc='lower right', title=_over_seeds(networks))
+    return figure
+
+
+@_styled
+def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
+    """Which fraction stays dynamic in each layer, for the partially dynamic networks among those given.
+
+    Bars are means over seeds with ± their standard error; a dashed line marks each overall κ. Networks must have the
+    same dynamic layers.
+    """
+    networks = [network for network in networks if network.has_partition]
+    names = networks[0].layer_names
+    rows = np.arange(len(names))
+    height = 0.8 / len(networks)
+    figure = Figure(figsize=(9, _layer_inches(len(names) * (1 + 0.5 * (len(networks) - 1)))))
+    axes = figure.subplots()
+    for index, network in enumerate(networks):
+        found = network.layer_fractions
+        several = len(network.runs) > 1
+        axes.barh(
+            rows + (index - (len(networks) - 1) / 2) * height,
+            found.mean,
+            height=height * 0.92,
+            color=COLOURS[index % len(COLOURS)],
+            label=f'{network.name}: {network.kind}',
+            xerr=found.standard_error if several else None,
+            error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': '#333333'},
+        )
+    for fraction in sorted({round(network.total('dynamic_fraction'), 3) for network in networks}):
+        axes.axvline(fraction, color='#333333', linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
+    _label_layers(axes, names)
+    axes.set(title=f'Which fraction of each layer stays dynamic ({_over_seeds(networks)})', xlabel='dynamic fraction κ')
+    figure.legend(loc='outside lower center', ncols=2)
+    return figure
+
+
+@_styled
+def plot_partition(partition: Partition) -> Figure:
+    """The partition of one run: κ of each dynamic layer, and the parameters that are behind it."""
+    layers, totals = partition['layers'], partition['totals']
+    names = [layer['name'] for layer in layers]
+    rows = np.arange(len(names))
+    figure = Figure(figsize=(11, _layer_inches(len(names))))
+    fraction, parameters = figure.subplots(1, 2, sharey=True)
+    fraction.barh(rows, [layer['dynamic_fraction'] for layer in layers], height=0.75, color=COLOURS[0])
+    overall = totals['dynamic_fraction']
+    fraction.axvline(overall, color='#333333', linestyle='--', linewidth=1.2, label=f'overall, κ = {overall:.3g}')
+    fraction.set(title='Dynamic fraction', xlabel='dynamic fraction κ')
+    _label_layers(fraction, names)
+    left = np.zeros(len(names))
+    kinds = (('dynamic', COLOURS[0]), ('static', COLOURS[4]), ('other', '#9A9A9A'))
+    for kind, colour in kinds:
+        counts = np.array([layer[f'{kind}_parameters'] for layer in layers], float)
+        parameters.barh(rows, counts, left=left, height=0.75, color=colour, label=f'{kind} parameters')
+        left += counts
+    parameters.set(title='Parameters', xlabel='parameters')
+    parameters.xaxis.set_major_formatter(FuncFormatter(_format_count))
+    parameters.grid(axis='y', visible=False)
+    figure.legend(loc='outside lower center', ncols=4)
+    return figure
+
+
+def _label_layers(axes, names: Sequence[str]) -> None:
+    """One row a layer, the first of the network on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(axis='y', visible=False)
+    axes.tick_params(axis='y', length=0)
+
+
+def _layer_inches(rows: float) -> float:
+    return min(1.6 + _ROW_INCHES * rows, _MOST_INCHES)
+
+
+def _over_seeds(networks: Sequence[Network]) -> str:
+    seeds = {len(network.runs) for network in networks}
+    if seeds == {1}:
+        return 'one seed'
+    return f'mean ± s.e. over {"–".join(map(str, sorted(seeds)))} seeds'
+
+
+def _format_count(count: float, _) -> str:
+    for size, letter in ((1e6, 'M'), (1e3, 'k')):
+        if count >= size:
+            return f'{count / size:g}{letter}'
+    return f'{count:g}'

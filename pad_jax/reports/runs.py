@@ -1,0 +1,155 @@
+"""The files of a run (see `pad_jax.training.trainer.train`), read back, and runs gathered by network."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pad_jax.errors import BadInput
+from pad_jax.reports.estimates import Estimate, estimate_mean
+from pad_jax.training.configuration import is_partial, read_workdir_config
+from pad_jax.training.writers import read_metrics
+
+Partition = dict[str, Any]
+"""What partition.json holds: `layers`, `totals`, `rounds_done`, `rounds`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      workdir: its folder.
+      kind: what its convolutions are, in words.
+      metrics: the rows of metrics.jsonl.
+      partition: of partition.json.
+      seconds_per_step: of timing.json; None for a run too short to tell.
+    """
+
+    workdir: Path
+    kind: str
+    metrics: list[dict[str, Any]]
+    partition: Partition
+    seconds_per_step: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """At the last evaluation, in [0, 1]."""
+        return next(row['accuracy'] for row in reversed(self.metrics) if row['split'] == 'eval')
+
+    def curve(self, split: str, name: str) -> dict[int, float]:
+        """A metric by step."""
+        return {row['step']: row[name] for row in self.metrics if row['split'] == split}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Runs that differ in their seed only."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.runs[0].kind
+
+    def total(self, name: str) -> float:
+        """A total of partition.json, mean over seeds."""
+        return estimate_mean([run.partition['totals'][name] for run in self.runs]).mean
+
+    @property
+    def accuracy(self) -> Estimate:
+        return estimate_mean([run.accuracy for run in self.runs])
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Mean over the seeds that could tell; None if none could."""
+        known = [run.seconds_per_step for run in self.runs if run.seconds_per_step is not None]
+        return estimate_mean(known).mean if known else None
+
+    def curve(self, split: str, name: str) -> tuple[np.ndarray, Estimate]:
+        """Steps int[N] that all seeds logged, and the metric float64[N] at each."""
+        curves = [run.curve(split, name) for run in self.runs]
+        steps = sorted(set.intersection(*map(set, curves)))
+        return np.array(steps, int), estimate_mean([[curve[step] for step in steps] for curve in curves])
+
+    @property
+    def has_partition(self) -> bool:
+        """Whether some positions are static and others dynamic."""
+        return any(layer['granularity'] != 'none' for layer in self.runs[0].partition['layers'])
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Its dynamic layers, in their order in the network."""
+        return [layer['name'] for layer in self.runs[0].partition['layers']]
+
+    @property
+    def layer_fractions(self) -> Estimate:
+        """κ of every dynamic layer, float64[layers]."""
+        return estimate_mean([[layer['dynamic_fraction'] for layer in run.partition['layers']] for run in self.runs])
+
+
+def read_network(name: str, workdirs: Iterable[Path]) -> Network:
+    """The runs of one network, one folder for each seed.
+
+    Raises:
+      BadInput: on a folder that holds no finished run.
+    """
+    return Network(name, tuple(map(read_run, workdirs)))
+
+
+def read_run(workdir: Path) -> Run:
+    """A run that has been evaluated at its end.
+
+    Raises:
+      BadInput: naming the file that is missing or damaged.
+    """
+    config = read_workdir_config(workdir)
+    partition = read_partition(workdir)
+    timing = _read_json(workdir / 'timing.json')
+    metrics = read_metrics(workdir)
+    if not any(row['split'] == 'eval' for row in metrics):
+        raise BadInput(f'{workdir} was never evaluated: {workdir / "metrics.jsonl"} has no eval row')
+    return Run(workdir, _describe(config), metrics, partition, timing['seconds_per_step'])
+
+
+def read_partition(workdir: Path) -> Partition:
+    """partition.json of a run, its layers in their order in the network.
+
+    Raises:
+      BadInput: if there is none, or it can't be read.
+    """
+    path = workdir / 'partition.json'
+    if not path.is_file():
+        raise BadInput(f'{workdir} is not the workdir of a run: it holds no partition.json')
+    partition = _read_json(path)
+    if not isinstance(partition, Mapping) or not {'layers', 'totals', 'rounds_done', 'rounds'} <= partition.keys():
+        raise BadInput(f'{path} is damaged: it lacks layers, totals, rounds_done or rounds')
+    return {**partition, 'layers': sorted(partition['layers'], key=_by_number)}
+
+
+def _by_number(layer: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Sorts block10 behind block9; pytrees sort their keys as text."""
+    parts = re.split(r'(\d+)', layer['name'])
+    return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise BadInput(f'{path.parent} holds no finished run: {path.name} is missing')
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f'{path} is damaged: {error}') from error
+
+
+def _describe(config) -> str:
+    if config.model.conv == 'static':
+        return 'static'
+    if not is_partial(config):
+        return 'fully dynamic'
+    return f'partially dynamic, {config.partition.criterion}'

@@ -1,0 +1,42 @@
+"""Tables and lines on stdout."""
+
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH_OF_FILES = 400
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; where stdout is no terminal, as wide as it needs to be, so that nothing is cut or wrapped."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_OF_FILES)
+    console.print(table)
+
+
+def print_line(text: str) -> None:
+    """Prints a line as it is, whatever the width of the terminal."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_table(title: str, texts: list[str], numbers: list[str]) -> Table:
+    """An empty table: columns of text on the left, columns of numbers, right-justified, beside them."""
+    table = Table(title=title, title_justify='left', title_style='bold', caption_justify='left')
+    for name in texts:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify='right')
+    return table
+
+
+def format_fraction(value: float) -> str:
+    """κ and shares; exact 0 and 1 show as such.
+
+    >>> [format_fraction(value) for value in (0, 0.3, 0.99996, 1.0)]
+    ['0', '0.3000', '>0.9999', '1']
+    """
+    if value in (0, 1):
+        return f'{value:.0f}'
+    if 0.99995 <= value < 1:
+        return '>0.9999'
+    return f'{value:.4f}' if value >= 0.00005 else '<0.0001'

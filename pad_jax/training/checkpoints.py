@@ -13,16 +13,25 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """Numbered by step, in `folder`; the newest `keep` stay."""
+    """Numbered by step, in `folder`.
 
-    def __init__(self, folder: Path, keep: int):
+    Args:
+      folder: made with the first checkpoint.
+      keep: the newest that stay; None to read alone, which changes nothing in the folder, whoever else uses it.
+    """
+
+    def __init__(self, folder: Path, keep: int | None = None):
         self.folder = folder
         self._keep = keep
         self._manager = self._open() if folder.exists() else None
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, create=False, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=self._keep,
+            read_only=self._keep is None,
+            create=False,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=self._keep is not None,
         )
         handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=handlers)

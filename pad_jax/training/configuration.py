@@ -70,7 +70,8 @@ RULES = {
     'model.width': _integer(1),
     'model.stem': _one_of(STEMS),
     'model.plan': _one_of(PLAN_NAMES),
-    'model.dtype': _one_of(DTYPES),
+    # Parameters are float32, and without a switch of its own jax turns float64 into that.
+    'model.dtype': _one_of(name for name in DTYPES if name != 'float64'),
     'partition.dynamic_fraction': _FRACTION,
     'partition.criterion': _one_of(CRITERIA),
     'partition.scope': _one_of(SCOPES),
@@ -154,7 +155,7 @@ def _read_file(path: Path) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise BadInput(f'get_config() of {path} must return a ConfigDict, got {type(config).__name__}')
@@ -179,7 +180,8 @@ def _override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     kind = RULES[name].kind if name in RULES else str
     *section, key = name.split('.')
     holder = config[section[0]] if section else config
-    with holder.unlocked():
+    # By the rules alone: a base file may say 8 where 8.5 is as good, which ConfigDict would hold against the override.
+    with holder.unlocked(), holder.ignore_type():
         holder[key] = _parse(name, text, kind)
 
 
@@ -267,12 +269,17 @@ def read_workdir_config(workdir: Path) -> ml_collections.ConfigDict:
       BadInput: if there is none or it can't be used by this version.
     """
     path = workdir / 'config.json'
-    if not path.is_file():
-        raise BadInput(f'{workdir} is not the workdir of a run: it holds no config.json')
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (ValueError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f'{workdir} is not the workdir of a run: it holds no config.json') from None
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
+    except ValueError as error:
         raise BadInput(f'{path} is damaged: {error}') from error
+    if not isinstance(content, dict):
+        raise BadInput(f'{path} is damaged: it holds no object')
+    config = ml_collections.ConfigDict(content)
     problems = find_problems(config)
     if problems:
         raise BadInput(f'{path}: {"; ".join(problems)}')

@@ -36,7 +36,7 @@ def evaluate_workdir(workdir: Path) -> dict[str, Any]:
       BadInput: when workdir holds no run, no checkpoint, or its data is gone.
     """
     config = read_workdir_config(workdir)
-    checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir / 'checkpoints')
     source, model = open_source(config), make_model(config)
     lengths = measure_lengths(config, source.spec)
     like = abstract_state(model, make_run_optimizer(config, lengths), source.spec.image_shape)

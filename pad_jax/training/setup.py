@@ -19,6 +19,9 @@ from pad_jax.partition import FLAX, Exclusions, LayerCount, count_layers, plan_d
 from pad_jax.training.configuration import is_partial
 from pad_jax.training.optimizer import make_optimizer
 
+CHANNELS = {'digits': 1, 'folder': 3}
+"""Of the images of each source, known before there is data to open."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -81,7 +84,7 @@ def abstract_variables(model: nn.Module, image_shape) -> Mapping[str, Any]:
     return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), images)
 
 
-def plan_layers(config: ml_collections.ConfigDict, channels: int = 3) -> list[LayerCount]:
+def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     """Parameters of a config's network once it is partitioned, before anything is trained.
 
     Raises:
@@ -89,7 +92,7 @@ def plan_layers(config: ml_collections.ConfigDict, channels: int = 3) -> list[La
     """
     model = make_model(config)
     size = config.data.image_size
-    variables = abstract_variables(model, (size, size, channels))
+    variables = abstract_variables(model, (size, size, CHANNELS[config.data.name]))
     planned = None
     if is_partial(config):
         positions = positions_of(FLAX[config.partition.scales], variables['params'], variables['partition'])

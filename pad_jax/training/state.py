@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -44,9 +45,10 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_
 
     Args:
       image_shape: (H, W, C).
-      seed: of parameters and everything else that is random in training.
+      seed: in [0, 2**32), of parameters and everything else that is random in training.
     """
-    return _compile_init(jax.default_backend())(model, optimizer, tuple(image_shape), seed)
+    # uint32: as an int a seed from 2**31 on would overflow.
+    return _compile_init(jax.default_backend())(model, optimizer, tuple(image_shape), np.uint32(seed))
 
 
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape) -> TrainState:

@@ -1,5 +1,6 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from pad_jax.training.state import TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
 
+# What a run writes after its config.json.
+_WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
+
 
 def train(
     config: ml_collections.ConfigDict,
@@ -56,6 +60,8 @@ def train(
       BadInput: before anything is written.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
+    if not str(workdir):
+        raise BadInput('workdir must name a folder, got an empty text')
     workdir = Path(workdir)
     replicas = Replicas(config.parallel, devices)
     _check_workdir(workdir, config)
@@ -65,23 +71,39 @@ def train(
     source = open_source(config)
     lengths = measure_lengths(config, source.spec)
     _check_lengths(config, lengths, source)
-    with jax.debug_nans(config.debug):
+    with jax.debug_nans(config.debug), StopSignals() as signals:
         run = _Run(config, workdir, source, lengths, replicas, label)
         try:
-            return run.finish()
+            return run.finish(signals)
         finally:
             run.close()
 
 
 def _check_workdir(workdir: Path, config) -> None:
+    try:
+        _check_is_ours(workdir, config)
+        present = workdir
+        while not present.exists():
+            present = present.parent
+        if not present.is_dir():
+            raise BadInput(f'workdir {workdir} cannot be made: {present} is not a folder')
+        if not os.access(present, os.W_OK | os.X_OK):
+            raise BadInput(f'workdir {workdir} cannot be written: no permission to write into {present}')
+    except OSError as error:
+        raise BadInput(f'workdir {workdir} cannot be used: {error.strerror}') from error
+
+
+def _check_is_ours(workdir: Path, config) -> None:
     if (workdir / 'config.json').exists():
         differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
         if differing:
             raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
     elif workdir.exists() and not workdir.is_dir():
         raise BadInput(f'workdir {workdir} is not a folder')
-    elif (workdir / 'checkpoints').exists():
-        raise BadInput(f'{workdir} holds checkpoints but no config.json to say what made them: use another workdir')
+    else:
+        others = [name for name in _WRITTEN if (workdir / name).exists()]
+        if others:
+            raise BadInput(f'{workdir} holds {others[0]} but no config.json to say what made it: use another workdir')
 
 
 def _check_devices(config, num_devices: int) -> None:
@@ -152,13 +174,15 @@ class _Run:
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
 
-    def finish(self) -> dict[str, Any]:
-        """Runs the steps that are left."""
+    def finish(self, signals: StopSignals) -> dict[str, Any]:
+        """Runs the steps that are left, or those until a signal comes."""
         if self.start >= self.lengths.total:
-            return [row for row in read_metrics(self.workdir) if row['split'] == 'eval'][-1]
+            rows = [row for row in read_metrics(self.workdir) if row['split'] == 'eval']
+            if not rows:
+                raise BadInput(f'{self.workdir} holds a finished run, but its metrics.jsonl has lost its evaluations')
+            return rows[-1]
         with (
             StepProgress(self.label, self.lengths.total, self.start) as self.progress,
-            StopSignals() as signals,
             Prefetch(self.source.train_batch, self.start, self.lengths.total) as batches,
         ):
             if self.start:

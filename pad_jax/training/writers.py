@@ -8,6 +8,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from pad_jax.errors import BadInput
+
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces a JSON file in one step: a reader finds the old one or the new one, never half of it."""
@@ -21,10 +23,22 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a torn last line, left by a run that was killed, is not one."""
+    """The rows of metrics.jsonl; a torn last line, left by a run that was killed, is not one.
+
+    Raises:
+      BadInput: for any other line that is no row.
+    """
     path = workdir / 'metrics.jsonl'
     lines = path.read_text().split('\n')[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row['step'], row['split']
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadInput(f'{path}, line {number}: not a row of metrics: {line[:80]!r}') from error
+        rows.append(row)
+    return rows
 
 
 class MetricWriter:

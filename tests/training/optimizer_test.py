@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pad_jax.training.optimizer import decay_mask, make_optimizer, make_rate_schedule, make_temperature_schedule
+from pad_jax.training.setup import abstract_variables, make_model
+from tests.training.tiny import small_config
+
+PLAIN = {
+    'name': 'sgd',
+    'learning_rate': 0.1,
+    'schedule': 'constant',
+    'warmup_steps': 0,
+    'weight_decay': 0.0,
+    'clip_norm': 0.0,
+    'total_steps': 10,
+}
+
+
+def sample_params():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return {
+        'conv': {
+            'kernel': draw(2, 3, 4),
+            'static_kernel': draw(3, 4),
+            'phi': draw(),
+            'bias': draw(2, 4),
+            'attention': {'squeeze': draw(3, 2), 'expand': draw(2, 2), 'bias': draw(2)},
+        },
+        'norm': {'scale': draw(4), 'bias': draw(4)},
+    }
+
+
+DECAYED = {'conv/kernel', 'conv/static_kernel', 'conv/attention/squeeze', 'conv/attention/expand'}
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in leaves}
+
+
+def run_optimizer(params, gradients, **changes):
+    """Parameters after each of the steps."""
+    optimizer = make_optimizer(**PLAIN | changes)
+    state, found = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(by_path(params))
+    return found
+
+
+def random_gradients(params, count=3):
+    rng = np.random.default_rng(1)
+    return [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params) for _ in range(count)]
+
+
+def test_sgd_with_momentum_equals_its_numpy_twin():
+    params, decay, rate = sample_params(), 0.01, 0.1
+    gradients = random_gradients(params)
+    found = run_optimizer(params, gradients, weight_decay=decay)
+    for name, value in by_path(params).items():
+        velocity = np.zeros_like(value)
+        for step, gradient in enumerate(gradients):
+            velocity = 0.9 * velocity + by_path(gradient)[name] + (decay * value if name in DECAYED else 0)
+            value = value - rate * velocity
+            np.testing.assert_allclose(found[step][name], value, rtol=1e-5, atol=1e-6, err_msg=f'{name} at {step}')
+
+
+def test_adamw_equals_its_numpy_twin():
+    params, decay, rate = sample_params(), 0.1, 0.05
+    gradients = random_gradients(params)
+    found = run_optimizer(params, gradients, name='adamw', learning_rate=rate, weight_decay=decay)
+    for name, value in by_path(params).items():
+        first, second = np.zeros_like(value), np.zeros_like(value)
+        for step, gradient in enumerate(gradients):
+            gradient = by_path(gradient)[name]
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            direction = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
+            value = value - rate * (direction + (decay * value if name in DECAYED else 0))
+            np.testing.assert_allclose(found[step][name], value, rtol=2e-4, atol=1e-6, err_msg=f'{name} at {step}')
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_without_a_gradient_only_weights_shrink(name):
+    params = sample_params()
+    zeros = jax.tree.map(np.zeros_like, params)
+    (after,) = run_optimizer(params, [zeros], name=name, weight_decay=0.5)
+    for path, before in by_path(params).items():
+        expected = before * (1 - 0.1 * 0.5) if path in DECAYED else before
+        np.testing.assert_allclose(after[path], expected, rtol=1e-6, err_msg=path)
+
+
+def test_every_parameter_of_the_networks_has_a_rule():
+    for changes in ({}, {'model__name': 'resnet50'}, {'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}):
+        params = abstract_variables(make_model(small_config(**changes)), (8, 8, 1))['params']
+        decays = by_path(decay_mask(params))
+        last_names = {decayed: {path.split('/')[-1] for path in decays if decays[path] == decayed} for decayed in (0, 1)}
+        assert last_names[1] <= {'kernel', 'static_kernel', 'squeeze', 'expand'}
+        assert last_names[0] <= {'bias', 'scale', 'phi'}
+        norms = [path for path in decays if 'norm' in path]
+        assert norms and not any(decays[path] for path in norms)
+
+
+def test_a_parameter_without_a_rule_is_named():
+    with pytest.raises(ValueError, match='no weight decay rule for parameter layer/mystery'):
+        make_optimizer(**PLAIN | {'weight_decay': 0.1}).init({'layer': {'mystery': jnp.ones(2)}})
+
+
+def test_clipping_scales_the_whole_gradient_down_and_never_up():
+    params = {'kernel': np.zeros(2, np.float32)}
+    # Norm 5, clipped to 1: (3, 4) / 5. Norm 0.5 stays.
+    (clipped,) = run_optimizer(params, [{'kernel': np.array([3.0, 4.0], np.float32)}], clip_norm=1.0)
+    np.testing.assert_allclose(clipped['kernel'], [-0.06, -0.08], rtol=1e-6)
+    (kept,) = run_optimizer(params, [{'kernel': np.array([0.3, 0.4], np.float32)}], clip_norm=1.0)
+    np.testing.assert_allclose(kept['kernel'], [-0.03, -0.04], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'warmup', 'total', 'golden'),
+    [
+        # cos² of 0, 1/8, ..., of a quarter turn: 0.4 · (1 + cos(π t / 4)) / 2
+        ('cosine', 0, 4, {0: 0.4, 1: 0.341421, 2: 0.2, 3: 0.058579, 4: 0.0}),
+        # half of 0.4 at half of the warm-up, then the cosine over the 4 that are left
+        ('cosine', 2, 6, {0: 0.0, 1: 0.2, 2: 0.4, 4: 0.2, 6: 0.0}),
+        # a tenth from 30, from 60 and from 80 of 90 on
+        ('step', 0, 90, {0: 0.4, 29: 0.4, 30: 0.04, 59: 0.04, 60: 0.004, 79: 0.004, 80: 0.0004, 89: 0.0004}),
+        ('step', 5, 90, {0: 0.0, 1: 0.08, 5: 0.4, 29: 0.4, 30: 0.04, 60: 0.004}),
+        ('constant', 0, 10, {0: 0.4, 9: 0.4}),
+        ('constant', 4, 10, {0: 0.0, 1: 0.1, 4: 0.4, 9: 0.4}),
+    ],
+)
+def test_learning_rates(schedule, warmup, total, golden):
+    rate = make_rate_schedule(0.4, schedule, warmup, total)
+    found = {step: float(rate(step)) for step in golden}
+    assert found == pytest.approx(golden, rel=1e-4, abs=1e-8)
+
+
+def test_temperature_falls_linearly_to_one_and_stays():
+    schedule = make_temperature_schedule(31.0, 10)
+    assert [float(schedule(step)) for step in (0, 1, 5, 10, 11, 1000)] == pytest.approx([31, 28, 16, 1, 1, 1])
+    assert float(make_temperature_schedule(31.0, 0)(0)) == 1
+
+
+def test_equal_arguments_give_the_same_optimizer():
+    assert make_optimizer(**PLAIN) is make_optimizer(**PLAIN)

@@ -1,0 +1,79 @@
+import json
+import os
+
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.training.writers import MetricWriter, read_metrics, write_json
+
+
+def write_rows(workdir, *rows, torn=''):
+    text = ''.join(json.dumps({'step': step, 'split': split, 'loss': 1.0}) + '\n' for step, split in rows)
+    (workdir / 'metrics.jsonl').write_text(text + torn)
+
+
+def kept(workdir):
+    return [(row['step'], row['split']) for row in read_metrics(workdir)]
+
+
+def test_a_row_is_one_json_object_a_line_and_an_event(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(3, 'train', {'loss': 0.5, 'accuracy': 0.25})
+    writer.write_board(3, 'train/steps_per_second', 9.0)
+    # Before it is closed: a run that is killed has written what it logged.
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "split": "train", "loss": 0.5, "accuracy": 0.25}\n'
+    writer.close()
+    (events,) = tmp_path.rglob('events.out.tfevents*')
+    content = events.read_bytes()
+    assert b'train/loss' in content and b'train/steps_per_second' in content
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    write_rows(tmp_path, (1, 'train'), (2, 'train'), torn='{"step": 3, "spl')
+    assert kept(tmp_path) == [(1, 'train'), (2, 'train')]
+    writer = MetricWriter(tmp_path, resumed_step=2)
+    writer.write(3, 'train', {})
+    writer.close()
+    assert kept(tmp_path) == [(1, 'train'), (2, 'train'), (3, 'train')]
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+    # The round after two steps was taken once the checkpoint of two steps was written: it comes again.
+    write_rows(tmp_path, (1, 'train'), (2, 'train'), (2, 'eval'), (2, 'partition'), (3, 'train'))
+    MetricWriter(tmp_path, resumed_step=2).close()
+    assert kept(tmp_path) == [(1, 'train'), (2, 'train'), (2, 'eval')]
+
+
+def test_a_start_from_nothing_drops_all_rows(tmp_path):
+    write_rows(tmp_path, (0, 'partition'), (1, 'train'))
+    MetricWriter(tmp_path).close()
+    assert kept(tmp_path) == []
+
+
+def test_no_file_holds_no_rows(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize('line', ['{"step": 1,', '3', '{"step": 1}', '[]'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    write_rows(tmp_path, (1, 'train'))
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write(line + '\n')
+    with pytest.raises(BadInput, match=r'metrics\.jsonl, line 2: not a row of metrics'):
+        read_metrics(tmp_path)
+
+
+def test_json_is_replaced_at_once(tmp_path, monkeypatch):
+    path = tmp_path / 'file.json'
+    write_json(path, {'old': 1})
+
+    def die(*arguments):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(os, 'fsync', die)
+    with pytest.raises(OSError):
+        write_json(path, {'new': 2})
+    assert json.loads(path.read_text()) == {'old': 1}
+    with pytest.raises(TypeError):
+        write_json(path, {'new': object()})
+    assert json.loads(path.read_text()) == {'old': 1}

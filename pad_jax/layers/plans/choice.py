@@ -67,7 +67,8 @@ class Rates(NamedTuple):
     grouped: float = 1.0
 
 
-# Fitted to forward + backward on a 2-core CPU over 35 shapes (benchmarks/conv.py has the five main ones).
+# Set by hand to forward + backward of about 30 shapes on a 2-core CPU (benchmarks/conv.py has the five main
+# ones): over them the choice takes 4 % longer than the best plan of each, by geometric mean.
 CPU = Rates(multiply=33, convolve=40, mixed=0.25, reread=0.75, moved=1.2, call=0.05, tiny_map=10, grouped=20)
 # Not measured: from the arithmetic and bandwidth that data sheets promise. A loop over samples leaves such a
 # device idle between its steps, so its step is costed by what it takes to start kernels.

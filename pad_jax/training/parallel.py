@@ -42,17 +42,19 @@ class Replicas:
 
     def place_state(self, state):
         """A copy of the state on every device."""
-        if self.form == 'pmap':
-            return jax.tree.map(self._stack, state)
-        # A copy even where the state is there already: a step that donates its state would take the caller's away.
-        return jax.device_put(state, NamedSharding(_mesh(self.devices), PartitionSpec()), may_alias=False)
+        stacked = self.form == 'pmap'
+        # The very sharding that a mapped step returns: with any other, as of flax.jax_utils.replicate, the second call
+        # of the step would compile it once more.
+        sharding = NamedSharding(_mesh(self.devices), PartitionSpec(AXIS) if stacked else PartitionSpec())
 
-    def _stack(self, leaf):
-        # In the very sharding that a mapped step returns. In any other, as of jax_utils.replicate, the second call of
-        # the step would compile it once more.
-        copies = [jax.device_put(leaf[None], device) for device in self.devices]
-        sharding = NamedSharding(_mesh(self.devices), PartitionSpec(AXIS))
-        return jax.make_array_from_single_device_arrays((len(copies), *leaf.shape), sharding, copies)
+        def place(leaf):
+            # Copies even where the leaf is there already: a step that donates its state would take the caller's away.
+            source = leaf[None] if stacked else leaf
+            copies = [jax.device_put(source, device, may_alias=False) for device in self.devices]
+            shape = (len(copies), *leaf.shape) if stacked else leaf.shape
+            return jax.make_array_from_single_device_arrays(shape, sharding, copies)
+
+        return jax.tree.map(place, state)
 
     def place_batch(self, batch):
         """The rows of arrays [B, ...] spread over the devices; B is a multiple of their number."""

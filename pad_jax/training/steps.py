@@ -70,7 +70,7 @@ def train_step(
     metrics = {
         'loss': loss,
         'accuracy': accuracy,
-        'gradient_norm': optax.global_norm(gradients),
+        'gradient_norm': optax.tree.norm(gradients),
         'temperature': jnp.asarray(current, jnp.float32),
     }
     new_state = state.replace(

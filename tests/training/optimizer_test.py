@@ -98,7 +98,9 @@ def test_every_parameter_of_the_networks_has_a_rule():
     for changes in ({}, {'model__name': 'resnet50'}, {'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}):
         params = abstract_variables(make_model(small_config(**changes)), (8, 8, 1))['params']
         decays = by_path(decay_mask(params))
-        last_names = {decayed: {path.split('/')[-1] for path in decays if decays[path] == decayed} for decayed in (0, 1)}
+        last_names = {
+            decayed: {path.split('/')[-1] for path in decays if decays[path] == decayed} for decayed in (0, 1)
+        }
         assert last_names[1] <= {'kernel', 'static_kernel', 'squeeze', 'expand'}
         assert last_names[0] <= {'bias', 'scale', 'phi'}
         norms = [path for path in decays if 'norm' in path]

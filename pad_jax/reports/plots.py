@@ -135,6 +135,7 @@ def plot_partition(partition: Partition) -> Figure:
     parameters.set(title='Parameters', xlabel='parameters')
     parameters.xaxis.set_major_formatter(FuncFormatter(_format_count))
     parameters.grid(axis='y', visible=False)
+    parameters.tick_params(axis='y', length=0)
     figure.legend(loc='outside lower center', ncols=4)
     return figure
 
@@ -143,7 +144,7 @@ def _label_layers(axes, names: Sequence[str]) -> None:
     """One row a layer, the first of the network on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.02)
     axes.grid(axis='y', visible=False)
     axes.tick_params(axis='y', length=0)
 

@@ -33,11 +33,13 @@ class StepProgress:
         if self._console.is_terminal:
             columns = ['{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[values]}')]
             self._bar = Progress(*columns, TextColumn('left'), TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task(label, total=total, completed=start, values='')
+            self._task = self._bar.add_task(label, total=total, completed=start, values='starting')
 
     def __enter__(self) -> 'StepProgress':
         if self._bar:
             self._bar.start()
+        else:
+            self.say(f'{self.total - self._step} steps')
         return self
 
     def __exit__(self, *exception) -> None:

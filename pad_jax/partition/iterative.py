@@ -19,7 +19,7 @@ from pad_jax.partition.handoff import HANDOFFS, hand_off_means
 from pad_jax.partition.masks import init_masks
 from pad_jax.partition.problem import PLAIN, Layout, Problem, positions_of
 from pad_jax.partition.schedules import round_fractions
-from pad_jax.partition.scores import get_criterion, mean_routing, measure_routing
+from pad_jax.partition.scores import RoutingMoments, get_criterion, mean_routing, measure_routing
 from pad_jax.partition.selection import SCOPES, check_informative, num_dynamic_positions, select_positions
 
 
@@ -83,11 +83,33 @@ def as_gates(masks):
 
 
 @functools.partial(jax.jit, static_argnames=('measure', 'problem', 'axis_name'))
-def _measure(measure, problem, params, masks, batch, key, total=None, axis_name=None):
-    found = measure(problem, params, as_gates(masks), batch, key)
+def _measure(measure, problem, params, masks, batch, key, axis_name=None):
+    gates = as_gates(masks)
     if axis_name is not None:
-        found = jax.lax.psum(found, axis_name)
-    return found if total is None else jax.tree.map(jnp.add, total, found)
+        # Each replica by itself, then the sum: shard_map would otherwise sum the gradient of what all replicas share
+        # where it stands, pmap would not, and what isn't linear in the gradient would differ between them.
+        params, gates = jax.tree.map(functools.partial(_vary, axis_name=axis_name), (params, gates))
+    found = measure(problem, params, gates, batch, key)
+    return found if axis_name is None else jax.lax.psum(found, axis_name)
+
+
+def _vary(leaf, axis_name):
+    varies = axis_name in jax.typeof(leaf).vma
+    return leaf if varies else jax.lax.pcast(leaf, axis_name, to='varying')
+
+
+@jax.jit
+def _add(total, found):
+    return jax.tree.map(jnp.add, total, found)
+
+
+def measure_batches(measure, problem, params, masks, batches, key, axis_name=None):
+    """The sum over batches (and devices) of a measurement; None if there are no batches."""
+    total = None
+    for batch in batches:
+        found = _measure(measure, problem, params, masks, batch, key, axis_name)
+        total = found if total is None else _add(total, found)
+    return total
 
 
 @functools.partial(jax.jit, static_argnames=('finish', 'problem'))
@@ -120,9 +142,10 @@ def score_positions(
     """
     row = get_criterion(criterion, problem)
     key = jax.random.key(0) if key is None else key
-    total = None
-    for batch in batches if row.reads_data else [None]:
-        total = _measure(row.measure, problem, params, masks, batch, key, total, axis_name if row.reads_data else None)
+    if row.reads_data:
+        total = measure_batches(row.measure, problem, params, masks, batches, key, axis_name)
+    else:
+        total = measure_batches(row.measure, problem, params, masks, [None], key)
     if total is None:
         raise ValueError(f'criterion {criterion!r} needs at least one scoring batch, got none')
     return _finish(row.finish, problem, params, masks, total)
@@ -174,7 +197,7 @@ def partition_round(
 
     Args:
       dynamic_fraction: κ to reach with this round, float in (0, 1].
-      batches: an iterable that can be gone through twice if handoff is `mean`.
+      batches: the scoring batches, an iterable; kept in memory if it is a generator and handoff is `mean`.
 
     Raises:
       UninformativeScores: when the scores say nothing about which positions to keep.
@@ -184,6 +207,8 @@ def partition_round(
         raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
     if handoff not in HANDOFFS:
         raise ValueError(f'handoff must be one of {", ".join(HANDOFFS)}, got {handoff!r}')
+    if handoff == 'mean' and iter(batches) is batches:
+        batches = list(batches)
     roles = exclusions.roles(masks)
     positions = positions_of(problem.layout, params, masks)
     targets = selection_targets(positions, dynamic_fraction, scope, roles)
@@ -221,12 +246,10 @@ def partition_round(
 def _hand_off(problem, params, old_masks, new_masks, batches):
     routing = None
     if problem.routing is not None:
-        total = None
-        for batch in batches:
-            total = _measure(measure_routing, problem, params, old_masks, batch, jax.random.key(0), total)
-        routing = jax.tree.map(
-            mean_routing, total, is_leaf=lambda node: hasattr(node, 'count') and hasattr(node, 'second')
-        )
+        total = measure_batches(measure_routing, problem, params, old_masks, batches, jax.random.key(0))
+        if total is None:
+            raise ValueError("handoff 'mean' needs at least one batch to measure the routing with, got none")
+        routing = jax.tree.map(mean_routing, total, is_leaf=lambda node: isinstance(node, RoutingMoments))
     return hand_off_means(params, old_masks, new_masks, problem.layout, routing)
 
 
@@ -257,7 +280,7 @@ def iterative_mode_partition(
         `split`, and is differentiated with respect to gates.
       params: pytree; by default a dict with the stacked factors float[K, *shape] under 'dynamic' and the static
         parameters float[*shape], of the same structure, under 'static'. Another `layout` reads another tree.
-      batches: the scoring batches; gone through once each round, so a list rather than a generator if rounds > 1.
+      batches: the scoring batches, an iterable; a generator is kept in memory where it is needed more than once.
       dynamic_fraction: κ to end with, float in (0, 1].
       rounds, schedule: see `round_fractions`.
       criterion: a row of `CRITERIA`; `synflow` needs output_fn, `variance` needs routing_fn.

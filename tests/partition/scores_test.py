@@ -1,0 +1,277 @@
+"""Criteria: one table of contracts that every row joins, then each against a slow twin."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.partition import CRITERIA, GRANULARITIES, Problem, init_masks, merge, score_positions
+from tests.partition import problems
+
+PARAMS = problems.make_params()
+BATCHES = [problems.make_batch(seed) for seed in (1, 2)]
+POSITIONS = PARAMS['static']
+
+
+def score(criterion, granularity='element', params=PARAMS, batches=BATCHES, problem=problems.PROBLEM, seed=0):
+    masks = init_masks(POSITIONS, granularity)
+    return score_positions(problem, params, masks, batches, criterion, jax.random.key(seed))
+
+
+def assert_close(found, expected, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **({'rtol': 1e-4, 'atol': 1e-5} | tolerance)), found, expected
+    )
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+def test_scores_have_the_structure_and_shapes_of_the_masks(criterion):
+    for granularity in GRANULARITIES:
+        scores = jax.eval_shape(lambda granularity=granularity: score(criterion, granularity))
+        masks = init_masks(POSITIONS, granularity)
+        assert jax.tree.map(lambda leaf: leaf.shape, scores) == jax.tree.map(lambda leaf: leaf.shape, masks)
+        assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(scores))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(score(criterion, 'output')))
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+def test_the_same_with_and_without_jit_and_twice(criterion):
+    scores = score(criterion, 'output')
+    jax.tree.map(np.testing.assert_array_equal, scores, score(criterion, 'output'))
+    with jax.disable_jit():
+        assert_close(score(criterion, 'output'), scores)
+
+
+def permute(tree, orders, inverse=False):
+    """Reorders the last two axes of each leaf; an axis of length one, where a gate stands for a group, stays."""
+
+    def one(leaf, order):
+        for axis, places in zip((-2, -1), order, strict=True):
+            if leaf.shape[axis] > 1:
+                leaf = jnp.take(leaf, np.argsort(places) if inverse else places, axis=axis)
+        return leaf
+
+    return {name: one(leaf, orders[name]) for name, leaf in tree.items()}
+
+
+# `random` is left out: its scores belong to places, not to what stands there, which is why it is the control.
+@pytest.mark.parametrize('criterion', [name for name in CRITERIA if name != 'random'])
+def test_permuted_positions_have_permuted_scores(criterion):
+    rng = np.random.default_rng(0)
+    orders = {name: [rng.permutation(size) for size in leaf.shape[-2:]] for name, leaf in POSITIONS.items()}
+
+    def in_order(function):
+        def permuted(params, gates, batch):
+            restored = {name: permute(params[name], orders, inverse=True) for name in ('dynamic', 'static')}
+            return function({**params, **restored}, permute(gates, orders, inverse=True), batch)
+
+        return permuted
+
+    problem = Problem(
+        in_order(problems.loss_fn), problems.SCALED, in_order(problems.output_fn), in_order(problems.routing_fn)
+    )
+    shuffled = {**PARAMS, **{name: permute(PARAMS[name], orders) for name in ('dynamic', 'static')}}
+    # At granularity `output`: the gates move with the outputs, and sum over inputs that have moved too.
+    found = score(criterion, 'output', params=shuffled, problem=problem)
+    assert_close(found, permute(score(criterion, 'output'), orders))
+
+
+def test_random_depends_on_the_key_alone():
+    first, again, other = score('random', seed=1), score('random', seed=1, batches=[]), score('random', seed=2)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.array_equal(first['first'], other['first'])
+    assert not np.array_equal(np.ravel(first['first'])[:10], np.ravel(first['second'])[:10])
+    assert all(((leaf >= 0) & (leaf < 1)).all() for leaf in jax.tree.leaves(first))
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+def test_more_batches_other_masks_and_other_parameters_trace_nothing_new(criterion):
+    traces = itertools.count()
+    counted = []
+
+    def counting(function):
+        def traced(*arguments):
+            counted.append(next(traces))
+            return function(*arguments)
+
+        return traced
+
+    functions = (problems.loss_fn, problems.output_fn, problems.routing_fn)
+    loss, output, routing = map(counting, functions)
+    problem = Problem(loss, problems.SCALED, output, routing)
+    masks = init_masks(POSITIONS, 'element')
+    for index in range(3):
+        score_positions(problem, problems.make_params(index), masks, BATCHES * (index + 1), criterion)
+        masks = jax.tree.map(lambda leaf, index=index: leaf.at[..., index % 2].set(False), masks)
+        if index == 0:
+            first = len(counted)
+    assert len(counted) == first
+    assert first <= 1
+
+
+@pytest.mark.parametrize(('criterion', 'needed'), [('synflow', 'output'), ('variance', 'routing')])
+def test_a_criterion_says_what_it_needs(criterion, needed):
+    with pytest.raises(ValueError, match=f"criterion '{criterion}' needs the function '{needed}'"):
+        score(criterion, problem=Problem(problems.loss_fn))
+
+
+def test_what_scoring_refuses():
+    with pytest.raises(ValueError, match=r"criterion must be one of sensitivity, .*, got 'snip'"):
+        score('snip')
+    with pytest.raises(ValueError, match="criterion 'sensitivity' needs at least one scoring batch, got none"):
+        score('sensitivity', batches=[])
+
+
+@pytest.mark.parametrize('criterion', ['sensitivity', 'grasp', 'synflow'])
+def test_a_group_has_the_sum_of_its_elements_gradients(criterion):
+    measure = jax.jit(CRITERIA[criterion].measure, static_argnums=0)
+    measured = {
+        granularity: measure(
+            problems.PROBLEM, PARAMS, jax.tree.map(jnp.float32, init_masks(POSITIONS, granularity)), BATCHES[0], None
+        )
+        for granularity in ('element', 'input')
+    }
+    for granularity in measured:
+        assert_close(
+            measured[granularity],
+            jax.tree.map(functools.partial(sum_to_shape), measured['element'], measured[granularity]),
+        )
+
+
+def sum_to_shape(values, like):
+    axes = tuple(axis for axis, size in enumerate(like.shape) if size == 1)
+    return np.sum(values, axis=axes, keepdims=True)
+
+
+# --- Slow twins, in float64.
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+def soft_gates(seed=3):
+    """Gates between 0 and 1: nothing hides behind a product with zero."""
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.uniform(0.2, 0.8, leaf.shape)) for name, leaf in POSITIONS.items()}
+
+
+def differentiate(function, gates, width=1e-5):
+    """Central differences of a scalar function at every gate."""
+    function = jax.jit(function)
+    slopes = {}
+    for name, leaf in gates.items():
+        slopes[name] = np.zeros(leaf.shape)
+        for place in np.ndindex(*leaf.shape):
+            ends = [function({**gates, name: leaf.at[place].add(step)}) for step in (width, -width)]
+            slopes[name][place] = (ends[0] - ends[1]) / (2 * width)
+    return slopes
+
+
+def measure(criterion, gates, batch):
+    row = CRITERIA[criterion]
+    return jax.jit(lambda gates: row.measure(problems.PROBLEM, double(PARAMS), gates, batch, None))(gates)
+
+
+def test_sensitivity_is_the_slope_of_the_loss():
+    with jax.enable_x64(True):
+        batch, gates = double(BATCHES[0]), soft_gates()
+        slopes = differentiate(lambda gates: problems.loss_fn(double(PARAMS), gates, batch), gates)
+        assert_close(measure('sensitivity', gates, batch), slopes, rtol=1e-6, atol=1e-8)
+
+
+def test_sensitivity_is_the_formula_of_the_switch():
+    """Σ_b dL/dŴ_b · (λd Σ_k α_bk W_k − λs W_s), with a kernel of its own for every row b."""
+    with jax.enable_x64(True):
+        params, batch, gates = double(PARAMS), double(BATCHES[0]), soft_gates()
+        routing = problems.routing_fn(params, gates, batch)
+
+        def own_kernels(name):
+            factors = merge(params['dynamic'][name], params['static'][name], gates[name], *problems.SCALES[name])
+            return jnp.einsum('nk,kscf->nscf', routing[name], factors)
+
+        def loss(first):
+            hidden = jnp.einsum('nsc,nscf->nf', batch['x'], first)
+            outputs = problems.layer(params, gates, 'second', jnp.tanh(hidden)[:, None])[0]
+            return jnp.mean((outputs - batch['y']) ** 2)
+
+        slopes = jax.jit(jax.grad(loss))(own_kernels('first'))
+        dynamic_scale, static_scale = problems.SCALES['first']
+        mixed = jnp.einsum('nk,kscf->nscf', routing['first'], params['dynamic']['first'])
+        switched = dynamic_scale * mixed - static_scale * params['static']['first'][None]
+        assert_close(measure('sensitivity', gates, batch)['first'], (slopes * switched).sum(0), rtol=1e-9)
+
+
+def test_grasp_is_the_slope_of_half_the_squared_gradient():
+    with jax.enable_x64(True):
+        batch, gates = double(BATCHES[0]), soft_gates()
+
+        def gradient_flow(gates):
+            gradients = jax.grad(problems.loss_fn)(double(PARAMS), gates, batch)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)) / 2
+
+        assert_close(measure('grasp', gates, batch), differentiate(gradient_flow, gates), rtol=1e-5, atol=1e-7)
+
+
+def test_magnitude_by_hand():
+    params = {
+        'dynamic': jnp.array([[[1.0, -2], [3, 0]], [[-3, 2], [1, 0]]]),
+        'static': jnp.full((2, 2), 100.0),  # of no account
+    }
+    problem = Problem(lambda params, gates, batch: 0.0)
+    for mask_shape, expected in {
+        # (|1| + |−3|) / 2 = 2, (|−2| + |2|) / 2 = 2, (3 + 1) / 2 = 2, 0; groups: their sums.
+        (2, 2): [[2, 2], [2, 0]],
+        (1, 2): [[4, 2]],
+        (2, 1): [[4], [2]],
+        (1, 1): [[6]],
+    }.items():
+        scores = score_positions(problem, params, jnp.ones(mask_shape, bool), [], 'magnitude')
+        assert scores.tolist() == expected
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output', 'layer'])
+def test_variance_is_that_of_the_dynamic_parameter_over_the_inputs(granularity):
+    gates = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), POSITIONS)
+    routing = [problems.routing_fn(PARAMS, gates, batch) for batch in BATCHES]
+    scores = score('variance', granularity)
+    for name, factors in PARAMS['dynamic'].items():
+        attention = np.concatenate([batch[name] for batch in routing])
+        mixed = np.einsum('nk,kscf->nscf', attention, factors)
+        np.testing.assert_allclose(
+            scores[name], sum_to_shape(np.var(mixed, axis=0), scores[name]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_synflow_of_a_linear_network_by_hand():
+    # y = x · a · b for one input, one hidden and one output feature, K = 1: R = |gate a + (1 − gate) s| · the same of
+    # b and its t, at x = 1. With a = −2, s = 1, b = 3, t = −1 and both gates 1:
+    # ∂R/∂gate_a = (|a| − |s|)·|b| = (2 − 1)·3 = 3 and ∂R/∂gate_b = |a|·(|b| − |t|) = 2·(3 − 1) = 4.
+    params = {
+        'dynamic': {'a': jnp.array([[[-2.0]]]), 'b': jnp.array([[[3.0]]])},
+        'static': {'a': jnp.array([[1.0]]), 'b': jnp.array([[-1.0]])},
+    }
+
+    def output(params, gates, x):
+        for name in ('a', 'b'):
+            x = x @ merge(params['dynamic'][name], params['static'][name], gates[name])[0]
+        return x
+
+    problem = Problem(lambda params, gates, batch: 0.0, output=output)
+    masks = init_masks(params['static'])
+    scores = score_positions(problem, params, masks, [jnp.array([[-7.0]])], 'synflow')
+    assert (scores['a'].item(), scores['b'].item()) == (3, 4)
+
+
+def test_synflow_leaves_integer_inputs_alone():
+    params = {'dynamic': jnp.array([[1.0, -2, 4]]), 'static': jnp.zeros(3)}
+
+    def output(params, gates, tokens):
+        return jnp.take(merge(params['dynamic'], params['static'], gates)[0], tokens)
+
+    problem = Problem(lambda params, gates, batch: 0.0, output=output)
+    scores = score_positions(problem, params, jnp.ones(3, bool), [jnp.array([2, 1, 2])], 'synflow')
+    assert scores.tolist() == [0, 2, 8]

@@ -1,0 +1,228 @@
+import collections
+import json
+import os
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.training import trainer
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.setup import make_model, make_run_optimizer, measure_lengths, open_source, plan_layers
+from pad_jax.training.state import abstract_state
+from pad_jax.training.trainer import train
+from pad_jax.training.writers import read_metrics
+from tests.training.conftest import IN_ROUNDS
+from tests.training.tiny import one_device, small_config
+
+pytestmark = pytest.mark.usefixtures('one_block')
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing of the run goes on after it, and nothing is tidied up by the trainer."""
+
+
+def kill_before(monkeypatch, name, step):
+    """The run dies when it is about to do `name` at `step`."""
+    method = getattr(trainer._Run, name)
+
+    def dies(run, at, *rest):
+        if at == step:
+            raise Killed
+        return method(run, at, *rest)
+
+    monkeypatch.setattr(trainer._Run, name, dies)
+
+
+def kill_in(monkeypatch, workdir, name, step, **changes):
+    with monkeypatch.context() as patch:
+        kill_before(patch, name, step)
+        with pytest.raises(Killed):
+            train(small_config(**changes), workdir, devices=one_device())
+
+
+def load_state(workdir, config):
+    source = open_source(config)
+    optimizer = make_run_optimizer(config, measure_lengths(config, source.spec))
+    return Checkpoints(workdir / 'checkpoints').restore(
+        abstract_state(make_model(config), optimizer, source.spec.image_shape)
+    )
+
+
+def assert_same_run(workdir, other, config):
+    """Bit for bit: metrics, the partition, and every tensor of the last checkpoint."""
+    for name in ('metrics.jsonl', 'partition.json', 'config.json'):
+        assert (workdir / name).read_text() == (other / name).read_text(), name
+
+    def compare(path, one, another):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, another = jax.random.key_data(one), jax.random.key_data(another)
+        np.testing.assert_array_equal(one, another, err_msg=str(path))
+
+    states = load_state(workdir, config), load_state(other, config)
+    jax.tree_util.tree_map_with_path(compare, *states)
+
+
+def test_a_finished_run_leaves_what_the_contract_says(finished_run):
+    names = {path.name for path in finished_run.iterdir()}
+    assert names == {'config.json', 'metrics.jsonl', 'partition.json', 'timing.json', 'checkpoints', 'tensorboard'}
+    assert list(finished_run.rglob('events.out.tfevents*'))
+    rows = [(row['step'], row['split']) for row in read_metrics(finished_run)]
+    train_rows = [(step, 'train') for step in range(1, 7)]
+    others = [(3, 'eval'), (3, 'partition'), (5, 'partition'), (6, 'eval')]
+    assert sorted(rows) == sorted(train_rows + others)
+    assert [step for step, _ in rows] == sorted(step for step, _ in rows)
+    assert set(read_metrics(finished_run)[0]) == {
+        'step', 'split', 'loss', 'accuracy', 'gradient_norm', 'temperature', 'learning_rate', 'dynamic_fraction',
+    }  # fmt: skip
+    fractions = [row['dynamic_fraction'] for row in read_metrics(finished_run) if row['split'] == 'train']
+    # κ^(1/2), then κ, to the nearest of the 288 positions.
+    assert fractions == [1, 1, 1, round(288 * 0.3**0.5) / 288, round(288 * 0.3**0.5) / 288, round(288 * 0.3) / 288]
+
+
+def test_partition_json_says_what_count_promised(finished_run):
+    found = json.loads((finished_run / 'partition.json').read_text())
+    assert found['rounds'] == found['rounds_done'] == 2
+    assert [layer['name'] for layer in found['layers']] == ['stage1_block1/conv1', 'stage1_block1/conv2']
+    for layer in found['layers']:
+        assert layer['granularity'] == 'element' and layer['positions'] == 3 * 3 * 4 * 4
+    planned = plan_layers(small_config(**IN_ROUNDS))
+    assert found['totals']['parameters'] == sum(
+        layer.other_parameters + layer.positions + (layer.num_factors - 1) * layer.dynamic_positions
+        for layer in planned
+    )
+    masks = load_state(finished_run, small_config(**IN_ROUNDS)).masks
+    dynamic = {name: int(mask['kernel'].sum()) for name, mask in masks['stage1_block1'].items()}
+    assert {layer['name'].split('/')[1]: layer['dynamic_positions'] for layer in found['layers']} == dynamic
+
+
+def test_evaluate_repeats_the_last_evaluation(finished_run):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')}
+    found = evaluate_workdir(finished_run)
+    last = [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
+    assert found == {'step': 6, 'examples': 355, 'loss': last['loss'], 'accuracy': last['accuracy']}
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')} == before
+
+
+def test_a_finished_run_is_not_trained_again(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    result = train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+    assert result == [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
+    assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
+
+
+@pytest.mark.parametrize(
+    ('name', 'step'),
+    [
+        ('_train', 1),  # before anything was done
+        ('_train', 2),  # before the first checkpoint
+        ('_train', 4),  # after a round, whose result is in no checkpoint
+        ('_save', 4),  # with everything of step 4 logged, and the checkpoint missing
+        ('_train', 5),  # right after a checkpoint
+        ('_partition_if_due', 5),  # before a round
+        ('_evaluate', 6),  # at the end
+        ('_save', 6),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp_path, name, step):
+    workdir = tmp_path / 'run'
+    kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
+    with (workdir / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 9, "spl')
+    train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+    assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
+
+
+def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
+    workdir = tmp_path / 'run'
+    for name, step in (('_train', 2), ('_train', 4), ('_train', 4), ('_save', 4), ('_train', 6)):
+        kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
+    train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+    assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('step', [3, 4])  # one that is saved anyway, and one that is not
+def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_path, number, step, capsys):
+    workdir, config = tmp_path / 'run', small_config(**IN_ROUNDS)
+    train_one = trainer._Run._train
+
+    def interrupted(run, at, batch):
+        if at == step:
+            os.kill(os.getpid(), number)
+        train_one(run, at, batch)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, '_train', interrupted)
+        with pytest.raises(SystemExit) as caught:
+            train(config, workdir, devices=one_device())
+    assert caught.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert int(load_state(workdir, config).step) == step
+    assert f'{number.name}: checkpoint of step {step} is written' in capsys.readouterr().err
+    train(config, workdir, devices=one_device())
+    assert_same_run(workdir, finished_run, config)
+
+
+def test_one_and_eight_devices_take_the_same_masks(tmp_path):
+    """Before training, where both are at the same parameters; with the scoring done as in a run."""
+    found = {}
+    for devices in (jax.local_devices()[:1], jax.local_devices()):
+        workdir = tmp_path / str(len(devices))
+        config = small_config()
+        train(config, workdir, devices=devices)
+        found[len(devices)] = load_state(workdir, config).masks, (workdir / 'partition.json').read_text()
+    assert found[1][1] == found[8][1]
+    jax.tree.map(np.testing.assert_array_equal, found[1][0], found[8][0])
+    assert 0 < int(found[1][0]['stage1_block1']['conv1']['kernel'].sum()) < 144
+
+
+def test_both_forms_train_a_network_with_norms_alike(finished_run, tmp_path):
+    """And each compiles its step once, however many temperatures, steps and rounds there are."""
+    train(small_config(**IN_ROUNDS, parallel='shard_map'), tmp_path / 'run', devices=one_device())
+    rows, other = read_metrics(finished_run), read_metrics(tmp_path / 'run')
+    assert [row['step'] for row in rows] == [row['step'] for row in other]
+    np.testing.assert_allclose([row['loss'] for row in rows if row['split'] == 'train'],
+                               [row['loss'] for row in other if row['split'] == 'train'], rtol=1e-4)  # fmt: skip
+
+
+def test_steps_temperatures_and_rounds_retrace_nothing(monkeypatch, tmp_path):
+    # Three kernels, so that no other test has compiled the network already.
+    config = small_config(model__num_kernels=3, partition__rounds=3, partition__every_steps=1)
+    model_class = type(make_model(config))
+    original, traces = model_class.__call__, collections.Counter()
+
+    def counted(model, images, *arguments, train=False, **options):
+        traces[len(images), train] += 1
+        return original(model, images, *arguments, train=train, **options)
+
+    monkeypatch.setattr(model_class, '__call__', counted)
+    train(config, tmp_path / 'run', devices=one_device())
+    del traces[1, False]  # shapes, and the parameters' first values
+    # The train step, the evaluation step; the gradient of the scores and the loss before and after a round.
+    assert traces == {(16, True): 1, (16, False): 1, (32, True): 2}
+
+
+def test_a_run_of_another_config_is_left_alone(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    with pytest.raises(BadInput) as caught:
+        train(small_config(**IN_ROUNDS, optim__learning_rate=0.5, train__seed=3), workdir, devices=one_device())
+    assert 'optim.learning_rate: 0.1 -> 0.5; train.seed: 0 -> 3' in str(caught.value)
+    train(small_config(**IN_ROUNDS, train__keep_checkpoints=1), workdir, devices=one_device())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    config['model']['width'] = 8
+    (workdir / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=re.escape('/checkpoints/6 does not fit the model')):
+        train(small_config(**IN_ROUNDS, model__width=8), workdir, devices=one_device())
+    with pytest.raises(BadInput, match='does not fit the model'):
+        evaluate_workdir(workdir)

@@ -46,16 +46,17 @@ def run_demo(workdir: Path, configs: Path, seeds: int, overrides: Sequence[str] 
     }
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     say(
-        f'{len(runs)} runs in {workdir}: {", ".join(NETWORKS)}, each with {seeds} seeds. '
+        f'{len(runs)} runs in {workdir}: {", ".join(NETWORKS)}, each with seeds 0 to {seeds - 1}. '
         'The first of each compiles; those that are finished already are kept.'
     )
     start = time.monotonic()
     for number, ((name, seed), config) in enumerate(runs.items(), start=1):
         label = f'run {number} of {len(runs)}, {name}, seed {seed}'
         final = train(config, _run_folder(workdir, name, seed), label)
+        left = len(runs) - number
         say(
             f'{label}: accuracy {final["accuracy"]:.4f} after {final["step"]} steps; '
-            f'{len(runs) - number} runs left, {time.monotonic() - start:.0f} s so far'
+            f'{left} {"run" if left == 1 else "runs"} left, {time.monotonic() - start:.0f} s so far'
         )
     report_demo(workdir, seeds)
 

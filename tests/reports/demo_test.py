@@ -1,0 +1,76 @@
+"""The demo from end to end, with a network of one block and a few steps."""
+
+import json
+
+import jax
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.models import MODELS
+from pad_jax.reports.demo import NETWORKS, run_demo
+from tests.reports.comparison_test import cells
+from tests.training.tiny import ONE_BLOCK, ROOT, SMALL
+
+CONFIGS = ROOT / 'configs'
+SHORT = {'train.steps': 4, 'train.eval_every_steps': 2, 'train.checkpoint_every_steps': 4, 'data.batch_size': 32}
+OVERRIDES = [f'{name}={value}' for name, value in (SMALL | SHORT).items()]
+
+
+@pytest.fixture
+def quick_compilation():
+    """Time goes into compiling here, and not into the few steps."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.mark.usefixtures('quick_compilation')
+def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+    run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
+    output = capsys.readouterr()
+    for name in NETWORKS:
+        folders = [tmp_path / name / f'seed_{seed}' for seed in range(2)]
+        totals = json.loads((folders[0] / 'partition.json').read_text())['totals']
+        last = [json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1]) for folder in folders]
+        assert [row['step'] for row in last] == [4, 4]
+        mean = sum(row['accuracy'] for row in last) / 2
+        found = cells(output.out, name)
+        assert found[2] == '2'
+        assert found[3].startswith(f'{100 * mean:.2f} ± ')
+        assert found[4] == f'{totals["parameters"]:,}'
+        assert float(found[5]) == pytest.approx(totals['dynamic_fraction'], abs=1e-4)
+        assert float(found[6]) == pytest.approx(totals['dynamic_share'], abs=1e-4)
+    for word in ('static', 'dynamic', 'random', 'κ', 'share'):
+        assert word in output.out.lower()
+    for name in ('training_curves.png', 'dynamic_fractions.png'):
+        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+        assert str(tmp_path / name) in output.out
+    assert '8 runs' in output.err
+    assert 'run 8 of 8, random, seed 1: accuracy' in output.err
+
+    # A second call keeps what is there, and changes none of it.
+    before = {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')}
+    run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
+    assert capsys.readouterr().out == output.out
+    assert {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')} == before
+
+
+@pytest.mark.parametrize(
+    'seeds, overrides, said',
+    [
+        (0, [], 'seeds must be at least 1, got 0'),
+        (2, ['train.seed=3'], r'train\.seed cannot be changed'),
+        (2, ['partition.dynamic_fraction=0'], r'partition\.dynamic_fraction must be in \(0, 1\]'),
+        (2, ['train.stops=3'], r'did you mean train\.steps'),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path, seeds, overrides, said):
+    with pytest.raises(BadInput, match=said):
+        run_demo(tmp_path / 'demo', CONFIGS, seeds, overrides)
+    assert not (tmp_path / 'demo').exists()
+
+
+def test_a_folder_without_the_configs(tmp_path):
+    with pytest.raises(BadInput, match='does not exist'):
+        run_demo(tmp_path / 'demo', tmp_path, 1)

@@ -1,0 +1,83 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.reports.plots import plot_dynamic_fractions, plot_partition, plot_training_curves, save_figure
+from pad_jax.reports.runs import read_network, read_partition
+from tests.reports.miniature_runs import write_run
+
+
+@pytest.fixture
+def networks(tmp_path):
+    def workdirs(name, **others):
+        return [
+            write_run(tmp_path / name / f'{seed}', name, seed, losses=(2.0 + seed, 1.0), **others) for seed in range(2)
+        ]
+
+    return [
+        read_network('static', workdirs('static', dynamic=None)),
+        read_network('pad', workdirs('pad', dynamic=(6, 2))),
+        read_network('random', workdirs('random', dynamic=(3, 5))),
+    ]
+
+
+def check_picture(figure, path):
+    save_figure(figure, path)
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 200
+    assert pixels[..., :3].std() > 0.05
+
+
+def test_training_curves_have_a_line_and_a_band_for_each_network(networks, tmp_path):
+    figure = plot_training_curves(networks)
+    for axes in figure.axes:
+        assert len(axes.lines) == len(axes.collections) == len(networks)
+    loss, accuracy = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_data(), [[10, 20], [2.5, 1.0]])
+    band = loss.collections[0].get_paths()[0].vertices
+    # seeds 2 and 3: 2.5 ± √(0.5 / 1) / √2
+    assert (band[:, 1].min(), band[:, 1].max()) == (1.0, 3.0)
+    labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
+    assert labels == ['static (κ = 0)', 'pad (κ = 0.267)', 'random (κ = 0.267)']
+    check_picture(figure, tmp_path / 'curves.png')
+
+
+def test_dynamic_fractions_have_a_bar_for_each_layer_of_each_partial_network(networks, tmp_path):
+    figure = plot_dynamic_fractions(networks)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['stage1/conv2', 'stage1/conv10']
+    assert axes.yaxis_inverted()  # the first layer on top
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([6 / 10, 2 / 20, 3 / 10, 5 / 20])
+    overall = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == '--']
+    assert overall == [0.267]
+    check_picture(figure, tmp_path / 'fractions.png')
+
+
+def test_one_seed_has_neither_bands_nor_error_bars(tmp_path):
+    network = read_network('pad', [write_run(tmp_path / 'a')])
+    assert not any(axes.collections for axes in plot_training_curves([network]).axes)
+    assert not plot_dynamic_fractions([network]).axes[0].collections
+
+
+def test_partition_shows_fractions_and_parameters(tmp_path):
+    figure = plot_partition(read_partition(write_run(tmp_path / 'a')))
+    fraction, parameters = figure.axes
+    assert [bar.get_width() for bar in fraction.patches] == pytest.approx([0.6, 0.1])
+    # 4 · 6 and 4 · 2 dynamic, 10 − 6 and 20 − 2 static, 1 and 2 others
+    assert [bar.get_width() for bar in parameters.patches] == pytest.approx([24, 8, 4, 18, 1, 2])
+    check_picture(figure, tmp_path / 'partition.png')
+
+
+def test_the_look_does_not_depend_on_settings_and_leaves_them_alone(tmp_path):
+    network = read_network('pad', [write_run(tmp_path / 'a')])
+    with matplotlib.rc_context({'font.family': 'monospace', 'axes.grid': False}):
+        plot_training_curves([network])
+        assert matplotlib.rcParams['font.family'] == ['monospace']
+        assert not matplotlib.rcParams['axes.grid']
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    figure = plot_partition(read_partition(write_run(tmp_path / 'a')))
+    with pytest.raises(BadInput, match='cannot be written'):
+        save_figure(figure, tmp_path / 'nowhere' / 'a.png')

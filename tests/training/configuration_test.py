@@ -1,0 +1,317 @@
+import json
+
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.training.command_line import Parser, parse_with_overrides
+from pad_jax.training.configuration import (
+    FREE_ON_RESUME,
+    RULES,
+    differing_keys,
+    find_problems,
+    flatten,
+    load_config,
+    read_workdir_config,
+)
+from tests.training.tiny import DIGITS
+
+# For every key values that it refuses, as text that a user would type.
+REFUSED = {
+    'model.name': ['resnet11', ''],
+    'model.num_classes': ['1', '0', 'ten', '10.5'],
+    'model.conv': ['depthwise'],
+    'model.num_kernels': ['0', '-4', '4.0', 'True'],
+    'model.reduction': ['0', '1e3'],
+    'model.width': ['0'],
+    'model.stem': ['cfar'],
+    'model.plan': ['fastest'],
+    'model.dtype': ['float8', 'float64'],
+    'partition.dynamic_fraction': ['0', '0.0', '1.5', '-0.3', 'nan', 'inf', 'a third', '1e999', 'True', ''],
+    'partition.criterion': ['luck', 'Sensitivity'],
+    'partition.scope': ['world'],
+    'partition.granularity': ['atom', 'none'],
+    'partition.rounds': ['0'],
+    'partition.schedule': ['cosine'],
+    'partition.start_step': ['-1'],
+    'partition.every_steps': ['-1', '0.5'],
+    'partition.batches': ['0'],
+    'partition.batch_size': ['0'],
+    'partition.handoff': ['median'],
+    'partition.scales': ['all'],
+    'partition.keep_dynamic': ['(', '*'],
+    'partition.keep_static': ['[a-'],
+    'data.name': ['imagenet'],
+    'data.batch_size': ['0', '64.5', '[64]'],
+    'data.image_size': ['0'],
+    'data.crop_padding': ['-1'],
+    'data.flip': ['1', 'yes', 'None'],
+    'data.on_bad': ['ignore'],
+    'optim.name': ['adam'],
+    'optim.learning_rate': ['0', '-0.1', 'nan', 'inf', '0,1'],
+    'optim.schedule': ['exponential'],
+    'optim.warmup_steps': ['-1'],
+    'optim.weight_decay': ['-1e-4', 'nan', 'inf'],
+    'optim.clip_norm': ['-1', 'nan'],
+    'optim.accumulate_steps': ['0'],
+    'train.steps': ['-1', '1e3'],
+    'train.epochs': ['-1', 'nan', 'inf'],
+    'train.seed': ['-1', str(2**32), '0.5'],
+    'train.temperature': ['0', '0.5', 'nan', 'inf'],
+    'train.temperature_epochs': ['-1', 'nan'],
+    'train.eval_every_steps': ['0'],
+    'train.log_every_steps': ['0', '-10'],
+    'train.checkpoint_every_steps': ['0'],
+    'train.keep_checkpoints': ['0'],
+    'parallel': ['xmap', ''],
+    'debug': ['2', 'maybe'],
+}
+ANYTHING = {'data.path'}
+
+
+def load(*overrides):
+    return load_config(str(DIGITS), overrides)
+
+
+def refused(*overrides):
+    with pytest.raises(BadInput) as caught:
+        load(*overrides)
+    return str(caught.value)
+
+
+def test_the_table_of_refused_values_is_complete():
+    assert REFUSED.keys() | ANYTHING == RULES.keys()
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_a_bad_value_is_refused_with_its_key_the_allowed_values_and_itself(name):
+    for text in REFUSED[name]:
+        message = refused(f'{name}={text}')
+        assert message.startswith(f'config key {name} must be {RULES[name].allowed}, got '), message
+        assert text in message or float(text) == pytest.approx(float(message.split('got ')[1]), nan_ok=True), message
+
+
+@pytest.mark.parametrize(
+    ('override', 'value'),
+    [
+        ('optim.learning_rate=3e-2', 0.03),
+        ('optim.learning_rate=1', 1.0),
+        ('optim.learning_rate=.5', 0.5),
+        ('optim.learning_rate= 0.25 ', 0.25),
+        ('optim.weight_decay=1E-05', 1e-5),
+        ('train.epochs=90', 90.0),
+        ('train.steps=1_000', 1000),
+        ('train.seed=+7', 7),
+        ('train.seed=4294967295', 2**32 - 1),
+        ('debug=true', True),
+        ('debug=False', False),
+        ('data.path=/a folder/with=signs=/und Ümläut', '/a folder/with=signs=/und Ümläut'),
+        ('data.path=', ''),
+        ('data.path=17', '17'),
+        ('partition.keep_dynamic=stage[12]_.*conv1$', 'stage[12]_.*conv1$'),
+    ],
+)
+def test_overrides_of_every_type(override, value):
+    found = flatten(load(override))[override.split('=')[0]]
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_override_of_a_key_wins():
+    assert load('train.seed=1', 'train.seed=2').train.seed == 2
+
+
+def test_negative_numbers_reach_the_rules():
+    assert 'got -5' in refused('train.seed=-5')
+    assert 'got -0.001' in refused('optim.learning_rate=-1e-3')
+
+
+@pytest.mark.parametrize(
+    ('name', 'nearest'),
+    [
+        ('partition.dynamic_fracton', 'partition.dynamic_fraction'),
+        ('partiton.scope', 'partition.scope'),
+        ('optim.lerning_rate', 'optim.learning_rate'),
+        ('paralel', 'parallel'),
+        ('batch_size', 'data.batch_size'),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(name, nearest):
+    assert refused(f'{name}=1') == f'unknown config key {name}, did you mean {nearest}?'
+
+
+def test_an_unknown_key_like_no_other_has_no_nearest():
+    assert refused('zzz=1') == 'unknown config key zzz'
+    assert 'unknown config key' in refused('=1')
+    assert 'unknown config key model' in refused('model=resnet10')
+    assert 'unknown config key model.name.x' in refused('model.name.x=1')
+
+
+def test_all_problems_are_said_at_once():
+    message = refused('train.seeed=1', 'model.num_kernels=0', 'partition.dynamic_fraction=2', 'parallel=no', 'debug=3')
+    for part in ('train.seeed', 'model.num_kernels', 'partition.dynamic_fraction', 'parallel', 'debug'):
+        assert message.count(f'config key {part} ') + message.count(f'config key {part},') == 1, message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'says'),
+    [
+        (['train.steps=0', 'train.epochs=0'], 'train.steps or train.epochs must be above 0'),
+        (['train.steps=20'], 'optim.warmup_steps must be below train.steps = 20, got 20'),
+        (['train.steps=50', 'partition.start_step=50'], 'the last round of the partition comes after 50 steps'),
+        (
+            ['train.steps=50', 'partition.start_step=10', 'partition.rounds=3', 'partition.every_steps=20'],
+            'the last round of the partition comes after 50 steps, train.steps is 50',
+        ),
+        (['partition.schedule=one_shot', 'partition.rounds=2'], 'has a single round, got rounds = 2'),
+        (['partition.scope=layer', 'partition.granularity=layer'], "granularity 'layer' needs 'global'"),
+        (['data.image_size=7'], 'image_size must be at least 8 for stem'),
+        (['model.stem=imagenet'], "image_size must be at least 64 for stem 'imagenet', got 8; stem 'cifar' takes it"),
+    ],
+)
+def test_keys_that_contradict_one_another(overrides, says):
+    assert says in refused(*overrides)
+
+
+def test_a_network_without_a_partition_asks_nothing_of_its_keys():
+    for network in ('model.conv=static', 'partition.dynamic_fraction=1'):
+        load(network, 'train.steps=50', 'partition.start_step=50')
+
+
+def write(tmp_path, body, name='mine.py'):
+    path = tmp_path / name
+    path.write_text(f'from ml_collections import ConfigDict\nfrom configs import digits_resnet10_pad as base\n{body}\n')
+    return path
+
+
+BASE = 'def get_config():\n    config = base.get_config()\n    '
+
+
+@pytest.mark.parametrize(
+    ('body', 'says'),
+    [
+        (BASE + 'config.modle = ConfigDict()\n    config.modle.width = 3\n    return config', 'unknown config key mod'),
+        (BASE + 'config.model.widht = 3\n    return config', 'widht, did you mean model.width?'),
+        (BASE + 'del config.optim.name\n    return config', 'config key optim.name is missing'),
+        (BASE + 'config.unlock()\n    config.model = ConfigDict()\n    return config', 'model.name is missing; config'),
+        (BASE + 'config.model.name = "resnet11"\n    return config', 'config key model.name must be one of resnet10'),
+        (BASE + 'config.ignore_type()\n    return {}', 'must return a ConfigDict, got dict'),
+        (BASE + 'return None', 'must return a ConfigDict, got NoneType'),
+        (BASE + '1 / 0', 'fails: ZeroDivisionError: division by zero'),
+        (BASE + 'raise SystemExit(3)', 'fails: SystemExit: 3'),
+        ('def get_config(:', 'fails: SyntaxError'),
+        ('import a_module_that_is_not_there', 'fails: ModuleNotFoundError'),
+        ('config = 1', "has no attribute 'get_config'"),
+        ('def get_config(x):\n    return x', 'fails: TypeError'),
+    ],
+)
+def test_files_that_are_wrong(tmp_path, body, says):
+    with pytest.raises(BadInput) as caught:
+        load_config(str(write(tmp_path, body)))
+    assert says in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(BadInput, match=r'nowhere\.py does not exist'):
+        load_config(str(tmp_path / 'nowhere.py'))
+    with pytest.raises(BadInput, match='does not exist'):
+        load_config(str(tmp_path))
+    with pytest.raises(BadInput, match='is not a Python file'):
+        load_config(str(write(tmp_path, '', name='mine.yaml')))
+
+
+def test_a_diff_of_a_base_works_from_any_folder(tmp_path):
+    path = write(tmp_path, BASE + 'config.train.epochs = 3\n    config.optim.learning_rate = 1\n    return config')
+    config = load_config(str(path), ['train.epochs=8.5', 'optim.learning_rate=0.5'])
+    assert config.train.epochs == 8.5 and config.optim.learning_rate == 0.5
+    assert load_config(str(path)).train.epochs == 3
+
+
+def test_an_override_mends_a_value_of_the_wrong_type(tmp_path):
+    path = write(tmp_path, BASE + 'with config.ignore_type():\n        config.model.width = "wide"\n    return config')
+    assert load_config(str(path), ['model.width=4']).model.width == 4
+
+
+def test_differing_keys_say_old_and_new_but_for_those_that_are_free():
+    old, new = flatten(load()), flatten(load('train.seed=3', *(f'{name}={value}' for name, value in FREE.items())))
+    assert differing_keys(old, new) == ['train.seed: 0 -> 3']
+    assert FREE.keys() == FREE_ON_RESUME
+    assert differing_keys({'a': 1}, {'b': 2}) == ["a: 1 -> 'missing'", "b: 'missing' -> 2"]
+
+
+FREE = {
+    'data.path': 'elsewhere',
+    'model.plan': 'shift',
+    'train.keep_checkpoints': 7,
+    'parallel': 'shard_map',
+    'debug': True,
+}
+
+
+def test_a_workdirs_config_comes_back(tmp_path):
+    config = load('optim.learning_rate=1e-3')
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    assert read_workdir_config(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('{"model": {', 'config.json is damaged'),
+        ('', 'config.json is damaged'),
+        ('[]', 'config.json is damaged: it holds no object'),
+        ('{}', 'config key model.name is missing'),
+        ('{"model": 3}', 'unknown config key model, did you mean model.'),
+        ('\x00\xff', 'config.json is damaged'),
+    ],
+)
+def test_a_damaged_workdir_config(tmp_path, content, says):
+    (tmp_path / 'config.json').write_text(content, encoding='latin-1')
+    with pytest.raises(BadInput) as caught:
+        read_workdir_config(tmp_path)
+    assert says in str(caught.value)
+
+
+def test_a_folder_that_is_no_workdir(tmp_path):
+    for folder in (tmp_path, tmp_path / 'nowhere', DIGITS):
+        with pytest.raises(BadInput, match='is not the workdir of a run'):
+            read_workdir_config(folder)
+
+
+def test_the_base_file_has_every_key_and_no_problem():
+    assert flatten(load()).keys() == RULES.keys()
+    assert find_problems(load()) == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'overrides'),
+    [
+        (['--config.train.steps=3'], ['train.steps=3']),
+        (['--config.train.steps', '3'], ['train.steps=3']),
+        (['--config.optim.learning_rate', '-1'], ['optim.learning_rate=-1']),
+        (['--config.data.path=a=b'], ['data.path=a=b']),
+        (['--config.data.path='], ['data.path=']),
+        (['--config.a=1', '--flag=x', '--config.b=2'], ['a=1', 'b=2']),
+    ],
+)
+def test_flags_that_are_overrides(arguments, overrides):
+    parser = Parser(prog='p')
+    parser.add_argument('--flag')
+    assert parse_with_overrides(parser, arguments)[1] == overrides
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--config.train.steps'], '--config.train.steps has no value'),
+        (['--confg.train.steps=3'], 'unknown argument --confg.train.steps=3'),
+        (['stray'], 'unknown argument stray'),
+        (['--fla=3'], 'unknown argument --fla=3'),
+        (['--flag'], 'expected one argument'),
+    ],
+)
+def test_flags_that_are_wrong(arguments, says):
+    parser = Parser(prog='p')
+    parser.add_argument('--flag')
+    with pytest.raises(BadInput) as caught:
+        parse_with_overrides(parser, arguments)
+    assert says in str(caught.value) and str(caught.value).endswith('see p --help')

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
@@ -26,6 +26,8 @@ _STYLE = {
     'legend.frameon': False,
     'figure.constrained_layout.use': True,
 }
+_ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+_LEAST_ERROR = 5e-4
 _ROW_INCHES = 0.26
 _MOST_INCHES = 40.0
 
@@ -70,8 +72,9 @@ def plot_training_curves(networks: Sequence[Network]) -> Figure:
                 low, high = found.mean - found.standard_error, found.mean + found.standard_error
                 axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     loss.set(title='Training loss', ylabel='nats per example', yscale='log')
-    accuracy.set(title='Accuracy on held-out examples', ylabel='correct')
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.set(title='Accuracy on held-out examples', ylabel='correct, by the logarithm of the error')
+    loss.yaxis.set_major_formatter(FuncFormatter(_format_count))
+    _scale_by_errors(accuracy)
     for axes in (loss, accuracy):
         axes.set_xlabel('steps')
         axes.margins(x=0.01)
@@ -87,6 +90,8 @@ def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
     Bars are means over seeds with ± their standard error; a dashed line marks each overall κ. Networks must have the
     same dynamic layers.
     """
+    # The colours are those of the training curves.
+    colours = {network.name: COLOURS[index % len(COLOURS)] for index, network in enumerate(networks)}
     networks = [network for network in networks if network.has_partition]
     names = networks[0].layer_names
     rows = np.arange(len(names))
@@ -100,7 +105,7 @@ def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
             rows + (index - (len(networks) - 1) / 2) * height,
             found.mean,
             height=height * 0.92,
-            color=COLOURS[index % len(COLOURS)],
+            color=colours[network.name],
             label=f'{network.name}: {network.kind}',
             xerr=found.standard_error if several else None,
             error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': '#333333'},
@@ -109,7 +114,8 @@ def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
         axes.axvline(fraction, color='#333333', linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
     _label_layers(axes, names)
     axes.set(title=f'Which fraction of each layer stays dynamic ({_over_seeds(networks)})', xlabel='dynamic fraction κ')
-    figure.legend(loc='outside lower center', ncols=2)
+    lines_last = sorted(axes.get_legend_handles_labels()[0], key=lambda handle: handle in axes.lines)
+    figure.legend(handles=lines_last, loc='outside lower center', ncols=2)
     return figure
 
 
@@ -140,6 +146,24 @@ def plot_partition(partition: Partition) -> Figure:
     return figure
 
 
+def _scale_by_errors(axes) -> None:
+    """Spaces accuracies as the logarithm of their errors: 90, 99 and 99.9 % are equally far apart."""
+
+    def forward(accuracy):
+        return -np.log10(np.maximum(1 - accuracy, _LEAST_ERROR))
+
+    def inverse(scaled):
+        return 1 - 10.0**-scaled
+
+    low, high = (forward(limit) for limit in axes.dataLim.intervaly)
+    margin = 0.05 * max(high - low, 0.1)
+    axes.set_yscale('function', functions=(forward, inverse))
+    axes.set_ylim(inverse(low - margin), inverse(high + margin))
+    axes.yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.4g}%'))
+
+
 def _label_layers(axes, names: Sequence[str]) -> None:
     """One row a layer, the first of the network on top."""
     axes.set_yticks(range(len(names)), names)
@@ -161,7 +185,7 @@ def _over_seeds(networks: Sequence[Network]) -> str:
 
 
 def _format_count(count: float, _) -> str:
-    for size, letter in ((1e6, 'M'), (1e3, 'k')):
+    for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if count >= size:
             return f'{count / size:g}{letter}'
     return f'{count:g}'

@@ -122,7 +122,7 @@ def plan_dynamic_positions(
       positions: pytree of shapes, as `positions_of` gives it.
 
     >>> plan_dynamic_positions({'a': jax.ShapeDtypeStruct((5,), 'f4'), 'b': jax.ShapeDtypeStruct((10,), 'f4')}, 0.3)
-    {'a': 2, 'b': 2}
+    {'a': 1, 'b': 3}
     """
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]

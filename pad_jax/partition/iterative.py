@@ -20,7 +20,20 @@ from pad_jax.partition.masks import init_masks
 from pad_jax.partition.problem import PLAIN, Layout, Problem, positions_of
 from pad_jax.partition.schedules import round_fractions
 from pad_jax.partition.scores import RoutingMoments, get_criterion, mean_routing, measure_routing
-from pad_jax.partition.selection import SCOPES, check_informative, num_dynamic_positions, select_positions
+from pad_jax.partition.selection import (
+    ADVICE,
+    SCOPES,
+    UninformativeScores,
+    check_informative,
+    num_dynamic_positions,
+    select_positions,
+)
+
+
+def _names_of(masks) -> list[str]:
+    return [
+        jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree_util.tree_leaves_with_path(masks)
+    ]
 
 
 class Partition(NamedTuple):
@@ -45,10 +58,7 @@ class Exclusions(NamedTuple):
         Raises:
           ValueError: when a pattern is no regular expression or matches no parameter, or when both match one.
         """
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator='/')
-            for path, _ in jax.tree_util.tree_leaves_with_path(masks)
-        ]
+        names = _names_of(masks)
         matched = {}
         for role, pattern in self._asdict().items():
             try:
@@ -94,8 +104,8 @@ def _measure(measure, problem, params, masks, batch, key, axis_name=None):
 
 
 def _vary(leaf, axis_name):
-    varies = axis_name in jax.typeof(leaf).vma
-    return leaf if varies else jax.lax.pcast(leaf, axis_name, to='varying')
+    """The same values, typed as different on each replica."""
+    return jnp.where(jax.lax.axis_index(axis_name) >= 0, leaf, leaf)
 
 
 @jax.jit
@@ -218,10 +228,11 @@ def partition_round(
     ]
     competing = [index for index, role in enumerate(roles) if role is None]
     if dynamic_fraction < 1 and competing:
+        if get_criterion(criterion, problem).reads_data:
+            _check_distinct(problem.layout, params, masks, competing, scope)
         scores = structure.flatten_up_to(score_positions(problem, params, masks, batches, criterion, key))
         shapes = structure.flatten_up_to(positions)
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(masks)]
-        names = [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
+        names = _names_of(masks)
         check_informative(
             {names[i]: scores[i] for i in competing},
             {names[i]: leaves[i] for i in competing},
@@ -241,6 +252,36 @@ def partition_round(
     if handoff == 'mean':
         params = _hand_off(problem, params, masks, new_masks, batches)
     return Partition(new_masks, params)
+
+
+def _check_distinct(layout, params, masks, competing, scope):
+    """Raises where the dynamic factors are copies of the static parameters.
+
+    Their scores are zero but for rounding, and so would pass as different from each other.
+    """
+    copies, competes = jax.device_get(_are_copies(layout, params, masks))
+    names = _names_of(masks)
+    found = [names[i] for i in competing if copies[i]]
+    if found and (scope == 'layer' or len(found) == sum(competes[i] for i in competing)):
+        raise UninformativeScores(
+            f'the dynamic factors of {found[0]} all equal its static parameters, so the mask has no effect on the loss '
+            f'and the scores would be rounding errors; {ADVICE}'
+        )
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _are_copies(layout, params, masks):
+    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?"""
+    structure = jax.tree.structure(masks)
+
+    def are_copies(mask, dynamic, static, scales):
+        dynamic_scale, static_scale = scales
+        return jnp.all((dynamic_scale * dynamic == (static_scale * static)[None]) | ~mask[None])
+
+    trees = (layout.dynamic(params, masks), layout.static(params, masks), layout.scales(params, masks))
+    competes = [jnp.any(mask) for mask in jax.tree.leaves(masks)]
+    copies = [are_copies(*leaves) for leaves in zip(jax.tree.leaves(masks), *map(structure.flatten_up_to, trees))]
+    return [copied & there for copied, there in zip(copies, competes)], competes
 
 
 def _hand_off(problem, params, old_masks, new_masks, batches):

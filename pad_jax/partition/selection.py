@@ -21,6 +21,9 @@ SCOPES = ('global', 'layer')
 _ROW = 128  # at most 255: its count must fit a byte
 
 
+ADVICE = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
+
+
 class UninformativeScores(ValueError):
     """The scores don't say which positions to keep dynamic."""
 
@@ -203,8 +206,7 @@ def check_informative(scores, masks, scope: str = 'global', criterion: str = 'th
             raise UninformativeScores(
                 f'{criterion} gave every position of {name} the same score ({low:g}), which says nothing about which '
                 'to keep dynamic: dynamic factors that equal each other and the static parameters have no gradient '
-                "through the mask; train some steps first (start_step > 0) with handoff 'mean', or take criterion "
-                "'magnitude' or 'random'"
+                f'through the mask; {ADVICE}'
             )
 
 

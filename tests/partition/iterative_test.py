@@ -1,0 +1,334 @@
+"""The step, the round and all rounds, on plain pytrees, on Flax variables, and on eight devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AxisType, PartitionSpec
+
+from pad_jax.layers import DynamicConv
+from pad_jax.partition import (
+    CRITERIA,
+    FLAX,
+    Problem,
+    UninformativeScores,
+    count_dynamic,
+    count_positions,
+    init_masks,
+    iterative_mode_partition,
+    merge,
+    partition_round,
+    partition_step,
+    sown_routing,
+)
+from pad_jax.partition.iterative import Exclusions
+from tests.partition import problems
+
+PARAMS = problems.make_params()
+BATCHES = [problems.make_batch(seed) for seed in (1, 2)]
+POSITIONS = PARAMS['static']  # 30 and 10 positions
+
+
+def partition(dynamic_fraction=0.3, batches=BATCHES, loss_fn=problems.loss_fn, params=PARAMS, **options):
+    return iterative_mode_partition(
+        loss_fn,
+        params,
+        batches,
+        dynamic_fraction=dynamic_fraction,
+        layout=problems.SCALED,
+        output_fn=problems.output_fn,
+        routing_fn=problems.routing_fn,
+        **options,
+    )
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('fraction', [1e-6, 0.1, 0.3, 0.325, 0.5, 0.99, 1.0])
+def test_the_number_is_exact(fraction):
+    masks = partition(fraction).masks
+    assert count_dynamic(masks, POSITIONS) == max(1, round(40 * fraction))
+    masks = partition(fraction, scope='layer').masks
+    numbers = {name: int(leaf.sum()) for name, leaf in masks.items()}
+    assert numbers == {'first': max(1, round(30 * fraction)), 'second': max(1, round(10 * fraction))}
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+def test_every_criterion_takes_rounds_that_are_nested(criterion):
+    masks, sizes = None, []
+    for fraction in (0.6, 0.4, 0.2):
+        new = partition(fraction, criterion=criterion, masks=masks).masks
+        if masks is not None:
+            assert not any((leaf & ~old).any() for leaf, old in zip(new.values(), masks.values()))
+        masks = new
+        sizes.append(count_dynamic(masks, POSITIONS))
+    assert sizes == [24, 16, 8]
+
+
+def test_rounds_are_rounds():
+    by_hand = init_masks(POSITIONS)
+    problem = problems.PROBLEM
+    for index, fraction in enumerate((0.125 ** (1 / 3), 0.25, 0.125)):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        by_hand = partition_round(problem, PARAMS, by_hand, BATCHES, fraction, key=key).masks
+    assert_same(partition(0.125, rounds=3).masks, by_hand)
+    assert count_dynamic(by_hand, POSITIONS) == 5
+    linear = partition(0.125, rounds=3, schedule='linear').masks
+    assert count_dynamic(linear, POSITIONS) == 5
+
+
+def test_generators_serve_all_rounds_and_the_handoff():
+    for options in ({'rounds': 3}, {'handoff': 'mean'}, {'rounds': 2, 'handoff': 'mean'}):
+        listed, generated = (partition(0.2, batches=batches, **options) for batches in (BATCHES, iter(BATCHES)))
+        assert_same(generated, listed)
+    masks = init_masks(POSITIONS)
+    listed, generated = (
+        partition_round(problems.PROBLEM, PARAMS, masks, batches, 0.2, handoff='mean')
+        for batches in (BATCHES, iter(BATCHES))
+    )
+    assert_same(generated, listed)
+
+
+def test_handoff():
+    independent, mean = (partition(0.3, handoff=handoff) for handoff in ('independent', 'mean'))
+    assert_same(independent.masks, mean.masks)
+    assert_same(independent.params, PARAMS)
+    routing = [problems.routing_fn(PARAMS, init_masks(POSITIONS), batch) for batch in BATCHES]
+    for name, (dynamic_scale, static_scale) in problems.SCALES.items():
+        weights = np.concatenate([batch[name] for batch in routing]).mean(0)
+        expected = dynamic_scale / static_scale * np.tensordot(weights, PARAMS['dynamic'][name], 1)
+        turned = ~np.asarray(mean.masks[name])
+        np.testing.assert_allclose(mean.params['static'][name][turned], expected[turned], rtol=1e-5)
+        np.testing.assert_array_equal(mean.params['static'][name][~turned], POSITIONS[name][~turned])
+
+
+def test_the_handoff_mean_moves_the_loss_less():
+    before = problems.loss_fn(PARAMS, init_masks(POSITIONS), BATCHES[0])
+    shock = {}
+    for handoff in ('independent', 'mean'):
+        masks, params = partition(0.3, handoff=handoff)
+        shock[handoff] = abs(problems.loss_fn(params, masks, BATCHES[0]) - before)
+    assert shock['mean'] < shock['independent'] / 2
+
+
+def test_exclusions():
+    masks = partition(0.3, keep_dynamic='^second$').masks
+    assert {name: int(leaf.sum()) for name, leaf in masks.items()} == {'first': 9, 'second': 10}
+    masks = partition(0.3, keep_static='sec').masks
+    assert {name: int(leaf.sum()) for name, leaf in masks.items()} == {'first': 9, 'second': 0}
+    masks = partition(0.3, keep_static='first', keep_dynamic='second').masks
+    assert {name: int(leaf.sum()) for name, leaf in masks.items()} == {'first': 0, 'second': 10}
+    masks = partition(1.0, keep_static='first').masks
+    assert {name: int(leaf.sum()) for name, leaf in masks.items()} == {'first': 0, 'second': 10}
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'keep_dynamic': 'conv('}, r"keep_dynamic is not a regular expression: 'conv\('"),
+        ({'keep_static': 'third'}, "keep_static = 'third' matches none of the parameters first, second"),
+        ({'keep_dynamic': 'f', 'keep_static': 'first'}, 'first is matched by keep_dynamic and by keep_static'),
+        ({'scope': 'network'}, "scope must be one of global, layer, got 'network'"),
+        ({'handoff': 'random'}, "handoff must be one of independent, mean, got 'random'"),
+        ({'criterion': 'snip'}, "criterion must be one of sensitivity, .*, got 'snip'"),
+        ({'granularity': 'row'}, "granularity must be one of element, .*, got 'row'"),
+        ({'schedule': 'cosine'}, "schedule must be one of .*, got 'cosine'"),
+        ({'dynamic_fraction': 0}, r'dynamic_fraction must be in \(0, 1\], got 0'),
+        ({'rounds': 0}, 'rounds must be at least 1, got 0'),
+        ({'batches': []}, "criterion 'sensitivity' needs at least one scoring batch, got none"),
+        ({'batches': [], 'criterion': 'magnitude', 'handoff': 'mean'}, "handoff 'mean' needs at least one batch"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        partition(**options)
+
+
+def test_masks_that_are_given_are_where_it_starts():
+    start = init_masks(POSITIONS, 'output') | {'first': jnp.zeros((1, 1, 5), bool).at[..., 2:].set(True)}
+    masks = partition(0.5, masks=start).masks
+    assert masks['first'].shape == (1, 1, 5)
+    assert not masks['first'][..., :2].any()
+    # Groups of 6 and 5 positions: never more than the target of 20, and within the largest group of it.
+    assert 14 < count_dynamic(masks, POSITIONS) <= 20
+
+
+def test_identical_copies_are_refused_with_advice():
+    """Copies of the static parameters, as upcycling makes them; their scores are rounding errors, not zero."""
+    copies = {**PARAMS, 'dynamic': {name: np.stack([leaf] * 3) for name, leaf in POSITIONS.items()}}
+
+    def refuse(params, criterion, **options):
+        with pytest.raises(UninformativeScores, match=r"train some steps first .*handoff 'mean'"):
+            plain_partition(params, criterion, **options)
+
+    def plain_partition(params, criterion='sensitivity', **options):
+        return iterative_mode_partition(
+            loss_fn, params, BATCHES, dynamic_fraction=0.3, criterion=criterion, output_fn=output_fn, **options
+        ).masks
+
+    def output_fn(params, gates, batch):
+        effective = merge(params['dynamic']['first'], params['static']['first'], gates['first'])
+        return jnp.einsum('nsc,kscf->nf', batch['x'], effective) + 0.1 * jnp.sum(
+            gates['second'] * params['static']['second']
+        )
+
+    def loss_fn(params, gates, batch):
+        return jnp.mean(output_fn(params, gates, batch) ** 2)
+
+    for criterion in ('sensitivity', 'grasp', 'synflow'):
+        refuse(copies, criterion)
+    assert count_dynamic(plain_partition(copies, 'magnitude'), POSITIONS) == 12
+    # One layer of copies: under scope `layer` it is asked by itself, under `global` the other layer's scores tell.
+    one_copied = {**PARAMS, 'dynamic': {**PARAMS['dynamic'], 'first': copies['dynamic']['first']}}
+    refuse(one_copied, 'sensitivity', scope='layer')
+    assert count_dynamic(plain_partition(one_copied), POSITIONS) == 12
+
+
+def test_a_layer_that_is_static_already_is_no_copy():
+    start = init_masks(POSITIONS) | {'first': jnp.zeros(problems.SHAPES['first'], bool)}
+    for scope in ('global', 'layer'):
+        assert (
+            count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == {'global': 4, 'layer': 1}[scope]
+        )
+
+
+def test_scores_of_zero_are_refused_with_advice():
+    with pytest.raises(UninformativeScores, match=r'the same score \(0\).*train some steps first'):
+        partition(loss_fn=lambda *arguments: 0 * problems.loss_fn(*arguments))
+
+
+def test_a_loss_that_is_no_number_is_refused_with_advice():
+    with pytest.raises(UninformativeScores, match=r"'sensitivity' gave no finite score .* look for NaN in the loss"):
+        partition(loss_fn=lambda *arguments: problems.loss_fn(*arguments) * jnp.nan)
+
+
+def test_rounds_and_fractions_trace_the_loss_once():
+    calls = []
+
+    def loss_fn(*arguments):
+        calls.append(1)
+        return problems.loss_fn(*arguments)
+
+    for rounds, fraction in ((1, 0.5), (3, 0.2), (2, 0.7)):
+        partition(fraction, loss_fn=loss_fn, rounds=rounds)
+    assert len(calls) == 1
+
+
+# --- On devices. The mask is the same on any number of them only where the sum of the scores doesn't depend on its
+# order, so these sums are exact: every number is a small integer, or one divided by a power of two, and no
+# intermediate result needs more than the 24 bits of a float32.
+
+NUM_DEVICES = 8
+
+
+def exact_problem():
+    """A loss without rounding: rows x of small integers, Σ_rows x·W·v / rows with integer parameters."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.integers(-4, 5, shape).astype(np.float32)
+
+    params = {'dynamic': {'w': draw(2, 6, 7), 'b': draw(2, 7)}, 'static': {'w': draw(6, 7), 'b': draw(7)}}
+
+    def effective(params, gates, batch):
+        return {name: merge(params['dynamic'][name], params['static'][name], gates[name]) for name in gates}
+
+    def loss(params, gates, batch):
+        factors = effective(params, gates, batch)
+        outputs = jnp.einsum('nk,nc,kcf->nf', batch['attention'], batch['x'], factors['w'])
+        outputs += batch['attention'] @ factors['b']
+        return jnp.mean(jnp.sum(outputs * outputs, axis=-1))
+
+    def output(params, gates, batch):
+        factors = effective(params, gates, batch)
+        return jnp.einsum('nc,kcf->nf', batch['x'], factors['w']) + factors['b'].sum(0)[None]
+
+    def routing(params, gates, batch):
+        return dict.fromkeys(gates, batch['attention'])
+
+    first = rng.integers(0, 5, 32).astype(np.float32) / 4
+    batch = {'x': draw(32, 6), 'attention': np.stack([first, 1 - first], axis=1)}
+    return Problem(loss, output=output, routing=routing), params, batch
+
+
+# GraSP's norm is that of one replica's gradient, by its definition: it agrees between replicas, not with one device.
+@pytest.mark.parametrize('criterion', CRITERIA)
+def test_all_replicas_take_the_mask_of_one_device(criterion):
+    problem, params, batch = exact_problem()
+    masks = init_masks(params['static'])
+    step = functools.partial(partition_step, problem, criterion=criterion, key=jax.random.key(1))
+    sharded = jax.tree.map(lambda leaf: leaf.reshape(NUM_DEVICES, -1, *leaf.shape[1:]), batch)
+    on_pmap = jax.pmap(functools.partial(step, axis_name='batch'), axis_name='batch', in_axes=(None, None, 0, None))
+    found = on_pmap(params, masks, sharded, 15)
+    for leaf in jax.tree.leaves(found):
+        assert_same(np.asarray(leaf), np.broadcast_to(leaf[0], leaf.shape))
+    first = jax.tree.map(lambda leaf: leaf[0], found)
+    assert count_dynamic(first, params['static']) == 15
+
+    mesh = jax.make_mesh((NUM_DEVICES,), ('batch',), axis_types=(AxisType.Auto,))
+    whole, rows = PartitionSpec(), PartitionSpec('batch')
+    on_shard_map = jax.shard_map(
+        functools.partial(step, axis_name='batch'), mesh=mesh, in_specs=(whole, whole, rows, whole), out_specs=whole
+    )
+    assert_same(jax.jit(on_shard_map)(params, masks, batch, 15), first)
+    if criterion != 'grasp':
+        assert_same(jax.jit(step)(params, masks, batch, 15), first)
+
+
+# --- On Flax variables.
+
+
+class Network(nn.Module):
+    """Two partially dynamic convolutions, one of them in a submodule, and a classifier."""
+
+    @nn.compact
+    def __call__(self, images):
+        conv = functools.partial(DynamicConv, kernel_size=(3, 3), num_kernels=2, granularity='element', plan='outputs')
+        x = nn.relu(conv(features=4, name='first')(images))
+        x = nn.Sequential([conv(features=5), nn.relu], name='block')(x)
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def test_a_round_on_flax_variables():
+    network = Network()
+    rng = np.random.default_rng(0)
+    batch = {'image': rng.normal(size=(4, 5, 5, 2)).astype(np.float32), 'label': np.array([0, 1, 2, 0])}
+    variables = network.init(jax.random.key(0), batch['image'])
+    masks, params = variables['partition'], variables['params']
+
+    def run(params, gates, batch):
+        return network.apply(
+            {'params': params, 'partition': gates},
+            batch['image'],
+            mutable=['intermediates'],
+            capture_intermediates=False,
+        )
+
+    def loss(params, gates, batch):
+        picked = jax.nn.log_softmax(run(params, gates, batch)[0])[jnp.arange(4), batch['label']]
+        return -jnp.mean(picked)
+
+    def routing(params, gates, batch):
+        return sown_routing(run(params, gates, batch)[1]['intermediates'], masks)
+
+    problem = Problem(loss, FLAX['both'], routing=routing)
+    new_masks, new_params = partition_round(problem, params, masks, [batch], 0.3, handoff='mean')
+    positions = jax.tree.map(lambda leaf: leaf[0], FLAX['both'].dynamic(params, masks))
+    assert jax.tree.structure(new_masks) == jax.tree.structure(masks)
+    assert jax.tree.structure(new_params) == jax.tree.structure(params)
+    assert count_positions(positions) == 3 * 3 * 2 * 4 + 3 * 3 * 4 * 5
+    assert count_dynamic(new_masks, positions) == round(0.3 * 252)
+    moved = jnp.abs(run(new_params, new_masks, batch)[0] - run(params, masks, batch)[0]).max()
+    shocked = jnp.abs(run(params, new_masks, batch)[0] - run(params, masks, batch)[0]).max()
+    assert moved < shocked / 2
+    assert_same(FLAX['both'].dynamic(new_params, masks), FLAX['both'].dynamic(params, masks))
+    excluded = partition_round(problem, params, masks, [batch], 0.3, exclusions=Exclusions(keep_dynamic='^first/'))
+    assert excluded.masks['first']['kernel'].all()
+    # `variance` scores the same layers through what they have sown.
+    varied = partition_round(problem, params, masks, [batch], 0.3, criterion='variance').masks
+    assert count_dynamic(varied, positions) == round(0.3 * 252)

@@ -1,0 +1,249 @@
+"""Every config key has an effect: a table of key -> (changed value, what it changes).
+
+An observation is a function of a config whose result differs between the base and the base with that key changed.
+"""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from pad_jax.errors import BadInput
+from pad_jax.training import trainer
+from pad_jax.training.configuration import RULES, load_config
+from pad_jax.training.parallel import Replicas
+from pad_jax.training.partitioning import partition_state
+from pad_jax.training.setup import (
+    abstract_variables,
+    make_exclusions,
+    make_model,
+    make_run_optimizer,
+    measure_lengths,
+    open_source,
+    plan_layers,
+)
+from pad_jax.training.state import init_state
+from pad_jax.training.steps import make_problem
+from pad_jax.training.writers import read_metrics
+from tests.training.tiny import DIGITS, SMALL, one_device
+
+pytestmark = pytest.mark.usefixtures('one_block')
+
+
+def lengths(config):
+    return measure_lengths(config, open_source(config).spec)
+
+
+def shapes(config):
+    size = config.data.image_size
+    tree = abstract_variables(make_model(config), (size, size, 1))
+    leaves = jax.tree_util.tree_leaves_with_path({name: tree.get(name, {}) for name in ('params', 'partition')})
+    return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves]
+
+
+def program(config):
+    """What the network computes, as text."""
+    model = make_model(config)
+    size = config.data.image_size
+    variables = abstract_variables(model, (size, size, 1))
+    variables = {name: tree for name, tree in variables.items() if name != 'intermediates'}
+    images = jax.ShapeDtypeStruct((16, size, size, 1), jnp.float32)
+    return str(jax.make_jaxpr(lambda variables, images: model.apply(variables, images, 2.0))(variables, images))
+
+
+def planned(config):
+    return [(layer.name, layer.dynamic_positions) for layer in plan_layers(config)]
+
+
+def rounds(config):
+    return trainer._plan_rounds(config)
+
+
+def partitioned(config):
+    """Masks and parameters after one round before training."""
+    model, source, partition = make_model(config), open_source(config), config.partition
+    state = init_state(model, make_run_optimizer(config, lengths(config)), source.spec.image_shape, config.train.seed)
+    state, _ = partition_state(
+        state,
+        partition.dynamic_fraction,
+        problem=make_problem(model, partition.scales),
+        source=source,
+        temperature=optax.constant_schedule(config.train.temperature),
+        batches=partition.batches,
+        batch_size=partition.batch_size,
+        criterion=partition.criterion,
+        scope=partition.scope,
+        handoff=partition.handoff,
+        exclusions=make_exclusions(config),
+    )
+    return as_values({'masks': state.masks, 'params': state.params})
+
+
+def as_values(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tolist() for path, leaf in leaves}
+
+
+def batches(config):
+    """The first training batches; what a bad image does."""
+    try:
+        source = open_source(config)
+    except BadInput as error:
+        return str(error)
+    batch = source.train_batch(0)
+    return batch['image'].shape, batch['image'].tolist(), batch['label'].tolist(), source.spec
+
+
+def updates(config):
+    """Three steps of the optimizer on gradients that are given."""
+    optimizer = make_run_optimizer(config, lengths(config))
+    params = {'kernel': jnp.arange(1.0, 4.0)}
+    state, found = optimizer.init(params), []
+    for scale in (1.0, -2.0, 3.0):
+        change, state = optimizer.update({'kernel': jnp.full(3, scale)}, state, params)
+        params = optax.apply_updates(params, change)
+        found.append(params['kernel'].tolist())
+    return found
+
+
+def compiled_steps(config, monkeypatch):
+    """What the trainer compiles the steps with."""
+    found = []
+
+    class Stop(Exception):
+        pass
+
+    def record(replicas, step, *, donate, **static):
+        found.append(
+            (
+                replicas.form,
+                jax.config.jax_debug_nans,
+                {name: value for name, value in static.items() if name != 'model'},
+            )
+        )
+        if len(found) == 2:
+            raise Stop
+
+    monkeypatch.setattr(Replicas, 'map_step', record)
+    with pytest.raises(Stop):
+        trainer.train(config, 'never made', devices=one_device())
+    return found
+
+
+def run_files(config, tmp_path):
+    """How many rows of which split a run writes, and which checkpoints stay."""
+    workdir = tmp_path / 'run'
+    shutil.rmtree(workdir, ignore_errors=True)
+    trainer.train(config, workdir, devices=one_device())
+    checkpoints = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+    return [(row['step'], row['split']) for row in read_metrics(workdir)], checkpoints
+
+
+FOLDER = {
+    'data.name': 'folder',
+    'data.path': '{one}',
+    'data.batch_size': 4,
+    'model.num_classes': 2,
+    'partition.batch_size': 4,
+}
+
+# key: (changed value, what it changes, further keys of base and change).
+EFFECTS = {
+    'model.name': ('resnet18', shapes, {}),
+    'model.num_classes': (7, shapes, {}),
+    'model.conv': ('static', shapes, {}),
+    'model.num_kernels': (2, shapes, {}),
+    'model.reduction': (2, shapes, {}),
+    'model.width': (8, shapes, {}),
+    'model.stem': ('imagenet', shapes, {'data.image_size': 64}),
+    'model.plan': ('shift', program, {'model.plan': 'outputs'}),
+    'model.dtype': ('bfloat16', program, {}),
+    'partition.dynamic_fraction': (0.6, planned, {}),
+    'partition.criterion': ('magnitude', partitioned, {}),
+    'partition.scope': ('layer', partitioned, {}),
+    'partition.granularity': ('output', shapes, {}),
+    'partition.rounds': (2, rounds, {}),
+    'partition.schedule': ('linear', rounds, {'partition.rounds': 2}),
+    'partition.start_step': (3, rounds, {}),
+    'partition.every_steps': (2, rounds, {'partition.rounds': 2}),
+    'partition.batches': (2, partitioned, {}),
+    'partition.batch_size': (16, partitioned, {}),
+    'partition.handoff': ('mean', partitioned, {'partition.criterion': 'magnitude'}),
+    'partition.scales': ('none', shapes, {}),
+    'partition.keep_dynamic': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),
+    'partition.keep_static': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),
+    'data.name': ('folder', batches, FOLDER | {'data.name': 'digits'}),
+    'data.path': ('{other}', batches, FOLDER),
+    'data.batch_size': (8, batches, FOLDER),
+    'data.image_size': (10, batches, FOLDER),
+    'data.crop_padding': (3, batches, {}),
+    'data.flip': (True, batches, {}),
+    'data.on_bad': ('skip', batches, FOLDER | {'data.path': '{broken}'}),
+    'optim.name': ('adamw', updates, {}),
+    'optim.learning_rate': (0.2, updates, {}),
+    'optim.schedule': ('constant', updates, {}),
+    'optim.warmup_steps': (3, updates, {}),
+    'optim.weight_decay': (0.5, updates, {}),
+    'optim.clip_norm': (0.5, updates, {}),
+    'optim.accumulate_steps': (2, compiled_steps, {}),
+    'train.steps': (7, lengths, {}),
+    'train.epochs': (0.1, lengths, {'train.steps': 0}),
+    'train.seed': (1, partitioned, {'partition.criterion': 'magnitude'}),
+    'train.temperature': (10.0, compiled_steps, {}),
+    'train.temperature_epochs': (0.02, compiled_steps, {}),
+    'train.eval_every_steps': (2, run_files, {}),
+    'train.log_every_steps': (4, run_files, {}),
+    'train.checkpoint_every_steps': (5, run_files, {}),
+    'train.keep_checkpoints': (1, run_files, {}),
+    'parallel': ('shard_map', compiled_steps, {}),
+    'debug': (True, compiled_steps, {}),
+}
+
+
+def test_the_table_has_every_key():
+    assert EFFECTS.keys() == RULES.keys()
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp('folders')
+    found = {name: root / name for name in ('one', 'other', 'broken')}
+    for seed, folder in enumerate(found.values()):
+        for split in ('train', 'val'):
+            for label, name in enumerate(('ant', 'bee')):
+                (folder / split / name).mkdir(parents=True)
+                for number in range(4):
+                    pixels = np.random.default_rng([seed, label, number]).integers(0, 255, (12, 12, 3), np.uint8)
+                    Image.fromarray(pixels).save(folder / split / name / f'{number}.png')
+    (found['broken'] / 'train' / 'bee' / '0.png').write_text('no image')
+    return found
+
+
+@pytest.mark.parametrize('key', EFFECTS)
+def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
+    changed, observe, further = EFFECTS[key]
+    if observe is compiled_steps:
+        observe = functools.partial(observe, monkeypatch=monkeypatch)
+    if observe is run_files:
+        observe = functools.partial(observe, tmp_path=tmp_path)
+    base = SMALL | further
+    configs = []
+    for values in (base, base | {key: changed}):
+        overrides = [f'{name}={str(value).format(**folders)}' for name, value in values.items()]
+        configs.append(load_config(str(DIGITS), overrides))
+    before, after = map(observe, configs)
+    assert before != after
+
+
+def test_observations_repeat_themselves(tmp_path, monkeypatch):
+    """Or else any key would seem to have an effect."""
+    config = load_config(str(DIGITS), [f'{name}={value}' for name, value in SMALL.items()])
+    for observe in (shapes, program, planned, rounds, partitioned, batches, updates, lengths):
+        assert observe(config) == observe(config), observe.__name__
+    assert run_files(config, tmp_path) == run_files(config, tmp_path)
+    assert compiled_steps(config, monkeypatch) == compiled_steps(config, monkeypatch)

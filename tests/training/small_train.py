@@ -1,0 +1,15 @@
+"""train.py with a network of one block in the place of ResNet-10, for tests that need a whole process."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import train
+from pad_jax.models import MODELS
+from pad_jax.training.command_line import exit_status
+from tests.training.tiny import ONE_BLOCK
+
+if __name__ == '__main__':
+    MODELS['resnet10'] = ONE_BLOCK
+    sys.exit(exit_status(train.main))

@@ -1,0 +1,93 @@
+"""docs/compose.md does what it says: every section is run, and looked at."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from pad_jax.partition import CRITERIA, count_dynamic
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'compose.md'
+
+
+def read_sections():
+    """Title of a section -> its Python blocks as one program, on the lines where they stand in the page."""
+    sections = {}
+    text = PAGE.read_text()
+    for section in re.finditer(r'^## (.*?)\n(.*?)(?=^## |\Z)', text, flags=re.MULTILINE | re.DOTALL):
+        lines = [''] * text.count('\n')
+        for block in re.finditer(r'^```python\n(.*?)^```$', section[2], flags=re.MULTILINE | re.DOTALL):
+            start = text.count('\n', 0, section.start(2) + block.start(1))
+            code = block[1].splitlines()
+            lines[start : start + len(code)] = code
+        sections[section[1]] = '\n'.join(lines)
+    return sections
+
+
+SECTIONS = read_sections()
+
+
+@pytest.fixture
+def run():
+    """Runs the section whose title starts so; what it adds to the table of criteria is gone afterwards."""
+    before = dict(CRITERIA)
+
+    def run_section(title):
+        (code,) = [code for name, code in SECTIONS.items() if name.startswith(title)]
+        namespace = {'__name__': 'compose'}
+        exec(compile(code, str(PAGE), 'exec'), namespace)
+        return namespace
+
+    yield run_section
+    CRITERIA.clear()
+    CRITERIA.update(before)
+
+
+def test_every_section_has_code_that_is_run():
+    assert len(SECTIONS) == 5
+    assert all(code.strip() for code in SECTIONS.values())
+
+
+def test_plain_jax(run, capsys):
+    found = run('Plain JAX')
+    assert count_dynamic(found['masks'], found['params']['static']) == round(0.3 * 96) == 29
+    assert capsys.readouterr().out.splitlines()[0] in PAGE.read_text()
+    assert found['losses'][-1] < 0.3 * found['losses'][0]
+
+
+def test_haiku(run):
+    found = run('Haiku')
+    masks, params = found['masks'], found['params']
+    assert count_dynamic(masks, params['static']) == 592
+    for layer in masks.values():
+        assert layer['w'].any() and not layer['w'].all()
+        assert not layer['b'].any()
+
+
+def test_equinox(run):
+    found = run('Equinox')
+    masks, params = found['masks'], found['params']
+    # Rows of 2, 16, 16 and biases of 1: within the largest row of half of 2·16 + 16 + 16·16 + 16 + 16 + 1 = 337.
+    assert 168 - 16 < count_dynamic(masks, params['static']) <= 168
+    assert [layer.weight.shape for layer in masks.layers] == [(16, 1), (16, 1), (1, 1)]
+    turned = ~np.asarray(masks.layers[1].weight)[:, 0]
+    assert turned.any()
+    mean = params['dynamic'].layers[1].weight.mean(0)
+    np.testing.assert_allclose(params['static'].layers[1].weight[turned], mean[turned], rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_of_ones_own(run):
+    found = run('In a loop of your own')
+    assert found['counts'] == [18, 10, 6]
+    assert found['devices'] == jax.local_device_count() == 8
+    assert count_dynamic(found['together'], found['params']['static']) == 6
+
+
+def test_a_criterion_of_ones_own(run):
+    found = run('A criterion of your own')
+    assert {name: mask.tolist() for name, mask in found['kept'].items()} == {
+        'sensitivity': [False, True, False],
+        'squared': [True, False, False],
+    }

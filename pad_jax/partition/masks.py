@@ -84,7 +84,19 @@ def split(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
       dynamic_scale, static_scale: λd and λs, scalars.
     """
     gate = jnp.asarray(mask, dynamic.dtype)
-    return (dynamic_scale * gate)[None] * dynamic, static_scale * (1 - gate) * static
+    return _scale(dynamic_scale, gate[None] * dynamic), _scale(static_scale, (1 - gate) * static)
+
+
+def _scale(factor, values):
+    """factor · values for a scalar factor, as a product of matrices.
+
+    The gradient of the factor is then a product of vectors, where a plain one would be a sum over all positions, which
+    XLA computes so slowly on CPU that a partially dynamic layer would spend most of its step there.
+    """
+    if isinstance(factor, (int, float)):
+        return factor * values
+    factor = jnp.asarray(factor, values.dtype).reshape(1, 1)
+    return jax.lax.dot(factor, values.reshape(1, -1), precision=jax.lax.Precision.HIGHEST).reshape(values.shape)
 
 
 def merge(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):

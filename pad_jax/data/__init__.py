@@ -1,4 +1,4 @@
-"""Where examples come from. Adding a source is one module and one row of `SOURCES`.
+"""Where examples come from. Adding a source is one module, one row of `SOURCES` and one of `CHANNELS`.
 
 A source yields dicts of arrays and says its `spec`; its batches are pure functions of (seed, step), see
 `pad_jax.data.ordering`.
@@ -15,9 +15,11 @@ from pad_jax.data.source import DataSpec, Source
 from pad_jax.errors import BadInput
 
 SOURCES: dict[str, Callable[..., Source]] = {'digits': open_digits, 'folder': open_image_folder}
+CHANNELS = {'digits': 1, 'folder': 3}
+"""Of the images of each source, known before there is data to open."""
 ON_BAD = ('stop', 'skip')
 
-__all__ = ['ON_BAD', 'SOURCES', 'DataSpec', 'Prefetch', 'Source', 'make_source']
+__all__ = ['CHANNELS', 'ON_BAD', 'SOURCES', 'DataSpec', 'Prefetch', 'Source', 'make_source']
 
 
 def make_source(

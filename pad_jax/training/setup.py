@@ -12,15 +12,12 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import DataSpec, Source, make_source
+from pad_jax.data import CHANNELS, DataSpec, Source, make_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_model
 from pad_jax.partition import FLAX, Exclusions, LayerCount, count_layers, plan_dynamic_positions, positions_of
 from pad_jax.training.configuration import is_partial
 from pad_jax.training.optimizer import make_optimizer
-
-CHANNELS = {'digits': 1, 'folder': 3}
-"""Of the images of each source, known before there is data to open."""
 
 
 @dataclasses.dataclass(frozen=True)

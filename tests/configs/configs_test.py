@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pad_jax.data import SOURCES
+from pad_jax.data import CHANNELS, SOURCES
 from pad_jax.partition import report_counts
 from pad_jax.training.configuration import RULES, flatten, load_config
 from pad_jax.training.setup import (
-    CHANNELS,
     abstract_variables,
     make_exclusions,
     make_model,

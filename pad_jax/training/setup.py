@@ -15,7 +15,16 @@ from flax import linen as nn
 from pad_jax.data import CHANNELS, DataSpec, Source, make_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_model
-from pad_jax.partition import FLAX, Exclusions, LayerCount, count_layers, plan_dynamic_positions, positions_of
+from pad_jax.partition import (
+    FLAX,
+    Exclusions,
+    LayerCount,
+    count_layers,
+    group_size,
+    plan_dynamic_positions,
+    positions_of,
+    selection_targets,
+)
 from pad_jax.training.configuration import is_partial
 from pad_jax.training.optimizer import make_optimizer
 
@@ -85,7 +94,7 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     """Parameters of a config's network once it is partitioned, before anything is trained.
 
     Raises:
-      BadInput: where the exclusions don't fit the network.
+      BadInput: where the exclusions don't fit the network, or no group of positions fits the dynamic fraction.
     """
     model = make_model(config)
     size = config.data.image_size
@@ -97,6 +106,27 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
             planned = plan_dynamic_positions(
                 positions, config.partition.dynamic_fraction, config.partition.scope, make_exclusions(config)
             )
+            _check_groups_fit(config, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
+
+
+def _check_groups_fit(config, positions, masks) -> None:
+    """ValueError if no gate is small enough to stay dynamic: the network would be static without a word."""
+    partition = config.partition
+    roles = make_exclusions(config).roles(masks)
+    sizes = [
+        group_size(mask, position)
+        for mask, position, role in zip(jax.tree.leaves(masks), jax.tree.leaves(positions), roles, strict=True)
+        if role is None
+    ]
+    if not sizes:
+        return
+    targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles)
+    targets = [targets] * len(sizes) if partition.scope == 'global' else targets
+    if all(size > target for size, target in zip(sizes, targets, strict=True)):
+        raise ValueError(
+            f'dynamic_fraction {partition.dynamic_fraction} leaves nothing dynamic: granularity '
+            f'{partition.granularity!r} decides for at least {min(sizes)} positions at once, {max(targets)} are to stay'
+        )

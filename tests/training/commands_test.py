@@ -53,6 +53,7 @@ def test_train_evaluate_count_and_inspect(call, tmp_path):
     assert 'stage1_block1/conv1' in shown and list(workdir.glob('*.png'))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 @pytest.mark.parametrize('changes', [{'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}])
 def test_networks_without_a_partition(tmp_path, changes):

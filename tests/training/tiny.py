@@ -38,14 +38,19 @@ def small_config(**changes):
 
 
 class NormFree(nn.Module):
-    """A partially dynamic network without norms: what it computes for an example doesn't depend on the batch."""
+    """A partially dynamic network without norms: what it computes for an example doesn't depend on the batch.
+
+    But for `norm`, which adds one, so that it does.
+    """
 
     dtype: str = 'float32'
+    norm: bool = False
 
     @nn.compact
     def __call__(self, images, temperature=1.0, train=False):
         conv = DynamicConv(4, (3, 3), granularity='element', reduction=1, plan='outputs', dtype=self.dtype, name='conv')
-        x = nn.relu(conv(images, temperature))
+        x = conv(images, temperature)
+        x = nn.relu(nn.BatchNorm(not train, name='norm')(x) if self.norm else x)
         return nn.Dense(10, name='classifier')(x.mean(axis=(1, 2))).astype('float32'), {}
 
 

@@ -42,6 +42,8 @@ from pad_jax.partition.schedules import SCHEDULES, round_fractions, round_steps
 from pad_jax.partition.scores import CRITERIA, Criterion
 from pad_jax.partition.selection import (
     SCOPES,
+    NothingSelected,
+    PartitionError,
     UninformativeScores,
     check_informative,
     num_dynamic_positions,

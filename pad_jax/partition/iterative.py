@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.handoff import HANDOFFS, hand_off_means
-from pad_jax.partition.masks import init_masks
+from pad_jax.partition.masks import group_size, init_masks
 from pad_jax.partition.problem import PLAIN, Layout, Problem, positions_of
 from pad_jax.partition.schedules import round_fractions
 from pad_jax.partition.scores import RoutingMoments, get_criterion, mean_routing, measure_routing
 from pad_jax.partition.selection import (
     ADVICE,
     SCOPES,
+    NothingSelected,
     UninformativeScores,
     check_informative,
     num_dynamic_positions,
@@ -122,9 +123,13 @@ def measure_batches(measure, problem, params, masks, batches, key, axis_name=Non
     return total
 
 
-@functools.partial(jax.jit, static_argnames=('finish', 'problem'))
-def _finish(finish, problem, params, masks, total):
-    return finish(problem, params, masks, total)
+@functools.partial(jax.jit, static_argnames=('criterion', 'problem'))
+def _finish(criterion, problem, params, masks, total):
+    scores = criterion.finish(problem, params, masks, total)
+    if not criterion.adds_up:
+        return scores
+    sizes = jax.tree.map(group_size, masks, positions_of(problem.layout, params, masks))
+    return jax.tree.map(jnp.divide, scores, sizes)
 
 
 def score_positions(
@@ -136,7 +141,7 @@ def score_positions(
     key=None,
     axis_name=None,
 ):
-    """Scores float[*mask] of every gate under a criterion; higher stays dynamic.
+    """Scores float[*mask] of every gate under a criterion; higher stays dynamic. A group's score is per position.
 
     Args:
       problem: the network.
@@ -145,7 +150,8 @@ def score_positions(
       batches: scoring batches, of whatever kind `problem.loss` takes; measurements are summed over them.
       criterion: a row of `CRITERIA`.
       key: jax.random.key, for `random`; key(0) if None.
-      axis_name: inside pmap or shard_map, the axis to sum the measurements over.
+      axis_name: inside pmap or shard_map, the axis to sum the measurements over. All replicas get the same scores; but
+        for `grasp`, which is not linear in the gradient, they are those of one device on all of the batch.
 
     Raises:
       ValueError: on an unknown criterion, or no batches for one that reads data.
@@ -158,7 +164,7 @@ def score_positions(
         total = measure_batches(row.measure, problem, params, masks, [None], key)
     if total is None:
         raise ValueError(f'criterion {criterion!r} needs at least one scoring batch, got none')
-    return _finish(row.finish, problem, params, masks, total)
+    return _finish(row, problem, params, masks, total)
 
 
 def partition_step(
@@ -211,6 +217,7 @@ def partition_round(
 
     Raises:
       UninformativeScores: when the scores say nothing about which positions to keep.
+      NothingSelected: when not even one group fits into the dynamic fraction.
       ValueError: on unknown names, or no batches.
     """
     if scope not in SCOPES:
@@ -231,27 +238,31 @@ def partition_round(
         if get_criterion(criterion, problem).reads_data:
             _check_distinct(problem.layout, params, masks, competing, scope)
         scores = structure.flatten_up_to(score_positions(problem, params, masks, batches, criterion, key))
-        shapes = structure.flatten_up_to(positions)
-        names = _names_of(masks)
-        check_informative(
-            {names[i]: scores[i] for i in competing},
-            {names[i]: leaves[i] for i in competing},
-            scope,
-            f'criterion {criterion!r}',
-        )
-        selected = select_positions(
-            [scores[i] for i in competing],
-            [leaves[i] for i in competing],
-            targets,
-            [shapes[i] for i in competing],
-            scope,
-        )
-        for index, mask in zip(competing, selected, strict=True):
-            new_leaves[index] = mask
+        names, shapes = _names_of(masks), jax.tree.leaves(positions)
+        candidates = {names[i]: leaves[i] for i in competing}
+        scored = {names[i]: scores[i] for i in competing}
+        check_informative(scored, candidates, scope, f'criterion {criterion!r}')
+        if scope == 'layer':
+            targets = {names[i]: target for i, target in zip(competing, targets, strict=True)}
+        selected = select_positions(scored, candidates, targets, {names[i]: shapes[i] for i in competing}, scope)
+        _check_not_empty(candidates, selected, dynamic_fraction, scope)
+        for index in competing:
+            new_leaves[index] = selected[names[index]]
     new_masks = structure.unflatten(new_leaves)
     if handoff == 'mean':
         params = _hand_off(problem, params, masks, new_masks, batches)
     return Partition(new_masks, params)
+
+
+def _check_not_empty(candidates, selected, dynamic_fraction, scope):
+    """Raises where the best-scored group has more positions than may stay dynamic."""
+    competing = [name for name, mask in candidates.items() if mask.any()]
+    empty = [name for name in competing if not selected[name].any()]
+    if empty and (scope == 'layer' or empty == competing):
+        raise NothingSelected(
+            f'dynamic_fraction = {dynamic_fraction:g} leaves less than one group of positions dynamic in '
+            f'{"the network" if scope == "global" else empty[0]}: take a finer granularity or a larger dynamic_fraction'
+        )
 
 
 def _check_distinct(layout, params, masks, competing, scope):

@@ -1,5 +1,8 @@
 """Criteria: what scores a position. Higher stays dynamic.
 
+A gate that stands for a group of positions gets the sum of theirs by the chain rule; its score is that sum per
+position, so that a large group, which takes up more of what may stay dynamic, wins by being worth it and not by size.
+
 A criterion is a row of `CRITERIA`. It measures something on each scoring batch, the measurements are summed over
 batches (and over devices), and the sum is turned into scores. Adding one is one function and one row.
 
@@ -25,12 +28,14 @@ class Criterion(NamedTuple):
       finish: `(problem, params, masks, total) -> scores`, float[*mask] each.
       reads_data: False: `measure` is called once, with batch None.
       needs: the optional fields of `Problem` that it can't do without.
+      adds_up: True: what `finish` gives a group is the sum of its positions, to be divided by their number.
     """
 
     measure: Callable
     finish: Callable
     reads_data: bool = True
     needs: tuple[str, ...] = ()
+    adds_up: bool = True
 
 
 def measure_sensitivity(problem: Problem, params, gates, batch, key):
@@ -144,7 +149,7 @@ def _measure_nothing(problem: Problem, params, gates, batch, key):
 CRITERIA = {
     'sensitivity': Criterion(measure_sensitivity, finish_absolute),
     'magnitude': Criterion(_measure_nothing, finish_magnitude, reads_data=False),
-    'random': Criterion(measure_random, finish_unchanged, reads_data=False),
+    'random': Criterion(measure_random, finish_unchanged, reads_data=False, adds_up=False),
     'grasp': Criterion(measure_gradient_flow, finish_unchanged),
     'synflow': Criterion(measure_synaptic_flow, finish_absolute, needs=('output',)),
     'variance': Criterion(measure_routing, finish_variance, needs=('routing',)),

@@ -24,7 +24,15 @@ _ROW = 128  # at most 255: its count must fit a byte
 ADVICE = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
 
 
-class UninformativeScores(ValueError):
+class PartitionError(ValueError):
+    """A partition that can't be made from what was given."""
+
+
+class NothingSelected(PartitionError):
+    """The dynamic fraction is smaller than one group of positions."""
+
+
+class UninformativeScores(PartitionError):
     """The scores don't say which positions to keep dynamic."""
 
 

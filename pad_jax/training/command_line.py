@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pad_jax.errors import BadInput
-from pad_jax.partition import UninformativeScores
+from pad_jax.partition import PartitionError
 
 BAD_INPUT = 2
 
@@ -46,7 +46,7 @@ def exit_status(command: Callable[[], None]) -> int:
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
     try:
         command()
-    except (BadInput, UninformativeScores) as error:
+    except (BadInput, PartitionError) as error:
         print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from pad_jax.layers import DynamicConv
 from pad_jax.partition import (
     CRITERIA,
     FLAX,
+    NothingSelected,
     Problem,
     UninformativeScores,
     count_dynamic,
@@ -370,3 +371,32 @@ def test_a_round_on_flax_variables():
 def leaves_by_path(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
+
+
+def test_groups_of_different_size_compete_per_position():
+    # Mean |W|: the small parameter's group has 3 a position (9 in all), the large one's 2 (20 in all). 10 of the 13
+    # positions may stay dynamic: the small group comes first, and the large one doesn't fit any more.
+    params = {'dynamic': {'large': jnp.full((2, 10), 2.0), 'small': jnp.full((2, 3), 3.0)}}
+    params['static'] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), params['dynamic'])
+    found = iterative_mode_partition(
+        lambda params, gates, batch: 0.0,
+        params,
+        [],
+        dynamic_fraction=10 / 13,
+        criterion='magnitude',
+        granularity='layer',
+    )
+    assert {name: bool(mask.all()) for name, mask in found.masks.items()} == {'large': False, 'small': True}
+
+
+def test_a_fraction_below_one_group_is_refused():
+    params = {'dynamic': jnp.arange(20.0).reshape(2, 2, 5), 'static': jnp.zeros((2, 5))}
+    with pytest.raises(NothingSelected, match='leaves less than one group'):
+        iterative_mode_partition(  # one of ten positions, in groups of two
+            lambda params, gates, batch: 0.0,
+            params,
+            [],
+            dynamic_fraction=0.1,
+            criterion='magnitude',
+            granularity='output',
+        )

@@ -223,11 +223,11 @@ def test_magnitude_by_hand():
     }
     problem = Problem(lambda params, gates, batch: 0.0)
     for mask_shape, expected in {
-        # (|1| + |−3|) / 2 = 2, (|−2| + |2|) / 2 = 2, (3 + 1) / 2 = 2, 0; groups: their sums.
+        # (|1| + |−3|) / 2 = 2, (|−2| + |2|) / 2 = 2, (3 + 1) / 2 = 2, 0; groups: their means.
         (2, 2): [[2, 2], [2, 0]],
-        (1, 2): [[4, 2]],
-        (2, 1): [[4], [2]],
-        (1, 1): [[6]],
+        (1, 2): [[2, 1]],
+        (2, 1): [[2], [1]],
+        (1, 1): [[1.5]],
     }.items():
         scores = score_positions(problem, params, jnp.ones(mask_shape, bool), [], 'magnitude')
         assert scores.tolist() == expected
@@ -241,9 +241,9 @@ def test_variance_is_that_of_the_dynamic_parameter_over_the_inputs(granularity):
     for name, factors in PARAMS['dynamic'].items():
         attention = np.concatenate([batch[name] for batch in routing])
         mixed = np.einsum('nk,kscf->nscf', attention, factors)
-        np.testing.assert_allclose(
-            scores[name], sum_to_shape(np.var(mixed, axis=0), scores[name]), rtol=1e-4, atol=1e-6
-        )
+        variances = np.var(mixed, axis=0)
+        per_position = sum_to_shape(variances, scores[name]) * scores[name].size / variances.size
+        np.testing.assert_allclose(scores[name], per_position, rtol=1e-4, atol=1e-6)
 
 
 def test_synflow_of_a_linear_network_by_hand():

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures, prints a table, and writes JSON where asked."""
     options = parse_options(arguments)
     rows = []
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a table in a pipe is not to be squeezed
     for shape in SHAPES:
         with console.status(f'{shape} ...'):
             rows.append(measure_shape(shape, options))

@@ -37,7 +37,7 @@ WIDTH, DEPTH, NUM_FACTORS, NUM_ROWS = 256, 4, 4, 256
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints two tables, and writes JSON where asked."""
     options = parse_options(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a table in a pipe is not to be squeezed
     sizes = (*MILLIONS, 100) if options.full else MILLIONS
     selections = []
     for millions in sizes:

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101
-    config.model.num_classes = 10
+    config.model.num_classes = 10  # as many as the data has
     config.model.conv = 'dynamic'  # which convolution all but the stem is: static, dynamic
     config.model.num_kernels = 4  # K
     config.model.reduction = 16  # hidden width of the attention: channels / reduction
@@ -58,14 +58,14 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 0  # 0 = as many as epochs say
-    config.train.epochs = 8.0
-    config.train.seed = 0
+    config.train.epochs = 8.0  # passes over the training data, if steps is 0
+    config.train.seed = 0  # of parameters, order and augmentation
     config.train.temperature = 30.0  # of the attention at the start
     config.train.temperature_epochs = 2.0  # over which it falls to 1
-    config.train.eval_every_steps = 20
-    config.train.log_every_steps = 10
-    config.train.checkpoint_every_steps = 1000
-    config.train.keep_checkpoints = 2
+    config.train.eval_every_steps = 20  # and after the last step, as are the next two
+    config.train.log_every_steps = 10  # rows of metrics.jsonl
+    config.train.checkpoint_every_steps = 1000  # what an interruption loses at most
+    config.train.keep_checkpoints = 2  # the newest
 
     config.parallel = 'pmap'  # pmap, shard_map
     config.debug = False  # stop where a NaN is made

@@ -47,8 +47,9 @@ def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, t
     if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, remaining)
     elif schedule == 'step':
-        drops = {round(total_steps * part) - warmup_steps: 0.1 for part in (1 / 3, 2 / 3, 8 / 9)}
-        main = optax.piecewise_constant_schedule(learning_rate, {at: by for at, by in drops.items() if at > 0})
+        drops = [round(total_steps * part) - warmup_steps for part in (1 / 3, 2 / 3, 8 / 9)]
+        start = learning_rate * 0.1 ** sum(drop <= 0 for drop in drops)  # those that the warm-up has passed
+        main = optax.piecewise_constant_schedule(start, {drop: 0.1 for drop in drops if drop > 0})
     else:
         main = optax.constant_schedule(learning_rate)
     if not warmup_steps:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pad_jax.layers.wide_dtype import at_least_float32
+
 
 def attend(
     pooled: jax.Array, squeeze: jax.Array, expand: jax.Array, bias: jax.Array, temperature: jax.Array | float
@@ -29,7 +31,7 @@ def attend(
     >>> weights.tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
-    dtype = jnp.promote_types(pooled.dtype, jnp.float32)
+    dtype = at_least_float32(pooled.dtype)
     pooled, squeeze, expand, bias = (array.astype(dtype) for array in (pooled, squeeze, expand, bias))
     # The highest precision: these products are tiny, and a mixture is as sharp as its logits are exact.
     highest = jax.lax.Precision.HIGHEST
@@ -40,7 +42,7 @@ def attend(
 
 def pool_space(x: jax.Array) -> jax.Array:
     """Mean over space: [B, *S, C] -> [B, C], at least float32."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
 
 

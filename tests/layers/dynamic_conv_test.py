@@ -215,6 +215,25 @@ def test_dtypes():
     assert (expected.dtype, narrow_y.dtype) == (jnp.float32, jnp.bfloat16)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+def test_no_dtype_is_promoted_silently(dtype, param_dtype):
+    x = jnp.ones((2, 4, 4, 4), dtype)
+
+    def differentiate(layer):
+        variables = layer.init(jax.random.key(0), x)
+        return jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum())(variables)
+
+    with jax.numpy_dtype_promotion('strict'):
+        for plan in PLANS:
+            for groups in (1, 2, 4):
+                layer = DynamicConv(
+                    4, (2, 2), feature_group_count=groups, plan=plan, dtype=dtype, param_dtype=param_dtype
+                )
+                gradient = jax.eval_shape(lambda layer=layer: differentiate(layer))
+                assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(param_dtype)}
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -16,6 +16,7 @@ from jax import lax
 
 from pad_jax.layers.conv_geometry import Geometry
 from pad_jax.layers.plans.patches import unfold
+from pad_jax.layers.wide_dtype import at_least_float32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -27,7 +28,7 @@ def convolve_fused(
 
 
 def _convolve(x, kernels, attention, geometry, precision):
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     stack = _stack_matrices(kernels, geometry)
     multiply = functools.partial(_multiply, precision=precision, dtype=wide)
 
@@ -47,7 +48,7 @@ def _forward(x, kernels, attention, geometry, precision):
 
 def _backward(geometry, precision, saved, cotangent):
     x, kernels, attention = saved
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     stack, unstack = jax.vjp(lambda kernels: _stack_matrices(kernels, geometry), kernels)
     multiply = functools.partial(_multiply, precision=precision, dtype=wide)
     cotangent = cotangent.reshape(x.shape[0], -1, kernels.shape[-1])
@@ -90,7 +91,7 @@ def _unfold_one(image, geometry):
 
 def _mix_one(stack, weights, dtype):
     """[K, ...] and [K] -> [...]. A sum and not a product, so that it is one pass over the K matrices."""
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     return sum(stack[k].astype(wide) * weights[k].astype(wide) for k in range(stack.shape[0])).astype(dtype)
 
 

@@ -6,6 +6,8 @@ Legend: B batch, P output positions, g groups, f output channels of a group, K k
 import jax
 import jax.numpy as jnp
 
+from pad_jax.layers.wide_dtype import at_least_float32
+
 
 def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Each sample's own kernel: Σ_k attention[b, k]·kernels[k].
@@ -24,7 +26,7 @@ def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> j
     >>> mix_kernels(jnp.array([[1., 2.], [3., 6.]]), jnp.array([[.5, .5]]), jnp.float32).tolist()
     [[2.0, 4.0]]
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     mixed = jnp.dot(
         attention.astype(wide),
         kernels.reshape(kernels.shape[0], -1).astype(wide),
@@ -43,7 +45,7 @@ def mix_outputs(every: jax.Array, attention: jax.Array) -> jax.Array:
     Returns:
       [B, P, g, f] of the dtype of `every`.
     """
-    wide = jnp.promote_types(every.dtype, jnp.float32)
+    wide = at_least_float32(every.dtype)
     weights = attention.astype(wide)[:, None, None, :, None]
     # A sum over slices, not a product of matrices: it fuses into one pass over the K outputs.
     mixed = sum(every[:, :, :, k].astype(wide) * weights[:, :, :, k] for k in range(every.shape[3]))

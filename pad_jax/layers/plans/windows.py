@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.layers.wide_dtype import at_least_float32
 
 
 def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
@@ -51,7 +52,7 @@ def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=
     Returns:
       [B, P, F], at least float32: the sum over channels and taps is rounded once, by the caller.
     """
-    dtype = jnp.promote_types(rows.dtype, jnp.float32)
+    dtype = at_least_float32(rows.dtype)
     batch, positions, channels = rows.shape
     features = kernels.shape[-1]
     if groups == 1:

@@ -49,10 +49,14 @@ def dynamic_convolution(
     Returns:
       [B, *S', F] of x's dtype. A row depends on that row of x and attention alone.
 
+    Raises:
+      ValueError: for shapes that do not fit one another, or values that are not one of those.
+
     >>> x, kernels = jnp.ones((2, 5, 5, 3)), jnp.ones((4, 3, 3, 3, 8))
     >>> dynamic_convolution(x, kernels, jnp.full((2, 4), .25), strides=2).shape
     (2, 3, 3, 8)
     """
+    _check_choice('plan', plan, PLAN_NAMES)
     kernel_size = kernels.shape[1:-2]
     if x.ndim != len(kernel_size) + 2:
         raise ValueError(f'kernels {kernels.shape} need x with {len(kernel_size) + 2} axes, got {x.shape}')
@@ -61,11 +65,20 @@ def dynamic_convolution(
             f'channels {x.shape[-1]} and features {kernels.shape[-1]} do not fit kernels {kernels.shape} in '
             f'{feature_group_count} feature groups'
         )
-    plain = resolve_geometry(
+    if attention.shape != (x.shape[0], kernels.shape[0]):
+        raise ValueError(
+            f'attention must be [B, K] = ({x.shape[0]}, {kernels.shape[0]}) for x {x.shape} and kernels '
+            f'{kernels.shape}, got {attention.shape}'
+        )
+    if bias is not None and bias.shape != (kernels.shape[0], kernels.shape[-1]):
+        raise ValueError(
+            f'bias must be [K, F] = ({kernels.shape[0]}, {kernels.shape[-1]}) for kernels {kernels.shape}, '
+            f'got {bias.shape}'
+        )
+    geometry = resolve_geometry(
         x.shape[1:-1], kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count
     )
-    x = pad_by_copying(x, padding, plain.kernel_size, plain.kernel_dilation)
-    geometry = plain
+    x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
     name = choose_plan(x, kernels, geometry) if plan == 'auto' else plan
     y = PLANS[name].function(x, kernels, attention, geometry, precision)
     if bias is not None:
@@ -137,7 +150,8 @@ class DynamicConv(nn.Module):
 
         Args:
           x: any float dtype; computed in `dtype`, else in the wider one of x's and the parameters'.
-          temperature: > 0, of the attention's softmax; may be traced.
+          temperature: > 0, of the attention's softmax; may be traced. Only a Python number is checked: an
+            array's value is unknown while tracing, and an array of 0 gives NaN.
         """
         kernel_size = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
         if isinstance(temperature, (int, float)) and not temperature > 0:

@@ -1,6 +1,7 @@
 """The layer: its limits, its arguments, its gate, its errors."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -271,3 +272,32 @@ def test_function_refuses_shapes_that_do_not_fit():
         dynamic_convolution(jnp.ones((1, 5, 4)), kernels, attention)
     with pytest.raises(ValueError, match='channels 6 and features 8 do not fit'):
         dynamic_convolution(jnp.ones((1, 5, 5, 6)), kernels, attention)
+    x = jnp.ones((1, 5, 5, 4))
+    for shape in ((2,), (1, 3), (2, 2), (1, 1), (1, 2, 1)):
+        with pytest.raises(ValueError, match=re.escape(f'attention must be [B, K] = (1, 2) for x {x.shape} ')) as error:
+            dynamic_convolution(x, kernels, jnp.ones(shape))
+        assert str(error.value).endswith(f'got {shape}')
+    for shape in ((8,), (1, 8), (2, 1), (8, 2)):
+        with pytest.raises(ValueError, match=re.escape('bias must be [K, F] = (2, 8) for kernels')) as error:
+            dynamic_convolution(x, kernels, attention, jnp.ones(shape))
+        assert str(error.value).endswith(f'got {shape}')
+    with pytest.raises(ValueError, match=r"plan must be one of auto, outputs, .*got 'fast'"):
+        dynamic_convolution(x, kernels, attention, plan='fast')
+
+
+def test_function_is_exported_with_a_symbolic_batch():
+    kernels, bias = jnp.ones((2, 3, 3, 4, 8)), jnp.ones((2, 8))
+    one, other = jax.export.symbolic_shape('b, c')
+    x = jax.ShapeDtypeStruct((one, 5, 5, 4), jnp.float32)
+    function = jax.jit(lambda x, attention: dynamic_convolution(x, kernels, attention, bias))
+    exported = jax.export.export(function)(x, jax.ShapeDtypeStruct((one, 2), jnp.float32))
+    assert str(exported.out_avals[0].shape) == '(b, 5, 5, 8)'
+    with pytest.raises(ValueError, match=r'attention must be \[B, K\] = \(b, 2\) .*got \(c, 2\)'):
+        jax.export.export(function)(x, jax.ShapeDtypeStruct((other, 2), jnp.float32))
+
+
+def test_an_array_of_no_temperature_gives_nan():
+    # As documented: its value is unknown while tracing, so nothing can be raised.
+    layer, x = DynamicConv(2, (1, 1)), jnp.ones((1, 2, 2, 2))
+    y, _ = jit_quickly(layer.init_with_output)(jax.random.key(0), x, jnp.float32(0))
+    assert bool(jnp.all(jnp.isnan(y)))

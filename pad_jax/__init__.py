@@ -1,11 +1,12 @@
 """pad_jax: partially dynamic networks (PAD-Net, arXiv:2211.05528) as Flax modules and functions on pytrees."""
 
-from pad_jax.layers import CONVS, DynamicConv, StaticConv
+from pad_jax.layers import CONVS, DynamicConv, StaticConv, dynamic_convolution
 from pad_jax.models import MODELS, build_model
 from pad_jax.partition import (
     CRITERIA,
     FLAX,
     PLAIN,
+    Criterion,
     Layout,
     Partition,
     Problem,
@@ -16,9 +17,12 @@ from pad_jax.partition import (
     init_masks,
     iterative_mode_partition,
     merge,
+    num_dynamic_positions,
     partition_round,
     partition_step,
+    round_fractions,
     select_positions,
+    sown_routing,
     split,
 )
 
@@ -28,6 +32,7 @@ __all__ = [
     'FLAX',
     'MODELS',
     'PLAIN',
+    'Criterion',
     'DynamicConv',
     'Layout',
     'Partition',
@@ -35,14 +40,18 @@ __all__ = [
     'StaticConv',
     'UninformativeScores',
     'build_model',
+    'dynamic_convolution',
     'dynamic_fraction',
     'dynamic_share',
     'hand_off_means',
     'init_masks',
     'iterative_mode_partition',
     'merge',
+    'num_dynamic_positions',
     'partition_round',
     'partition_step',
+    'round_fractions',
     'select_positions',
+    'sown_routing',
     'split',
 ]

@@ -7,9 +7,11 @@ schedules   how many after each round, and when the rounds come
 handoff     what value a static parameter takes over
 problem     what the above are told about a network
 iterative   the step, the round, and all rounds
+checks      what is refused, and in which words
 counting    parameters of a Flax network: dynamic, static, other
 """
 
+from pad_jax.partition.checks import NothingSelected, PartitionError, UninformativeScores, check_informative
 from pad_jax.partition.counting import LayerCount, count_layers, plan_dynamic_positions, report_counts
 from pad_jax.partition.handoff import HANDOFFS, hand_off_means
 from pad_jax.partition.iterative import (
@@ -32,6 +34,7 @@ from pad_jax.partition.masks import (
     dynamic_share,
     group_size,
     init_masks,
+    leaf_names,
     mask_shape,
     merge,
     scale_factors,
@@ -40,12 +43,4 @@ from pad_jax.partition.masks import (
 from pad_jax.partition.problem import FLAX, PLAIN, Layout, Problem, positions_of, sown_routing
 from pad_jax.partition.schedules import SCHEDULES, round_fractions, round_steps
 from pad_jax.partition.scores import CRITERIA, Criterion
-from pad_jax.partition.selection import (
-    SCOPES,
-    NothingSelected,
-    PartitionError,
-    UninformativeScores,
-    check_informative,
-    num_dynamic_positions,
-    select_positions,
-)
+from pad_jax.partition.selection import SCOPES, num_dynamic_positions, select_positions

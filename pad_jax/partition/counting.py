@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
-from pad_jax.partition.masks import group_size
+from pad_jax.partition.masks import group_size, leaf_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +124,8 @@ def plan_dynamic_positions(
     >>> plan_dynamic_positions({'a': jax.ShapeDtypeStruct((5,), 'f4'), 'b': jax.ShapeDtypeStruct((10,), 'f4')}, 0.3)
     {'a': 1, 'b': 3}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
-    names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
-    sizes = [leaf.size for _, leaf in leaves]
+    names = leaf_names(positions)
+    sizes = [leaf.size for leaf in jax.tree.leaves(positions)]
     roles = exclusions.roles(positions)
     planned = {name: size * bool(role) for name, size, role in zip(names, sizes, roles, strict=True)}
     competing = [(name, size) for name, size, role in zip(names, sizes, roles, strict=True) if role is None]

@@ -15,33 +15,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pad_jax.partition.checks import check_distinct, check_informative, check_not_empty, check_problem
 from pad_jax.partition.handoff import HANDOFFS, hand_off_means
-from pad_jax.partition.masks import group_size, init_masks
-from pad_jax.partition.problem import PLAIN, Layout, Problem, positions_of
+from pad_jax.partition.masks import group_size, init_masks, leaf_names
+from pad_jax.partition.problem import PLAIN, Layout, Problem, PyTree, positions_of
 from pad_jax.partition.schedules import round_fractions
 from pad_jax.partition.scores import RoutingMoments, get_criterion, mean_routing, measure_routing
-from pad_jax.partition.selection import (
-    ADVICE,
-    SCOPES,
-    NothingSelected,
-    UninformativeScores,
-    check_informative,
-    num_dynamic_positions,
-    select_positions,
-)
-
-
-def _names_of(masks) -> list[str]:
-    return [
-        jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree_util.tree_leaves_with_path(masks)
-    ]
+from pad_jax.partition.selection import SCOPES, num_dynamic_positions, select_positions
 
 
 class Partition(NamedTuple):
     """Result: which positions are dynamic, and the params (changed by the handoff `mean` only)."""
 
-    masks: jax.Array
-    params: jax.Array
+    masks: PyTree
+    params: PyTree
 
 
 class Exclusions(NamedTuple):
@@ -59,7 +46,7 @@ class Exclusions(NamedTuple):
         Raises:
           ValueError: when a pattern is no regular expression or matches no parameter, or when both match one.
         """
-        names = _names_of(masks)
+        names = leaf_names(masks)
         matched = {}
         for role, pattern in self._asdict().items():
             try:
@@ -217,15 +204,17 @@ def partition_round(
 
     Raises:
       UninformativeScores: when the scores say nothing about which positions to keep.
-      NothingSelected: when not even one group fits into the dynamic fraction.
-      ValueError: on unknown names, or no batches.
+      NothingSelected: when the best-scored group is larger than the dynamic fraction.
+      ValueError: on unknown names, a dynamic fraction out of range, params and masks that don't fit each other, or no
+        batches.
     """
+    check_problem(problem, params, masks, key)
     if scope not in SCOPES:
         raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
     if handoff not in HANDOFFS:
         raise ValueError(f'handoff must be one of {", ".join(HANDOFFS)}, got {handoff!r}')
-    if handoff == 'mean' and iter(batches) is batches:
-        batches = list(batches)
+    if handoff == 'mean':
+        batches = _keep(batches)
     roles = exclusions.roles(masks)
     positions = positions_of(problem.layout, params, masks)
     targets = selection_targets(positions, dynamic_fraction, scope, roles)
@@ -235,17 +224,17 @@ def partition_round(
     ]
     competing = [index for index, role in enumerate(roles) if role is None]
     if dynamic_fraction < 1 and competing:
-        if get_criterion(criterion, problem).reads_data:
-            _check_distinct(problem.layout, params, masks, competing, scope)
+        row = get_criterion(criterion, problem)
+        if row.reads_data:
+            check_distinct(problem.layout, params, masks, competing, scope)
         scores = structure.flatten_up_to(score_positions(problem, params, masks, batches, criterion, key))
-        names, shapes = _names_of(masks), jax.tree.leaves(positions)
-        candidates = {names[i]: leaves[i] for i in competing}
-        scored = {names[i]: scores[i] for i in competing}
-        check_informative(scored, candidates, scope, f'criterion {criterion!r}')
+        names, shapes = leaf_names(masks), jax.tree.leaves(positions)
+        scored, candidates, shapes = ({names[i]: tree[i] for i in competing} for tree in (scores, leaves, shapes))
         if scope == 'layer':
             targets = {names[i]: target for i, target in zip(competing, targets, strict=True)}
-        selected = select_positions(scored, candidates, targets, {names[i]: shapes[i] for i in competing}, scope)
-        _check_not_empty(candidates, selected, dynamic_fraction, scope)
+        check_informative(scored, candidates, targets, shapes, scope, f'criterion {criterion!r}', row.hint)
+        selected = select_positions(scored, candidates, targets, shapes, scope)
+        check_not_empty(scored, candidates, selected, targets, shapes, scope)
         for index in competing:
             new_leaves[index] = selected[names[index]]
     new_masks = structure.unflatten(new_leaves)
@@ -254,45 +243,9 @@ def partition_round(
     return Partition(new_masks, params)
 
 
-def _check_not_empty(candidates, selected, dynamic_fraction, scope):
-    """Raises where the best-scored group has more positions than may stay dynamic."""
-    competing = [name for name, mask in candidates.items() if mask.any()]
-    empty = [name for name in competing if not selected[name].any()]
-    if empty and (scope == 'layer' or empty == competing):
-        raise NothingSelected(
-            f'dynamic_fraction = {dynamic_fraction:g} leaves less than one group of positions dynamic in '
-            f'{"the network" if scope == "global" else empty[0]}: take a finer granularity or a larger dynamic_fraction'
-        )
-
-
-def _check_distinct(layout, params, masks, competing, scope):
-    """Raises where the dynamic factors are copies of the static parameters.
-
-    Their scores are zero but for rounding, and so would pass as different from each other.
-    """
-    copies, competes = jax.device_get(_are_copies(layout, params, masks))
-    names = _names_of(masks)
-    found = [names[i] for i in competing if copies[i]]
-    if found and (scope == 'layer' or len(found) == sum(competes[i] for i in competing)):
-        raise UninformativeScores(
-            f'the dynamic factors of {found[0]} all equal its static parameters, so the mask has no effect on the loss '
-            f'and the scores would be rounding errors; {ADVICE}'
-        )
-
-
-@functools.partial(jax.jit, static_argnames='layout')
-def _are_copies(layout, params, masks):
-    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?"""
-    structure = jax.tree.structure(masks)
-
-    def are_copies(mask, dynamic, static, scales):
-        dynamic_scale, static_scale = scales
-        return jnp.all((dynamic_scale * dynamic == (static_scale * static)[None]) | ~mask[None])
-
-    trees = (layout.dynamic(params, masks), layout.static(params, masks), layout.scales(params, masks))
-    competes = [jnp.any(mask) for mask in jax.tree.leaves(masks)]
-    copies = [are_copies(*leaves) for leaves in zip(jax.tree.leaves(masks), *map(structure.flatten_up_to, trees))]
-    return [copied & there for copied, there in zip(copies, competes)], competes
+def _keep(batches):
+    """The batches as something that can be gone through again."""
+    return list(batches) if batches is not None and iter(batches) is batches else batches
 
 
 def _hand_off(problem, params, old_masks, new_masks, batches):
@@ -332,7 +285,8 @@ def iterative_mode_partition(
         `split`, and is differentiated with respect to gates.
       params: pytree; by default a dict with the stacked factors float[K, *shape] under 'dynamic' and the static
         parameters float[*shape], of the same structure, under 'static'. Another `layout` reads another tree.
-      batches: the scoring batches, an iterable; a generator is kept in memory where it is needed more than once.
+      batches: the scoring batches, an iterable; a generator is kept in memory where it is needed more than once. May
+        be None where neither criterion nor handoff reads data.
       dynamic_fraction: κ to end with, float in (0, 1].
       rounds, schedule: see `round_fractions`.
       criterion: a row of `CRITERIA`; `synflow` needs output_fn, `variance` needs routing_fn.
@@ -360,8 +314,8 @@ def iterative_mode_partition(
     problem = Problem(loss_fn, layout, output_fn, routing_fn)
     if masks is None:
         masks = init_masks(jax.tree.map(lambda leaf: leaf[0], layout.dynamic(params, None)), granularity)
-    if rounds > 1 and iter(batches) is batches:
-        batches = list(batches)
+    if rounds > 1 and (get_criterion(criterion, problem).reads_data or handoff == 'mean'):
+        batches = _keep(batches)
     key = jax.random.key(0) if key is None else key
     partition = Partition(masks, params)
     for index, fraction in enumerate(fractions):

@@ -52,9 +52,27 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     return tuple(size if axis in gated else 1 for axis, size in enumerate(shape))
 
 
+def leaf_names(tree) -> list[str]:
+    """The path of every leaf, joined by '/', in the order of jax.tree.leaves.
+
+    >>> leaf_names({'conv': {'kernel': 0, 'bias': 1}})
+    ['conv/bias', 'conv/kernel']
+    """
+    return [
+        jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
 def init_masks(positions, granularity: str = 'element'):
     """All-dynamic masks for a pytree of position tensors (arrays or anything with a `.shape`)."""
-    return jax.tree.map(lambda leaf: jnp.ones(mask_shape(leaf.shape, granularity), bool), positions)
+    leaves, structure = jax.tree.flatten(positions)
+    masks = []
+    for name, leaf in zip(leaf_names(positions), leaves, strict=True):
+        try:
+            masks.append(jnp.ones(mask_shape(leaf.shape, granularity), bool))
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}' if name else str(error)) from None
+    return structure.unflatten(masks)
 
 
 def scale_factors(phi, scales: str = 'both'):
@@ -138,8 +156,8 @@ def count_dynamic(masks, positions) -> int:
 
 
 def dynamic_fraction(masks, positions) -> float:
-    """κ in [0, 1]: dynamic positions / positions."""
-    return count_dynamic(masks, positions) / count_positions(positions)
+    """κ in [0, 1]: dynamic positions / positions; 0 where there are none."""
+    return count_dynamic(masks, positions) / max(1, count_positions(positions))
 
 
 def dynamic_share(fraction: float, num_factors: int) -> float:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from pad_jax.partition.masks import scale_factors
+from pad_jax.partition.masks import SCALES, scale_factors
 
 PyTree = Any
 
@@ -18,8 +19,9 @@ PyTree = Any
 class Layout:
     """Where a params pytree keeps its partially dynamic parameters.
 
-    Each function takes `(params, masks)` and returns a pytree of the structure of `masks`; a frozen dataclass of
-    functions, so it is hashable and can be a static argument of jit.
+    Each function takes `(params, masks)` (`with_static` the new static parameters as well) and returns a pytree of the
+    structure of `masks`; a frozen dataclass of functions, so it is hashable and can be a static argument of jit. Where
+    `iterative_mode_partition` is to make the masks, `dynamic` is called with None for them.
 
     Attributes:
       dynamic: the dynamic factors, float[K, *shape] each.
@@ -58,7 +60,7 @@ class Problem:
       layout: where in params the dynamic factors and static parameters are.
       output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
       routing: `(params, gates, batch) -> pytree` of float[N, K], the routing weights behind every mask; the
-        criterion `variance` and the handoff `mean` need it.
+        criterion `variance` needs it, and the handoff `mean` takes 1/K for each factor without it.
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -74,6 +76,8 @@ class Problem:
 
 def _at_masks(function: Callable, params: Mapping, masks: Mapping):
     """`function(params of the module, name)` for every mask, in the structure of the masks."""
+    if masks is None:
+        raise ValueError("the masks of a Flax network are needed: masks=variables['partition']")
     return {
         name: _at_masks(function, params[name], below) if isinstance(below, Mapping) else function(params, name)
         for name, below in masks.items()
@@ -104,11 +108,14 @@ FLAX = {
         with_static=_with_static,
         scales=_flax_scales(scales),
     )
-    for scales in ('both', 'static', 'dynamic', 'none')
+    for scales in SCALES
 }
-"""The Flax layout for each choice of scale factors; `masks` is `variables['partition']`."""
+"""The Flax layout for each choice of scale factors, the layers' own; `masks` is `variables['partition']`."""
 
 
 def sown_routing(intermediates: Mapping, masks: Mapping):
-    """Routing weights float[N, K] behind every mask, from the collection 'intermediates' of a Flax apply."""
-    return _at_masks(lambda module, name: module['routing'][0], intermediates, masks)
+    """Routing weights float[N, K] behind every mask, from the collection 'intermediates' of a Flax apply.
+
+    A layer that was called several times has the rows of all calls.
+    """
+    return _at_masks(lambda module, name: jnp.concatenate(module['routing']), intermediates, masks)

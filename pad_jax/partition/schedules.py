@@ -3,6 +3,12 @@
 SCHEDULES = ('exponential', 'linear', 'one_shot')
 
 
+def check_fraction(dynamic_fraction: float) -> None:
+    """ValueError unless κ is in (0, 1]."""
+    if not 0 < dynamic_fraction <= 1:
+        raise ValueError(f'dynamic_fraction must be in (0, 1], got {dynamic_fraction}')
+
+
 def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'exponential') -> tuple[float, ...]:
     """Dynamic fraction after each of the T = `rounds` rounds; the last is exactly `dynamic_fraction`.
 
@@ -20,10 +26,9 @@ def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'e
     >>> round_fractions(0.5, rounds=2, schedule='linear')
     (0.75, 0.5)
     """
-    if not 0 < dynamic_fraction <= 1:
-        raise ValueError(f'dynamic_fraction must be in (0, 1], got {dynamic_fraction}')
-    if rounds < 1:
-        raise ValueError(f'rounds must be at least 1, got {rounds}')
+    check_fraction(dynamic_fraction)
+    if rounds < 1 or rounds != int(rounds):
+        raise ValueError(f'rounds must be at least 1{"" if rounds < 1 else " and whole"}, got {rounds}')
     if schedule not in SCHEDULES:
         raise ValueError(f'schedule must be one of {", ".join(SCHEDULES)}, got {schedule!r}')
     if schedule == 'one_shot' and rounds > 1:

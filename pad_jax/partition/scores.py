@@ -15,9 +15,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pad_jax.partition.checks import NO_GRADIENT
 from pad_jax.partition.problem import Problem
 
 _EXACT = jax.lax.Precision.HIGHEST
+
+
+def finish_unchanged(problem: Problem, params, masks, total):
+    return total
 
 
 class Criterion(NamedTuple):
@@ -25,17 +30,19 @@ class Criterion(NamedTuple):
 
     Attributes:
       measure: `(problem, params, gates, batch, key) -> pytree`, summed over batches and devices.
-      finish: `(problem, params, masks, total) -> scores`, float[*mask] each.
+      finish: `(problem, params, masks, total) -> scores`, float[*mask] each; by default the sum itself.
       reads_data: False: `measure` is called once, with batch None.
       needs: the optional fields of `Problem` that it can't do without.
       adds_up: True: what `finish` gives a group is the sum of its positions, to be divided by their number.
+      hint: what it means that all scores are equal, and what to do then.
     """
 
     measure: Callable
-    finish: Callable
+    finish: Callable = finish_unchanged
     reads_data: bool = True
     needs: tuple[str, ...] = ()
     adds_up: bool = True
+    hint: str = NO_GRADIENT
 
 
 def measure_sensitivity(problem: Problem, params, gates, batch, key):
@@ -55,8 +62,8 @@ def measure_gradient_flow(problem: Problem, params, gates, batch, key):
     """
 
     def gradient_flow(gates):
-        gradients = jax.grad(problem.loss)(params, gates, batch)
-        return 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gradients))
+        gradients = jax.tree.leaves(jax.grad(problem.loss, allow_int=True)(params, gates, batch))
+        return 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in gradients if leaf.dtype != jax.dtypes.float0)
 
     return jax.grad(gradient_flow)(gates)
 
@@ -65,13 +72,16 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
     """∂R/∂gate for R = the sum of the outputs with |params| on an input of ones.
 
     SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) through the gate. It sees the shapes of the data only;
-    integer inputs (token ids) stay as they are.
+    integers (token ids) and scalars (a temperature) stay as they are.
     """
 
-    def of_floats(function, tree):
-        return jax.tree.map(lambda leaf: function(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+    def of_floats(function, tree, least_axes):
+        def replace(leaf):
+            return function(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim >= least_axes else leaf
 
-    positive, ones = of_floats(jnp.abs, params), of_floats(jnp.ones_like, batch)
+        return jax.tree.map(replace, tree)
+
+    positive, ones = of_floats(jnp.abs, params, 0), of_floats(jnp.ones_like, batch, 1)
     return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, ones)))(gates)
 
 
@@ -110,10 +120,6 @@ def finish_absolute(problem: Problem, params, masks, total):
     return jax.tree.map(jnp.abs, total)
 
 
-def finish_unchanged(problem: Problem, params, masks, total):
-    return total
-
-
 def finish_magnitude(problem: Problem, params, masks, total):
     """Mean over the factors of |W_k|; a group has the sum of its positions."""
     factors = problem.layout.dynamic(params, masks)
@@ -124,16 +130,26 @@ def finish_variance(problem: Problem, params, masks, total):
     """Variance over the inputs of the dynamic parameter Σ_k α_k(x) W_k; a group has the sum of its positions.
 
     With C the covariance of the routing weights, the variance at a position is wᵀ C w for w = (W_1, ..., W_K).
-    (Reference: dyconv/pruners.py, Variant.)
+    (Reference: dyconv/pruners.py, Variant.) What cancels to within float32's rounding, a routing that is the same for
+    all rows or factors that are copies, is 0: its remainder would pass as a score.
     """
 
     def variance(factors, mask, moments):
-        mean = moments.first / moments.count
-        covariance = moments.second / moments.count - jnp.outer(mean, mean)
+        factors = factors.astype(jnp.float32)
+        mean, second = moments.first / moments.count, moments.second / moments.count
+        covariance = _unless_rounding(second - jnp.outer(mean, mean), second, moments.second.shape[0])
         varied = jnp.tensordot(covariance, factors, axes=1, precision=_EXACT)
-        return _sum_by_gate(jnp.maximum(jnp.sum(varied * factors, axis=0), 0), mask)
+        summed = jnp.tensordot(jnp.abs(covariance), jnp.abs(factors), axes=1, precision=_EXACT)
+        total = jnp.sum(varied * factors, axis=0)
+        bound = jnp.sum(summed * jnp.abs(factors), axis=0)
+        return _sum_by_gate(jnp.maximum(_unless_rounding(total, bound, factors.shape[0]), 0), mask)
 
     return jax.tree.map(variance, problem.layout.dynamic(params, masks), masks, total)
+
+
+def _unless_rounding(values, terms, num_terms):
+    """`values`, or 0 where they are within the rounding of sums over `num_terms` terms of the size of `terms`."""
+    return jnp.where(jnp.abs(values) > 4 * num_terms * jnp.finfo(jnp.float32).eps * jnp.abs(terms), values, 0)
 
 
 def _sum_by_gate(values, mask):
@@ -148,11 +164,19 @@ def _measure_nothing(problem: Problem, params, gates, batch, key):
 
 CRITERIA = {
     'sensitivity': Criterion(measure_sensitivity, finish_absolute),
-    'magnitude': Criterion(_measure_nothing, finish_magnitude, reads_data=False),
-    'random': Criterion(measure_random, finish_unchanged, reads_data=False, adds_up=False),
-    'grasp': Criterion(measure_gradient_flow, finish_unchanged),
+    'magnitude': Criterion(
+        _measure_nothing, finish_magnitude, reads_data=False, hint="take criterion 'sensitivity' or 'random'"
+    ),
+    'random': Criterion(measure_random, reads_data=False, adds_up=False),
+    'grasp': Criterion(measure_gradient_flow),
     'synflow': Criterion(measure_synaptic_flow, finish_absolute, needs=('output',)),
-    'variance': Criterion(measure_routing, finish_variance, needs=('routing',)),
+    'variance': Criterion(
+        measure_routing,
+        finish_variance,
+        needs=('routing',),
+        hint='routing weights that are the same for every input, or factors that equal each other, do not vary; train '
+        "some steps first (start_step > 0), or take criterion 'sensitivity'",
+    ),
 }
 
 

@@ -16,32 +16,22 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.masks import group_size
+from pad_jax.partition.schedules import check_fraction
 
 SCOPES = ('global', 'layer')
 _ROW = 128  # at most 255: its count must fit a byte
 
 
-ADVICE = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
-
-
-class PartitionError(ValueError):
-    """A partition that can't be made from what was given."""
-
-
-class NothingSelected(PartitionError):
-    """The dynamic fraction is smaller than one group of positions."""
-
-
-class UninformativeScores(PartitionError):
-    """The scores don't say which positions to keep dynamic."""
-
-
 def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
     """The target of a selection: κ·n to the nearest integer, and at least one position.
+
+    Raises:
+      ValueError: when the dynamic fraction is not in (0, 1].
 
     >>> num_dynamic_positions(10, 0.3), num_dynamic_positions(10, 1e-6)
     (3, 1)
     """
+    check_fraction(dynamic_fraction)
     return max(1, round(dynamic_fraction * num_positions))
 
 
@@ -184,51 +174,3 @@ def _bin_beyond(limit, weights):
     beyond = ends > limit
     index = jnp.argmax(beyond)
     return index, limit - (ends[index] - weights[index]), beyond[-1]
-
-
-def check_informative(scores, masks, scope: str = 'global', criterion: str = 'the criterion') -> None:
-    """Raises `UninformativeScores` where selection would be decided by the order of the parameters alone.
-
-    That is so when all competing scores are equal (zero, above all) or none is a number: under scope `global` in
-    the whole tree, under scope `layer` in any one parameter of at least two candidate gates.
-    """
-    named = jax.tree_util.tree_leaves_with_path(masks)
-    names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in named]
-    leaves = [mask for _, mask in named]
-    score_leaves = jax.tree.structure(masks).flatten_up_to(scores)
-    ranges = jax.device_get(_score_ranges(tuple(score_leaves), tuple(leaves)))
-    if scope == 'global':
-        low, high = min(low for low, _, _ in ranges), max(high for _, high, _ in ranges)
-        groups = [('all parameters', low, high, sum(number for _, _, number in ranges))]
-    else:
-        groups = [(name, *found) for name, found in zip(names, ranges, strict=True)]
-    for name, low, high, number in groups:
-        if number < 2:
-            continue
-        if low > high:
-            raise UninformativeScores(
-                f'{criterion} gave no finite score for {name}: look for NaN in the loss, lower the temperature or the '
-                "learning rate, or take criterion 'magnitude'"
-            )
-        if low == high:
-            raise UninformativeScores(
-                f'{criterion} gave every position of {name} the same score ({low:g}), which says nothing about which '
-                'to keep dynamic: dynamic factors that equal each other and the static parameters have no gradient '
-                f'through the mask; {ADVICE}'
-            )
-
-
-@jax.jit
-def _score_ranges(scores, masks):
-    """(lowest, highest, candidates) of each leaf's candidate scores; lowest > highest where none is a number."""
-
-    def one(score, mask):
-        score = score.astype(jnp.float32)
-        valid = mask & ~jnp.isnan(score)
-        return (
-            jnp.min(score, where=valid, initial=jnp.inf),
-            jnp.max(score, where=valid, initial=-jnp.inf),
-            jnp.sum(mask),
-        )
-
-    return [one(score, mask) for score, mask in zip(scores, masks, strict=True)]

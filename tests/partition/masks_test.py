@@ -131,3 +131,4 @@ def test_counts_fraction_and_share():
     # One factor: dynamic or not, each position is one parameter, so the share is κ itself.
     assert masks_lib.dynamic_share(0.39, 1) == pytest.approx(0.39)
     assert [masks_lib.dynamic_share(kappa, 8) for kappa in (0.0, 1.0)] == [0, 1]
+    assert masks_lib.dynamic_fraction({}, {}) == 0

@@ -275,3 +275,25 @@ def test_synflow_leaves_integer_inputs_alone():
     problem = Problem(lambda params, gates, batch: 0.0, output=output)
     scores = score_positions(problem, params, jnp.ones(3, bool), [jnp.array([2, 1, 2])], 'synflow')
     assert scores.tolist() == [0, 2, 8]
+
+
+def test_synflow_leaves_scalars_alone():
+    problem = Problem(
+        lambda params, gates, batch: 0.0,
+        output=lambda params, gates, batch: batch['temperature'] * batch['x'] @ (gates * params['dynamic'][0]),
+    )
+    params = {'dynamic': jnp.array([[1.0, -2, 3]]), 'static': jnp.zeros(3)}
+    batch = {'x': jnp.full((2, 3), -5.0), 'temperature': jnp.float32(30)}
+    # Two rows of ones: 2 · 30 · |w|.
+    assert score_positions(problem, params, jnp.ones(3, bool), [batch], 'synflow').tolist() == [60, 120, 180]
+
+
+def test_grasp_of_params_with_an_integer_among_them():
+    def loss(params, gates, batch):
+        return jnp.sum((gates * params['dynamic'][0] + (1 - gates) * params['static']) ** 2) * params['count']
+
+    params = {'dynamic': jnp.array([[1.0, -2, 3]]), 'static': jnp.zeros(3), 'count': jnp.int32(1)}
+    scores = score_positions(Problem(loss), params, jnp.ones(3, bool), [None], 'grasp')
+    # ∂L/∂w = 2 g² w, half its square is 2 g⁴ w², whose derivative at g = 1 is 8 w²; the static part adds
+    # ½ (2 g w (1 − g))² = 0 to first order.
+    np.testing.assert_allclose(scores, [8, 32, 72], rtol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from pad_jax.partition import selection
-from pad_jax.partition.selection import UninformativeScores, check_informative, select_positions
+from pad_jax.partition.selection import select_positions
 
 # Few trees, so that compilation doesn't dominate; leaves in the order of jax.tree.leaves. One leaf is longer than a
 # block of rows (128 · 128) and no multiple of anything, so that every edge of the counting is crossed.
@@ -224,27 +224,6 @@ def test_what_selection_refuses():
 def test_num_dynamic_positions():
     assert [selection.num_dynamic_positions(10, kappa) for kappa in (1e-9, 0.04, 0.26, 0.99, 1.0)] == [1, 1, 3, 10, 10]
     assert selection.num_dynamic_positions(100_000_000, 0.3) == 30_000_000
-
-
-@pytest.mark.parametrize('scope', ['global', 'layer'])
-def test_scores_that_say_something_pass(scope):
-    scores = {'a': jnp.array([0.0, 1.0]), 'b': jnp.array([jnp.nan, 2.0, 1.0]), 'one gate': jnp.zeros(1)}
-    check_informative(scores, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), scores), scope)
-
-
-def test_equal_scores_are_refused_with_advice():
-    scores, masks = {'a': jnp.zeros(3), 'b': jnp.arange(3.0)}, {'a': jnp.ones(3, bool), 'b': jnp.ones(3, bool)}
-    check_informative(scores, masks, 'global')
-    with pytest.raises(UninformativeScores, match=r"every position of a the same score \(0\).*handoff 'mean'"):
-        check_informative(scores, masks, 'layer')
-    # What is static already doesn't compete, so that its score can't save the others.
-    masks['b'] = jnp.array([False, True, False])
-    scores['b'] = jnp.array([5.0, 0, 7])
-    with pytest.raises(UninformativeScores, match='every position of all parameters the same score'):
-        check_informative(scores, masks, 'global')
-
-
-def test_scores_that_are_no_numbers_are_refused_with_advice():
-    scores = {'a': jnp.full(3, jnp.nan)}
-    with pytest.raises(UninformativeScores, match='snip gave no finite score for all parameters: look for NaN'):
-        check_informative(scores, {'a': jnp.ones(3, bool)}, 'global', 'snip')
+    for kappa in (0, -0.5, 1.5, float('nan')):
+        with pytest.raises(ValueError, match=r'dynamic_fraction must be in \(0, 1\], got'):
+            selection.num_dynamic_positions(10, kappa)

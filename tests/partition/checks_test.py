@@ -1,0 +1,193 @@
+"""What a partition refuses: problems that don't fit, scores that say nothing, groups that are too large."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.partition import (
+    FLAX,
+    NothingSelected,
+    Problem,
+    UninformativeScores,
+    check_informative,
+    init_masks,
+    iterative_mode_partition,
+    merge,
+    partition_round,
+)
+from tests.partition import problems
+
+PARAMS = problems.make_params()
+POSITIONS = PARAMS['static']
+MASKS = init_masks(POSITIONS)
+BATCHES = [problems.make_batch()]
+NAN = jnp.nan
+
+
+def check(scores, masks=None, targets=1, scope='global', **options):
+    scores = {name: jnp.array(leaf, jnp.float32) for name, leaf in scores.items()}
+    masks = masks or jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), scores)
+    if scope == 'layer' and isinstance(targets, int):
+        targets = dict.fromkeys(scores, targets)
+    check_informative(scores, masks, targets, scores, scope, **options)
+
+
+@pytest.mark.parametrize('scope', ['global', 'layer'])
+def test_scores_that_say_something_pass(scope):
+    check({'a': [0, 1], 'b': [NAN, 2, 1], 'one gate': [0]}, scope=scope)
+    check({'a': [0, jnp.inf], 'b': [-jnp.inf, NAN, 3]}, scope=scope)
+
+
+def test_equal_scores_are_refused_with_advice():
+    scores = {'a': [0.0] * 3, 'b': [0.0, 1, 2]}
+    check(scores)
+    with pytest.raises(UninformativeScores, match=r"every position of a the same score \(0\).*handoff 'mean'"):
+        check(scores, scope='layer')
+    # What is static already doesn't compete, so that its score can't save the others.
+    masks = {'a': jnp.ones(3, bool), 'b': jnp.array([False, True, False])}
+    with pytest.raises(UninformativeScores, match=r'snip gave every position of all parameters the same .*: why'):
+        check({'a': [0.0] * 3, 'b': [5.0, 0, 7]}, masks, criterion='snip', hint='why')
+
+
+def test_infinite_scores_are_refused_as_such():
+    with pytest.raises(UninformativeScores, match='every position of all parameters an infinite score: look for an ov'):
+        check({'a': [jnp.inf] * 3})
+
+
+def test_too_few_numbers_are_refused():
+    with pytest.raises(UninformativeScores, match='NaN for 3 of the 3 positions of all parameters, and 1 are to stay'):
+        check({'a': [NAN] * 3})
+    scores = {'a': [NAN, NAN, 1.0], 'b': [1.0, 2, 3]}
+    check(scores, targets=4)
+    with pytest.raises(UninformativeScores, match=r'snip gave NaN for 2 of the 6 positions of all .*, and 5 are'):
+        check(scores, targets=5, criterion='snip')
+    check(scores, targets={'a': 1, 'b': 3}, scope='layer')
+    with pytest.raises(UninformativeScores, match='NaN for 2 of the 3 positions of a, and 2 are to stay dynamic'):
+        check(scores, targets={'a': 2, 'b': 3}, scope='layer')
+    # Never more than there are: the two candidates of `a` are all that can be asked for.
+    check(scores, {'a': jnp.array([0, 0, 1], bool), 'b': jnp.ones(3, bool)}, targets=6)
+
+
+def test_groups_count_with_their_size_among_the_nan():
+    scores, masks, positions = jnp.array([[NAN, 1.0, 2.0]]), jnp.ones((1, 3), bool), jnp.zeros((4, 3))
+    check_informative(scores, masks, 8, positions)
+    with pytest.raises(UninformativeScores, match='NaN for 4 of the 12 positions'):
+        check_informative(scores, masks, 9, positions)
+
+
+def test_a_loss_with_some_nan_is_refused_where_it_leaves_too_few():
+    def loss_fn(params, gates, batch):
+        spoiled = [jnp.sum(leaf.ravel()[::2]) * NAN for leaf in jax.tree.leaves(gates)]
+        return problems.loss_fn(params, gates, batch) + sum(spoiled)
+
+    options = {'params': PARAMS, 'batches': BATCHES, 'layout': problems.SCALED}
+    found = iterative_mode_partition(loss_fn, **options, dynamic_fraction=0.4).masks
+    assert sum(int(leaf.sum()) for leaf in found.values()) == 16
+    with pytest.raises(UninformativeScores, match=r'NaN for 20 of the 40 positions .*, and 24 are'):
+        iterative_mode_partition(loss_fn, **options, dynamic_fraction=0.6)
+
+
+def variance(routing, dynamic=PARAMS['dynamic'], **options):
+    def routing_fn(params, gates, batch):
+        return dict.fromkeys(gates, batch)
+
+    problem = Problem(problems.loss_fn, problems.SCALED, routing=routing_fn)
+    params = {**PARAMS, 'dynamic': dynamic}
+    return partition_round(problem, params, MASKS, [routing], 0.3, criterion='variance', **options).masks
+
+
+def test_a_variance_of_nothing_but_rounding_is_refused():
+    rng = np.random.default_rng(0)
+    routing = np.asarray(jax.nn.softmax(rng.normal(size=(64, 3)).astype(np.float32)))
+    copies = {name: np.stack([leaf[0]] * 3) for name, leaf in PARAMS['dynamic'].items()}
+    message = 'do not vary; train some steps first'
+    with pytest.raises(UninformativeScores, match=message):
+        variance(routing, copies)
+    with pytest.raises(UninformativeScores, match=message):
+        variance(np.repeat(routing[:1], 64, axis=0))
+    with pytest.raises(UninformativeScores, match=message):
+        variance(routing[:1])
+    # A routing that hardly varies still does.
+    nearly_constant = routing[:1] + 1e-3 * (routing - routing.mean(0))
+    expected = variance(routing)
+    found = variance(nearly_constant)
+    agreement = sum(int((found[name] == expected[name]).sum()) for name in found) / 40
+    assert agreement >= 0.9
+
+
+@pytest.mark.parametrize('granularity', ['layer', 'output'])
+def test_a_group_larger_than_what_may_stay_is_named(granularity):
+    params = {
+        'dynamic': {'small': jnp.ones((2, 2, 5)), 'wide': 9 * jnp.ones((2, 20, 2)) + jnp.arange(2.0).reshape(1, 1, 2)},
+        'static': {'small': jnp.zeros((2, 5)), 'wide': jnp.zeros((20, 2))},
+    }
+    size = {'layer': 40, 'output': 20}[granularity]
+    with pytest.raises(NothingSelected, match=f'group of positions, in wide, has {size} of them, and 15 are to stay'):
+        iterative_mode_partition(
+            problems.loss_fn, params, None, dynamic_fraction=0.3, criterion='magnitude', granularity=granularity
+        )
+
+
+def refuse(message, params=PARAMS, masks=MASKS, **options):
+    with pytest.raises(ValueError, match=message):
+        partition_round(problems.PROBLEM, params, masks, BATCHES, options.pop('dynamic_fraction', 0.3), **options)
+
+
+def test_params_and_masks_that_do_not_fit():
+    refuse(
+        "params hold no 'static', where the layout looks for the static parameters",
+        {key: value for key, value in PARAMS.items() if key != 'static'},
+    )
+    refuse('the dynamic parameters and the masks are trees of different structure', masks={'first': MASKS['first']})
+    refuse('masks are bool, that of first is float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
+    refuse(
+        r'factors of second are .* and its static parameters \[\*shape\], got \(3, 1, 5, 2\) and \(1, 5, 3\)',
+        {**PARAMS, 'static': {**POSITIONS, 'second': jnp.zeros((1, 5, 3))}},
+    )
+    refuse(r'first: a mask of shape \(2, 3, 4\) does not', masks=MASKS | {'first': jnp.ones((2, 3, 4), bool)})
+    with pytest.raises(ValueError, match="bias: granularity 'input' needs a parameter of at least 2 axes"):
+        init_masks({'bias': jnp.zeros(3), 'kernel': jnp.zeros((3, 3))}, 'input')
+
+
+def test_other_arguments_that_do_not_fit():
+    refuse('key must be a jax.random.key, got 0', key=0)
+    for fraction in (0, 1.5, -0.5, NAN):
+        refuse(r'dynamic_fraction must be in \(0, 1\], got', dynamic_fraction=fraction)
+
+    class Loss:
+        def __eq__(self, other):
+            return True
+
+        def __call__(self, params, gates, batch):
+            return 0.0
+
+    with pytest.raises(ValueError, match='functions of a problem must be hashable'):
+        iterative_mode_partition(Loss(), PARAMS, BATCHES, dynamic_fraction=0.5)
+    with pytest.raises(ValueError, match=r'rounds must be at least 1 and whole, got 2\.5'):
+        iterative_mode_partition(problems.loss_fn, PARAMS, BATCHES, dynamic_fraction=0.5, rounds=2.5)
+
+
+def test_a_flax_layout_asks_for_masks():
+    with pytest.raises(ValueError, match=r"are needed: masks=variables\['partition'\]"):
+        iterative_mode_partition(problems.loss_fn, {}, BATCHES, dynamic_fraction=0.5, layout=FLAX['both'])
+
+
+def test_batches_are_left_alone_where_nothing_reads_them():
+    def endless():
+        while True:
+            yield problems.make_batch()
+
+    def partition(batches, **options):
+        return iterative_mode_partition(
+            lambda params, gates, batch: jnp.sum(merge(params['dynamic'], params['static'], gates)),
+            {'dynamic': jnp.arange(8.0).reshape(2, 4), 'static': jnp.zeros(4)},
+            batches,
+            dynamic_fraction=0.25,
+            criterion='magnitude',
+            **options,
+        ).masks.tolist()
+
+    for batches in (endless(), None):
+        for rounds in (1, 2):
+            assert partition(batches, rounds=rounds) == [False, False, False, True]

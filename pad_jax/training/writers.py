@@ -11,6 +11,33 @@ from tensorboardX import SummaryWriter
 from pad_jax.errors import BadInput
 
 
+def check_writable(workdir: Path) -> None:
+    """Checks what a run goes on writing into, as far as it is there already.
+
+    JSON files are replaced, for which permission to write into the workdir is enough.
+
+    Raises:
+      BadInput: naming the file or folder that can't be written.
+    """
+    for name in ('checkpoints', 'tensorboard'):
+        check_folder(workdir / name, to_write=True)
+    metrics = workdir / 'metrics.jsonl'
+    if metrics.exists() and not metrics.is_file():
+        raise BadInput(f'{metrics} is not a file')
+    if metrics.exists() and not os.access(metrics, os.R_OK | os.W_OK):
+        raise BadInput(f'{metrics} cannot be written: no permission')
+
+
+def check_folder(folder: Path, to_write: bool) -> None:
+    """Raises BadInput for something that is there and is no folder, or none that can be used; nothing there is fine."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise BadInput(f'{folder} is not a folder')
+    if not os.access(folder, os.R_OK | os.X_OK | (os.W_OK if to_write else 0)):
+        raise BadInput(f'{folder} cannot be {"written" if to_write else "read"}: no permission')
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replaces a JSON file in one step: a reader finds the old one or the new one, never half of it."""
     temporary = path.with_name(path.name + '.tmp')
@@ -51,9 +78,13 @@ class MetricWriter:
       workdir: exists.
       resumed_step: the step whose checkpoint the run goes on from, 0 at the start; later rows are dropped, as the run
         is about to write them again.
+
+    Raises:
+      BadInput: before anything is changed, when what is there can't be written.
     """
 
     def __init__(self, workdir: Path, resumed_step: int = 0):
+        check_writable(workdir)
         path = workdir / 'metrics.jsonl'
         kept = [row for row in read_metrics(workdir) if _belongs(row, resumed_step)]
         temporary = path.with_name(path.name + '.tmp')

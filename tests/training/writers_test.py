@@ -4,7 +4,7 @@ import os
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.training.writers import MetricWriter, read_metrics, write_json
+from pad_jax.training.writers import MetricWriter, check_writable, read_metrics, write_json
 
 
 def write_rows(workdir, *rows, torn=''):
@@ -52,6 +52,32 @@ def test_a_start_from_nothing_drops_all_rows(tmp_path):
 
 def test_no_file_holds_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize('name', ['checkpoints', 'tensorboard', 'metrics.jsonl'])
+def test_what_cannot_be_written_is_refused_before_anything_changes(tmp_path, monkeypatch, name):
+    check_writable(tmp_path / 'nowhere')
+    check_writable(tmp_path)
+    write_rows(tmp_path, (1, 'train'), torn='{"st')
+    for folder in ('checkpoints', 'tensorboard'):
+        (tmp_path / folder).mkdir()
+    check_writable(tmp_path)
+    before = (tmp_path / 'metrics.jsonl').read_text()
+    # Root may write anywhere: what the system would say is said in its place.
+    closed = tmp_path / name
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != closed or not mode & os.W_OK)
+    for check in (check_writable, MetricWriter):
+        with pytest.raises(BadInput, match=rf'{name} cannot be written: no permission'):
+            check(tmp_path)
+    assert (tmp_path / 'metrics.jsonl').read_text() == before
+    assert not list((tmp_path / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('name', ['checkpoints', 'tensorboard', 'metrics.jsonl'])
+def test_things_of_another_kind_are_refused(tmp_path, name):
+    (tmp_path / name).mkdir() if name == 'metrics.jsonl' else (tmp_path / name).write_text('precious')
+    with pytest.raises(BadInput, match=rf'{name} is not a f'):
+        check_writable(tmp_path)
 
 
 @pytest.mark.parametrize('line', ['{"step": 1,', '3', '{"step": 1}', '[]'])

@@ -6,6 +6,7 @@ al., ACL 2023, arXiv:2211.05528).
 Legend: B batch, S spatial axes, C input channels, F output channels, K kernels.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -166,7 +167,7 @@ class DynamicConv(nn.Module):
             )
         batch_shape = x.shape[:num_batch_axes]
         if num_batch_axes != 1:
-            x = x.reshape(-1, *x.shape[num_batch_axes:])
+            x = x.reshape(math.prod(batch_shape), *x.shape[num_batch_axes:])
         shape = (*kernel_size, x.shape[-1] // self.feature_group_count, self.features)
         kernels = self._merged_kernels(shape)
         bias = self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None

@@ -36,12 +36,12 @@ ODD_ONES = [
 ]
 
 
-def draw_case(size, geometry, seed=0):
+def draw_case(size, geometry, seed=0, batch=BATCH):
     """x, kernels, attention and a cotangent in float64."""
     draw = np.random.default_rng(seed).normal
     shape = (KERNELS, *geometry.kernel_size, CHANNELS // geometry.groups, FEATURES)
-    x, kernels, attention = draw(size=(BATCH, *size, CHANNELS)), draw(size=shape), draw(size=(BATCH, KERNELS))
-    return x, kernels, attention, draw(size=(BATCH, *geometry.output_size(size), FEATURES))
+    x, kernels, attention = draw(size=(batch, *size, CHANNELS)), draw(size=shape), draw(size=(batch, KERNELS))
+    return x, kernels, attention, draw(size=(batch, *geometry.output_size(size), FEATURES))
 
 
 def run_cases(plan, geometries, cases, gradients):
@@ -95,6 +95,23 @@ def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
         results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases, gradients=True)
     for (_, geometry), case, result in zip(ODD_ONES, cases, results):
         assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
+
+
+EMPTY_ONES = [
+    (batch, size, resolve_geometry(size, (3, 2), 1, 'VALID', groups=groups))
+    for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
+    for groups in (1, 2)
+]
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_empty_batches_and_empty_outputs(plan):
+    cases = [draw_case(size, geometry, batch=batch) for batch, size, geometry in EMPTY_ONES]
+    with jax.enable_x64(True):
+        results = run_cases(plan, [geometry for *_, geometry in EMPTY_ONES], cases, gradients=True)
+    for (batch, _, geometry), case, (y, gradients) in zip(EMPTY_ONES, cases, results):
+        assert (y.size, y.shape[0]) == (0, batch)
+        assert_tree_close((y, gradients), convolve_samples(*case, geometry), str(geometry))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ f of a group, K kernels, n positions of a kernel.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def _backward(geometry, precision, saved, cotangent):
     wide = at_least_float32(x.dtype)
     stack, unstack = jax.vjp(lambda kernels: _stack_matrices(kernels, geometry), kernels)
     multiply = functools.partial(_multiply, precision=precision, dtype=wide)
-    cotangent = cotangent.reshape(x.shape[0], -1, kernels.shape[-1])
+    cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), kernels.shape[-1])
 
     def pull_one(d_stack, sample):
         image, weights, d_out = sample
@@ -78,7 +79,8 @@ convolve_fused.defvjp(_forward, _backward)
 
 def _stack_matrices(kernels, geometry):
     """[K, *S, c, F] -> [K, T·c, F], or [K, g, T·c, f] where there are groups."""
-    matrices = kernels.reshape(kernels.shape[0], -1, kernels.shape[-1])
+    inner, features = kernels.shape[-2:]
+    matrices = kernels.reshape(kernels.shape[0], geometry.num_taps * inner, features)
     if geometry.groups == 1:
         return matrices
     return jax.vmap(_split_groups, in_axes=(0, None))(matrices, geometry.groups)
@@ -109,11 +111,12 @@ def _split_groups(matrix, groups):
     """[R, g·f] -> [g, R, f]; a matrix without groups passes."""
     if groups == 1:
         return matrix
-    return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, -1), 1, 0)
+    return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, matrix.shape[1] // groups), 1, 0)
 
 
 def _join_groups(product):
     """[g, P, f] -> [P, g·f]; a matrix passes."""
     if product.ndim == 2:
         return product
-    return jnp.moveaxis(product, 0, 1).reshape(product.shape[1], -1)
+    groups, positions, outer = product.shape
+    return jnp.moveaxis(product, 0, 1).reshape(positions, groups * outer)

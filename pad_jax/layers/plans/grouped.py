@@ -22,6 +22,8 @@ def convolve_grouped(
 ) -> jax.Array:
     """Contract of every plan: see `pad_jax.layers.conv_plans`."""
     batch, features = x.shape[0], kernels.shape[-1]
+    if batch == 0:  # no convolution has zero feature groups
+        return jnp.zeros((0, *geometry.output_size(x.shape[1:-1]), features), x.dtype)
     mixed = jnp.moveaxis(mix_kernels(kernels, attention, x.dtype), 0, -2)
     mixed = mixed.reshape(*kernels.shape[1:-1], batch * features)
     wide = jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], batch * x.shape[-1])

@@ -18,7 +18,9 @@ def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
     if geometry.groups == 1:
         return jnp.concatenate(windows, axis=-1)
     batch, positions, channels = windows[0].shape
-    grouped = [window.reshape(batch, positions, geometry.groups, -1) for window in windows]
+    # Sizes written out, here and in all plans: beside an empty axis -1 has no answer.
+    inner = channels // geometry.groups
+    grouped = [window.reshape(batch, positions, geometry.groups, inner) for window in windows]
     return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
 
 

@@ -22,14 +22,14 @@ def convolve_unfolded(
     num_kernels, features = kernels.shape[0], kernels.shape[-1]
     batch, groups = x.shape[0], geometry.groups
     rows = unfold(x, geometry)
-    positions = rows.shape[1]
-    matrices = kernels.reshape(num_kernels, -1, groups, features // groups).astype(x.dtype)
+    positions, inner = rows.shape[1], rows.shape[2] // groups
+    matrices = kernels.reshape(num_kernels, inner, groups, features // groups).astype(x.dtype)
     if groups == 1:
         # [B·P, T·c] times [T·c, K·F]; a group axis of length one would make the product a slow one.
-        matrix = jnp.moveaxis(matrices[:, :, 0], 0, 1).reshape(-1, num_kernels * features)
-        every = jnp.dot(rows.reshape(-1, rows.shape[-1]), matrix, precision=precision)
+        matrix = jnp.moveaxis(matrices[:, :, 0], 0, 1).reshape(inner, num_kernels * features)
+        every = jnp.dot(rows.reshape(batch * positions, inner), matrix, precision=precision)
     else:
-        rows = rows.reshape(batch * positions, groups, -1)
+        rows = rows.reshape(batch * positions, groups, inner)
         every = jnp.einsum('rgc,kcgf->rgkf', rows, matrices, precision=precision)
     every = every.reshape(batch, positions, groups, num_kernels, features // groups)
     size = geometry.output_size(x.shape[1:-1])

@@ -6,10 +6,14 @@ import sys
 import time
 
 import jax
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SHORT_NAMES = {'accuracy': 'acc', 'eval_accuracy': 'eval acc'}
+_LEAST_BAR, _MOST_BAR = 8, 30
 
 
 class StepProgress:
@@ -31,9 +35,8 @@ class StepProgress:
         self._console = Console(stderr=True)
         self._bar = None
         if self._console.is_terminal:
-            columns = ['{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[values]}')]
-            self._bar = Progress(*columns, TextColumn('left'), TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task(label, total=total, completed=start, values='starting')
+            self._bar = Progress(_Line(self), console=self._console)
+            self._task = self._bar.add_task(label, total=total, completed=start)
 
     def __enter__(self) -> 'StepProgress':
         if self._bar:
@@ -58,21 +61,61 @@ class StepProgress:
         self._step = step
         self._first = self._first or (step, time.monotonic())
         self._values |= values
-        shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
         if self._bar:
-            self._bar.update(self._task, completed=step, values=f'{self.rate:.1f} steps/s {shown}')
+            self._bar.update(self._task, completed=step)
         elif values and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             left = f'{(self.total - step) / self.rate:.0f} s left' if self.rate else 'compiled'
+            shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
             print(
                 f'{self.label}: step {step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}',
                 file=sys.stderr,
                 flush=True,
             )
 
+    def line(self) -> Text:
+        """How far it is, in one line of the terminal: what matters most comes first, and the end is cut if need be."""
+        width = self._console.width
+        done = f' {self._step:{len(str(self.total))}}/{self.total}'
+        if self.rate:
+            pace = f' {format_duration((self.total - self._step) / self.rate)} left {self.rate:.1f}/s'
+        else:
+            pace = ' compiling' if self._first is None else ' compiled'
+        values = ''.join(f' {_SHORT_NAMES.get(name, name)} {value:.3g}' for name, value in self._values.items())
+        parts = [(done, 'progress.download'), (pace, 'progress.remaining'), values]
+        room = min(width - cell_len(self.label + done + pace + values) - 1, _MOST_BAR)
+        if room >= _LEAST_BAR:
+            full = room * self._step // self.total
+            parts[:0] = [' ', ('━' * full, 'bar.complete'), ('━' * (room - full), 'bar.back')]
+        text = Text.assemble(self.label, *parts, no_wrap=True)
+        text.truncate(width, overflow='ellipsis')
+        return text
+
     def say(self, text: str) -> None:
         """A line that stays."""
         self._console.print(f'{self.label}: {text}', highlight=False, markup=False, soft_wrap=True)
+
+
+class _Line(ProgressColumn):
+    """The whole of a line: rich's own columns make room by squeezing the time left to nothing."""
+
+    def __init__(self, progress: StepProgress):
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        return self._progress.line()
+
+
+def format_duration(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any.
+
+    >>> format_duration(7.6), format_duration(83), format_duration(36_000)
+    ('0:08', '1:23', '10:00:00')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 class StepClock:

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.model.reduction = 16  # hidden width of the attention: channels / reduction
     config.model.width = 16  # channels of the first stage
     config.model.stem = 'cifar'  # imagenet: 7×7, stride 2, pooling; cifar: 3×3
+    config.model.sync_batch_norm = True  # norms take their statistics over all devices, or each its own
     config.model.plan = 'auto'  # how dynamic convolutions are executed; the numbers are the same
     config.model.dtype = 'float32'  # to compute in; parameters are float32
 

@@ -69,6 +69,7 @@ RULES = {
     'model.reduction': _integer(1),
     'model.width': _integer(1),
     'model.stem': _one_of(STEMS),
+    'model.sync_batch_norm': _FLAG,
     'model.plan': _one_of(PLAN_NAMES),
     # Parameters are float32, and without a switch of its own jax turns float64 into that.
     'model.dtype': _one_of(name for name in DTYPES if name != 'float64'),

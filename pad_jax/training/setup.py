@@ -42,10 +42,18 @@ class Lengths:
     temperature: int
 
 
-def make_model(config: ml_collections.ConfigDict) -> nn.Module:
-    """The network of a config; partially dynamic where κ < 1."""
+def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
+    """The network of a config; partially dynamic where κ < 1.
+
+    Args:
+      axis_name: mapped axis that the network is trained over, for norms that take their statistics over all of it. A
+        network that has one only runs inside of that axis; its parameters are those of the network without.
+    """
+    arguments = config.model.to_dict()
+    synchronised = arguments.pop('sync_batch_norm')
     return build_model(
-        **config.model,
+        **arguments,
+        axis_name=axis_name if synchronised else None,
         granularity=config.partition.granularity if is_partial(config) else None,
         scales=config.partition.scales,
     )

@@ -33,6 +33,7 @@ def train_step(
 
     Args:
       temperature, temperature_steps: see `make_temperature_schedule`.
+      model: with `axis_name` of its own, its norms take their statistics over all replicas.
       accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
         memory falls and the step stays the same but for batch statistics. Divides B.
 
@@ -60,7 +61,11 @@ def train_step(
     if accumulate_steps == 1:
         carry, _ = add_microbatch(carry, batch)
     else:
-        microbatches = jax.tree.map(lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch)
+        # Every A-th example, not B / A in a row: so a microbatch of all replicas together, and with it the statistics
+        # of norms that are synchronised, doesn't depend on the number of replicas.
+        microbatches = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, accumulate_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
+        )
         carry, _ = jax.lax.scan(add_microbatch, carry, microbatches)
     gradients, batch_stats, loss, accuracy = carry
     gradients, loss, accuracy = jax.tree.map(lambda leaf: leaf / accumulate_steps, (gradients, loss, accuracy))

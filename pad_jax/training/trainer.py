@@ -15,7 +15,7 @@ from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import differing_keys, flatten, is_partial, read_workdir_config
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
-from pad_jax.training.parallel import Replicas
+from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
 from pad_jax.training.progress import StepClock, StepProgress
 from pad_jax.training.setup import (
@@ -145,7 +145,7 @@ class _Run:
         self.train_step = replicas.map_step(
             train_step,
             donate=True,
-            model=self.model,
+            model=make_model(config, AXIS),
             optimizer=optimizer,
             accumulate_steps=config.optim.accumulate_steps,
             **heat,

@@ -24,6 +24,7 @@ REFUSED = {
     'model.reduction': ['0', '1e3'],
     'model.width': ['0'],
     'model.stem': ['cfar'],
+    'model.sync_batch_norm': ['8'],
     'model.plan': ['fastest'],
     'model.dtype': ['float8', 'float64'],
     'partition.dynamic_fraction': ['0', '0.0', '1.5', '-0.3', 'nan', 'inf', 'a third', '1e999', 'True', ''],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import PARALLEL, Replicas
-from pad_jax.training.setup import open_source
+from pad_jax.training.parallel import AXIS, PARALLEL, Replicas
+from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
 from tests.training.tiny import NormFree, small_config
@@ -74,13 +74,29 @@ def test_pmap_equals_shard_map(num_devices):
 
 @pytest.mark.parametrize('form', PARALLEL)
 def test_eight_devices_equal_one(form):
-    """On a network without norms, whose statistics would be those of a device's own examples."""
+    """On a network without norms; trainer_test has one with them."""
     losses, state, _, _, sums = train_on(form, 1)
     other_losses, other_state, _, _, other_sums = train_on(form, 8)
     np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
     assert_states_close(state, other_state, rtol=1e-4)
     assert sums == pytest.approx(other_sums, rel=1e-4)
     assert sums['weight'] == 16
+
+
+@pytest.mark.usefixtures('one_block')
+def test_eight_devices_equal_one_in_microbatches_with_norms():
+    config = small_config()
+    optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, STEPS)
+    first, found = init_state(make_model(config), optimizer, (8, 8, 1), 0), []
+    for num_devices in (1, 8):
+        replicas = Replicas('pmap', jax.local_devices()[:num_devices])
+        step = replicas.map_step(
+            train_step, donate=True, model=make_model(config, AXIS), optimizer=optimizer, accumulate_steps=2, **HEAT
+        )
+        state, metrics = step(replicas.place_state(first), replicas.place_batch(source().train_batch(0)))
+        found.append(jax.tree.leaves((replicas.fetch(state).batch_stats, replicas.fetch(metrics))))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('form', PARALLEL)

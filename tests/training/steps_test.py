@@ -119,8 +119,8 @@ def test_accumulation_carries_batch_statistics_from_part_to_part(source):
         variables = {**state.variables, 'batch_stats': batch_stats}
         return model.apply(variables, images, 30.0, train=True, mutable=['batch_stats'])[1]['batch_stats']
 
-    first = statistics(state.batch_stats, batch['image'][:8])
-    assert_close(after.batch_stats, statistics(first, batch['image'][8:]), rtol=1e-4)
+    first = statistics(state.batch_stats, batch['image'][0::2])
+    assert_close(after.batch_stats, statistics(first, batch['image'][1::2]), rtol=1e-4)
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters(source):

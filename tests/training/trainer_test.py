@@ -1,4 +1,5 @@
 import collections
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.parallel import PARALLEL
 from pad_jax.training.setup import make_model, make_run_optimizer, measure_lengths, open_source, plan_layers
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
@@ -167,17 +169,26 @@ def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_
     assert_same_run(workdir, finished_run, config)
 
 
-def test_one_and_eight_devices_take_the_same_masks(tmp_path):
-    """Before training, where both are at the same parameters; with the scoring done as in a run."""
-    found = {}
-    for devices in (jax.local_devices()[:1], jax.local_devices()):
+@pytest.mark.parametrize('form', PARALLEL)
+def test_one_and_eight_devices_train_the_same_network(tmp_path, form):
+    """Masks and partition to the bit, all else to what float32 sums in another order differ by."""
+    states, rows, partitions, config = [], [], [], small_config(parallel=form)
+    for devices in (one_device(), jax.local_devices()):
         workdir = tmp_path / str(len(devices))
-        config = small_config()
         train(config, workdir, devices=devices)
-        found[len(devices)] = load_state(workdir, config).masks, (workdir / 'partition.json').read_text()
-    assert found[1][1] == found[8][1]
-    jax.tree.map(np.testing.assert_array_equal, found[1][0], found[8][0])
-    assert 0 < int(found[1][0]['stage1_block1']['conv1']['kernel'].sum()) < 144
+        states.append(load_state(workdir, config))
+        rows.append(read_metrics(workdir))
+        partitions.append((workdir / 'partition.json').read_text())
+    assert partitions[0] == partitions[1]
+    jax.tree.map(np.testing.assert_array_equal, states[0].masks, states[1].masks)
+    assert 0 < int(states[0].masks['stage1_block1']['conv1']['kernel'].sum()) < 144
+    for one, eight in zip(*rows, strict=True):
+        assert one.pop('split') == eight.pop('split')
+        assert one == pytest.approx(eight, rel=1e-3)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    # The running variance too: of a device's own two examples it would be smaller by the spread between devices.
+    for name in ('params', 'batch_stats'):
+        jax.tree.map(close, getattr(states[0], name), getattr(states[1], name))
 
 
 def test_both_forms_train_a_network_with_norms_alike(finished_run, tmp_path):

@@ -163,6 +163,29 @@ def test_without_jit_and_twice_differentiated(plan):
 
 
 @pytest.mark.parametrize('plan', PLANS)
+def test_gradients_inside_shard_map_are_those_of_one_device(plan):
+    geometry = resolve_geometry((4,), 2, 1, 'SAME', groups=2)
+    mesh = jax.sharding.Mesh(jax.devices()[:4], 'batch')
+    split, shared = jax.sharding.PartitionSpec('batch'), jax.sharding.PartitionSpec()
+
+    def loss(x, kernels, attention, cotangent):
+        return jnp.sum(PLANS[plan].function(x, kernels, attention, geometry) ** 3 * cotangent)
+
+    def differentiate(x, kernels, attention, cotangent):
+        gradient = jax.grad(loss, (0, 1, 2))
+        # And the product with the Hessian that some criteria take.
+        _, (product, _, _) = jax.jvp(lambda kernels: gradient(x, kernels, attention, cotangent), (kernels,), (kernels,))
+        return gradient(x, kernels, attention, cotangent), product
+
+    specs = {'in_specs': (split, shared, split, split), 'out_specs': ((split, shared, split), split)}
+    with jax.enable_x64(True):
+        inputs = draw_case((4,), geometry, batch=8)
+        found = jit_quickly(jax.shard_map(differentiate, mesh=mesh, **specs))(*inputs)
+        expected = jit_quickly(differentiate)(*inputs)
+    assert_tree_close(found, expected, plan)
+
+
+@pytest.mark.parametrize('plan', PLANS)
 def test_other_samples_are_not_seen(plan):
     geometry = resolve_geometry((5, 4), (3, 3), 1, 'SAME')
     x, kernels, attention, _ = (jnp.asarray(part, jnp.float32) for part in draw_case((5, 4), geometry))

@@ -40,20 +40,23 @@ class Plan(NamedTuple):
       function: the plan, with the signature above.
       symbolic_batch: whether it traces where the batch size is a symbol (export).
       automatic: whether `choose_plan` may take it.
+      forward_mode: whether it has a forward derivative (jax.jvp, jax.jacfwd, jax.linearize). All have a
+        gradient, and that gradient has a forward derivative.
     """
 
     function: Callable[..., jax.Array]
     symbolic_batch: bool
     automatic: bool
+    forward_mode: bool
 
 
 PLANS = {
-    'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True),
-    'unfolded': Plan(convolve_unfolded, symbolic_batch=True, automatic=True),
-    'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True),
-    'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True),
-    'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True),
-    'grouped': Plan(convolve_grouped, symbolic_batch=False, automatic=False),
+    'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True, forward_mode=True),
+    'unfolded': Plan(convolve_unfolded, symbolic_batch=True, automatic=True, forward_mode=True),
+    'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True, forward_mode=True),
+    'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True, forward_mode=True),
+    'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True, forward_mode=False),
+    'grouped': Plan(convolve_grouped, symbolic_batch=False, automatic=False, forward_mode=True),
 }
 PLAN_NAMES = ('auto', *PLANS)
 

@@ -45,7 +45,9 @@ def dynamic_convolution(
       bias: [K, F] or None.
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in
         `flax.linen.Conv`.
-      plan: how it is executed, one of PLAN_NAMES; the numbers are the same.
+      plan: how it is executed, one of PLAN_NAMES; the numbers are the same. 'auto' may take 'fused', which
+        has a gradient but no forward derivative: for jax.jvp, jax.jacfwd or jax.linearize name another one,
+        such as 'shift' (`conv_plans.PLANS` says which have one).
 
     Returns:
       [B, *S', F] of x's dtype. A row depends on that row of x and attention alone.
@@ -106,7 +108,8 @@ class DynamicConv(nn.Module):
       reduction: the attention's hidden width is max(1, C // reduction).
       granularity: None, or one of `partition.masks.GRANULARITIES`.
       scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
-      plan: how it is executed; one of `conv_plans.PLAN_NAMES`.
+      plan: how it is executed; one of `conv_plans.PLAN_NAMES`. Forward derivatives (jax.jvp) need one that has
+        them, such as 'shift': see `dynamic_convolution`.
 
     Raises:
       ValueError: where a value is not one of those.

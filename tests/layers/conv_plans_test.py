@@ -3,6 +3,7 @@
 Letters: B batch, S spatial axes, C input channels, F output channels, K kernels.
 """
 
+import functools
 import itertools
 
 import jax
@@ -160,6 +161,26 @@ def test_without_jit_and_twice_differentiated(plan):
         np.testing.assert_allclose(loss(kernels), value, rtol=1e-12)
         # The loss is a cubic form of the kernels, so its gradient grows with their square.
         np.testing.assert_allclose(product, 2 * gradient, rtol=1e-9)
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_forward_derivative_of_those_plans_that_have_one(plan):
+    geometry = resolve_geometry((4,), 2, 1, 'SAME', groups=2)
+
+    def apply(*inputs):
+        return PLANS[plan].function(*inputs, geometry)
+
+    with jax.enable_x64(True):
+        *inputs, cotangent = draw_case((4,), geometry)
+        *tangents, _ = draw_case((4,), geometry, seed=1)
+        if not PLANS[plan].forward_mode:
+            with pytest.raises(TypeError, match='forward-mode'):
+                jax.jvp(apply, tuple(inputs), tuple(tangents))
+            return
+        _, tangent = jit_quickly(functools.partial(jax.jvp, apply))(tuple(inputs), tuple(tangents))
+    _, gradients = convolve_samples(*inputs, cotangent, geometry)
+    expected = sum(np.vdot(gradient, direction) for gradient, direction in zip(gradients, tangents))
+    np.testing.assert_allclose(np.vdot(tangent, cotangent), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize('plan', PLANS)

@@ -2,7 +2,7 @@
 
 Its gradient is written by hand: one scan adds every sample's kernel gradient into the K gradients and
 contracts it with the K kernels for the attention's gradient, so that neither B kernels nor B kernel
-gradients ever exist. Needs a batch size that is known.
+gradients ever exist. Needs a batch size that is known, and has no forward derivative.
 
 Legend: B batch, P output positions, T taps, C input channels, c of a group, g groups, F output channels,
 f of a group, K kernels, n positions of a kernel.

@@ -1,6 +1,5 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from pad_jax.data import Prefetch, Source
 from pad_jax.errors import BadInput
 from pad_jax.partition import round_steps
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import differing_keys, flatten, is_partial, read_workdir_config
+from pad_jax.training.configuration import is_partial
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
@@ -31,11 +30,8 @@ from pad_jax.training.setup import (
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.workdir import check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
-
-# What a run writes after its config.json.
-_WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
-
 
 def train(
     config: ml_collections.ConfigDict,
@@ -45,7 +41,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains what a checked config describes; goes on where the checkpoints of workdir end.
 
-    Leaves in workdir: config.json, metrics.jsonl, tensorboard/, partition.json, timing.json, checkpoints/.
+    Leaves in workdir: config.json, data.json, metrics.jsonl, tensorboard/, partition.json, timing.json, checkpoints/.
 
     Args:
       config: as `load_config` returns it.
@@ -64,11 +60,12 @@ def train(
         raise BadInput('workdir must name a folder, got an empty text')
     workdir = Path(workdir)
     replicas = Replicas(config.parallel, devices)
-    _check_workdir(workdir, config)
+    check_workdir(workdir, config)
     _check_devices(config, len(replicas.devices))
     if is_partial(config):
         plan_layers(config)  # says whether the exclusions fit the network
     source = open_source(config)
+    check_data(workdir, source.spec)
     lengths = measure_lengths(config, source.spec)
     _check_lengths(config, lengths, source)
     with jax.debug_nans(config.debug), StopSignals() as signals:
@@ -77,33 +74,6 @@ def train(
             return run.finish(signals)
         finally:
             run.close()
-
-
-def _check_workdir(workdir: Path, config) -> None:
-    try:
-        _check_is_ours(workdir, config)
-        present = workdir
-        while not present.exists():
-            present = present.parent
-        if not present.is_dir():
-            raise BadInput(f'workdir {workdir} cannot be made: {present} is not a folder')
-        if not os.access(present, os.W_OK | os.X_OK):
-            raise BadInput(f'workdir {workdir} cannot be written: no permission to write into {present}')
-    except OSError as error:
-        raise BadInput(f'workdir {workdir} cannot be used: {error.strerror}') from error
-
-
-def _check_is_ours(workdir: Path, config) -> None:
-    if (workdir / 'config.json').exists():
-        differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
-        if differing:
-            raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
-    elif workdir.exists() and not workdir.is_dir():
-        raise BadInput(f'workdir {workdir} is not a folder')
-    else:
-        others = [name for name in _WRITTEN if (workdir / name).exists()]
-        if others:
-            raise BadInput(f'{workdir} holds {others[0]} but no config.json to say what made it: use another workdir')
 
 
 def _check_devices(config, num_devices: int) -> None:
@@ -162,6 +132,7 @@ class _Run:
         else:
             state = self.checkpoints.restore(abstract_state(self.model, optimizer, image_shape))
         self.start = int(state.step)
+        self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
         self._open_workdir()
         self.partition = self._write_partition(state)
         self.state = replicas.place_state(state)
@@ -169,20 +140,19 @@ class _Run:
     def _open_workdir(self) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            write_json(self.workdir / 'config.json', self.config.to_dict())
+            write_identity(self.workdir, self.config, self.source.spec)
             self.writer = MetricWriter(self.workdir, self.start)
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
-        if self.start >= self.lengths.total:
-            rows = [row for row in read_metrics(self.workdir) if row['split'] == 'eval']
-            if not rows:
-                raise BadInput(f'{self.workdir} holds a finished run, but its metrics.jsonl has lost its evaluations')
-            return rows[-1]
+        self.progress = StepProgress(self.label, self.lengths.total, self.start)
+        if self.evaluated is not None:
+            self._say_result('is finished already')
+            return self.evaluated
         with (
-            StepProgress(self.label, self.lengths.total, self.start) as self.progress,
+            self.progress,
             Prefetch(self.source.train_batch, self.start, self.lengths.total) as batches,
         ):
             if self.start:
@@ -196,7 +166,19 @@ class _Run:
                     self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
                     raise SystemExit(128 + signals.received)
         write_json(self.workdir / 'timing.json', {'seconds_per_step': self.clock.seconds_per_step})
+        self._say_result('done')
         return self.evaluated
+
+    def _say_result(self, how: str) -> None:
+        step, loss, accuracy = (self.evaluated[name] for name in ('step', 'loss', 'accuracy'))
+        self.progress.say(f'{how}: {step} steps, accuracy {accuracy:.4f}, loss {loss:.4f}, in {self.workdir}')
+
+    def _read_last_evaluation(self) -> dict[str, Any]:
+        for row in reversed(read_metrics(self.workdir)):
+            values = [row.get(name) for name in ('loss', 'accuracy')]
+            if (row['step'], row['split']) == (self.start, 'eval') and all(type(value) is float for value in values):
+                return row
+        raise BadInput(f'{self.workdir} holds a finished run, but its metrics.jsonl has lost the last evaluation')
 
     def _train(self, step: int, batch) -> None:
         every, last = self.config.train, step == self.lengths.total

@@ -215,6 +215,49 @@ def test_bad_workdirs(refused, finished_run, tmp_path):
 
 
 @pytest.mark.usefixtures('one_block')
+def test_a_resume_that_is_refused_has_written_nothing(refused, finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    # A key that is free on resume: config.json would change.
+    flags = [*SAME_RUN, f'--workdir={workdir}', '--config.train.keep_checkpoints=1']
+    metrics = (workdir / 'metrics.jsonl').read_text()
+    (workdir / 'metrics.jsonl').write_text('{bad\n' + metrics)
+    assert "metrics.jsonl, line 1: not a row of metrics: '{bad'" in refused('train', *flags)
+    lines = [line for line in metrics.splitlines() if json.loads(line)['split'] != 'eval']
+    (workdir / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+    assert 'holds a finished run, but its metrics.jsonl has lost the last evaluation' in refused('train', *flags)
+    (workdir / 'metrics.jsonl').write_text('\n'.join([*lines, '{"step": 6, "split": "eval", "loss": 2}']) + '\n')
+    assert 'has lost the last evaluation' in refused('train', *flags)
+    (workdir / 'metrics.jsonl').unlink()
+    (workdir / 'metrics.jsonl').mkdir()
+    assert 'metrics.jsonl is not a file' in refused('train', *flags)
+
+
+@pytest.mark.usefixtures('one_block')
+def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    flags = [*SAME_RUN, f'--workdir={workdir}']
+    data = json.loads((workdir / 'data.json').read_text())
+    names = data['class_names']
+    for change, says in (
+        ({'num_train': 1400}, 'was trained on other data (num_train: 1400 -> 1442): use another workdir'),
+        ({'num_eval': 5, 'num_train': 3}, '(num_train: 3 -> 1442; num_eval: 5 -> 355)'),
+        ({'class_names': ['ant', *names[1:]]}, '(classes: without ant, with 0)'),
+        ({'class_names': names[::-1]}, '(classes: in another order)'),
+        ({'class_names': list('abcdefghij')}, '(classes: without a, b, c and 7 more, with 0, 1, 2 and 7 more)'),
+        ({'class_names': 3}, 'data.json is damaged: it must hold class_names, num_train and num_eval'),
+        ({'class_names': [3]}, 'data.json is damaged: class_names must be texts'),
+        ({'num_train': None}, 'num_train and num_eval integers'),
+    ):
+        (workdir / 'data.json').write_text(json.dumps(data | change))
+        assert says in refused('train', *flags)
+    for content in ('{"class', '[]', '3', '{}'):
+        (workdir / 'data.json').write_text(content)
+        assert 'data.json is damaged' in refused('train', *flags)
+    (workdir / 'data.json').unlink()
+    assert 'holds no data.json to say what it was trained on' in refused('train', *flags)
+
+
+@pytest.mark.usefixtures('one_block')
 def test_bad_checkpoints(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
     (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 2}')

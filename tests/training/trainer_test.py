@@ -72,7 +72,9 @@ def assert_same_run(workdir, other, config):
 
 def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     names = {path.name for path in finished_run.iterdir()}
-    assert names == {'config.json', 'metrics.jsonl', 'partition.json', 'timing.json', 'checkpoints', 'tensorboard'}
+    assert names == {'config.json', 'data.json', 'metrics.jsonl', 'partition.json', 'timing.json', 'checkpoints', 'tensorboard'}
+    data = json.loads((finished_run / 'data.json').read_text())
+    assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
     assert list(finished_run.rglob('events.out.tfevents*'))
     rows = [(row['step'], row['split']) for row in read_metrics(finished_run)]
     train_rows = [(step, 'train') for step in range(1, 7)]
@@ -111,11 +113,22 @@ def test_evaluate_repeats_the_last_evaluation(finished_run):
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')} == before
 
 
-def test_a_finished_run_is_not_trained_again(finished_run, tmp_path):
+def test_a_finished_run_is_not_trained_again_and_says_its_result(finished_run, tmp_path, capsys):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
-    result = train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+    result = train(small_config(**IN_ROUNDS), workdir, 'mine', devices=one_device())
     assert result == [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
+    figures = f'6 steps, accuracy {result["accuracy"]:.4f}, loss {result["loss"]:.4f}, in {workdir}\n'
+    assert capsys.readouterr().err == f'mine: is finished already: {figures}'
+
+
+def test_a_run_ends_with_its_result(monkeypatch, finished_run, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    kill_in(monkeypatch, workdir, '_evaluate', 6, **IN_ROUNDS)
+    assert ': done' not in capsys.readouterr().err
+    result = train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+    last = f'train: done: 6 steps, accuracy {result["accuracy"]:.4f}, loss {result["loss"]:.4f}, in {workdir}'
+    assert capsys.readouterr().err.splitlines()[-1] == last
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""What a workdir says of the run in it: with which config, on which data. And whether a run may go on there.
+
+Everything here reads, but for `write_identity`, so that a run which is refused has changed nothing.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pad_jax.data import DataSpec
+from pad_jax.errors import BadInput
+from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
+from pad_jax.training.writers import check_writable, read_metrics, write_json
+
+# What a run writes after its config.json.
+_WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRecord:
+    """What data.json holds: the data that a run is trained on, wherever it lies.
+
+    Attributes:
+      class_names: by label.
+      num_train, num_eval: examples in use.
+    """
+
+    class_names: tuple[str, ...]
+    num_train: int
+    num_eval: int
+
+    @classmethod
+    def of(cls, spec: DataSpec) -> 'DataRecord':
+        return cls(tuple(spec.class_names), spec.num_train, spec.num_eval)
+
+    def differences(self, other: 'DataRecord') -> list[str]:
+        """'name: this -> other' for everything that differs."""
+        counts = [
+            f'{name}: {getattr(self, name)} -> {getattr(other, name)}'
+            for name in ('num_train', 'num_eval')
+            if getattr(self, name) != getattr(other, name)
+        ]
+        return describe_classes(self.class_names, other.class_names) + counts
+
+
+def describe_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """What differs between two lists of classes, in words; [] if nothing.
+
+    >>> describe_classes(['ant', 'bee'], ['ant', 'cow'])
+    ['classes: without bee, with cow']
+    """
+    if tuple(old) == tuple(new):
+        return []
+    words = [
+        f'{word} {", ".join(names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+        for word, names in (
+            ('without', [name for name in old if name not in new]),
+            ('with', [name for name in new if name not in old]),
+        )
+        if names
+    ]
+    return [f'classes: {", ".join(words) or "in another order"}']
+
+
+def check_workdir(workdir: Path, config) -> None:
+    """Whether a run of this config may write into workdir, as far as can be told without its data.
+
+    Raises:
+      BadInput: where another config, or nobody knows what, has left files; where one of them is damaged; and where
+        nothing can be written.
+    """
+    try:
+        _check_is_ours(workdir, config)
+        present = workdir
+        while not present.exists():
+            present = present.parent
+        if not present.is_dir():
+            raise BadInput(f'workdir {workdir} cannot be made: {present} is not a folder')
+        if not os.access(present, os.W_OK | os.X_OK):
+            raise BadInput(f'workdir {workdir} cannot be written: no permission to write into {present}')
+        check_writable(workdir)
+        read_metrics(workdir)
+    except OSError as error:
+        raise BadInput(f'workdir {workdir} cannot be used: {error.strerror}') from error
+
+
+def _check_is_ours(workdir: Path, config) -> None:
+    if (workdir / 'config.json').exists():
+        differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
+        if differing:
+            raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
+    elif workdir.exists() and not workdir.is_dir():
+        raise BadInput(f'workdir {workdir} is not a folder')
+    else:
+        others = [name for name in _WRITTEN if (workdir / name).exists()]
+        if others:
+            raise BadInput(f'{workdir} holds {others[0]} but no config.json to say what made it: use another workdir')
+
+
+def check_data(workdir: Path, spec: DataSpec) -> None:
+    """Refuses, for the run in workdir, any data but its own. The folder may have moved.
+
+    Raises:
+      BadInput: naming what differs.
+    """
+    if not (workdir / 'config.json').exists():
+        return  # no run yet
+    differing = read_data(workdir).differences(DataRecord.of(spec))
+    if differing:
+        raise BadInput(f'{workdir} was trained on other data ({"; ".join(differing)}): use another workdir')
+
+
+def read_data(workdir: Path) -> DataRecord:
+    """What the run in workdir is trained on.
+
+    Raises:
+      BadInput: when nothing says so.
+    """
+    path = workdir / 'data.json'
+    try:
+        content = json.loads(path.read_text())
+        record = DataRecord(tuple(content['class_names']), content['num_train'], content['num_eval'])
+    except FileNotFoundError:
+        raise BadInput(f'{workdir} holds no data.json to say what it was trained on: use another workdir') from None
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f'{path} is damaged: it must hold class_names, num_train and num_eval') from error
+    names_are_text = all(isinstance(name, str) for name in record.class_names)
+    if not names_are_text or {type(record.num_train), type(record.num_eval)} != {int}:
+        raise BadInput(f'{path} is damaged: class_names must be texts, num_train and num_eval integers')
+    return record
+
+
+def write_identity(workdir: Path, config, spec: DataSpec) -> None:
+    """Writes data.json and config.json. In that order: where there is a config, there is what its run is trained on."""
+    write_json(workdir / 'data.json', dataclasses.asdict(DataRecord.of(spec)))
+    write_json(workdir / 'config.json', config.to_dict())

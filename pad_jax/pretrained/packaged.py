@@ -19,7 +19,7 @@ def find_weights(name_or_folder: str | Path) -> Path:
     """
     package = PACKAGES.get(str(name_or_folder))
     if package is None:
-        return Path(name_or_folder)
+        return Path(name_or_folder).expanduser()
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise BadInput(

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 class TextExamples:
     """`texts` holds one list[N] for single texts and two for pairs.
 
-    `labels` are int32[N], float32[N] for regression, or None where there are none; `ids` are what the file
-    calls its rows, or their numbers from 0. `skipped` lists what was left out under `on_bad='skip'`, one line
-    each.
+    `labels` are int32[N], float32[N] for regression, or None where there are none. `ids` are the numbers of
+    the rows from 0, or, where there are no labels but predictions to be made, what the file calls its rows.
+    `skipped` lists what was left out under `on_bad='skip'`, one line each.
     """
 
     texts: tuple[list[str], ...]
@@ -40,7 +40,7 @@ def read_examples(
     *,
     text_columns: Sequence[str],
     label_column: str | None = None,
-    parse_label: Callable[[str], int | float | str] = str,
+    parse_label: Callable[[str], int | float] | None = None,
     on_bad: str = 'stop',
     on_broken: str | None = None,
 ) -> TextExamples:
@@ -59,8 +59,8 @@ def read_examples(
         BadInput: a column is missing; a row is bad (`on_bad='stop'`, with file and line); there are no rows,
             or not one of a column's texts is anything but space.
     """
-    id_columns = [name for name in ID_COLUMNS if name in table.columns][:1]
     label_columns = [] if label_column is None else [label_column]
+    id_columns = [name for name in ID_COLUMNS if not label_columns and table.columns.count(name) == 1][:1]
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     labels, ids, skipped, number = [], [], [], -1
     for number, row in enumerate(table.read_rows([*text_columns, *label_columns, *id_columns])):
@@ -97,14 +97,13 @@ def check_texts(texts: Sequence[list[str]], names: Sequence[str], place: str) ->
             raise BadInput(f'all {len(column)} texts in column {name!r} of {place} are empty')
 
 
-def pack_labels(labels: Sequence[int | float | str]) -> np.ndarray:
-    """int32[N] of whole numbers, float32[N] of other numbers, else text: str[N].
+def pack_labels(labels: Sequence[int | float]) -> np.ndarray:
+    """int32[N] of ints, float32[N] of floats.
 
     >>> pack_labels([0, 1]).dtype.name, pack_labels([0.5]).dtype.name
     ('int32', 'float32')
     """
-    array = np.asarray(labels)
-    return array.astype({'i': np.int32, 'f': np.float32}.get(array.dtype.kind, array.dtype))
+    return np.asarray(labels, np.float32 if isinstance(labels[0], float) else np.int32)
 
 
 def parse_class(names: Sequence[str]) -> Callable[[str], int]:

@@ -66,7 +66,8 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     """
     path = pathlib.Path(path).expanduser()
     check_suffix(path)
-    text = _read_text(path)
+    # It ends without empty lines: those are no rows. Elsewhere they are, so that no row changes its number.
+    text = read_text(path)
     if path.suffix == '.jsonl':
         records = _parse_json_lines(text)
         line, first = next(records)
@@ -108,18 +109,12 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[
         raise BadInput(f'cannot write {quote(path)}: {error.strerror}') from error
 
 
-def check_suffix(path: pathlib.Path) -> None:
-    """`BadInput` unless the path ends as one of `SUFFIXES`."""
-    if path.suffix not in SUFFIXES:
-        raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
+def read_text(path: pathlib.Path) -> str:
+    """A whole file of UTF-8, without byte order mark and without the empty lines at its end.
 
-
-def quote(path: str | os.PathLike) -> str:
-    """In quotes, with anything escaped that would break the line."""
-    return repr(str(path))
-
-
-def _read_text(path: pathlib.Path) -> str:
+    Raises:
+        BadInput: it cannot be read, is empty, or is not UTF-8 (with the line).
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -133,8 +128,18 @@ def _read_text(path: pathlib.Path) -> str:
         raise BadInput(f'{quote(path)} line {line} is not UTF-8: byte 0x{byte:02x}') from error
     if not text.strip():
         raise BadInput(f'{quote(path)} is empty')
-    # Empty lines at the end are no rows. Elsewhere they are, so that no row changes its number.
     return text.rstrip('\r\n')
+
+
+def check_suffix(path: pathlib.Path) -> None:
+    """`BadInput` unless the path ends as one of `SUFFIXES`."""
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
+
+
+def quote(path: str | os.PathLike) -> str:
+    """In quotes, with anything escaped that would break the line."""
+    return repr(str(path))
 
 
 def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -23,13 +23,16 @@ def build_encoder(
     name: str,
     *,
     num_classes: int,
-    ffn: str = 'dense',
+    ffn: str = 'linear',
     num_experts: int = 8,
     num_selected: int = 2,
     granularity: str | None = None,
     scales: str = 'both',
     routing: str = 'token',
     dispatcher: str = 'auto',
+    capacity_factor: float = 1.25,
+    balance_coefficient: float = 1e-2,
+    z_coefficient: float = 0.0,
     vocab_size: int = 30522,
     max_length: int = 512,
     dropout: float = 0.1,
@@ -42,8 +45,9 @@ def build_encoder(
       name: a key of ENCODERS.
       num_classes: outputs, at least 1; 1 for regression.
       ffn: a key of `models.FFNS`: what the feed-forward part of every layer is.
-      num_experts, num_selected, granularity, scales, routing, dispatcher: of mixtures of experts
-        (`layers.MixtureLinear`, `layers.MixtureFFN`); without effect where there is none.
+      num_experts, num_selected, granularity, scales, routing, dispatcher, capacity_factor, balance_coefficient,
+        z_coefficient: of mixtures of experts (`layers.MixtureLinear`, `layers.MixtureFFN`); without effect where
+        there is none.
       vocab_size: token ids are below it.
       max_length: positions there are, the longest text in tokens.
       dropout: fraction in [0, 1) that is dropped in training.
@@ -73,6 +77,9 @@ def build_encoder(
         scales=scales,
         routing=routing,
         dispatcher=dispatcher,
+        capacity_factor=capacity_factor,
+        balance_coefficient=balance_coefficient,
+        z_coefficient=z_coefficient,
     )
     return ENCODERS[name](
         num_outputs=num_classes,

@@ -4,13 +4,17 @@ Legend: B batch, T sequence length, C width of the encoder, F hidden width.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
+
+from pad_jax.layers.mixture_ffn import MixtureFFN
+from pad_jax.layers.mixture_linear import MixtureLinear
 
 # Of every weight of the encoder (Devlin et al. 2019, the authors' code).
 WEIGHT_LAW = nn.initializers.truncated_normal(0.02)
@@ -26,6 +30,25 @@ def apply_dense(x: jax.Array, valid: jax.Array, train: bool, hidden: int, dtype:
     return nn.Dense(x.shape[-1], dtype=dtype, kernel_init=WEIGHT_LAW, name='down')(raised), {}
 
 
+def apply_linear_mixtures(
+    x: jax.Array, valid: jax.Array, train: bool, hidden: int, dtype: Dtype, **arguments
+) -> tuple[jax.Array, Aux]:
+    """The same with each of the two linears a mixture of experts that has its own router, as in the paper's code."""
+    mixture = partial(MixtureLinear, dtype=dtype, kernel_init=WEIGHT_LAW, **arguments)
+    raised, up_aux = mixture(hidden, name='up')(x, valid, train)
+    raised = jax.nn.gelu(raised, approximate=False)
+    y, down_aux = mixture(x.shape[-1], name='down')(raised, valid, train)
+    return y, {'up': up_aux, 'down': down_aux}
+
+
+def apply_whole_experts(
+    x: jax.Array, valid: jax.Array, train: bool, hidden: int, dtype: Dtype, **arguments
+) -> tuple[jax.Array, Aux]:
+    """One mixture whose experts are whole feed-forward networks."""
+    y, aux = MixtureFFN(hidden, dtype=dtype, kernel_init=WEIGHT_LAW, **arguments, name='experts')(x, valid, train)
+    return y, {'experts': aux}
+
+
 class Kind(NamedTuple):
     """One row: what is called inside the compact method, and the layer whose arguments a spec may carry."""
 
@@ -35,6 +58,8 @@ class Kind(NamedTuple):
 
 FFNS = {
     'dense': Kind(apply_dense, None),
+    'linear': Kind(apply_linear_mixtures, MixtureLinear),
+    'ffn': Kind(apply_whole_experts, MixtureFFN),
 }
 
 
@@ -86,7 +111,7 @@ class FeedForward(nn.Module):
     dtype: Dtype = 'float32'
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array, train: bool = False) -> tuple[jax.Array, Mapping]:
+    def __call__(self, x: jax.Array, valid: jax.Array, train: bool = False) -> tuple[jax.Array, Aux]:
         """(y [B, T, C], {name of a mixture: what it reports}); `valid` bool[B, T] is False on padding."""
         function = FFNS[self.spec.name].function
         return function(x, valid, train, self.hidden, jnp.dtype(self.dtype), **dict(self.spec.arguments))

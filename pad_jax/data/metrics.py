@@ -33,9 +33,13 @@ def _correlate(measure: Callable, labels: np.ndarray, predictions: np.ndarray) -
     labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
     if not np.isfinite(predictions).all():
         return float('nan')
-    if (labels == labels[0]).all() or (predictions == predictions[0]).all():
+    if _is_constant(labels) or _is_constant(predictions):
         return 0.0
     return float(measure(labels, predictions).statistic)
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
 
 
 def _measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -47,6 +51,9 @@ def _measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+    # scikit-learn gives 0 too, but with a warning where both are the same constant.
+    if _is_constant(labels) or _is_constant(predictions):
+        return 0.0
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 

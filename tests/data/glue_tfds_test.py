@@ -102,3 +102,10 @@ def test_refuses_labels_outside_the_set(data_dir):
     task = dataclasses.replace(find_task('rte'), features=('premise', 'hypothesis'))
     with pytest.raises(BadInput, match=r'label 2 of example 2 in split train of .* is not in \[0, 1\]'):
         glue_tfds.read_split(folder, task, 'train')
+
+
+def test_refuses_texts_that_are_all_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(miniatures, 'PAIRS', [('it ran', ' ', 1)] * 5)
+    folder = miniatures.write_prepared(tmp_path, 'rte')
+    with pytest.raises(BadInput, match=r"all 5 texts in column 'sentence2' of split train of .* are empty"):
+        glue_tfds.read_split(folder, find_task('rte'), 'train')

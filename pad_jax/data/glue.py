@@ -42,6 +42,7 @@ class GlueTask:
 
     @property
     def regression(self) -> bool:
+        """Whether labels are numbers to come close to."""
         return not self.class_names
 
 

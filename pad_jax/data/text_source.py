@@ -147,6 +147,7 @@ def make_text_batches(
 
 
 def encode_examples(examples: TextExamples, pieces: WordPieces) -> EncodedTexts:
+    """Examples that have been read, with or without labels, as tokens."""
     return EncodedTexts(pieces.encode(examples.texts), examples.labels, pieces.pad, pieces.max_length)
 
 

@@ -50,6 +50,7 @@ class Table:
         return (_pick(line, record, names) for line, record in self.records)
 
     def list_columns(self) -> str:
+        """Their names, for a message."""
         return ', '.join(map(repr, self.columns))
 
 

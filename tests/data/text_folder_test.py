@@ -9,7 +9,7 @@ from pad_jax.errors import BadInput
 from tests.data.glue_miniatures import VOCABULARY, write_vocabulary
 
 CAT = VOCABULARY.index('cat')
-LABELS = ['yes', 'no', 'maybe']
+LABELS = ['no', 'yes', 'maybe']
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +46,7 @@ def test_reads_a_folder(tmp_path, vocabulary, suffix):
     for encoded, count in ((source.train, 9), (source.eval['val'], 4)):
         numbers, labels = read_split(encoded)
         assert numbers == list(range(count))
-        np.testing.assert_array_equal(labels, [2 - i % 3 for i in range(count)])
+        np.testing.assert_array_equal(labels, [(i + 1) % 3 for i in range(count)])
         assert labels.dtype == np.int32
 
 
@@ -73,7 +73,7 @@ def test_of_one_file_every_fifth_of_a_class_is_held_out(tmp_path, vocabulary):
     assert read_split(source.train)[0] == [i for i in range(30) if i not in held]
     for encoded in (source.train, source.eval['val']):
         numbers, labels = read_split(encoded)
-        np.testing.assert_array_equal(labels, [2 - i % 3 for i in numbers])
+        np.testing.assert_array_equal(labels, [(i + 1) % 3 for i in numbers])
     regression = open_files(path, vocabulary, label_column='mark', regression=True, seed=7)
     assert read_split(regression.eval['val'])[0] == [4, 9, 14, 19, 24, 29]
 
@@ -91,7 +91,7 @@ def test_refuses_a_label_that_training_does_not_know(tmp_path, vocabulary):
 
 def test_refuses_labels_that_are_no_numbers_or_no_classes(tmp_path, vocabulary):
     path = write(tmp_path / 'a.tsv')
-    refused(path, vocabulary, "a.tsv' line 2: label 'yes' is not a number", regression=True)
+    refused(path, vocabulary, "a.tsv' line 2: label 'no' is not a number", regression=True)
     refused(write(tmp_path / 'b.tsv', labels=['yes', '']), vocabulary, "b.tsv' line 3: its label is empty")
     message = "column 'answer' of '" + str(tmp_path / 'c.tsv') + "' has only the label 'yes'"
     refused(write(tmp_path / 'c.tsv', labels=['yes']), vocabulary, message)

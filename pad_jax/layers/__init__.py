@@ -3,22 +3,45 @@
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan
 from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
+from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
+from pad_jax.layers.dynamic_columns import index_dynamic_columns
 from pad_jax.layers.dynamic_conv import DynamicConv, dynamic_convolution
+from pad_jax.layers.gating import Assignment, assign_top_k
+from pad_jax.layers.mixture import MIXTURE_GRANULARITIES
+from pad_jax.layers.mixture_ffn import MixtureFFN, join_neurons, split_neurons
+from pad_jax.layers.mixture_linear import MixtureLinear
+from pad_jax.layers.router import ROUTINGS, Router
 from pad_jax.layers.routing import Attention, attend
+from pad_jax.layers.similarity import expert_similarity, measure_similarity
 from pad_jax.layers.static_conv import StaticConv
 
 __all__ = [
     'CONVS',
+    'DISPATCHERS',
+    'DISPATCHER_NAMES',
+    'MIXTURE_GRANULARITIES',
     'PLANS',
     'PLAN_NAMES',
+    'ROUTINGS',
+    'Assignment',
     'Attention',
     'ConvSpec',
     'DynamicConv',
     'Geometry',
+    'MixtureFFN',
+    'MixtureLinear',
+    'Router',
     'StaticConv',
+    'assign_top_k',
     'attend',
+    'choose_dispatcher',
     'choose_plan',
     'dynamic_convolution',
+    'expert_similarity',
+    'index_dynamic_columns',
+    'join_neurons',
     'make_conv_spec',
+    'measure_similarity',
     'resolve_geometry',
+    'split_neurons',
 ]

@@ -1,0 +1,214 @@
+"""Every dispatcher of a mixture of experts against a dense linear layer of the same shape, in one run.
+
+    python benchmarks/moe.py                       # both shapes, k = 1 and 2, all dispatchers: several minutes
+    python benchmarks/moe.py --rows=blocks,structured --num-selected=2 --json=moe.json
+
+A number is a time divided by the dense layer's, median over repeats. The repeats of all rows are interleaved, so
+that a busy moment of the machine hits all of them; believe ratios, not milliseconds. Forward + backward takes the
+gradient with respect to the input and all parameters.
+
+Rows named after a dispatcher are its matrix products alone, with a choice of experts that is given; `layer` is a
+whole MixtureLinear with router, bias and `blocks`, `element` and `structured` the same with half of its positions
+dynamic, by element and by output with the dynamic columns indexed. `ffn` and `structured_ffn` are a whole
+MixtureFFN, against a dense feed-forward network.
+
+Legend: N tokens, C input features, F output features, E experts, k selected.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+# A script's own folder is on the path, the checkout is not.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
+from pad_jax.layers.mixture_ffn import apply_neurons
+from pad_jax.layers.mixture_linear import multiply_experts
+
+
+class Shape(NamedTuple):
+    """Features in and out of a linear layer; width and hidden width of a feed-forward network."""
+
+    features: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f'{self.features}→{self.hidden}'
+
+
+SHAPES = (Shape(384, 1536), Shape(768, 3072))
+MODES = ('forward', 'forward+backward')
+LAYERS = {
+    'layer': (MixtureLinear, None),
+    'element': (MixtureLinear, 'element'),
+    'structured': (MixtureLinear, 'output'),
+    'ffn': (MixtureFFN, None),
+    'structured_ffn': (MixtureFFN, 'output'),
+}
+ROWS = (*DISPATCHERS, *LAYERS)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes JSON where asked."""
+    options = parse_options(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a table in a pipe is not to be squeezed
+    columns = []
+    for shape in SHAPES[: options.shapes]:
+        for num_selected in options.num_selected:
+            with console.status(f'{shape}, k = {num_selected} ...'):
+                columns.append(measure_column(shape, num_selected, options))
+    console.print(make_table(columns, options))
+    if options.json:
+        device = jax.devices()[0]
+        report = {
+            'device': f'{device.platform} {device.device_kind}',
+            'jax': jax.__version__,
+            'tokens': options.tokens,
+            'num_experts': options.num_experts,
+            'dtype': options.dtype,
+            'repeats': options.repeats,
+            'columns': columns,
+        }
+        with open(options.json, 'w') as file:
+            json.dump(report, file, indent=2)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--tokens', type=int, default=2048)
+    parser.add_argument('--num-experts', type=int, default=8)
+    parser.add_argument('--num-selected', default='1,2', help='values of k, separated by commas')
+    parser.add_argument('--shapes', type=int, default=len(SHAPES), help='how many of the shapes, small to large')
+    parser.add_argument('--repeats', type=int, default=7, help='timed calls of each row; the median counts')
+    parser.add_argument('--rows', default=','.join(ROWS), help=f'some of {",".join(ROWS)}')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
+    options = parser.parse_args(arguments)
+    options.rows = options.rows.split(',')
+    options.num_selected = [int(value) for value in options.num_selected.split(',')]
+    unknown = [row for row in options.rows if row not in ROWS]
+    if unknown:
+        parser.error(f'--rows must be some of {",".join(ROWS)}, got {",".join(unknown)}')
+    return options
+
+
+def measure_column(shape: Shape, num_selected: int, options: argparse.Namespace) -> dict:
+    """Ratios of one shape and k: {'shape', 'num_selected', 'dense_ms': {mode: ...}, 'ratios': {mode: {row: ...}}}."""
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    x = jax.random.normal(next(keys), (1, options.tokens, shape.features), options.dtype)
+    # A choice of experts that is about as even as a trained router's.
+    assignment = assign_top_k(jax.random.normal(next(keys), (options.tokens, options.num_experts)), num_selected)
+    column = {'shape': str(shape), 'num_selected': num_selected, 'dense_ms': {}, 'ratios': {}}
+    for mode in MODES:
+        matrix = jax.random.normal(next(keys), (shape.features, shape.hidden)) * shape.features**-0.5
+        neurons = jax.random.normal(next(keys), (2 * shape.features + 1, shape.hidden)) * shape.features**-0.5
+        calls = {'linear': compile_call(lambda x, w: x[0] @ w.astype(x.dtype), mode, x, matrix)}
+        if any('ffn' in row for row in options.rows):
+            calls['dense ffn'] = compile_call(lambda x, n: apply_neurons(x[0], n.astype(x.dtype)), mode, x, neurons)
+        for row in options.rows:
+            if row in DISPATCHERS:
+                kernels = jnp.broadcast_to(matrix[None], (options.num_experts, *matrix.shape))
+                calls[row] = compile_dispatcher(row, mode, x, kernels, assignment)
+            else:
+                calls[row] = compile_layer(row, mode, shape, num_selected, x, options)
+        seconds = time_interleaved(calls, options.repeats)
+        column['dense_ms'][mode] = seconds['linear'] * 1e3
+        column['ratios'][mode] = {
+            row: seconds[row] / seconds['dense ffn' if 'ffn' in row else 'linear'] for row in options.rows
+        }
+    return column
+
+
+def compile_dispatcher(name: str, mode: str, x, kernels, assignment):
+    """A call without arguments that arranges tokens and runs their experts' products."""
+    dispatcher = DISPATCHERS[name]
+
+    def forward(x, kernels, weights):
+        chosen = assignment._replace(weights=weights)
+        layout = dispatcher.arrange(chosen, kernels.shape[0], 1.25)
+        return multiply_experts(x[0], kernels.astype(x.dtype), dispatcher, layout)
+
+    return compile_call(forward, mode, x, kernels, assignment.weights)
+
+
+def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, options: argparse.Namespace):
+    """A call without arguments that runs a whole layer; every second position, or column, is dynamic."""
+    kind, granularity = LAYERS[row]
+    layer = kind(
+        shape.hidden,
+        num_experts=options.num_experts,
+        num_selected=num_selected,
+        granularity=granularity,
+        dispatcher='blocks',
+        dtype=options.dtype,
+    )
+    variables = dict(jax.jit(layer.init)(jax.random.key(2), x))
+    params = variables.pop('params')
+    # At its start a router sends all tokens to the same experts.
+    params['router']['gate'] = jax.random.normal(jax.random.key(3), params['router']['gate'].shape)
+    if granularity is not None:
+        masks = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, variables['partition'])
+        variables = {'partition': masks, 'dynamic_columns': index_dynamic_columns(jax.tree.map(np.asarray, masks))}
+    return compile_call(lambda x, params: layer.apply({'params': params, **variables}, x)[0], mode, x, params)
+
+
+def compile_call(forward, mode: str, *inputs):
+    """Compiles `forward`, or its value and gradients by all inputs, ahead of the clock."""
+
+    def both(cotangent, *inputs):
+        y, pull = jax.vjp(forward, *inputs)
+        return y, pull(cotangent)
+
+    if mode == 'forward':
+        compiled = jax.jit(forward).lower(*inputs).compile()
+        return lambda: jax.block_until_ready(compiled(*inputs))
+    size = jax.eval_shape(forward, *inputs)
+    cotangent = jax.random.normal(jax.random.key(1), size.shape, jnp.float32).astype(size.dtype)
+    compiled = jax.jit(both).lower(cotangent, *inputs).compile()
+    return lambda: jax.block_until_ready(compiled(cotangent, *inputs))
+
+
+def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each call; one untimed round first, then all of them in turn."""
+    seconds = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def make_table(columns: list[dict], options: argparse.Namespace) -> Table:
+    """Rows by shapes and k."""
+    device = jax.devices()[0].device_kind
+    table = Table(
+        title=f'time / dense layer, {" | ".join(MODES)}; {options.tokens} tokens, E = {options.num_experts}, '
+        f'{options.dtype}, {device}'
+    )
+    table.add_column('')
+    for column in columns:
+        table.add_column(f'{column["shape"]}, k = {column["num_selected"]}', justify='right')
+    table.add_row('dense linear, ms', *(' | '.join(f'{ms:.1f}' for ms in column['dense_ms'].values()) for column in columns))
+    for row in options.rows:
+        cells = (' | '.join(f'{ratios[row]:.2f}' for ratios in column['ratios'].values()) for column in columns)
+        table.add_row(row, *cells)
+    return table
+
+
+if __name__ == '__main__':
+    main()

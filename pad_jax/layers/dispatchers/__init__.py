@@ -1,0 +1,1 @@
+"""How tokens reach their experts, one file each; the table of them is `pad_jax.layers.dispatch`."""

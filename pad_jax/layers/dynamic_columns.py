@@ -1,0 +1,105 @@
+"""Which columns (rows) of a parameter are dynamic, as indices: what lets experts compute those alone.
+
+A mask has the right values but no static count. So the indices are a collection of their own, 'dynamic_columns',
+computed on the host once the masks are settled and constant while they are.
+
+Legend: n columns of a parameter, D those that are dynamic.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def index_dynamic_columns(masks: Mapping) -> dict:
+    """The collection 'dynamic_columns' that belongs to the collection 'partition'.
+
+    A mask of one gate for each output, [1, F], or for each input, [C, 1], gets the indices of its dynamic gates;
+    layers without such a mask are left out, and so are the rows of `neurons`: those of one neuron serve different
+    products, so their counts would differ in the mask's values alone. Call it again after every partition round: a
+    layer with an index that is not of its mask computes something else. Scoring needs gradients of gates that are
+    closed as well and goes without the collection.
+
+    Args:
+      masks: nested dict of concrete bool arrays.
+
+    Returns:
+      The same nesting of int32[D], ascending.
+
+    >>> index_dynamic_columns({'ffn': {'kernel': np.array([[True, False, True]])}})['ffn']['kernel'].tolist()
+    [0, 2]
+    """
+    indices = {}
+    for name, below in masks.items():
+        if isinstance(below, Mapping):
+            found = index_dynamic_columns(below)
+            if found:
+                indices[name] = found
+        elif _has_columns(name, below.shape):
+            indices[name] = jnp.asarray(np.flatnonzero(np.asarray(below)), jnp.int32)
+    return indices
+
+
+def _has_columns(name, shape):
+    if len(shape) != 2 or (name == 'neurons' and shape[1] == 1):
+        return False
+    return (shape[0] == 1) != (shape[1] == 1)
+
+
+class Columns(NamedTuple):
+    """Some columns of n, in ascending order.
+
+    Attributes:
+      indices: int32[D], the columns.
+      slots: int32[n], place of each column in `indices`; D where it is not there.
+    """
+
+    indices: jax.Array
+    slots: jax.Array
+
+
+def split_columns(dynamic: jax.Array, num_columns: int) -> tuple[Columns, Columns]:
+    """The dynamic columns int32[D] of n, and the n − D others."""
+    is_dynamic = jnp.zeros(num_columns, bool).at[dynamic].set(True)
+    others = jnp.nonzero(~is_dynamic, size=num_columns - dynamic.shape[0])[0].astype(jnp.int32)
+    return _index(dynamic, is_dynamic), _index(others, ~is_dynamic)
+
+
+def _index(indices, chosen):
+    slots = jnp.where(chosen, jnp.cumsum(chosen) - 1, indices.shape[0])
+    return Columns(indices, slots.astype(jnp.int32))
+
+
+# Each is the transpose of the other and its gradient says so: the derived one of a read is a scatter, which takes
+# XLA on CPU many times as long.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def take_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
+    """Those columns alone: n -> D along `axis`."""
+    return jnp.take(values, columns.indices, axis=axis, mode='clip')
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def put_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
+    """Columns back where they belong, zero elsewhere: D -> n along `axis`."""
+    if values.shape[axis] == 0:
+        shape = list(values.shape)
+        shape[axis] = columns.slots.shape[0]
+        return jnp.zeros(shape, values.dtype)
+    present = columns.slots < columns.indices.shape[0]
+    shape = [1] * values.ndim
+    shape[axis] = present.shape[0]
+    return jnp.where(present.reshape(shape), jnp.take(values, columns.slots, axis=axis, mode='clip'), 0)
+
+
+take_columns.defvjp(
+    lambda values, columns, axis: (take_columns(values, columns, axis), columns),
+    lambda axis, columns, d_taken: (put_columns(d_taken, columns, axis), None),
+)
+put_columns.defvjp(
+    lambda values, columns, axis: (put_columns(values, columns, axis), columns),
+    lambda axis, columns, d_put: (take_columns(d_put, columns, axis), None),
+)

@@ -1,0 +1,81 @@
+"""A linear layer as a mixture of experts, fully or partially dynamic.
+
+y = Σ_{e in top k} g_e·[(mask·λd·W_e + (1 − mask)·λs·W_s) x + b_e]: PAD-Net (He et al., ACL 2023, arXiv:2211.05528)
+over the mixture of Shazeer et al. (2017, arXiv:1701.06538).
+
+Legend: N tokens, T sequence length, C input features, F output features, E experts, D dynamic columns.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pad_jax.layers.dispatch import Dispatcher
+from pad_jax.layers.dynamic_columns import put_columns, take_columns
+from pad_jax.layers.mixture import Mixture, Parts, cast_all, finish_tokens, mix_bias
+
+
+def multiply_experts(x: jax.Array, kernels: jax.Array, dispatcher: Dispatcher, layout) -> jax.Array:
+    """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype."""
+    # Weights multiply on the side with fewer features: the product is linear.
+    early = kernels.shape[1] <= kernels.shape[2]
+    rows = dispatcher.multiply(dispatcher.spread(x, layout, weighted=early), kernels, layout)
+    return dispatcher.combine(rows, layout, weighted=not early)
+
+
+class MixtureLinear(Mixture):
+    """y = Σ_e g_e(x)·(W_e x + b_e) over the k chosen experts; see `Mixture` for what it shares.
+
+    Parameters: `kernel` [E, C, F], `bias` [E, F] (never masked), `router`; partially dynamic also `static_kernel`
+    [C, F] and `phi`.
+
+    Attributes:
+      features: F.
+      use_bias: whether there is a bias.
+
+    >>> layer = MixtureLinear(5, num_experts=4, granularity='output')
+    >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
+    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel'].shape
+    ((2, 3, 5), (4, 6, 5), (1, 5))
+    """
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Outputs and what the router has to say.
+
+        Args:
+          x: [*batch, T, C].
+          valid: bool[*batch, T], False for padding, whose output is zero; None: all are valid.
+          train: draw the router's noise, from the stream 'routing'.
+
+        Returns:
+          (y [*batch, T, F], aux): float32 `router_loss`, to be added to the loss, and for the log `load` [E],
+          `load_cv`, `dropped_fraction`, `router_entropy`.
+        """
+        dispatcher, layout, aux = self._route(x, valid, train)
+        shape = (x.shape[-1], self.features)
+        parts = self._parts('kernel', self.kernel_init, shape, merged=dispatcher.dropless)
+        bias = self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
+        tokens, kernels, static, bias = cast_all(self.dtype, x, parts.experts, parts.static, bias)
+        parts = parts._replace(experts=kernels, static=static)
+        y = self._multiply(tokens.reshape(-1, x.shape[-1]), parts, dispatcher, layout)
+        if bias is not None:
+            y += mix_bias(bias, layout)
+        return finish_tokens(y, x, valid), aux
+
+    def _multiply(self, x: jax.Array, parts: Parts, dispatcher: Dispatcher, layout) -> jax.Array:
+        """Both parts of x [N, C]·kernel: [N, F]."""
+        if parts.dynamic_columns is None:
+            y = multiply_experts(x, parts.experts, dispatcher, layout)
+            return y if parts.static is None else y + jnp.dot(x, parts.static)
+        columns = parts.dynamic_columns, parts.static_columns
+        if self.granularity == 'input':
+            seen, shared = (take_columns(x, some, -1) for some in columns)
+            return multiply_experts(seen, parts.experts, dispatcher, layout) + jnp.dot(shared, parts.static)
+        y = multiply_experts(x, parts.experts, dispatcher, layout), jnp.dot(x, parts.static)
+        return sum(put_columns(part, some, -1) for part, some in zip(y, columns, strict=True))

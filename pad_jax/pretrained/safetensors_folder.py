@@ -1,0 +1,109 @@
+"""A folder in the layout of Hugging Face: config.json, weights as safetensors, a vocabulary. No pickle is opened."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pad_jax.errors import BadInput
+
+CONFIG = 'config.json'
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+# tokenizer.json first: it says how text is normalised, which vocab.txt leaves to be guessed.
+VOCABULARIES = ('tokenizer.json', 'vocab.txt')
+
+CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for k, v in '
+    "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True).items()}, '" + WEIGHTS + '\')"'
+)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+      BadInput: if there is no such folder or file, or it holds no JSON object.
+    """
+    return _read_object(_check_folder(folder) / CONFIG)
+
+
+def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor by name, from one file or, if there is none, from the shards that an index lists.
+
+    Raises:
+      BadInput: if there is no folder, no safetensors in it, or a file that is incomplete.
+    """
+    folder = _check_folder(folder)
+    if (folder / WEIGHTS).is_file():
+        return _read_file(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    pickles = sorted(path.name for path in folder.glob('*.bin') if path.name.startswith('pytorch_model'))
+    if pickles:
+        raise BadInput(
+            f'{folder} holds weights only as a pickle, {pickles[0]}, which can run code and is not opened; '
+            f'convert it there, with torch and safetensors installed: {CONVERSION}'
+        )
+    raise BadInput(f'{folder} holds no weights: {WEIGHTS} or {INDEX} is needed')
+
+
+def find_vocabulary(folder: str | Path) -> Path:
+    """The file that says how text becomes tokens: tokenizer.json, else vocab.txt.
+
+    Raises:
+      BadInput: if there is neither.
+    """
+    folder = _check_folder(folder)
+    for name in VOCABULARIES:
+        if (folder / name).is_file():
+            return folder / name
+    raise BadInput(f'{folder} holds no vocabulary: {" or ".join(VOCABULARIES)} is needed')
+
+
+def _check_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f'pretrained weights: {folder} is not a folder')
+    return folder
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise BadInput(f'{path.parent} holds no {path.name}') from None
+    except ValueError as error:  # Not JSON, or not UTF-8.
+        raise BadInput(f'{path} is not JSON: {error}') from None
+    if not isinstance(value, dict):
+        raise BadInput(f'{path} must hold a JSON object, got {type(value).__name__}')
+    return value
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, 'numpy') as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise BadInput(f'{path} is damaged or incomplete: {error}') from None
+
+
+def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+    index = _read_object(folder / INDEX).get('weight_map')
+    # A bare file name: an index must not lead out of its folder.
+    if not isinstance(index, dict) or not all(
+        isinstance(shard, str) and Path(shard).name == shard for shard in index.values()
+    ):
+        raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
+    shards = sorted(set(index.values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise BadInput(f'{folder} lacks {", ".join(absent)}, which {INDEX} lists')
+    held = {shard: _read_file(folder / shard) for shard in shards}
+    absent = sorted(name for name, shard in index.items() if name not in held[shard])
+    if absent:
+        raise BadInput(f'{folder}: {INDEX} lists tensors that the files lack: {", ".join(absent)}')
+    return {name: held[shard][name] for name, shard in index.items()}

@@ -1,0 +1,160 @@
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from pad_jax.data.tokenization import open_vocabulary
+from pad_jax.errors import BadInput
+from tests.data.glue_miniatures import VOCABULARY, write_vocabulary
+
+IDS = {token: number for number, token in enumerate(VOCABULARY)}
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    return write_vocabulary(tmp_path)
+
+
+def encode(path, *texts, max_length=32):
+    """The tokens of one example as words, and how many of them are in the first segment."""
+    tokens = open_vocabulary(path, max_length).encode([[text] for text in texts])
+    assert tokens.ids.dtype == tokens.first_lengths.dtype == np.int32 and tokens.starts.dtype == np.int64
+    assert tokens.starts.tolist() == [0, len(tokens.ids)]
+    return [VOCABULARY[number] for number in tokens.ids], tokens.first_lengths.tolist()[0]
+
+
+def write_tokenizer_json(vocabulary, path):
+    """The same vocabulary as a tokenizer.json with padding, truncation and a template of its own."""
+    tokenizer = open_vocabulary(vocabulary, 8)._tokenizer
+    tokenizer.add_special_tokens(['[PAD]', '[UNK]', '[CLS]', '[SEP]'])
+    tokenizer.enable_padding(length=12)
+    tokenizer.enable_truncation(9, strategy='only_first')
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def test_text_becomes_pieces_between_marks(vocabulary):
+    expected = ['[CLS]', 'the', 'cat', '##s', 'sat', '"', '[UNK]', '[SEP]']
+    assert encode(vocabulary, 'The  CATS sat" zebra') == (expected, 8)
+    assert encode(vocabulary, 'Café') == (['[CLS]', 'cafe', '[SEP]'], 3)
+    assert encode(vocabulary, '') == (['[CLS]', '[SEP]'], 2)
+
+
+def test_pairs_have_two_segments(vocabulary):
+    expected = ['[CLS]', 'it', 'ran', '[SEP]', 'did', 'it', '?', '[SEP]']
+    assert encode(vocabulary, 'it ran', 'did it?') == (expected, 4)
+    assert encode(vocabulary, '', 'it') == (['[CLS]', '[SEP]', 'it', '[SEP]'], 2)
+
+
+def test_a_text_cannot_forge_marks(vocabulary, tmp_path):
+    for path in (vocabulary, write_tokenizer_json(vocabulary, tmp_path / 'tokenizer.json')):
+        words, first = encode(path, 'it [SEP] [PAD]', 'ran')
+        assert (words.count('[SEP]'), words.count('[PAD]'), first) == (2, 0, len(words) - 2)
+
+
+def truncate_slowly(first, second, limit):
+    """One token at a time from whichever is longer; of two that are equally long either may go first."""
+    while first + second > limit:
+        if first > second:
+            first -= 1
+        else:
+            second -= 1
+    return {(first, second), (second, first)} if abs(first - second) == 1 else {(first, second)}
+
+
+def test_the_longer_text_is_cut_first(vocabulary):
+    pieces = open_vocabulary(vocabulary, 12)
+    sizes = list(itertools.product(range(12), repeat=2))
+    texts = [['the ' * first for first, _ in sizes], ['cat ' * second for _, second in sizes]]
+    tokens = pieces.encode(texts)
+    for example, (first, second) in enumerate(sizes):
+        ids = tokens.ids[tokens.starts[example] : tokens.starts[example + 1]].tolist()
+        found = ids.count(IDS['the']), ids.count(IDS['cat'])
+        assert found in truncate_slowly(first, second, 12 - 3), (first, second)
+        assert tokens.first_lengths[example] == found[0] + 2
+
+
+def test_a_single_text_loses_its_end(vocabulary):
+    words, _ = encode(vocabulary, 'the cat sat on the mat it is', max_length=8)
+    assert words == ['[CLS]', 'the', 'cat', 'sat', 'on', 'the', 'mat', '[SEP]']
+
+
+def test_vocab_txt_and_tokenizer_json_agree(vocabulary, tmp_path):
+    texts = [['The cats "sat', 'é', '', 'it ' * 40], ['cafés', 'ran [CLS]', 'a', 'on ' * 40]]
+    path = write_tokenizer_json(vocabulary, tmp_path / 'tokenizer.json')
+    one, other = (open_vocabulary(name, 16) for name in (vocabulary, path))
+    assert (one.pad, one.vocab_size) == (other.pad, other.vocab_size) == (0, len(VOCABULARY))
+    for field in ('ids', 'starts', 'first_lengths'):
+        np.testing.assert_array_equal(getattr(one.encode(texts), field), getattr(other.encode(texts), field))
+
+
+@pytest.mark.parametrize(
+    'more, settings, expected',
+    [
+        ([], None, 'cat'),
+        (['Cat'], None, 'Cat'),
+        (['Cat'], {'do_lower_case': True}, 'cat'),
+        (['Cat'], {'do_lower_case': False}, 'Cat'),
+        ([], {'do_lower_case': False}, '[UNK]'),
+    ],
+)
+def test_case_is_told_by_the_settings_or_by_the_vocabulary(tmp_path, more, settings, expected):
+    tokens = [*VOCABULARY, *more]
+    (tmp_path / 'vocab.txt').write_text('\n'.join(tokens))
+    if settings is not None:
+        (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    ids = open_vocabulary(str(tmp_path / 'vocab.txt'), 8).encode([['Cat']]).ids
+    assert tokens[ids[1]] == expected
+
+
+def test_take_fills_up_and_marks_segments_and_validity(vocabulary):
+    tokens = open_vocabulary(vocabulary, 16).encode([['it', 'the cat'], ['ran', 'sat on']])
+    batch = tokens.take(np.array([1, 0, 1]), 8, pad=7)
+    cls, sep = IDS['[CLS]'], IDS['[SEP]']
+    long = [cls, IDS['the'], IDS['cat'], sep, IDS['sat'], IDS['on'], sep, 7]
+    np.testing.assert_array_equal(batch['tokens'], [long, [cls, IDS['it'], sep, IDS['ran'], sep, 7, 7, 7], long])
+    np.testing.assert_array_equal(
+        batch['segments'], [[0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0]]
+    )
+    np.testing.assert_array_equal(batch['valid'].sum(1), [7, 5, 7])
+    assert [batch[key].dtype for key in ('tokens', 'segments', 'valid')] == [np.int32, np.int32, np.bool_]
+
+
+def refused(path, message, max_length=8):
+    with pytest.raises(BadInput, match=re.escape(message)) as caught:
+        open_vocabulary(path if path is None else str(path), max_length)
+    assert '\n' not in str(caught.value)
+
+
+def test_refuses_lengths_and_names(vocabulary, tmp_path):
+    refused(vocabulary, 'max_length must be at least 8, got 7', max_length=7)
+    for path in (None, ''):
+        refused(path, f'vocabulary must name a vocab.txt or tokenizer.json, got {path!r}')
+    refused(tmp_path, 'vocabulary must name a vocab.txt or tokenizer.json, got')
+    refused(tmp_path / 'none.txt', 'No such file or directory')
+
+
+def test_refuses_what_is_no_vocabulary(tmp_path):
+    path = tmp_path / 'vocab.txt'
+    path.write_text('a\n[CLS]\n[SEP]\n')
+    refused(path, "vocab.txt' has no [PAD], [UNK]: it is not one of BERT")
+    path.write_text('\n'.join([*VOCABULARY, 'cat']))
+    refused(path, "has the token 'cat' more than once")
+    path.write_bytes(b'[PAD]\nca\xff\n')
+    refused(path, 'line 2 is not UTF-8')
+    path.write_text('')
+    refused(path, 'is empty')
+
+
+def test_refuses_broken_json(tmp_path):
+    path = tmp_path / 'tokenizer.json'
+    path.write_text('{"version": ')
+    refused(path, 'is no tokenizer.json')
+    Tokenizer(models.BPE()).save(str(path))
+    refused(path, 'must hold a WordPiece model, got BPE')
+    write_vocabulary(tmp_path)
+    (tmp_path / 'tokenizer_config.json').write_text('3')
+    refused(tmp_path / 'vocab.txt', "tokenizer_config.json' is no JSON object")

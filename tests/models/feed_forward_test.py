@@ -1,0 +1,101 @@
+"""The kinds of feed-forward parts: each against a loop over tokens, and their specs as values."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.models.feed_forward import FFNS, FeedForward, FfnSpec, make_ffn_spec
+from tests.layers.compiling import jit_quickly
+
+B, T, C, F, E, K = 2, 5, 4, 6, 3, 2
+VALID = np.arange(T)[None] < np.array([5, 3])[:, None]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def choose(x, params):
+    """(expert, weight) of the K experts with the greatest logits."""
+    logits = x @ params['router']['gate']
+    chosen = np.argsort(-logits)[:K]
+    weights = np.exp(logits[chosen] - logits[chosen].max())
+    return zip(chosen, weights / weights.sum(), strict=True)
+
+
+def mix_linear(x, params):
+    return sum(weight * (x @ params['kernel'][e] + params['bias'][e]) for e, weight in choose(x, params))
+
+
+def dense_twin(x, params):
+    raised = gelu(x @ params['up']['kernel'] + params['up']['bias'])
+    return raised @ params['down']['kernel'] + params['down']['bias']
+
+
+def linear_twin(x, params):
+    return mix_linear(gelu(mix_linear(x, params['up'])), params['down'])
+
+
+def ffn_twin(x, params):
+    params, y = params['experts'], 0
+    for e, weight in choose(x, params):
+        raised = gelu(x @ params['neurons'][e][:C] + params['neurons'][e][C])
+        y = y + weight * (params['neurons'][e][C + 1 :] @ raised + params['bias'][e])
+    return y
+
+
+TWINS = {'dense': dense_twin, 'linear': linear_twin, 'ffn': ffn_twin}
+MIXTURES = {'dense': set(), 'linear': {'up', 'down'}, 'ffn': {'experts'}}
+
+
+@pytest.mark.parametrize('name', FFNS)
+def test_is_its_twin(name):
+    spec = make_ffn_spec(name, num_experts=E, num_selected=K)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(B, T, C))
+    with jax.enable_x64(True):
+        layer = FeedForward(F, spec, 'float64')
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x, VALID)['params']
+        params = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), shapes)
+        y, aux = jit_quickly(lambda params: layer.apply({'params': params}, x, VALID))(params)
+    assert set(aux) == MIXTURES[name]
+    for place in np.argwhere(VALID):
+        np.testing.assert_allclose(y[tuple(place)], TWINS[name](x[tuple(place)], params), rtol=0, atol=1e-10)
+
+
+def test_equal_arguments_make_equal_specs():
+    one, two = (make_ffn_spec('linear', num_experts=4, granularity='output') for _ in range(2))
+    assert one == two and hash(one) == hash(two)
+    assert one != make_ffn_spec('linear', num_experts=5, granularity='output')
+    assert one != make_ffn_spec('ffn', num_experts=4, granularity='output')
+    assert make_ffn_spec('dense', num_experts=4) == FfnSpec()
+
+
+def test_weights_of_every_kind_start_as_bert_does():
+    """From a truncated normal of 0.02, whose standard deviation is 0.88 of that: not from one that knows the width."""
+    x = jnp.zeros((1, 1, 64))
+    for name, path in (('dense', ('up', 'kernel')), ('linear', ('up', 'kernel')), ('ffn', ('experts', 'neurons'))):
+        layer = FeedForward(64, make_ffn_spec(name, num_experts=2))
+        values = jit_quickly(layer.init)(jax.random.key(0), x, np.ones((1, 1), bool))['params']
+        for key in path:
+            values = values[key]
+        values = np.asarray(values)[..., :64, :]
+        assert values.std() == pytest.approx(0.0176, rel=0.05) and np.abs(values).max() <= 0.04
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('moe', {}, "ffn must be one of dense, linear, ffn, got 'moe'"),
+        ('linear', {'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
+        ('ffn', {'num_experts': 0}, 'num_experts must be at least 1, got 0'),
+        ('ffn', {'granularity': 'spatial'}, "granularity must be one of .*got 'spatial'"),
+        ('linear', {'dispatcher': 'x'}, "dispatcher must be one of .*got 'x'"),
+    ],
+)
+def test_refuses(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_ffn_spec(name, **arguments)

@@ -1,0 +1,154 @@
+"""Names and shapes of the BERT family: what loads, what is said, what is refused."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from pad_jax.errors import BadInput
+from pad_jax.models.bert import Bert
+from pad_jax.pretrained import load_pretrained
+from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
+
+MODEL = Bert(vocab_size=11, num_layers=2, width=4, num_heads=2, ffn_width=6, max_length=8, num_outputs=3)
+
+
+@functools.cache
+def initial_params():
+    tokens, valid = np.zeros((1, 2), np.int32), np.ones((1, 2), bool)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), tokens, tokens, valid)['params']
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, -7, leaf.dtype), shapes)
+
+
+def load(folder, num_heads=2):
+    return load_pretrained(folder, initial_params(), num_heads=num_heads)
+
+
+def expected_params(tensors):
+    """Our names, written out, with every linear layer turned around."""
+
+    def linear(name):
+        return {'kernel': tensors[f'{name}.weight'].T, 'bias': tensors[f'{name}.bias']}
+
+    def norm(name):
+        return {'scale': tensors[f'{name}.weight'], 'bias': tensors[f'{name}.bias']}
+
+    def layer(name):
+        return {
+            'attention': {
+                'query': linear(f'{name}.attention.self.query'),
+                'key': linear(f'{name}.attention.self.key'),
+                'value': linear(f'{name}.attention.self.value'),
+                'output': linear(f'{name}.attention.output.dense'),
+            },
+            'attention_norm': norm(f'{name}.attention.output.LayerNorm'),
+            'ffn': {'up': linear(f'{name}.intermediate.dense'), 'down': linear(f'{name}.output.dense')},
+            'ffn_norm': norm(f'{name}.output.LayerNorm'),
+        }
+
+    return {
+        'embeddings': {
+            'tokens': {'embedding': tensors['embeddings.word_embeddings.weight']},
+            'positions': {'embedding': tensors['embeddings.position_embeddings.weight']},
+            'segments': {'embedding': tensors['embeddings.token_type_embeddings.weight']},
+            'norm': norm('embeddings.LayerNorm'),
+        },
+        'layer_0': layer('encoder.layer.0'),
+        'layer_1': layer('encoder.layer.1'),
+        'pooler': linear('pooler.dense'),
+        'classifier': initial_params()['classifier'],
+    }
+
+
+def assert_same(found, expected):
+    found, expected = flatten_dict(found, sep='/'), flatten_dict(expected, sep='/')
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert found[path].dtype == np.float32, path
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize('num_shards', [0, 2])
+def test_every_tensor_finds_its_place(tmp_path, num_shards):
+    tensors = make_tensors()
+    constants = {'embeddings.position_ids': np.arange(8)[None]}
+    loaded = load(write_folder(tmp_path, tensors | constants, num_shards=num_shards))
+    assert_same(loaded.params, expected_params(tensors))
+    assert loaded.fresh == ('classifier',) and loaded.skipped == ('embeddings.position_ids',)
+
+
+def test_checkpoints_of_a_whole_model(tmp_path):
+    """With the prefix, the old names of norms, the heads of pretraining, half precision and no pooler."""
+    tensors = make_tensors()
+    stored = {
+        f'bert.{name}'.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): value
+        for name, value in tensors.items()
+        if not name.startswith('pooler')
+    }
+    heads = {
+        'cls.predictions.bias': np.zeros(11, np.float32),
+        'cls.predictions.transform.LayerNorm.gamma': np.zeros(4, np.float32),
+    }
+    half = {name: value.astype(np.float16) for name, value in (stored | heads).items()}
+    loaded = load(write_folder(tmp_path, half))
+    expected = expected_params({name: value.astype(np.float16).astype(np.float32) for name, value in tensors.items()})
+    assert_same(loaded.params, expected | {'pooler': initial_params()['pooler']})
+    assert loaded.fresh == ('pooler', 'classifier')
+    assert loaded.skipped == ('cls.predictions.bias', 'cls.predictions.transform.LayerNorm.weight')
+
+
+def test_a_classifier_that_fits_is_taken(tmp_path):
+    weight, bias = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(3, dtype=np.float32)
+    loaded = load(write_folder(tmp_path, make_tensors() | {'classifier.weight': weight, 'classifier.bias': bias}))
+    assert_same(loaded.params['classifier'], {'kernel': weight.T, 'bias': bias})
+    assert loaded.fresh == ()
+
+
+def test_lists_what_is_missing_too_many_and_misshapen(tmp_path):
+    tensors = make_tensors()
+    del tensors['encoder.layer.1.output.dense.bias'], tensors['pooler.dense.bias']
+    tensors['encoder.layer.2.output.dense.bias'] = np.zeros(4, np.float32)
+    tensors['classifier.weight'] = np.zeros((2, 4), np.float32)
+    tensors['classifier.bias'] = np.zeros(2, np.float32)
+    # The transpose of what it should be.
+    tensors['encoder.layer.0.intermediate.dense.weight'] = np.zeros((4, 6), np.float32)
+    write_folder(tmp_path, tensors)
+    with pytest.raises(BadInput) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f'the weights in {tmp_path} do not fit the model; '
+        'missing: encoder.layer.1.output.dense.bias, pooler.dense.bias; '
+        'extra: encoder.layer.2.output.dense.bias; '
+        'misshapen: classifier.bias [2] instead of [3], classifier.weight [2, 4] instead of [3, 4], '
+        'encoder.layer.0.intermediate.dense.weight [4, 6] instead of [6, 4]'
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'num_attention_heads': 1}, 'num_attention_heads is 1, the model needs 2'),
+        ({'hidden_size': 8, 'num_hidden_layers': 3}, 'num_hidden_layers is 3, .* 2; hidden_size is 8, .* needs 4'),
+        ({'intermediate_size': 5}, 'intermediate_size is 5, the model needs 6'),
+        ({'vocab_size': 12}, 'vocab_size is 12, the model needs 11'),
+        ({'max_position_embeddings': 9}, 'max_position_embeddings is 9, the model needs 8'),
+        ({'type_vocab_size': 1}, 'type_vocab_size is 1, the model needs 2'),
+        ({'model_type': 'roberta'}, "model_type is 'roberta', the model needs 'bert'"),
+        ({'hidden_act': 'relu'}, "hidden_act is 'relu', the model needs 'gelu'"),
+        ({'position_embedding_type': 'relative_key'}, "position_embedding_type is 'relative_key'"),
+        ({'layer_norm_eps': 1e-5}, 'layer_norm_eps is 1e-05, the model needs 1e-12'),
+    ],
+)
+def test_refuses_another_architecture(tmp_path, changes, message):
+    write_folder(tmp_path, make_tensors(), CONFIG | changes)
+    with pytest.raises(BadInput, match=message):
+        load(tmp_path)
+
+
+def test_the_number_of_heads_must_be_told(tmp_path):
+    config = {key: value for key, value in CONFIG.items() if key != 'num_attention_heads'}
+    write_folder(tmp_path, make_tensors(), config)
+    with pytest.raises(BadInput, match='num_attention_heads is missing'):
+        load(tmp_path)

@@ -1,0 +1,88 @@
+"""Folders of weights: one file or shards, whatever dtype; every wrong folder gets one line."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import save_file as save_jax_file
+
+from pad_jax.errors import BadInput
+from pad_jax.pretrained.safetensors_folder import find_vocabulary, read_config, read_tensors
+from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
+
+
+@pytest.mark.parametrize('num_shards', [0, 1, 3])
+def test_reads_every_tensor(tmp_path, num_shards):
+    tensors = make_tensors()
+    write_folder(tmp_path, tensors, num_shards=num_shards)
+    found = read_tensors(tmp_path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor)
+    assert read_config(tmp_path) == CONFIG
+
+
+def test_reads_half_precision(tmp_path):
+    tensors = {'a': jnp.array([1.5], jnp.bfloat16), 'b': jnp.array([2.5], jnp.float16)}
+    save_jax_file(tensors, tmp_path / 'model.safetensors')
+    assert {name: float(tensor[0]) for name, tensor in read_tensors(tmp_path).items()} == {'a': 1.5, 'b': 2.5}
+
+
+def refusal(function, folder):
+    with pytest.raises(BadInput) as caught:
+        function(folder)
+    message = str(caught.value)
+    assert '\n' not in message and str(folder) in message
+    return message
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    # Unpickling this would raise something else.
+    (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nabort\n(tR.')
+    message = refusal(read_tensors, tmp_path)
+    for part in ('only as a pickle, pytorch_model.bin', 'save_file', 'weights_only=True'):
+        assert part in message
+    write_folder(tmp_path, {'a': np.ones(2, np.float32)})
+    assert list(read_tensors(tmp_path)) == ['a']
+
+
+def test_nothing_there(tmp_path):
+    assert 'is not a folder' in refusal(read_tensors, tmp_path / 'no')
+    assert 'is not a folder' in refusal(read_config, tmp_path / 'no')
+    assert 'is not a folder' in refusal(find_vocabulary, tmp_path / 'no')
+    assert 'holds no weights: model.safetensors or model.safetensors.index.json' in refusal(read_tensors, tmp_path)
+    assert 'holds no config.json' in refusal(read_config, tmp_path)
+    assert 'holds no vocabulary: tokenizer.json or vocab.txt' in refusal(find_vocabulary, tmp_path)
+
+
+def test_damaged_files(tmp_path):
+    write_folder(tmp_path, make_tensors())
+    weights = tmp_path / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert 'model.safetensors is damaged or incomplete' in refusal(read_tensors, tmp_path)
+    weights.write_bytes(b'')
+    assert 'model.safetensors is damaged or incomplete' in refusal(read_tensors, tmp_path)
+    for text in ('{', '[]', '\xff'):
+        (tmp_path / 'config.json').write_text(text, encoding='latin-1')
+        assert 'config.json' in refusal(read_config, tmp_path)
+
+
+def test_damaged_index(tmp_path):
+    write_folder(tmp_path, make_tensors(), num_shards=2)
+    index = tmp_path / 'model.safetensors.index.json'
+    shards = json.loads(index.read_text())['weight_map']
+    index.write_text(json.dumps({'weight_map': {**shards, 'more': 'model-00001-of-00002.safetensors'}}))
+    assert 'lists tensors that the files lack: more' in refusal(read_tensors, tmp_path)
+    (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+    assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_tensors, tmp_path)
+    for value in ({}, {'weight_map': []}, {'weight_map': {'a': 1}}, {'weight_map': {'a': '../a.safetensors'}}):
+        index.write_text(json.dumps(value))
+        assert 'must hold a weight_map' in refusal(read_tensors, tmp_path)
+
+
+def test_vocabulary(tmp_path):
+    (tmp_path / 'vocab.txt').write_text('[PAD]\n')
+    assert find_vocabulary(tmp_path) == tmp_path / 'vocab.txt'
+    (tmp_path / 'tokenizer.json').write_text('{}')
+    assert find_vocabulary(str(tmp_path)) == tmp_path / 'tokenizer.json'

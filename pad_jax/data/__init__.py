@@ -12,14 +12,27 @@ from pad_jax.data.image_folder import open_image_folder
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.source import DataSpec, Source
+from pad_jax.data.text_source import TextSource, TextSpec
+from pad_jax.data.text_sources import ON_BAD, TEXT_SOURCES, make_text_source
 from pad_jax.errors import BadInput
 
 SOURCES: dict[str, Callable[..., Source]] = {'digits': open_digits, 'folder': open_image_folder}
 CHANNELS = {'digits': 1, 'folder': 3}
 """Of the images of each source, known before there is data to open."""
-ON_BAD = ('stop', 'skip')
 
-__all__ = ['CHANNELS', 'ON_BAD', 'SOURCES', 'DataSpec', 'Prefetch', 'Source', 'make_source']
+__all__ = [
+    'CHANNELS',
+    'ON_BAD',
+    'SOURCES',
+    'TEXT_SOURCES',
+    'DataSpec',
+    'Prefetch',
+    'Source',
+    'TextSource',
+    'TextSpec',
+    'make_source',
+    'make_text_source',
+]
 
 
 def make_source(

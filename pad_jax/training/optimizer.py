@@ -6,11 +6,13 @@ import jax
 import optax
 
 OPTIMIZERS = ('sgd', 'adamw')
-RATE_SCHEDULES = ('cosine', 'step', 'constant')
+RATE_SCHEDULES = ('cosine', 'linear', 'step', 'constant')
 
 # Every parameter is covered by one of the two, by the last name of its path. Shapes can't tell: the bias of a
 # dynamic layer is a matrix [K, F].
-DECAYED = frozenset({'kernel', 'static_kernel', 'squeeze', 'expand'})
+DECAYED = frozenset(
+    {'kernel', 'static_kernel', 'squeeze', 'expand', 'embedding', 'neurons', 'static_neurons', 'gate', 'noise'}
+)
 NOT_DECAYED = frozenset({'bias', 'scale', 'phi'})
 
 
@@ -34,7 +36,7 @@ def decay_mask(params):
 def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Learning rate over steps: linear warm-up from 0 to its peak, then a schedule over the remaining steps.
 
-    `cosine` falls to 0 at the last step, `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs 30, 60 and
+    `cosine` and `linear` fall to 0 at the last step, `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs 30, 60 and
     80 of 90), `constant` stays.
 
     Args:
@@ -46,6 +48,8 @@ def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, t
     remaining = total_steps - warmup_steps
     if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, remaining)
+    elif schedule == 'linear':
+        main = optax.linear_schedule(learning_rate, 0.0, remaining)
     elif schedule == 'step':
         drops = [round(total_steps * part) - warmup_steps for part in (1 / 3, 2 / 3, 8 / 9)]
         start = learning_rate * 0.1 ** sum(drop <= 0 for drop in drops)  # those that the warm-up has passed

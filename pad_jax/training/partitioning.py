@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pad_jax.data import Source
+from pad_jax.data import Source, TextSource
 from pad_jax.partition import (
     Exclusions,
     Problem,
@@ -41,8 +41,8 @@ def partition_state(
     dynamic_fraction: float,
     *,
     problem: Problem,
-    source: Source,
-    temperature: optax.Schedule,
+    source: Source | TextSource,
+    temperature: optax.Schedule | None,
     batches: int,
     batch_size: int,
     criterion: str,
@@ -59,7 +59,7 @@ def partition_state(
       dynamic_fraction: κ to reach.
       problem: of `steps.make_problem`.
       source: gives the scoring batches, a pure function of its seed and the round.
-      temperature: attention temperature over steps.
+      temperature: attention temperature over steps; None where the network takes none.
       batches, batch_size: how many scoring batches of how many examples.
 
     Returns:
@@ -67,11 +67,8 @@ def partition_state(
       right after the round.
     """
     done = int(state.round)
-    current = jnp.asarray(temperature(state.step), jnp.float32)
-    scoring = [
-        {**source.scoring_batch(done * batches + number, batch_size), 'temperature': current}
-        for number in range(batches)
-    ]
+    heat = {} if temperature is None else {'temperature': jnp.asarray(temperature(state.step), jnp.float32)}
+    scoring = [{**source.scoring_batch(done * batches + number, batch_size), **heat} for number in range(batches)]
     masks, params = partition_round(
         problem,
         state.params,

@@ -20,6 +20,8 @@ class TrainState:
       params: parameters.
       masks: the collection `partition`: bool masks, {} where no layer is partially dynamic. Not in the optimizer
         state, so no gradient, momentum or decay reaches them.
+      columns: the collection `dynamic_columns`: which columns mixtures give to their experts, {} for all. Follows from
+        the masks, and its shapes from their values, so it is in no checkpoint.
       batch_stats: running statistics of the norms.
       optimizer_state: of optax.
       key: typed key of the run; whatever is random folds the step in.
@@ -33,27 +35,32 @@ class TrainState:
     optimizer_state: Any
     key: jax.Array
     round: jax.Array
+    columns: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """The collections of the Flax module."""
-        return {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
+        collections = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
+        return {**collections, 'dynamic_columns': self.columns} if self.columns else collections
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int) -> TrainState:
+Inputs = tuple[jax.ShapeDtypeStruct, ...]
+
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, seed: int) -> TrainState:
     """The state before the first step; depends on the arguments alone.
 
     Args:
-      image_shape: (H, W, C).
+      inputs: shapes of what the model is called with, of `tasks.example_inputs`.
       seed: in [0, 2**32), of parameters and everything else that is random in training.
     """
     # uint32: as an int a seed from 2**31 on would overflow.
-    return _compile_init(jax.default_backend())(model, optimizer, tuple(image_shape), np.uint32(seed))
+    return _compile_init(jax.default_backend())(model, optimizer, inputs, np.uint32(seed))
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape) -> TrainState:
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs) -> TrainState:
     """Shapes and dtypes of `init_state`, as jax.ShapeDtypeStructs; nothing is computed."""
-    return jax.eval_shape(lambda: _init_state(model, optimizer, tuple(image_shape), 0))
+    return jax.eval_shape(lambda: _init_state(model, optimizer, inputs, 0))
 
 
 @functools.lru_cache
@@ -63,9 +70,9 @@ def _compile_init(backend: str):
     return jax.jit(_init_state, static_argnums=(0, 1, 2), compiler_options=options)
 
 
-def _init_state(model, optimizer, image_shape, seed):
+def _init_state(model, optimizer, inputs, seed):
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    variables = model.init(init_key, jnp.zeros((1, *image_shape), jnp.float32))
+    variables = model.init(init_key, *(jnp.zeros(leaf.shape, leaf.dtype) for leaf in inputs))
     return TrainState(
         step=jnp.int32(0),
         params=variables['params'],

@@ -1,9 +1,9 @@
 """The steps of training and evaluation: pure functions, written once for one replica.
 
-Axis letters: B the replica's examples, A microbatches, H, W, C image axes.
+Axis letters: B the replica's examples, A microbatches, O outputs.
 
 With `axis_name` they run inside pmap or shard_map over that axis and average over it; without, on their own. A batch
-is a dict of `image` float32[B, H, W, C] and `label` int32[B], in evaluation with `weight` float32[B].
+is a dict of what the task's network is called with and of `label` [B], in evaluation with `weight` float32[B].
 """
 
 import functools
@@ -16,12 +16,14 @@ from flax import linen as nn
 from pad_jax.partition import FLAX, Problem, sown_routing
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.state import TrainState
+from pad_jax.training.tasks import Task, summarize_routers
 
 
 def train_step(
     state: TrainState,
     batch,
     *,
+    task: Task,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     temperature: float,
@@ -32,52 +34,65 @@ def train_step(
     """One optimizer step.
 
     Args:
-      temperature, temperature_steps: see `make_temperature_schedule`.
+      temperature, temperature_steps: see `make_temperature_schedule`; for a task that is heated.
       model: with `axis_name` of its own, its norms take their statistics over all replicas.
       accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
         memory falls and the step stays the same but for batch statistics. Divides B.
 
     Returns:
-      (new state, metrics): loss (nats per example), accuracy in [0, 1], gradient_norm, temperature.
+      (new state, metrics): loss (the task's, without that of routers), gradient_norm, and as far as there are such:
+      accuracy in [0, 1], temperature, and what `summarize_routers` says.
     """
     current = make_temperature_schedule(temperature, temperature_steps)(state.step)
+    # Drawn anew for each step, replica and microbatch.
+    step_key = jax.random.fold_in(state.key, state.step)
+    if axis_name is not None:
+        step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
 
-    def loss_fn(params, batch_stats, batch):
-        variables = {'params': params, 'partition': state.masks, 'batch_stats': batch_stats}
-        (logits, _), updates = model.apply(variables, batch['image'], current, train=True, mutable=['batch_stats'])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
-        correct = jnp.mean(logits.argmax(-1) == batch['label'])
-        return loss, (updates.get('batch_stats', batch_stats), correct)
+    def loss_fn(params, batch_stats, batch, key):
+        variables = state.replace(params=params, batch_stats=batch_stats).variables
+        rngs = dict(zip(('dropout', 'routing'), jax.random.split(key), strict=True))
+        (outputs, aux), updates = task.apply(
+            model, variables, batch, current, train=True, rngs=rngs, mutable=['batch_stats']
+        )
+        loss = task.losses(outputs, batch['label']).mean()
+        router_loss, reported = summarize_routers(aux)
+        means = {name: jnp.mean(values) for name, values in task.hits(outputs, batch['label']).items()}
+        return loss + router_loss, (updates.get('batch_stats', batch_stats), {'loss': loss, **means, **reported})
 
-    def add_microbatch(carry, batch):
-        gradients, batch_stats, loss, accuracy = carry
-        value, found = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch_stats, batch)
-        (new_loss, (batch_stats, new_accuracy)), new_gradients = value, found
-        gradients = jax.tree.map(jnp.add, gradients, new_gradients)
-        return (gradients, batch_stats, loss + new_loss, accuracy + new_accuracy), None
+    def add_microbatch(carry, microbatch):
+        gradients, batch_stats, sums = carry
+        number, batch = microbatch
+        (_, (batch_stats, values)), new_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, batch, jax.random.fold_in(step_key, number)
+        )
+        gradients, sums = jax.tree.map(jnp.add, (gradients, sums), (new_gradients, values))
+        return (gradients, batch_stats, sums), None
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (zeros, state.batch_stats, jnp.float32(0), jnp.float32(0))
     if accumulate_steps == 1:
-        carry, _ = add_microbatch(carry, batch)
+        (_, (batch_stats, values)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.batch_stats, batch, step_key
+        )
     else:
         # Every A-th example, not B / A in a row: so a microbatch of all replicas together, and with it the statistics
         # of norms that are synchronised, doesn't depend on the number of replicas.
         microbatches = jax.tree.map(
             lambda leaf: leaf.reshape(-1, accumulate_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
-        carry, _ = jax.lax.scan(add_microbatch, carry, microbatches)
-    gradients, batch_stats, loss, accuracy = carry
-    gradients, loss, accuracy = jax.tree.map(lambda leaf: leaf / accumulate_steps, (gradients, loss, accuracy))
+        first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+        shapes = jax.eval_shape(loss_fn, state.params, state.batch_stats, first, step_key)[1][1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.params, shapes))
+        carry, _ = jax.lax.scan(
+            add_microbatch, (zeros[0], state.batch_stats, zeros[1]), (jnp.arange(accumulate_steps), microbatches)
+        )
+        gradients, batch_stats, values = carry
+        gradients, values = jax.tree.map(lambda leaf: leaf / accumulate_steps, (gradients, values))
     if axis_name is not None:
-        gradients, batch_stats, loss, accuracy = jax.lax.pmean((gradients, batch_stats, loss, accuracy), axis_name)
+        gradients, batch_stats, values = jax.lax.pmean((gradients, batch_stats, values), axis_name)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-    metrics = {
-        'loss': loss,
-        'accuracy': accuracy,
-        'gradient_norm': optax.tree.norm(gradients),
-        'temperature': jnp.asarray(current, jnp.float32),
-    }
+    metrics = {**values, 'gradient_norm': optax.tree.norm(gradients)}
+    if task.heated:
+        metrics['temperature'] = jnp.asarray(current, jnp.float32)
     new_state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -91,52 +106,56 @@ def eval_step(
     state: TrainState,
     batch,
     *,
+    task: Task,
     model: nn.Module,
     temperature: float,
     temperature_steps: int,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Weighted sums over a batch: loss, correct, weight. Rows of weight 0 count in none of them.
+    """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 count in none of them.
 
-    The temperature is that of the state's step, as the network was trained with it.
+    The temperature is that of the state's step, as the network was trained with it. A task that collects also gets the
+    `outputs` [B, O] of all replicas' examples, in the order of the batch.
     """
     current = make_temperature_schedule(temperature, temperature_steps)(state.step)
-    logits, _ = model.apply(state.variables, batch['image'], current, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    outputs, _ = task.apply(model, state.variables, batch, current, train=False)
     weight = batch['weight']
-    sums = {
-        'loss': jnp.sum(losses * weight),
-        'correct': jnp.sum((logits.argmax(-1) == batch['label']) * weight),
-        'weight': jnp.sum(weight),
-    }
-    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    values = {'loss': task.losses(outputs, batch['label']), **task.hits(outputs, batch['label'])}
+    # Not a product: rows that only fill up a batch may have any loss.
+    sums = {name: jnp.sum(jnp.where(weight > 0, found * weight, 0)) for name, found in values.items()}
+    sums['weight'] = jnp.sum(weight)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+        if task.collects:
+            outputs = jax.lax.all_gather(outputs, axis_name, tiled=True)
+    return {**sums, 'outputs': outputs} if task.collects else sums
 
 
 @functools.lru_cache
-def make_problem(model: nn.Module, scales: str) -> Problem:
+def make_problem(task: Task, model: nn.Module, scales: str) -> Problem:
     """The network as the partition sees it; equal arguments give the same object, so its jitted functions are shared.
 
-    A scoring batch holds the scalar `temperature` besides image and label. Norms take the statistics of that batch
-    and don't store them: a network that has not been trained has no running statistics worth using. (SynFlow's
-    output goes through fresh ones, mean 0 and variance 1, which leave a positive network positive.)
+    A scoring batch holds, for a task that is heated, the scalar `temperature` besides what the network reads. Norms
+    take the statistics of that batch and don't store them: a network that has not been trained has no running
+    statistics worth using. (SynFlow's output goes through fresh ones, mean 0 and variance 1, which leave a positive
+    network positive.) Nothing is dropped out, and routers add no noise or loss.
     """
 
     def apply(params, gates, batch, train):
         variables = {'params': params, 'partition': gates}
-        return model.apply(
-            variables, batch['image'], batch['temperature'], train=train, mutable=['batch_stats', 'intermediates']
-        )
+        collections = ['batch_stats', 'intermediates']
+        return task.apply(model, variables, batch, batch.get('temperature'), train=train, mutable=collections)
 
     def loss(params, gates, batch):
-        (logits, _), _ = apply(params, gates, batch, train=True)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+        (outputs, _), _ = apply(params, gates, batch, task.scored_in_training_mode)
+        return task.losses(outputs, batch['label']).mean()
 
     def output(params, gates, batch):
-        (logits, _), _ = apply(params, gates, batch, train=False)
-        return logits
+        (outputs, _), _ = apply(params, gates, batch, False)
+        return outputs
 
     def routing(params, gates, batch):
-        _, updates = apply(params, gates, batch, train=True)
+        _, updates = apply(params, gates, batch, task.scored_in_training_mode)
         return sown_routing(updates['intermediates'], gates)
 
     return Problem(loss, FLAX[scales], output, routing)

@@ -5,15 +5,16 @@ A plan is a function
     plan(x, kernels, attention, geometry, precision=None) -> y
 
     x: [B, *S, C], the dtype that is computed in.
-    kernels: [K, *kernel_size, C / groups, F], any float dtype; a wider one than x's is used as it is until
-        a sample's kernel is mixed from it, which is then rounded once to x's dtype.
+    kernels: [K, *kernel_size, C / groups, F], any float dtype. One wider than x's is rounded to x's dtype once:
+        a sample's kernel after it is mixed, but in `outputs` and `unfolded`, which never mix a kernel, each of
+        the K kernels by itself; where kernels nearly cancel, those two are less exact for it.
     attention: float[B, K], float32 at least; any real weights, they need not sum to one.
     geometry: static.
     precision: as in `jax.lax.dot`; static.
     y: [B, *S', F] of x's dtype, y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k].
 
-Sums over channels and kernels are taken in float32 at least. Row b of y depends on row b of x and of
-attention alone.
+Sums over channels, taps and kernels are taken in float32 at least, and y is rounded once, after all of them.
+Row b of y depends on row b of x and of attention alone.
 
 Legend: B batch, S spatial axes, C input channels, F output channels, K kernels.
 """

@@ -244,6 +244,35 @@ def test_bfloat16_sums_in_float32(plan):
         assert error < 2**-6, (name, error)
 
 
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('plan', PLANS)
+def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
+    geometry = resolve_geometry((4, 3), (3, 2), 1, 'SAME', groups=groups)
+    x, kernels, _, cotangent = draw_case((4, 3), geometry)
+    kernels = np.stack([kernels[0], kernels[1] / 64 - kernels[0], kernels[2] / 64])
+    x, narrow = (np.asarray(jnp.asarray(part, jnp.bfloat16), np.float64) for part in (x, kernels))
+    attention, ones = np.full((BATCH, KERNELS), 0.5), np.ones((BATCH, 1))
+
+    def convolve(x, kernels, attention):
+        return convolve_samples(x, kernels, attention, cotangent, geometry)[0]
+
+    function = jit_quickly(lambda *inputs: PLANS[plan].function(*inputs, geometry))
+    unit = 2**-8  # half a unit in the last place of bfloat16
+    # Kernels that bfloat16 holds, and kernels that it rounds.
+    for values in (narrow, kernels):
+        inputs = jnp.asarray(x, jnp.bfloat16), jnp.asarray(values, jnp.float32), jnp.asarray(attention, jnp.float32)
+        y, expected = np.asarray(function(*inputs), np.float64), convolve(x, values, attention)
+        every = convolve(np.abs(x), np.abs(values), attention)
+        # y is rounded once; float32 sums of some dozen products, as large as those of each kernel.
+        bound = unit * np.abs(expected) + 2**-19 * every
+        if plan not in ('outputs', 'unfolded'):
+            # The mixed kernel is rounded: an error as small as what the cancelling left.
+            bound += 1.01 * unit * convolve(np.abs(x), 0.5 * np.abs(values.sum(axis=0))[None], ones)
+        elif values is kernels:
+            bound += 1.01 * unit * every
+        assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
+
+
 @pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.symbolic_batch])
 def test_traces_with_a_symbolic_batch(plan):
     geometry = resolve_geometry((6, 6), (3, 3), 2, 'SAME', groups=2)

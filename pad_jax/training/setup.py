@@ -12,9 +12,9 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, DataSpec, Source, make_source
+from pad_jax.data import CHANNELS, DataSpec, Source, TextSource, TextSpec, make_source, make_text_source
 from pad_jax.errors import BadInput
-from pad_jax.models import build_model
+from pad_jax.models import build_encoder, build_model
 from pad_jax.partition import (
     FLAX,
     Exclusions,
@@ -25,8 +25,11 @@ from pad_jax.partition import (
     positions_of,
     selection_targets,
 )
-from pad_jax.training.configuration import is_partial
+from pad_jax.pretrained import find_vocabulary, find_weights
+from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.state import Inputs
+from pad_jax.training.tasks import image_inputs, text_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +53,32 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
         network that has one only runs inside of that axis; its parameters are those of the network without.
     """
     arguments = config.model.to_dict()
-    synchronised = arguments.pop('sync_batch_norm')
-    return build_model(
-        **arguments,
-        axis_name=axis_name if synchronised else None,
-        granularity=config.partition.granularity if is_partial(config) else None,
-        scales=config.partition.scales,
-    )
+    arguments['granularity'] = config.partition.granularity if is_partial(config) else None
+    arguments['scales'] = config.partition.scales
+    try:
+        if is_text(config):
+            del arguments['pretrained']
+            return build_encoder(dispatcher=arguments.pop('plan'), **arguments)
+        synchronised = arguments.pop('sync_batch_norm')
+        return build_model(**arguments, axis_name=axis_name if synchronised else None)
+    except ValueError as error:
+        raise BadInput(f'model: {error}') from error
 
 
-def open_source(config: ml_collections.ConfigDict) -> Source:
+def open_source(config: ml_collections.ConfigDict) -> Source | TextSource:
     """The data of a config, known to fit its model.
 
     Raises:
-      BadInput: on data that can't be read, or has another number of classes than the model.
+      BadInput: on data that can't be read, or has another number of classes than the model, or more words.
     """
-    source = make_source(**config.data, seed=config.train.seed)
+    if is_text(config):
+        source = make_text_source(**make_text_arguments(config), seed=config.train.seed)
+        if source.spec.vocab_size > config.model.vocab_size:
+            raise BadInput(
+                f'the vocabulary has {source.spec.vocab_size} pieces, model.vocab_size is {config.model.vocab_size}'
+            )
+    else:
+        source = make_source(**config.data, seed=config.train.seed)
     if source.spec.num_classes != config.model.num_classes:
         raise BadInput(
             f'model.num_classes is {config.model.num_classes}, the data has {source.spec.num_classes} classes: '
@@ -74,11 +87,28 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
     return source
 
 
-def measure_lengths(config: ml_collections.ConfigDict, spec: DataSpec) -> Lengths:
+def make_text_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Arguments of `make_text_source`: the vocabulary that belongs to the weights, unless the config names another."""
+    arguments = config.data.to_dict()
+    if not arguments['vocabulary']:
+        if not config.model.pretrained:
+            raise BadInput('data.vocabulary must name a vocab.txt or tokenizer.json, where model.pretrained names none')
+        arguments['vocabulary'] = str(find_vocabulary(find_weights(config.model.pretrained)))
+    columns = [column.strip() for column in arguments['text_columns'].split(',')]
+    return arguments | {'text_columns': tuple(filter(None, columns))}
+
+
+def measure_lengths(config: ml_collections.ConfigDict, spec: DataSpec | TextSpec) -> Lengths:
     """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch."""
     epoch = spec.num_train / config.data.batch_size
     total = config.train.steps or math.ceil(config.train.epochs * epoch)
-    return Lengths(total, round(config.train.temperature_epochs * epoch))
+    return Lengths(total, 0 if is_text(config) else round(config.train.temperature_epochs * epoch))
+
+
+def make_heat(config: ml_collections.ConfigDict, lengths: Lengths) -> dict[str, float]:
+    """Arguments of the steps' temperature schedule; networks of texts take none, and 1 all along stands for it."""
+    start = 1.0 if is_text(config) else config.train.temperature
+    return {'temperature': start, 'temperature_steps': lengths.temperature}
 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
@@ -92,10 +122,13 @@ def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:
     return Exclusions(config.partition.keep_dynamic, config.partition.keep_static)
 
 
-def abstract_variables(model: nn.Module, image_shape) -> Mapping[str, Any]:
-    """Every collection of a model as shapes, `intermediates` included; nothing is computed or allocated."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), images)
+def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
+    """Every collection of a model as shapes, `intermediates` included; nothing is computed or allocated.
+
+    Args:
+      inputs: of `tasks.example_inputs`.
+    """
+    return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), *inputs)
 
 
 def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
@@ -105,8 +138,12 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
       BadInput: where the exclusions don't fit the network, or no group of positions fits the dynamic fraction.
     """
     model = make_model(config)
-    size = config.data.image_size
-    variables = abstract_variables(model, (size, size, CHANNELS[config.data.name]))
+    if is_text(config):
+        inputs = text_inputs()
+    else:
+        size = config.data.image_size
+        inputs = image_inputs((size, size, CHANNELS[config.data.name]))
+    variables = abstract_variables(model, inputs)
     planned = None
     if is_partial(config):
         positions = positions_of(FLAX[config.partition.scales], variables['params'], variables['partition'])

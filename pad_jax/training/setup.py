@@ -12,7 +12,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, DataSpec, Source, make_source
+from pad_jax.data import CHANNELS, Source, make_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_model
 from pad_jax.partition import (
@@ -27,6 +27,7 @@ from pad_jax.partition import (
 )
 from pad_jax.training.configuration import is_partial
 from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.rules import MOST_STEPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,25 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
     return source
 
 
-def measure_lengths(config: ml_collections.ConfigDict, spec: DataSpec) -> Lengths:
-    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch."""
-    epoch = spec.num_train / config.data.batch_size
+def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:
+    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch.
+
+    Args:
+      num_train: training examples in an epoch.
+
+    Raises:
+      BadInput: on epochs of more steps than can be counted.
+    """
+    epoch = num_train / config.data.batch_size
     total = config.train.steps or math.ceil(config.train.epochs * epoch)
-    return Lengths(total, round(config.train.temperature_epochs * epoch))
+    lengths = Lengths(total, round(config.train.temperature_epochs * epoch))
+    for name, steps in (('epochs', lengths.total), ('temperature_epochs', lengths.temperature)):
+        if steps > MOST_STEPS:
+            raise BadInput(
+                f'train.{name} = {config.train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at '
+                f'most {MOST_STEPS} can be counted'
+            )
+    return lengths
 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ from pad_jax.reports.inspection import inspect_workdir
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.rules import FREE_ON_RESUME
 from pad_jax.training.setup import plan_layers
 
 
@@ -26,12 +27,18 @@ def count(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluates the newest checkpoint of a run."""
-    print(json.dumps(evaluate_workdir(_parse_workdir('evaluate', evaluate.__doc__, arguments))))
+    epilog = (
+        'Data that has moved is found with --config.data.path=PATH. It must have the classes that the run was trained '
+        f'on. Of the other keys these may be changed too: {", ".join(sorted(FREE_ON_RESUME - {"data.path"}))}.'
+    )
+    parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
+    flags, overrides = parse_with_overrides(parser, arguments)
+    print(json.dumps(evaluate_workdir(flags.workdir, overrides)))
 
 
 def inspect(arguments: Sequence[str]) -> None:
     """Shows which positions of a run's network are dynamic, layer by layer, as a table and as a PNG."""
-    inspect_workdir(_parse_workdir('inspect', inspect.__doc__, arguments))
+    inspect_workdir(_make_workdir_parser('inspect', inspect.__doc__).parse_args(arguments).workdir)
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -44,10 +51,10 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
 
-def _parse_workdir(verb: str, description: str, arguments: Sequence[str]) -> Path:
-    parser = Parser(prog=f'python -m pad_jax {verb}', description=description)
+def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parser:
+    parser = Parser(prog=f'python -m pad_jax {verb}', description=description, epilog=epilog)
     parser.add_argument('--workdir', type=Path, required=True, help='folder of a run')
-    return parser.parse_args(arguments).workdir
+    return parser
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable
 
 from pad_jax.data.digits import open_digits
+from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.image_folder import open_image_folder
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.prefetch import Prefetch
@@ -22,6 +23,7 @@ CHANNELS = {'digits': 1, 'folder': 3}
 
 __all__ = [
     'CHANNELS',
+    'GLUE_TASKS',
     'ON_BAD',
     'SOURCES',
     'TEXT_SOURCES',

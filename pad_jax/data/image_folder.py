@@ -6,6 +6,7 @@ What can be wrong with the folder is found when it is opened, before anything el
 import logging
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,13 +67,14 @@ def open_image_folder(
     unknown = sorted(set(_folders(root / 'val')) - set(class_names))
     if unknown:
         raise BadInput(f'{_quote(root / "val")} has classes that train lacks: {", ".join(unknown)}')
-    paths, labels, is_train = [], [], []
+    paths, labels, is_train, ignored = [], [], [], []
     for split in ('train', 'val'):
         for label, name in enumerate(class_names):
             found = _image_paths(root / split / name)
             if split == 'train' and not found:
                 raise BadInput(f'{_quote(root / split / name)} holds no {_suffixes()} file')
             paths += found
+            ignored += _other_files(root / split / name, found)
             labels += [label] * len(found)
             is_train += [split == 'train'] * len(found)
     if all(is_train):
@@ -88,6 +90,22 @@ def open_image_folder(
     is_train, labels = np.array(is_train), np.array(labels, np.int32)
     train, evaluation = np.flatnonzero(good & is_train), np.flatnonzero(good & ~is_train)
     _check_what_is_left(root, class_names, labels[train], len(evaluation))
+    if ignored:
+        logger.warning(
+            'ignored %d files that are not %s directly in a class folder, the first: %s',
+            len(ignored),
+            _suffixes(),
+            _quote(ignored[0]),
+        )
+    unseen = sorted(set(class_names) - {class_names[label] for label in labels[evaluation]})
+    if unseen:
+        logger.warning(
+            '%s has no image of %d of the %d classes (%s): the accuracy says nothing about them',
+            _quote(root / 'val'),
+            len(unseen),
+            len(class_names),
+            ', '.join(map(repr, unseen[:5])) + (', ...' if len(unseen) > 5 else ''),
+        )
 
     store = _Store(paths, image_size, cache)
     return Source(
@@ -136,14 +154,23 @@ def _check_header(path: str) -> None:
 
 
 def _open(path: str) -> Image.Image:
-    image = Image.open(path, formats=FORMATS)
     limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        # Pillow's own refusal, at twice its limit, which it doesn't say: "Image size (N pixels) exceeds limit ..."
+        raise _TooLarge(int(re.search(r'\d+', str(error))[0]), limit) from error
     if limit is not None and image.width * image.height > limit:
         image.close()
-        raise Image.DecompressionBombError(
-            f'{image.width} x {image.height} pixels, more than {limit} are refused'
-        )
+        raise _TooLarge(image.width * image.height, limit, f' ({image.width} × {image.height})')
     return image
+
+
+class _TooLarge(Exception):
+    """An image that would fill the memory, whether by accident or on purpose."""
+
+    def __init__(self, pixels: int, limit: int, sides: str = ''):
+        super().__init__(f'{pixels:,} pixels{sides}, at most {limit:,} are read: shrink it')
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -194,7 +221,7 @@ def _read_all(
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for index, reason in enumerate(_map_in_chunks(pool, read, range(len(paths)))):
             if reason is not None and on_bad == 'stop':
-                raise BadInput(f"{reason} (on_bad='skip' leaves such images out)")
+                raise BadInput(f'{reason} (data.on_bad=skip leaves such images out)')
             if reason is not None:
                 reasons[index] = reason
     return cache, reasons
@@ -275,6 +302,21 @@ def _image_paths(folder: pathlib.Path) -> list[str]:
     if not folder.exists():
         return []
     return [e.path for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and not e.is_dir()]
+
+
+def _other_files(folder: pathlib.Path, images: Sequence[str]) -> list[str]:
+    """Files at any depth of a class folder that are not among its images; hidden ones are meant to be left out."""
+    if not folder.exists():
+        return []
+    known, found = set(images), []
+    for entry in _entries(folder):
+        if not entry.is_dir():
+            found += [] if entry.path in known else [entry.path]
+            continue
+        for parent, folders, files in os.walk(entry.path):
+            folders[:] = sorted(name for name in folders if not name.startswith('.'))
+            found += [os.path.join(parent, name) for name in sorted(files) if not name.startswith('.')]
+    return found
 
 
 def _suffixes() -> str:

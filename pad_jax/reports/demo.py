@@ -45,8 +45,9 @@ def run_demo(workdir: Path, configs: Path, seeds: int, overrides: Sequence[str] 
         for name in NETWORKS
     }
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    with_seeds = 'seed 0' if seeds == 1 else f'seeds 0 to {seeds - 1}'
     say(
-        f'{len(runs)} runs in {workdir}: {", ".join(NETWORKS)}, each with seeds 0 to {seeds - 1}. '
+        f'{len(runs)} runs in {workdir}: {", ".join(NETWORKS)}, each with {with_seeds}. '
         'The first of each compiles; those that are finished already are kept.'
     )
     start = time.monotonic()
@@ -54,9 +55,10 @@ def run_demo(workdir: Path, configs: Path, seeds: int, overrides: Sequence[str] 
         label = f'run {number} of {len(runs)}, {name}, seed {seed}'
         final = train(config, _run_folder(workdir, name, seed), label)
         left = len(runs) - number
+        left = 'all runs are done' if left == 0 else f'{left} {"run" if left == 1 else "runs"} left'
         say(
             f'{label}: accuracy {final["accuracy"]:.4f} after {final["step"]} steps; '
-            f'{left} {"run" if left == 1 else "runs"} left, {time.monotonic() - start:.0f} s so far'
+            f'{left}, {time.monotonic() - start:.0f} s so far'
         )
     report_demo(workdir, seeds)
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_fraction, make_table, print_line, print_table
+from pad_jax.training.configuration import read_workdir_config
 
 
 def inspect_workdir(workdir: Path) -> None:
@@ -15,6 +16,7 @@ def inspect_workdir(workdir: Path) -> None:
     Raises:
       BadInput: if workdir holds no run, or can't be written.
     """
+    read_workdir_config(workdir)  # refuses what is not the workdir of a run
     partition = read_partition(workdir)
     print_table(tabulate_partition(partition, f'Partition of {workdir}'))
     if not partition['layers']:

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
@@ -72,8 +72,10 @@ def plot_training_curves(networks: Sequence[Network]) -> Figure:
                 low, high = found.mean - found.standard_error, found.mean + found.standard_error
                 axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     loss.set(title='Training loss', ylabel='nats per example', yscale='log')
-    accuracy.set(title='Accuracy on held-out examples', ylabel='correct, by the logarithm of the error')
+    accuracy.set(title='Accuracy on held-out examples', ylabel='accuracy (axis: log of the error)')
+    figure.get_layout_engine().set(wspace=0.06)  # between one panel and the label of the next
     loss.yaxis.set_major_formatter(FuncFormatter(_format_count))
+    loss.yaxis.set_minor_formatter(_PlainLogFormatter())
     _scale_by_errors(accuracy)
     for axes in (loss, accuracy):
         axes.set_xlabel('steps')
@@ -144,6 +146,13 @@ def plot_partition(partition: Partition) -> Figure:
     parameters.tick_params(axis='y', length=0)
     figure.legend(loc='outside lower center', ncols=4)
     return figure
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels the ticks that a logarithmic axis has room for, as 0.6 and not as 6 × 10⁻¹."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return _format_count(value, position) if super().__call__(value, position) else ''
 
 
 def _scale_by_errors(axes) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from pad_jax.errors import BadInput
+from pad_jax.partition import report_counts
 from pad_jax.reports.estimates import Estimate, estimate_mean
 from pad_jax.training.configuration import is_partial, read_workdir_config
 from pad_jax.training.writers import read_metrics
 
 Partition = dict[str, Any]
 """What partition.json holds: `layers`, `totals`, `rounds_done`, `rounds`."""
+
+_COUNTS = tuple(report_counts([]))  # of every layer, and of the totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +115,8 @@ def read_run(workdir: Path) -> Run:
     config = read_workdir_config(workdir)
     partition = read_partition(workdir)
     timing = _read_json(workdir / 'timing.json')
+    if not isinstance(timing, Mapping) or not _is_number(timing.get('seconds_per_step', ''), or_none=True):
+        raise BadInput(f'{workdir / "timing.json"} is damaged: it lacks seconds_per_step')
     metrics = read_metrics(workdir)
     if not any(row['split'] == 'eval' for row in metrics):
         raise BadInput(f'{workdir} was never evaluated: {workdir / "metrics.jsonl"} has no eval row')
@@ -129,7 +135,26 @@ def read_partition(workdir: Path) -> Partition:
     partition = _read_json(path)
     if not isinstance(partition, Mapping) or not {'layers', 'totals', 'rounds_done', 'rounds'} <= partition.keys():
         raise BadInput(f'{path} is damaged: it lacks layers, totals, rounds_done or rounds')
+    if not isinstance(partition['layers'], list):
+        raise BadInput(f'{path} is damaged: its layers are no list')
+    for number, layer in enumerate(partition['layers'], start=1):
+        _check_counts(path, f'layer {number}', layer)
+        if not all(isinstance(layer.get(name), str) for name in ('name', 'granularity')):
+            raise BadInput(f'{path} is damaged: layer {number} lacks name or granularity')
+    _check_counts(path, 'totals', partition['totals'])
+    if not all(_is_number(partition[name]) for name in ('rounds_done', 'rounds')):
+        raise BadInput(f'{path} is damaged: rounds_done or rounds is no number')
     return {**partition, 'layers': sorted(partition['layers'], key=_by_number)}
+
+
+def _check_counts(path: Path, what: str, counts: Any) -> None:
+    lacking = [name for name in _COUNTS if not isinstance(counts, Mapping) or not _is_number(counts.get(name))]
+    if lacking:
+        raise BadInput(f'{path} is damaged: {what} has no number for {", ".join(lacking)}')
+
+
+def _is_number(value: Any, or_none: bool = False) -> bool:
+    return (value is None and or_none) or (type(value) in (int, float) and math.isfinite(value))
 
 
 def _by_number(layer: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -1,17 +1,41 @@
 """Tables and lines on stdout."""
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 _WIDTH_OF_FILES = 400
 
 
 def print_table(table: Table) -> None:
-    """Prints a table; where stdout is no terminal, as wide as it needs to be, so that nothing is cut or wrapped."""
+    """Prints a table, so that no number is cut.
+
+    Where stdout is no terminal it is as wide as it needs to be. On a terminal that is too narrow for that, it goes
+    without lines between its columns, and texts and headings are wrapped.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_OF_FILES)
+    elif _needed_width(table) > console.width:
+        _narrow(table)
     console.print(table)
+
+
+def _needed_width(table: Table) -> int:
+    console = Console(width=_WIDTH_OF_FILES)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _narrow(table: Table) -> None:
+    table.box, table.show_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
+    for column in table.columns:
+        column.no_wrap = False
+        column.overflow = 'fold'
+        if column.justify == 'right':
+            # A fixed width, which rich doesn't shrink; the heading is wrapped into it.
+            column.width = max(map(cell_len, [*str(column.header).split(), *column.cells]))
 
 
 def print_line(text: str) -> None:

@@ -8,114 +8,19 @@ import ast
 import difflib
 import importlib.util
 import json
-import math
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
-from pad_jax.data import ON_BAD, SOURCES
 from pad_jax.errors import BadInput
-from pad_jax.layers import CONVS, PLAN_NAMES
-from pad_jax.models import DTYPES, MODELS, STEMS, check_image_size
-from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions, round_steps
-from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
-from pad_jax.training.parallel import PARALLEL
+from pad_jax.models import check_image_size
+from pad_jax.partition import round_fractions, round_steps
+from pad_jax.training.rules import FREE_ON_RESUME, RULES
 
-
-class Rule(NamedTuple):
-    """What a key may hold: its type, a test, and the allowed values in words."""
-
-    kind: type
-    holds: Callable[[Any], bool]
-    allowed: str
-
-
-def _one_of(names: Iterable[str]) -> Rule:
-    names = tuple(names)
-    return Rule(str, lambda value: value in names, f'one of {", ".join(names)}')
-
-
-def _integer(least: int) -> Rule:
-    return Rule(int, lambda value: value >= least, f'an integer of at least {least}')
-
-
-def _number(least: float) -> Rule:
-    return Rule(float, lambda value: least <= value < math.inf, f'a number of at least {least:g}')
-
-
-def _pattern_holds(value: str) -> bool:
-    try:
-        re.compile(value)
-    except re.error:
-        return False
-    return True
-
-
-_FLAG = Rule(bool, lambda value: True, 'True or False')
-_TEXT = Rule(str, lambda value: True, 'text')
-_PATTERN = Rule(str, _pattern_holds, 'a regular expression')
-_POSITIVE = Rule(float, lambda value: 0 < value < math.inf, 'a number above 0')
-_FRACTION = Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]')
-
-RULES = {
-    'model.name': _one_of(MODELS),
-    'model.num_classes': _integer(2),
-    'model.conv': _one_of(CONVS),
-    'model.num_kernels': _integer(1),
-    'model.reduction': _integer(1),
-    'model.width': _integer(1),
-    'model.stem': _one_of(STEMS),
-    'model.sync_batch_norm': _FLAG,
-    'model.plan': _one_of(PLAN_NAMES),
-    # Parameters are float32, and without a switch of its own jax turns float64 into that.
-    'model.dtype': _one_of(name for name in DTYPES if name != 'float64'),
-    'partition.dynamic_fraction': _FRACTION,
-    'partition.criterion': _one_of(CRITERIA),
-    'partition.scope': _one_of(SCOPES),
-    'partition.granularity': _one_of(GRANULARITIES),
-    'partition.rounds': _integer(1),
-    'partition.schedule': _one_of(SCHEDULES),
-    'partition.start_step': _integer(0),
-    'partition.every_steps': _integer(0),
-    'partition.batches': _integer(1),
-    'partition.batch_size': _integer(1),
-    'partition.handoff': _one_of(HANDOFFS),
-    'partition.scales': _one_of(SCALES),
-    'partition.keep_dynamic': _PATTERN,
-    'partition.keep_static': _PATTERN,
-    'data.name': _one_of(SOURCES),
-    'data.path': _TEXT,
-    'data.batch_size': _integer(1),
-    'data.image_size': _integer(1),
-    'data.crop_padding': _integer(0),
-    'data.flip': _FLAG,
-    'data.on_bad': _one_of(ON_BAD),
-    'optim.name': _one_of(OPTIMIZERS),
-    'optim.learning_rate': _POSITIVE,
-    'optim.schedule': _one_of(RATE_SCHEDULES),
-    'optim.warmup_steps': _integer(0),
-    'optim.weight_decay': _number(0),
-    'optim.clip_norm': _number(0),
-    'optim.accumulate_steps': _integer(1),
-    'train.steps': _integer(0),
-    'train.epochs': _number(0),
-    'train.seed': Rule(int, lambda value: 0 <= value < 2**32, 'an integer in [0, 2**32)'),
-    'train.temperature': Rule(float, lambda value: 1 <= value < math.inf, 'a number of at least 1'),
-    'train.temperature_epochs': _number(0),
-    'train.eval_every_steps': _integer(1),
-    'train.log_every_steps': _integer(1),
-    'train.checkpoint_every_steps': _integer(1),
-    'train.keep_checkpoints': _integer(1),
-    'parallel': _one_of(PARALLEL),
-    'debug': _FLAG,
-}
-
-# Keys that change how a run is done and not what it computes: a resumed run may change them.
-FREE_ON_RESUME = frozenset({'data.path', 'model.plan', 'train.keep_checkpoints', 'parallel', 'debug'})
+_FIXED = RULES.keys() - FREE_ON_RESUME
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -129,14 +34,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
       BadInput: naming every key that is wrong and what it allows.
     """
     config = _read_file(Path(path))
-    problems = []
-    for override in overrides:
-        name, _, text = override.partition('=')
-        try:
-            _override(config, name, text)
-        except BadInput as problem:
-            problems.append(str(problem))
-    problems += find_problems(config)
+    problems = _apply(config, overrides) + find_problems(config)
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
     return config
@@ -168,14 +66,28 @@ def flatten(config) -> dict[str, Any]:
     nested = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     flat = {}
     for name, value in nested.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= {f'{name}.{key}': below for key, below in flatten(value).items()}
         else:
             flat[name] = value
     return flat
 
 
+def _apply(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Changes a config by overrides; what is wrong with them, one sentence each."""
+    problems = []
+    for override in overrides:
+        name, _, text = override.partition('=')
+        try:
+            _override(config, name, text)
+        except BadInput as problem:
+            problems.append(str(problem))
+    return problems
+
+
 def _override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    if not name.strip():
+        raise BadInput(f'an override must name a key, as in train.steps=100, got {f"{name}={text}"!r}')
     if name not in flatten(config):
         raise BadInput(_unknown(name, flatten(config)))
     kind = RULES[name].kind if name in RULES else str
@@ -196,9 +108,9 @@ def _parse(name: str, text: str, kind: type) -> Any:
         return text
     try:
         value = ast.literal_eval(text.strip().capitalize() if kind is bool else text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever it takes for no literal
         value = text
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not kind:
         raise BadInput(f'config key {name} must be {RULES[name].allowed}, got {text!r}')
@@ -207,7 +119,11 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 def find_problems(config: ml_collections.ConfigDict) -> list[str]:
     """Everything that is wrong with a config by itself, one sentence each; [] if nothing."""
-    flat = flatten(config)
+    return find_value_problems(flatten(config)) or _find_conflicts(config)
+
+
+def find_value_problems(flat: dict[str, Any]) -> list[str]:
+    """What is wrong with the keys and values of a flattened config, each for itself."""
     problems = [_unknown(name, RULES) for name in flat if name not in RULES]
     problems += [f'config key {name} is missing' for name in RULES if name not in flat]
     for name, value in flat.items():
@@ -217,7 +133,7 @@ def find_problems(config: ml_collections.ConfigDict) -> list[str]:
         fits = type(value) is rule.kind or (rule.kind is float and type(value) is int)
         if not fits or not rule.holds(value):
             problems.append(f'config key {name} must be {rule.allowed}, got {value!r}')
-    return problems or _find_conflicts(config)
+    return problems
 
 
 def _find_conflicts(config) -> list[str]:
@@ -263,25 +179,43 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def read_workdir_config(workdir: Path) -> ml_collections.ConfigDict:
+def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """The config that a workdir was made with, checked.
 
+    Args:
+      overrides: 'section.key=value', for keys of `FREE_ON_RESUME`.
+
     Raises:
-      BadInput: if there is none or it can't be used by this version.
+      BadInput: if there is none or it can't be used by this version, or an override is not allowed.
     """
     path = workdir / 'config.json'
+    content = _read_object(path)
+    flat = flatten(content)
+    # On plain dicts: a ConfigDict takes no key with a dot in it.
+    problems = find_value_problems(flat) + [_unknown(name, RULES) for name in content if '.' in name]
+    config = None if problems else ml_collections.ConfigDict(content)
+    problems = problems or _find_conflicts(config)
+    if problems:
+        raise BadInput(f'{path}: {"; ".join(dict.fromkeys(problems))}')
+    fixed = [name for name, _, _ in (override.partition('=') for override in overrides) if name in _FIXED]
+    if fixed:
+        free = ', '.join(sorted(FREE_ON_RESUME))
+        raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {free}')
+    problems = _apply(config, overrides) + find_problems(config)
+    if problems:
+        raise BadInput('; '.join(dict.fromkeys(problems)))
+    return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f'{workdir} is not the workdir of a run: it holds no config.json') from None
+        raise BadInput(f'{path.parent} is not the workdir of a run: it holds no {path.name}') from None
     except OSError as error:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f'{path} is damaged: {error}') from error
     if not isinstance(content, dict):
         raise BadInput(f'{path} is damaged: it holds no object')
-    config = ml_collections.ConfigDict(content)
-    problems = find_problems(config)
-    if problems:
-        raise BadInput(f'{path}: {"; ".join(problems)}')
-    return config
+    return content

@@ -1,6 +1,6 @@
 """Evaluation: every example counts once, however the last batch is padded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from pad_jax.data import Source
+from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.parallel import Replicas
 from pad_jax.training.setup import make_model, make_run_optimizer, measure_lengths, open_source
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
+from pad_jax.training.workdir import describe_classes, read_data
 
 
 def evaluate_state(step: Callable, state: TrainState, source: Source, replicas: Replicas) -> dict[str, float]:
@@ -29,16 +31,24 @@ def evaluate_state(step: Callable, state: TrainState, source: Source, replicas: 
     return {'loss': totals['loss'] / totals['weight'], 'accuracy': totals['correct'] / totals['weight']}
 
 
-def evaluate_workdir(workdir: Path) -> dict[str, Any]:
+def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run, on one device.
 
+    Args:
+      overrides: 'section.key=value' for keys that are free on resume, as data.path where the data has moved.
+
     Raises:
-      BadInput: when workdir holds no run, no checkpoint, or its data is gone.
+      BadInput: when workdir holds no run, no checkpoint, its data is gone, or other data has other classes.
     """
-    config = read_workdir_config(workdir)
+    config = read_workdir_config(workdir, overrides)
+    record = read_data(workdir)
     checkpoints = Checkpoints(workdir / 'checkpoints')
     source, model = open_source(config), make_model(config)
-    lengths = measure_lengths(config, source.spec)
+    differing = describe_classes(record.class_names, source.spec.class_names)
+    if differing:
+        raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
+    # Of the data that it was trained on: the temperature of a step depends on how long an epoch was.
+    lengths = measure_lengths(config, record.num_train)
     like = abstract_state(model, make_run_optimizer(config, lengths), source.spec.image_shape)
     state = checkpoints.restore(like)
     checkpoints.close()
@@ -50,5 +60,6 @@ def evaluate_workdir(workdir: Path) -> dict[str, Any]:
         temperature=config.train.temperature,
         temperature_steps=lengths.temperature,
     )
-    values = evaluate_state(step, replicas.place_state(state), source, replicas)
+    with jax.debug_nans(config.debug):
+        values = evaluate_state(step, replicas.place_state(state), source, replicas)
     return {'step': int(state.step), 'examples': source.spec.num_eval, **values}

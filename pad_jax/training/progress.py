@@ -12,7 +12,7 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SHORT_NAMES = {'accuracy': 'acc', 'eval_accuracy': 'eval acc'}
+_SHORT_NAMES = {'accuracy': 'acc', 'eval_accuracy': 'eval'}
 _LEAST_BAR, _MOST_BAR = 8, 30
 
 
@@ -74,14 +74,20 @@ class StepProgress:
             )
 
     def line(self) -> Text:
-        """How far it is, in one line of the terminal: what matters most comes first, and the end is cut if need be."""
+        """How far it is, in one line of the terminal: what matters most comes first, the last values go without."""
         width = self._console.width
         done = f' {self._step:{len(str(self.total))}}/{self.total}'
         if self.rate:
             pace = f' {format_duration((self.total - self._step) / self.rate)} left {self.rate:.1f}/s'
         else:
             pace = ' compiling' if self._first is None else ' compiled'
-        values = ''.join(f' {_SHORT_NAMES.get(name, name)} {value:.3g}' for name, value in self._values.items())
+        values = ''
+        for name, value in self._values.items():
+            shown = f' {_SHORT_NAMES.get(name, name)} {value:.3g}'
+            if cell_len(self.label + done + pace + values + shown) > width:  # half a number is worse than none
+                values += ' …'
+                break
+            values += shown
         parts = [(done, 'progress.download'), (pace, 'progress.remaining'), values]
         room = min(width - cell_len(self.label + done + pace + values) - 1, _MOST_BAR)
         if room >= _LEAST_BAR:

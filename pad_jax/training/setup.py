@@ -12,7 +12,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, DataSpec, Source, TextSource, TextSpec, make_source, make_text_source
+from pad_jax.data import CHANNELS, Source, TextSource, make_source, make_text_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_encoder, build_model
 from pad_jax.partition import (
@@ -28,6 +28,7 @@ from pad_jax.partition import (
 from pad_jax.pretrained import find_vocabulary, find_weights
 from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs
 from pad_jax.training.tasks import image_inputs, text_inputs
 
@@ -98,17 +99,31 @@ def make_text_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return arguments | {'text_columns': tuple(filter(None, columns))}
 
 
-def measure_lengths(config: ml_collections.ConfigDict, spec: DataSpec | TextSpec) -> Lengths:
-    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch."""
-    epoch = spec.num_train / config.data.batch_size
+def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:
+    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch.
+
+    Args:
+      num_train: training examples in an epoch.
+
+    Raises:
+      BadInput: on epochs of more steps than can be counted.
+    """
+    epoch = num_train / config.data.batch_size
     total = config.train.steps or math.ceil(config.train.epochs * epoch)
-    return Lengths(total, 0 if is_text(config) else round(config.train.temperature_epochs * epoch))
+    # A network of texts has no temperature.
+    lengths = Lengths(total, round(config.train.get('temperature_epochs', 0.0) * epoch))
+    for name, steps in (('epochs', lengths.total), ('temperature_epochs', lengths.temperature)):
+        if steps > MOST_STEPS:
+            raise BadInput(
+                f'train.{name} = {config.train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at '
+                f'most {MOST_STEPS} can be counted'
+            )
+    return lengths
 
 
 def make_heat(config: ml_collections.ConfigDict, lengths: Lengths) -> dict[str, float]:
-    """Arguments of the steps' temperature schedule; networks of texts take none, and 1 all along stands for it."""
-    start = 1.0 if is_text(config) else config.train.temperature
-    return {'temperature': start, 'temperature_steps': lengths.temperature}
+    """Arguments of the steps' temperature schedule: 1 all along where the network takes none."""
+    return {'temperature': config.train.get('temperature', 1.0), 'temperature_steps': lengths.temperature}
 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:

@@ -33,6 +33,7 @@ from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.workdir import check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
 
+
 def train(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
@@ -66,7 +67,7 @@ def train(
         plan_layers(config)  # says whether the exclusions fit the network
     source = open_source(config)
     check_data(workdir, source.spec)
-    lengths = measure_lengths(config, source.spec)
+    lengths = measure_lengths(config, source.spec.num_train)
     _check_lengths(config, lengths, source)
     with jax.debug_nans(config.debug), StopSignals() as signals:
         run = _Run(config, workdir, source, lengths, replicas, label)

@@ -8,7 +8,7 @@ import pytest
 
 from pad_jax.data import CHANNELS, SOURCES
 from pad_jax.partition import report_counts
-from pad_jax.training.configuration import RULES, flatten, load_config
+from pad_jax.training.configuration import RULES, flatten, is_partial, load_config
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -53,8 +53,7 @@ def test_a_config_builds_and_runs_under_eval_shape(name):
     assert flatten(config).keys() == RULES.keys()
     model, size = make_model(config), config.data.image_size
     shape = (size, size, CHANNELS[config.data.name])
-    spec = type('Spec', (), {'num_train': 1_281_167})
-    optimizer = make_run_optimizer(config, measure_lengths(config, spec))
+    optimizer = make_run_optimizer(config, measure_lengths(config, 1_281_167))
     state = abstract_state(model, optimizer, shape)
     images = jax.ShapeDtypeStruct((8, *shape), jnp.float32)
     logits, _ = jax.eval_shape(lambda state, images: model.apply(state.variables, images, 2.0), state, images)
@@ -91,11 +90,24 @@ def test_channels_are_known_of_every_source():
     assert open_source(small_config()).spec.image_shape[-1] == CHANNELS['digits']
 
 
-def test_the_digits_are_counted_as_they_are_trained():
-    config = load(DIGITS.name)
-    spec = open_source(config).spec
-    assert sum(
-        leaf.size for leaf in jax.tree.leaves(abstract_variables(make_model(config), spec.image_shape)['params'])
-    )
-    stem = next(layer for layer in plan_layers(config) if layer.name == 'stem_conv')
+@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', *ONE_KEY])
+def test_parameters_are_counted_as_they_are_trained(name):
+    config = load(name)
+    size = config.data.image_size
+    params = abstract_variables(make_model(config), (size, size, CHANNELS[config.data.name]))['params']
+    trained = sum(leaf.size for leaf in jax.tree.leaves(params))
+    layers = plan_layers(config)
+    if is_partial(config):
+        # Training holds both modes of every position; what is counted is the one that is alive.
+        dead = sum(
+            layer.dynamic_positions + layer.num_factors * (layer.positions - layer.dynamic_positions)
+            for layer in layers
+        )
+    else:
+        dead = 0
+    assert report_counts(layers)['parameters'] + dead == trained
+
+
+def test_the_stem_of_the_digits_has_one_channel():
+    stem = next(layer for layer in plan_layers(load(DIGITS.name)) if layer.name == 'stem_conv')
     assert stem.other_parameters == 3 * 3 * 1 * 16

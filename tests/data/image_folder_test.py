@@ -189,7 +189,7 @@ def test_stops_at_an_unreadable_image_and_names_it(folder, kind):
     write_image(path, size=(40, 40))
     spoil(path)
     message = refused(folder, f"cannot read the image '{path}': {reason}")
-    assert "on_bad='skip'" in message
+    assert 'data.on_bad=skip leaves such images out' in message
 
 
 def test_stops_later_at_a_truncated_image_beyond_the_cache(folder):
@@ -214,7 +214,8 @@ def test_skips_bad_images_counts_and_says_so(folder, caplog, cache_bytes):
     assert source.spec.num_eval == present['val'] - 1 == len(source.eval.labels)
     assert len(source.skipped) == 2
     assert all(str(path) in line for path, line in zip(bad, source.skipped))
-    (record,) = caplog.records
+    record, unseen = caplog.records
+    assert 'has no image of 1 of the 3 classes' in unseen.getMessage()
     assert re.match(
         rf'left out 2 of {sum(present.values())} images, the first: .*{re.escape(str(bad[0]))}',
         record.getMessage(),
@@ -244,7 +245,46 @@ def test_refuses_decompression_bombs(folder, monkeypatch, limit, cache_bytes):
     # 10 × 12 = 120 pixels: just above the first limit, and more than twice the second, where Pillow raises.
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
     message = refused(folder, "cannot read the image '", cache_bytes=cache_bytes)
-    assert 'pixels' in message
+    assert f'120 pixels{" (10 × 12)" if limit == 100 else ""}, at most {limit} are read: shrink it (data.on' in message
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize('sides', [(12_000, 12_000), (20_000, 20_000)])
+def test_a_huge_image_is_refused_with_its_size_the_limit_and_what_to_do(folder, sides):
+    path = folder / 'train' / 'ant' / 'huge.png'
+    Image.new('1', sides).save(path)
+    message = refused(folder, f"'{path}': {sides[0] * sides[1]:,} pixels")
+    assert 'at most 89,478,485 are read: shrink it (data.on_bad=skip leaves such images out)' in message
+    assert open_folder(folder, on_bad='skip').spec.num_train == 12
+
+
+def warnings_of(folder, caplog, **changes):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger='pad_jax'):
+        open_folder(folder, **changes)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_says_how_many_files_are_ignored(folder, caplog):
+    write_image(folder / 'val' / 'cat' / '0.png')
+    assert warnings_of(folder, caplog) == []
+    write_image(folder / 'train' / 'bee' / 'deep' / 'down' / '0.png')
+    write_image(folder / 'train' / 'bee' / '.hidden' / '0.png')
+    write_image(folder / 'train' / 'cat' / '9.webp')
+    write_image(folder / 'val' / 'ant' / '9.bmp')
+    (folder / 'val' / 'ant' / '.DS_Store').write_text('')
+    (line,) = warnings_of(folder, caplog)
+    first = folder / 'train' / 'bee' / 'deep' / 'down' / '0.png'
+    expected = 'ignored 3 files that are not .png, .jpg or .jpeg directly in a class folder, the first: '
+    assert line == f"{expected}'{first}'"
+
+
+def test_says_which_classes_are_not_evaluated(folder, caplog):
+    (line,) = warnings_of(folder, caplog)
+    assert line == f"'{folder}/val' has no image of 1 of the 3 classes ('cat'): the accuracy says nothing about them"
+    for path in (folder / 'val' / 'bee').iterdir():
+        path.write_text('no image')
+    assert "2 of the 3 classes ('bee', 'cat')" in warnings_of(folder, caplog, on_bad='skip')[-1]
 
 
 def test_one_line_even_for_a_name_of_two(folder):

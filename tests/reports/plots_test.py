@@ -43,6 +43,18 @@ def test_training_curves_have_a_line_and_a_band_for_each_network(networks, tmp_p
     check_picture(figure, tmp_path / 'curves.png')
 
 
+def test_axes_say_what_they_show_in_plain_numbers_and_apart(tmp_path):
+    network = read_network('pad', [write_run(tmp_path / 'a', losses=(2.1, 0.4))])
+    figure = plot_training_curves([network])
+    check_picture(figure, tmp_path / 'curves.png')
+    loss, accuracy = figure.axes
+    assert accuracy.get_ylabel() == 'accuracy (axis: log of the error)'
+    shown = [label.get_text() for label in loss.get_yticklabels(which='both')]
+    assert {'0.6', '1', '2'} <= set(shown) and not any('times' in text for text in shown)
+    gap = accuracy.yaxis.label.get_window_extent().x0 - loss.get_window_extent().x1
+    assert gap > 0.02 * figure.bbox.width
+
+
 def test_dynamic_fractions_have_a_bar_for_each_layer_of_each_partial_network(networks, tmp_path):
     figure = plot_dynamic_fractions(networks)
     (axes,) = figure.axes

@@ -65,3 +65,39 @@ def test_says_that_a_partition_is_damaged(tmp_path, content):
     (tmp_path / 'partition.json').write_text(content)
     with pytest.raises(BadInput, match=r'partition\.json is damaged'):
         read_partition(tmp_path)
+
+
+def damaged(workdir, change):
+    """Content of partition.json after a change."""
+    content = json.loads((workdir / 'partition.json').read_text())
+    change(content)
+    (workdir / 'partition.json').write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (lambda content: content.update(layers=[1], totals={}), 'layer 1 has no number for parameters, static_param'),
+        (lambda content: content.update(layers={}), 'its layers are no list'),
+        (lambda content: content['layers'][1].pop('name'), 'layer 2 lacks name or granularity'),
+        (lambda content: content['layers'][0].update(granularity=None), 'layer 1 lacks name or granularity'),
+        (lambda content: content['layers'][0].update(positions='10'), 'layer 1 has no number for positions$'),
+        (lambda content: content['layers'][0].update(positions=float('inf')), 'layer 1 has no number for positions$'),
+        (lambda content: content.update(totals={}), 'totals has no number for parameters, static_parameters'),
+        (lambda content: content.update(totals=None), 'totals has no number for parameters'),
+        (lambda content: content.update(rounds='many'), 'rounds_done or rounds is no number'),
+    ],
+)
+def test_says_what_is_damaged_in_a_partition(tmp_path, change, says):
+    workdir = write_run(tmp_path / 'a')
+    damaged(workdir, change)
+    with pytest.raises(BadInput, match=rf'partition\.json is damaged: {says}'):
+        read_partition(workdir)
+
+
+@pytest.mark.parametrize('content', ['[]', '{}', '{"seconds_per_step": "1"}'])
+def test_says_that_timing_is_damaged(tmp_path, content):
+    workdir = write_run(tmp_path / 'a')
+    (workdir / 'timing.json').write_text(content)
+    with pytest.raises(BadInput, match=r'timing\.json is damaged: it lacks seconds_per_step'):
+        read_run(workdir)

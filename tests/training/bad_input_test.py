@@ -72,7 +72,7 @@ def photos(tmp_path):
         (['partition.dynamic_fraction=1.5'], 'must be in (0, 1], got 1.5'),
         (['partition.dynamic_fraction=nan'], "must be in (0, 1], got 'nan'"),
         (['partition.dynamic_fraction=some'], "must be in (0, 1], got 'some'"),
-        (['model.num_kernels=0'], 'model.num_kernels must be an integer of at least 1, got 0'),
+        (['model.num_kernels=0'], 'model.num_kernels must be an integer from 1 to 1024, got 0'),
         (['partition.criterion=luck'], 'partition.criterion must be one of sensitivity, magnitude, random'),
         (['partition.granularity=atom'], 'partition.granularity must be one of element, output, input, spatial, layer'),
         (['model.plan=best'], 'model.plan must be one of auto, outputs'),
@@ -82,7 +82,7 @@ def photos(tmp_path):
         (['optim.schedule=sine'], 'optim.schedule must be one of cosine, step, constant'),
         (['partition.handoff=max'], 'partition.handoff must be one of independent, mean'),
         (['partition.scales=some'], 'partition.scales must be one of both, static, dynamic, none'),
-        (['train.steps=-1'], 'train.steps must be an integer of at least 0, got -1'),
+        (['train.steps=-1'], 'train.steps must be an integer from 0 to 2147483647, got -1'),
         (
             ['data.batch_size=60'],
             'data.batch_size must be a multiple of 8 (8 devices × optim.accumulate_steps = 1), got',
@@ -108,6 +108,9 @@ def photos(tmp_path):
         (['partition.keep_dynamic=('], "partition.keep_dynamic must be a regular expression, got '('"),
         (['partition.start_step=6'], 'the last round of the partition comes after 6 steps, train.steps is 6'),
         (['train.steps=0', 'train.epochs=0.1', 'partition.start_step=99'], 'comes after 99 steps, the run has 10'),
+        (['train.steps=0', 'train.epochs=1e30'], 'train.epochs = 1e+30 makes 9.01e+31 steps of 1442 training examples'),
+        (['train.temperature_epochs=1e8'], 'train.temperature_epochs = 1e+08 makes 9.01e+09 steps of 1442 training'),
+        (['=3'], "an override must name a key, as in train.steps=100, got '=3'"),
         (['train.steps=0', 'train.epochs=0.01', 'optim.warmup_steps=1'], 'must be below the 1 steps of the run'),
         (['partition.batch_size=1443'], 'partition.batch_size must be at most the 1442 training examples, got 1443'),
     ],
@@ -146,7 +149,9 @@ def test_bad_flags(refused, monkeypatch, tmp_path, flags, says):
         ('evaluate', ['--workdir=nowhere'], 'nowhere is not the workdir of a run'),
         ('evaluate', [f'--workdir={DIGITS}'], 'is not the workdir of a run'),
         ('inspect', ['--workdir=nowhere'], 'nowhere is not the workdir of a run'),
-        ('evaluate', ['--workdir=x', '--more=1'], 'unrecognized arguments: --more=1'),
+        ('evaluate', ['--workdir=x', '--more=1'], 'unknown argument --more=1'),
+        ('evaluate', ['--workdir=x', '--config.data.path'], '--config.data.path has no value'),
+        ('inspect', ['--workdir=x', '--config.data.path=y'], 'unrecognized arguments'),
         ('nothing', [], 'invalid choice'),
     ],
 )
@@ -266,6 +271,26 @@ def test_bad_checkpoints(refused, finished_run, tmp_path):
         assert 'checkpoints/6 has format 2, this version reads up to 1: update pad_jax' in line
     shutil.rmtree(workdir / 'checkpoints')
     assert 'holds no checkpoint' in refused('evaluate', f'--workdir={workdir}')
+
+
+@pytest.mark.usefixtures('one_block')
+def test_what_evaluate_may_not_change(refused, finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    for flags, says in (
+        (['train.seed=1', 'data.name=folder'], 'train.seed, data.name cannot be changed for the run in '),
+        (['train.seed=1'], 'only data.path, debug, model.plan, parallel, train.keep_checkpoints'),
+        (['data.pth=1'], 'unknown config key data.pth, did you mean data.path?'),
+        (['model.plan=best'], 'model.plan must be one of'),
+        (['data.path=elsewhere'], 'the digits are embedded and read no path'),
+    ):
+        assert says in refused('evaluate', f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags))
+    data = json.loads((workdir / 'data.json').read_text())
+    (workdir / 'data.json').write_text(json.dumps({**data, 'class_names': ['ant', *data['class_names'][1:]]}))
+    line = refused('evaluate', f'--workdir={workdir}')
+    assert 'was trained on other classes than this data has (classes: without ant, with 0)' in line
+    (workdir / 'config.json').write_text('{"model": 3, "a.b": 2}')
+    for command, flags in (('evaluate', []), ('train', SAME_RUN)):
+        assert 'config.json: unknown config key model' in refused(command, f'--workdir={workdir}', *flags)
 
 
 @pytest.mark.usefixtures('one_block')

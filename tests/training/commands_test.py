@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import train as train_command
 from pad_jax import __main__ as commands
+from pad_jax.errors import BadInput
 from pad_jax.training.command_line import exit_status
 from pad_jax.training.configuration import load_config
 from pad_jax.training.trainer import train
@@ -53,6 +57,34 @@ def test_train_evaluate_count_and_inspect(call, tmp_path):
     assert 'stage1_block1/conv1' in shown and list(workdir.glob('*.png'))
 
 
+@pytest.mark.usefixtures('one_block')
+def test_data_that_has_moved(call, tmp_path):
+    for split, count in (('train', 8), ('val', 3)):
+        for name in ('cat', 'dog'):
+            (tmp_path / 'here' / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.random.default_rng(number).integers(0, 255, (9, 9, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / 'here' / split / name / f'{number}.png')
+    flags = [f'--config={DIGITS}', f'--workdir={tmp_path}/run', *FLAGS, '--config.model.num_classes=2']
+    flags += ['--config.data.name=folder', '--config.train.steps=2', '--config.partition.batch_size=8']
+    flags += ['--config.train.temperature_epochs=4']
+    call(train_command.main, *flags, f'--config.data.path={tmp_path}/here')
+    before = call(commands.main, 'evaluate', f'--workdir={tmp_path}/run')
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    moved = f'--config.data.path={tmp_path}/there'
+    call(train_command.main, *flags, moved)  # goes on, and finds that it is finished
+    assert json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['path'] == f'{tmp_path}/there'
+    # Fewer to train on: the temperature of the step that is evaluated is still that of the run.
+    for name in ('cat', 'dog'):
+        shutil.rmtree(tmp_path / 'there' / 'train' / name)
+        shutil.copytree(tmp_path / 'there' / 'val' / name, tmp_path / 'there' / 'train' / name)
+    assert call(commands.main, 'evaluate', f'--workdir={tmp_path}/run', moved) == before
+    overrides = [flag.removeprefix('--config.') for flag in [*flags[2:], moved]]
+    with pytest.raises(BadInput, match='num_train: 16 -> 6'):
+        train(load_config(str(DIGITS), overrides), tmp_path / 'run')
+    assert json.loads((tmp_path / 'run' / 'data.json').read_text())['num_train'] == 16
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 @pytest.mark.parametrize('changes', [{'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}])
@@ -69,12 +101,14 @@ def test_help_is_no_error(monkeypatch, capfd):
         (train_command.main, ['--help']),
         (commands.main, ['--help']),
         (commands.main, ['count', '-h']),
+        (commands.main, ['evaluate', '--help']),
     ):
         monkeypatch.setattr(sys, 'argv', ['program', *flags])
         with pytest.raises(SystemExit) as caught:
             exit_status(main)
         out, err = capfd.readouterr()
         assert caught.value.code == 0 and 'usage' in out and err == ''
+    assert '--config.data.path=PATH' in out
 
 
 def test_an_error_of_our_own_is_not_bad_input():

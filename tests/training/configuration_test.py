@@ -18,11 +18,11 @@ from tests.training.tiny import DIGITS
 # For every key values that it refuses, as text that a user would type.
 REFUSED = {
     'model.name': ['resnet11', ''],
-    'model.num_classes': ['1', '0', 'ten', '10.5'],
+    'model.num_classes': ['1', '0', 'ten', '10.5', str(2**20 + 1)],
     'model.conv': ['depthwise'],
-    'model.num_kernels': ['0', '-4', '4.0', 'True'],
-    'model.reduction': ['0', '1e3'],
-    'model.width': ['0'],
+    'model.num_kernels': ['0', '-4', '4.0', 'True', '1025', '{[]: 1}'],
+    'model.reduction': ['0', '1e3', str(2**16 + 1)],
+    'model.width': ['0', '8193', str(10**20)],
     'model.stem': ['cfar'],
     'model.sync_batch_norm': ['8'],
     'model.plan': ['fastest'],
@@ -31,35 +31,35 @@ REFUSED = {
     'partition.criterion': ['luck', 'Sensitivity'],
     'partition.scope': ['world'],
     'partition.granularity': ['atom', 'none'],
-    'partition.rounds': ['0'],
+    'partition.rounds': ['0', '10001'],
     'partition.schedule': ['cosine'],
-    'partition.start_step': ['-1'],
-    'partition.every_steps': ['-1', '0.5'],
-    'partition.batches': ['0'],
-    'partition.batch_size': ['0'],
+    'partition.start_step': ['-1', str(2**31)],
+    'partition.every_steps': ['-1', '0.5', str(2**31)],
+    'partition.batches': ['0', str(2**20 + 1)],
+    'partition.batch_size': ['0', str(2**20 + 1)],
     'partition.handoff': ['median'],
     'partition.scales': ['all'],
-    'partition.keep_dynamic': ['(', '*'],
+    'partition.keep_dynamic': ['(', '*', 'a{99999999999}'],
     'partition.keep_static': ['[a-'],
     'data.name': ['imagenet'],
-    'data.batch_size': ['0', '64.5', '[64]'],
-    'data.image_size': ['0'],
-    'data.crop_padding': ['-1'],
+    'data.batch_size': ['0', '64.5', '[64]', str(2**20 + 1)],
+    'data.image_size': ['0', str(2**14 + 1)],
+    'data.crop_padding': ['-1', str(2**14 + 1)],
     'data.flip': ['1', 'yes', 'None'],
     'data.on_bad': ['ignore'],
     'optim.name': ['adam'],
-    'optim.learning_rate': ['0', '-0.1', 'nan', 'inf', '0,1'],
+    'optim.learning_rate': ['0', '-0.1', 'nan', 'inf', '0,1', '1e308', '3.5e38', '1e-50', '1' + '0' * 400],
     'optim.schedule': ['exponential'],
-    'optim.warmup_steps': ['-1'],
-    'optim.weight_decay': ['-1e-4', 'nan', 'inf'],
-    'optim.clip_norm': ['-1', 'nan'],
-    'optim.accumulate_steps': ['0'],
-    'train.steps': ['-1', '1e3'],
-    'train.epochs': ['-1', 'nan', 'inf'],
+    'optim.warmup_steps': ['-1', str(2**31)],
+    'optim.weight_decay': ['-1e-4', 'nan', 'inf', '1e40'],
+    'optim.clip_norm': ['-1', 'nan', '1e40'],
+    'optim.accumulate_steps': ['0', str(2**20 + 1)],
+    'train.steps': ['-1', '1e3', str(2**31), str(10**20)],
+    'train.epochs': ['-1', 'nan', 'inf', '1e300'],
     'train.seed': ['-1', str(2**32), '0.5'],
-    'train.temperature': ['0', '0.5', 'nan', 'inf'],
-    'train.temperature_epochs': ['-1', 'nan'],
-    'train.eval_every_steps': ['0'],
+    'train.temperature': ['0', '0.5', 'nan', 'inf', '1e40', '3.403e38'],
+    'train.temperature_epochs': ['-1', 'nan', '1e300'],
+    'train.eval_every_steps': ['0', str(2**31)],
     'train.log_every_steps': ['0', '-10'],
     'train.checkpoint_every_steps': ['0'],
     'train.keep_checkpoints': ['0'],
@@ -141,7 +141,8 @@ def test_an_unknown_key_is_named_with_the_nearest(name, nearest):
 
 def test_an_unknown_key_like_no_other_has_no_nearest():
     assert refused('zzz=1') == 'unknown config key zzz'
-    assert 'unknown config key' in refused('=1')
+    assert refused('=1') == "an override must name a key, as in train.steps=100, got '=1'"
+    assert "got '  =1'" in refused('  =1')
     assert 'unknown config key model' in refused('model=resnet10')
     assert 'unknown config key model.name.x' in refused('model.name.x=1')
 
@@ -262,6 +263,11 @@ def test_a_workdirs_config_comes_back(tmp_path):
         ('[]', 'config.json is damaged: it holds no object'),
         ('{}', 'config key model.name is missing'),
         ('{"model": 3}', 'unknown config key model, did you mean model.'),
+        ('{"model": 3, "a.b": 2}', 'unknown config key a.b; config key model.name is missing'),
+        ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model, did'),
+        ('{"model": {"name": {}}}', 'config key model.name must be one of resnet10'),
+        ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a'),
+        pytest.param('[' * 100_000, 'config.json is damaged', id='deep'),
         ('\x00\xff', 'config.json is damaged'),
     ],
 )
@@ -270,6 +276,25 @@ def test_a_damaged_workdir_config(tmp_path, content, says):
     with pytest.raises(BadInput) as caught:
         read_workdir_config(tmp_path)
     assert says in str(caught.value)
+
+
+def test_a_dot_in_a_key_is_no_section(tmp_path):
+    content = load().to_dict()
+    content['model.name'] = content['model'].pop('name')
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r'unknown config key model\.name'):
+        read_workdir_config(tmp_path)
+
+
+def test_the_config_of_a_workdir_with_overrides(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(load().to_dict()))
+    found = read_workdir_config(tmp_path, [f'{name}={value}' for name, value in FREE.items()])
+    assert differing_keys(flatten(load()), flatten(found)) == []
+    assert {name: flatten(found)[name] for name in FREE} == FREE
+    with pytest.raises(BadInput, match=r'train\.seed, model\.width cannot be changed for the run in'):
+        read_workdir_config(tmp_path, ['train.seed=1', 'data.path=x', 'model.width=8'])
+    with pytest.raises(BadInput, match='parallel must be one of pmap, shard_map'):
+        read_workdir_config(tmp_path, ['parallel=xmap'])
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures('one_block')
 
 
 def lengths(config):
-    return measure_lengths(config, open_source(config).spec)
+    return measure_lengths(config, open_source(config).spec.num_train)
 
 
 def shapes(config):

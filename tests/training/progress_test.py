@@ -51,8 +51,8 @@ def test_a_bar_takes_the_room_that_is_left(on_terminal):
 
 
 def test_a_narrow_terminal_cuts_the_values_and_not_the_time_left(on_terminal):
-    line = on_terminal(40, **VALUES).line().plain
-    assert line == 'train 120/361 0:08 left 30.0/s loss 0.1…'
+    assert on_terminal(45, **VALUES).line().plain == 'train 120/361 0:08 left 30.0/s loss 0.123 …'
+    assert on_terminal(40, **VALUES).line().plain == 'train 120/361 0:08 left 30.0/s …'
     assert on_terminal(10, **VALUES).line().plain == 'train 120…'
 
 

@@ -50,7 +50,7 @@ def kill_in(monkeypatch, workdir, name, step, **changes):
 
 def load_state(workdir, config):
     source = open_source(config)
-    optimizer = make_run_optimizer(config, measure_lengths(config, source.spec))
+    optimizer = make_run_optimizer(config, measure_lengths(config, source.spec.num_train))
     return Checkpoints(workdir / 'checkpoints').restore(
         abstract_state(make_model(config), optimizer, source.spec.image_shape)
     )
@@ -72,7 +72,15 @@ def assert_same_run(workdir, other, config):
 
 def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     names = {path.name for path in finished_run.iterdir()}
-    assert names == {'config.json', 'data.json', 'metrics.jsonl', 'partition.json', 'timing.json', 'checkpoints', 'tensorboard'}
+    assert names == {
+        'config.json',
+        'data.json',
+        'metrics.jsonl',
+        'partition.json',
+        'timing.json',
+        'checkpoints',
+        'tensorboard',
+    }
     data = json.loads((finished_run / 'data.json').read_text())
     assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
     assert list(finished_run.rglob('events.out.tfevents*'))

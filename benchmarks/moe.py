@@ -203,7 +203,8 @@ def make_table(columns: list[dict], options: argparse.Namespace) -> Table:
     table.add_column('')
     for column in columns:
         table.add_column(f'{column["shape"]}, k = {column["num_selected"]}', justify='right')
-    table.add_row('dense linear, ms', *(' | '.join(f'{ms:.1f}' for ms in column['dense_ms'].values()) for column in columns))
+    milliseconds = (' | '.join(f'{ms:.1f}' for ms in column['dense_ms'].values()) for column in columns)
+    table.add_row('dense linear, ms', *milliseconds)
     for row in options.rows:
         cells = (' | '.join(f'{ratios[row]:.2f}' for ratios in column['ratios'].values()) for column in columns)
         table.add_row(row, *cells)

@@ -8,8 +8,9 @@ single matrix and a whole feed-forward network of an expert are built from the s
         where a slot (one of the k places of a token) was dropped.
     spread(x [N, C], layout, weighted=False) -> rows
         A token to all of its rows, times the weight of the slot if `weighted`.
-    multiply(rows, weights [E, C, F], layout, transposed=False) -> rows
-        Each row times the matrix of its expert; `transposed`: weights are [E, F, C].
+    multiply(rows, weights [E, C, F], layout, transposed=False, spread=False, combine=False) -> rows
+        Each row times the matrix of its expert; `transposed`: weights are [E, F, C]. `spread`: it is given x [N, C] and
+        spreads it, unweighted, first; `combine`: it combines the product, unweighted, and returns [N, F].
     take(vectors [E, F], layout) -> rows
         The vector of its expert for each row.
     combine(rows, layout, weighted=True) -> [N, F]
@@ -42,6 +43,16 @@ from pad_jax.layers.dispatchers.ragged import arrange_ragged, multiply_ragged
 from pad_jax.layers.dispatchers.rows import combine_rows, dropped_rows, spread_rows, take_rows
 
 
+def _with_ends(multiply, spread_tokens=spread_rows, combine_product=combine_rows):
+    """`multiply` of rows alone, with the flags `spread` and `combine` of the contract."""
+
+    def multiply_between(x, weights, layout, transposed=False, spread=False, combine=False):
+        product = multiply(spread_tokens(x, layout) if spread else x, weights, layout, transposed)
+        return combine_product(product, layout, weighted=False) if combine else product
+
+    return multiply_between
+
+
 class Dispatcher(NamedTuple):
     """One row of the table: the functions above, and whether every token always reaches all of its experts."""
 
@@ -56,11 +67,17 @@ class Dispatcher(NamedTuple):
 
 DISPATCHERS = {
     'dense': Dispatcher(
-        arrange_dense, multiply_dense, True, spread_dense, take_dense, combine_dense, dropped_dense
+        arrange_dense,
+        _with_ends(multiply_dense, spread_dense, combine_dense),
+        True,
+        spread_dense,
+        take_dense,
+        combine_dense,
+        dropped_dense,
     ),
     'blocks': Dispatcher(arrange_blocks, multiply_blocks, dropless=True),
-    'capacity': Dispatcher(arrange_capacity, multiply_capacity, dropless=False),
-    'ragged': Dispatcher(arrange_ragged, multiply_ragged, dropless=True),
+    'capacity': Dispatcher(arrange_capacity, _with_ends(multiply_capacity), dropless=False),
+    'ragged': Dispatcher(arrange_ragged, _with_ends(multiply_ragged), dropless=True),
 }
 DISPATCHER_NAMES = ('auto', *DISPATCHERS)
 

@@ -78,21 +78,32 @@ def _index(indices, chosen):
 # XLA on CPU many times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def take_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
-    """Those columns alone: n -> D along `axis`."""
-    return jnp.take(values, columns.indices, axis=axis, mode='clip')
+    """Those columns alone: n -> D along `axis`, -1 or -2."""
+    return _read(values, columns.indices, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def put_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
-    """Columns back where they belong, zero elsewhere: D -> n along `axis`."""
-    if values.shape[axis] == 0:
-        shape = list(values.shape)
-        shape[axis] = columns.slots.shape[0]
-        return jnp.zeros(shape, values.dtype)
-    present = columns.slots < columns.indices.shape[0]
+    """Columns back where they belong, zero elsewhere: D -> n along `axis`, -1 or -2."""
+    num_there, size = columns.indices.shape[0], columns.slots.shape[0]
     shape = [1] * values.ndim
-    shape[axis] = present.shape[0]
-    return jnp.where(present.reshape(shape), jnp.take(values, columns.slots, axis=axis, mode='clip'), 0)
+    shape[axis] = size
+    if num_there == 0:
+        whole = list(values.shape)
+        whole[axis] = size
+        return jnp.zeros(whole, values.dtype)
+    found = _read(values, jnp.minimum(columns.slots, num_there - 1), axis)
+    return jnp.where((columns.slots < num_there).reshape(shape), found, 0)
+
+
+def _read(values, places, axis):
+    if axis == -2:
+        return jnp.take(values, places, axis=axis, mode='clip')
+    # Flat: XLA on CPU makes a read of columns column by column, and two transposes of it.
+    matrix = values.reshape(-1, values.shape[-1])
+    starts = jnp.arange(matrix.shape[0]) * matrix.shape[1]
+    flat = jnp.take(matrix.reshape(-1), starts[:, None] + places[None], mode='clip')
+    return flat.reshape(*values.shape[:-1], places.shape[0])
 
 
 take_columns.defvjp(

@@ -27,12 +27,15 @@ class Parts(NamedTuple):
       experts: float[E, *shape], effective factors; of the dynamic columns alone where `dynamic_columns` is given.
       static: what all tokens share and the experts leave out, or None where they hold all of it.
       dynamic_columns, static_columns: where the columns of both belong; None where both are whole.
+      dynamic_scale, static_scale: what is still to be multiplied with: λd and λs, or 1 where the parts have them.
     """
 
     experts: jax.Array
     static: jax.Array | None = None
     dynamic_columns: Columns | None = None
     static_columns: Columns | None = None
+    dynamic_scale: jax.Array | float = 1.0
+    static_scale: jax.Array | float = 1.0
 
 
 class Mixture(nn.Module, kw_only=True):
@@ -150,9 +153,11 @@ class Mixture(nn.Module, kw_only=True):
         def split_at(columns):
             # The mask goes along: what it says counts, the index only says where it has to be asked.
             taken = (take_columns(array, columns, axis) for array in (factors, static))
-            return split(*taken, jnp.take(mask, columns.indices, axis=axis), *scales)
+            return split(*taken, jnp.take(mask, columns.indices, axis=axis))
 
-        return Parts(split_at(dynamic_columns)[0], split_at(static_columns)[1], dynamic_columns, static_columns)
+        # The scales are left to the tokens, which are fewer numbers than the parameters.
+        experts, shared = split_at(dynamic_columns)[0], split_at(static_columns)[1]
+        return Parts(experts, shared, dynamic_columns, static_columns, *scales)
 
     def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
         """A parameter [E, *shape] whose factors are E draws of the law: it must not count the stack axis."""
@@ -168,6 +173,11 @@ def mix_bias(bias: jax.Array, layout: NamedTuple) -> jax.Array:
     """Σ over a token's experts of weight·bias: [E, F] -> [N, F]; a dropped slot adds nothing."""
     gates = dense_gates(Assignment(layout.experts, layout.weights), bias.shape[0])
     return jnp.dot(gates.astype(bias.dtype), bias, precision=jax.lax.Precision.HIGHEST)
+
+
+def scale_tokens(scale: jax.Array | float, values: jax.Array) -> jax.Array:
+    """scale·values in the dtype of the values; nothing where the scale is a plain 1."""
+    return values if isinstance(scale, float) and scale == 1 else values * jnp.asarray(scale, values.dtype)
 
 
 def cast_all(dtype: Dtype | None, x: jax.Array, *parameters: jax.Array | None):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
-from pad_jax.layers.mixture import Mixture, cast_all, finish_tokens, mix_bias
+from pad_jax.layers.mixture import Mixture, cast_all, finish_tokens, mix_bias, scale_tokens
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
@@ -26,18 +26,22 @@ def join_neurons(weights_in: jax.Array, bias: jax.Array, weights_out: jax.Array)
     return jnp.concatenate([weights_in, bias[..., None, :], weights_out], axis=-2)
 
 
-def apply_neurons(x: jax.Array, neurons: jax.Array) -> jax.Array:
-    """gelu(x·in + bias)·outᵀ, gelu in its exact form: x [N, C], neurons [2C + 1, F] -> [N, C]."""
+def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+    """gelu(x·in + bias)·outᵀ for scale·neurons, gelu in its exact form: x [N, C], neurons [2C + 1, F] -> [N, C]."""
     weights_in, bias, weights_out = split_neurons(neurons)
-    return jnp.dot(_gelu(jnp.dot(x, weights_in) + bias[None]), weights_out.T)
+    hidden = jnp.dot(scale_tokens(scale, x), weights_in) + scale_tokens(scale, bias)[None]
+    return scale_tokens(scale, jnp.dot(_gelu(hidden), weights_out.T))
 
 
-def apply_experts(x: jax.Array, neurons: jax.Array, dispatcher: Dispatcher, layout) -> jax.Array:
+def apply_experts(
+    x: jax.Array, neurons: jax.Array, dispatcher: Dispatcher, layout, scale: jax.Array | float = 1.0
+) -> jax.Array:
     """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, 2C + 1, F] -> [N, C]."""
     weights_in, bias, weights_out = split_neurons(neurons)
-    hidden = dispatcher.multiply(dispatcher.spread(x, layout), weights_in, layout)
-    hidden = _gelu(hidden + dispatcher.take(bias, layout))
-    return dispatcher.combine(dispatcher.multiply(hidden, weights_out, layout, transposed=True), layout)
+    hidden = dispatcher.multiply(scale_tokens(scale, x), weights_in, layout, spread=True)
+    hidden = _gelu(hidden + dispatcher.take(scale_tokens(scale, bias), layout))
+    y = dispatcher.combine(dispatcher.multiply(hidden, weights_out, layout, transposed=True), layout)
+    return scale_tokens(scale, y)
 
 
 class MixtureFFN(Mixture):
@@ -72,9 +76,9 @@ class MixtureFFN(Mixture):
         bias = self._stack('bias', self.bias_init, (width,))
         tokens, experts, static, bias = cast_all(self.dtype, x, parts.experts, parts.static, bias)
         tokens = tokens.reshape(-1, width)
-        y = apply_experts(tokens, experts, dispatcher, layout) + mix_bias(bias, layout)
+        y = apply_experts(tokens, experts, dispatcher, layout, parts.dynamic_scale) + mix_bias(bias, layout)
         if static is not None:
-            y += apply_neurons(tokens, static)
+            y += apply_neurons(tokens, static, parts.static_scale)
         return finish_tokens(y, x, valid), aux
 
     def _draw_neurons(self, key, shape, dtype):

@@ -12,15 +12,15 @@ from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
 from pad_jax.layers.dynamic_columns import put_columns, take_columns
-from pad_jax.layers.mixture import Mixture, Parts, cast_all, finish_tokens, mix_bias
+from pad_jax.layers.mixture import Mixture, Parts, cast_all, finish_tokens, mix_bias, scale_tokens
 
 
 def multiply_experts(x: jax.Array, kernels: jax.Array, dispatcher: Dispatcher, layout) -> jax.Array:
     """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype."""
-    # Weights multiply on the side with fewer features: the product is linear.
-    early = kernels.shape[1] <= kernels.shape[2]
-    rows = dispatcher.multiply(dispatcher.spread(x, layout, weighted=early), kernels, layout)
-    return dispatcher.combine(rows, layout, weighted=not early)
+    # The product is linear: weights multiply on the side with fewer features, and only there rows are written out.
+    if kernels.shape[1] <= kernels.shape[2]:
+        return dispatcher.multiply(dispatcher.spread(x, layout, weighted=True), kernels, layout, combine=True)
+    return dispatcher.combine(dispatcher.multiply(x, kernels, layout, spread=True), layout)
 
 
 class MixtureLinear(Mixture):
@@ -74,8 +74,10 @@ class MixtureLinear(Mixture):
             y = multiply_experts(x, parts.experts, dispatcher, layout)
             return y if parts.static is None else y + jnp.dot(x, parts.static)
         columns = parts.dynamic_columns, parts.static_columns
+        seen, shared = (scale_tokens(scale, x) for scale in (parts.dynamic_scale, parts.static_scale))
         if self.granularity == 'input':
-            seen, shared = (take_columns(x, some, -1) for some in columns)
-            return multiply_experts(seen, parts.experts, dispatcher, layout) + jnp.dot(shared, parts.static)
-        y = multiply_experts(x, parts.experts, dispatcher, layout), jnp.dot(x, parts.static)
-        return sum(put_columns(part, some, -1) for part, some in zip(y, columns, strict=True))
+            seen, shared = (take_columns(some, at, -1) for some, at in zip((seen, shared), columns, strict=True))
+        y = multiply_experts(seen, parts.experts, dispatcher, layout), jnp.dot(shared, parts.static)
+        if self.granularity == 'input':
+            return sum(y)
+        return sum(put_columns(some, at, -1) for some, at in zip(y, columns, strict=True))

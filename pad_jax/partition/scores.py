@@ -95,18 +95,22 @@ def measure_random(problem: Problem, params, gates, batch, key):
 class RoutingMoments(NamedTuple):
     """Sums over rows of routing weights, centred at 1/K so that float32 sums keep their digits."""
 
-    count: jax.Array  # number of rows
+    count: jax.Array  # number of rows that are routed
     first: jax.Array  # float[K]
     second: jax.Array  # float[K, K]
 
 
 def measure_routing(problem: Problem, params, gates, batch, key):
-    """First and second moments of the routing weights behind every mask."""
+    """First and second moments of the routing weights behind every mask, over the rows that are routed at all.
+
+    A row of zeros is padding: it was given to no factor.
+    """
 
     def moments(weights):
-        centred = weights.astype(jnp.float32) - 1 / weights.shape[-1]
+        routed = jnp.any(weights != 0, axis=-1)
+        centred = jnp.where(routed[:, None], weights.astype(jnp.float32) - 1 / weights.shape[-1], 0)
         second = jnp.einsum('nk,nl->kl', centred, centred, precision=_EXACT)
-        return RoutingMoments(jnp.float32(weights.shape[0]), jnp.sum(centred, axis=0), second)
+        return RoutingMoments(jnp.sum(routed).astype(jnp.float32), jnp.sum(centred, axis=0), second)
 
     return jax.tree.map(moments, problem.routing(params, gates, batch))
 

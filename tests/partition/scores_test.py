@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import CRITERIA, GRANULARITIES, Problem, init_masks, merge, score_positions
+from pad_jax.partition.scores import mean_routing
 from tests.partition import problems
 
 PARAMS = problems.make_params()
@@ -244,6 +245,18 @@ def test_variance_is_that_of_the_dynamic_parameter_over_the_inputs(granularity):
         variances = np.var(mixed, axis=0)
         per_position = sum_to_shape(variances, scores[name]) * scores[name].size / variances.size
         np.testing.assert_allclose(scores[name], per_position, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_are_routed_nowhere_do_not_count():
+    routing = np.random.default_rng(0).dirichlet([1, 1, 1], size=7).astype(np.float32)
+    problem = Problem(lambda params, gates, batch: 0.0, routing=lambda params, gates, batch: batch)
+    for padding in (0, 5):
+        padded = np.concatenate([routing, np.zeros((padding, 3), np.float32)])
+        moments = CRITERIA['variance'].measure(problem, None, None, padded, None)
+        assert moments.count == 7
+        np.testing.assert_allclose(mean_routing(moments), routing.mean(0), rtol=1e-6)
+        covariance = moments.second / 7 - np.outer(moments.first, moments.first) / 49
+        np.testing.assert_allclose(covariance, np.cov(routing.T, ddof=0), atol=1e-6)
 
 
 def test_synflow_of_a_linear_network_by_hand():

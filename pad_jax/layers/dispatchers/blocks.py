@@ -7,6 +7,8 @@ nowhere cost nothing.
 
 Its gradient is written by hand: of the weights, each expert's is summed where it stands, so that no copy of a
 matrix exists for a block. The two products below are one another's gradients, so derivatives of any order exist.
+Tokens that are to be spread are read inside the loop, block by block: with many features, writing all their rows
+out first would cost as much as a good part of the product.
 
 Legend: N tokens, k selected, C input features, F output features, E experts, M rows.
 """
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pad_jax.layers.dispatchers.rows import RowLayout, lay_out, rank_slots
+from pad_jax.layers.dispatchers.rows import RowLayout, combine_rows, lay_out, rank_slots, read_tokens
 from pad_jax.layers.gating import Assignment
 
 # Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
@@ -40,13 +42,28 @@ def arrange_blocks(assignment: Assignment, num_experts: int, capacity_factor: fl
     return lay_out(assignment, ranks, counts, starts, num_rows, assignment.experts < num_experts)
 
 
-def multiply_blocks(rows: jax.Array, weights: jax.Array, layout: RowLayout, transposed: bool = False) -> jax.Array:
+def multiply_blocks(
+    x: jax.Array,
+    weights: jax.Array,
+    layout: RowLayout,
+    transposed: bool = False,
+    spread: bool = False,
+    combine: bool = False,
+) -> jax.Array:
     """Contract of every dispatcher: see `pad_jax.layers.dispatch`."""
-    return _multiply(rows, weights, layout.starts, layout.counts, transposed)
+    return _multiply(x, weights, layout, transposed, spread, combine)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _multiply(rows, weights, starts, counts, transposed):
+def _block_of(values, layout, start, size, spread):
+    """Rows start to start + size of what is in rows, or, where `spread`, of tokens, without writing all rows out."""
+    if not spread:
+        return lax.dynamic_slice_in_dim(values, start, size)
+    slots = lax.dynamic_slice_in_dim(layout.slots, start, size)
+    return read_tokens(values, slots, layout.positions.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _multiply(x, weights, layout, transposed, spread, combine):
     """Rows of expert e times weights[e]: [M, C], [E, C, F] -> [M, F]; with [E, F, C] if `transposed`."""
     contracted = (((1,), (1 if transposed else 0,)), ((), ()))
 
@@ -54,31 +71,33 @@ def _multiply(rows, weights, starts, counts, transposed):
         matrix = lax.dynamic_index_in_dim(weights, expert, keepdims=False)
 
         def multiply_block(start, size, found):
-            block = lax.dynamic_slice_in_dim(rows, start, size)
-            product = lax.dot_general(block, matrix, contracted)
+            product = lax.dot_general(_block_of(x, layout, start, size, spread), matrix, contracted)
             return lax.dynamic_update_slice_in_dim(found, product, start, 0)
 
-        return _over_blocks(multiply_block, starts[expert], counts[expert], found)
+        return _over_blocks(multiply_block, layout.starts[expert], layout.counts[expert], found)
 
-    found = jnp.zeros((rows.shape[0], weights.shape[1 if transposed else 2]), rows.dtype)
-    return lax.fori_loop(0, weights.shape[0], multiply_expert, found)
+    found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
+    found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
+    return combine_rows(found, layout, weighted=False) if combine else found
 
 
-@jax.custom_vjp
-def _accumulate(left, right, starts, counts):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _accumulate(left, right, layout, spread_left, spread_right):
     """Σ over the rows of expert e of left·rightᵀ: [M, C], [M, F] -> [E, C, F], at least float32."""
     wide = jnp.promote_types(left.dtype, jnp.float32)
     shape = (left.shape[1], right.shape[1])
+    num_experts = layout.starts.shape[0]
 
     def accumulate_expert(expert, found):
         def add_block(start, size, total):
-            blocks = (lax.dynamic_slice_in_dim(side, start, size) for side in (left, right))
-            return total + lax.dot_general(*blocks, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+            lefts = _block_of(left, layout, start, size, spread_left)
+            rights = _block_of(right, layout, start, size, spread_right)
+            return total + lax.dot_general(lefts, rights, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
-        total = _over_blocks(add_block, starts[expert], counts[expert], jnp.zeros(shape, wide))
+        total = _over_blocks(add_block, layout.starts[expert], layout.counts[expert], jnp.zeros(shape, wide))
         return lax.dynamic_update_index_in_dim(found, total, expert, 0)
 
-    return lax.fori_loop(0, starts.shape[0], accumulate_expert, jnp.zeros((starts.shape[0], *shape), wide))
+    return lax.fori_loop(0, num_experts, accumulate_expert, jnp.zeros((num_experts, *shape), wide))
 
 
 def _over_blocks(function, start, count, carry):
@@ -95,25 +114,31 @@ def _over_blocks(function, start, count, carry):
     return carry
 
 
-def _multiply_forward(rows, weights, starts, counts, transposed):
-    return _multiply(rows, weights, starts, counts, transposed), (rows, weights, starts, counts)
+def _multiply_forward(x, weights, layout, *flags):
+    return _multiply(x, weights, layout, *flags), (x, weights, layout)
 
 
-def _multiply_backward(transposed, saved, d_rows):
-    rows, weights, *places = saved
-    sides = (d_rows, rows) if transposed else (rows, d_rows)
-    d_weights = _accumulate(*sides, *places).astype(weights.dtype)
-    return _multiply(d_rows, weights, *places, not transposed), d_weights, None, None
+def _multiply_backward(transposed, spread, combine, saved, d_y):
+    x, weights, layout = saved
+    # Spreading is the transpose of combining, so each stands for the other on the way back.
+    d_x = _multiply(d_y, weights, layout, not transposed, combine, spread)
+    if transposed:
+        d_weights = _accumulate(d_y, x, layout, combine, spread)
+    else:
+        d_weights = _accumulate(x, d_y, layout, spread, combine)
+    return d_x, d_weights.astype(weights.dtype), None
 
 
-def _accumulate_forward(left, right, starts, counts):
-    return _accumulate(left, right, starts, counts), (left, right, starts, counts)
+def _accumulate_forward(left, right, layout, *flags):
+    return _accumulate(left, right, layout, *flags), (left, right, layout)
 
 
-def _accumulate_backward(saved, d_products):
-    left, right, *places = saved
+def _accumulate_backward(spread_left, spread_right, saved, d_products):
+    left, right, layout = saved
     d_products = d_products.astype(left.dtype)
-    return _multiply(right, d_products, *places, True), _multiply(left, d_products, *places, False), None, None
+    d_left = _multiply(right, d_products, layout, True, spread_right, spread_left)
+    d_right = _multiply(left, d_products, layout, False, spread_left, spread_right)
+    return d_left, d_right, None
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)

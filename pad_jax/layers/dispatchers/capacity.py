@@ -35,7 +35,7 @@ def arrange_capacity(assignment: Assignment, num_experts: int, capacity_factor: 
 
 
 def multiply_capacity(rows: jax.Array, weights: jax.Array, layout: RowLayout, transposed: bool = False) -> jax.Array:
-    """Contract of every dispatcher: see `pad_jax.layers.dispatch`."""
+    """Each row times the matrix of its expert; see `pad_jax.layers.dispatch`."""
     stacked = rows.reshape(weights.shape[0], -1, rows.shape[1])
     product = jnp.einsum('emc,efc->emf' if transposed else 'emc,ecf->emf', stacked, weights)
     return product.reshape(rows.shape[0], -1)

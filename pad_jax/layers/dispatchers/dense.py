@@ -32,7 +32,7 @@ def spread_dense(x: jax.Array, layout: DenseLayout, weighted: bool = False) -> j
 
 
 def multiply_dense(rows: jax.Array, weights: jax.Array, layout: DenseLayout, transposed: bool = False) -> jax.Array:
-    """Contract of every dispatcher: see `pad_jax.layers.dispatch`."""
+    """Each row times the matrix of its expert; see `pad_jax.layers.dispatch`."""
     return jnp.einsum('enc,efc->enf' if transposed else 'enc,ecf->enf', rows, weights)
 
 

@@ -18,5 +18,5 @@ def arrange_ragged(assignment: Assignment, num_experts: int, capacity_factor: fl
 
 
 def multiply_ragged(rows: jax.Array, weights: jax.Array, layout: RowLayout, transposed: bool = False) -> jax.Array:
-    """Contract of every dispatcher: see `pad_jax.layers.dispatch`."""
+    """Each row times the matrix of its expert; see `pad_jax.layers.dispatch`."""
     return jax.lax.ragged_dot(rows, jnp.swapaxes(weights, 1, 2) if transposed else weights, layout.counts)

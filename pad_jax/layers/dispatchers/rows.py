@@ -90,6 +90,13 @@ def dropped_rows(layout: RowLayout) -> jax.Array:
     return jnp.sum(dropped).astype(jnp.float32) / jnp.maximum(jnp.sum(valid), 1)
 
 
+def read_tokens(x: jax.Array, slots: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """The token of each of these slots, zero for an empty one: [N, C] and int32[m] -> [m, C]; `shape` is (N, k)."""
+    num_tokens, num_selected = shape
+    tokens = jnp.take(x, slots // num_selected, axis=0, mode='clip')
+    return jnp.where((slots < num_tokens * num_selected)[:, None], tokens, 0)
+
+
 def _weigh(rows, layout):
     weights = jnp.take(layout.weights.reshape(-1), layout.slots, mode='fill', fill_value=0)
     return rows * weights.astype(rows.dtype)[:, None]
@@ -97,9 +104,7 @@ def _weigh(rows, layout):
 
 @jax.custom_vjp
 def _spread(x, positions, slots):
-    num_tokens, num_selected = positions.shape
-    tokens = jnp.take(x, slots // num_selected, axis=0, mode='clip')
-    return jnp.where((slots < num_tokens * num_selected)[:, None], tokens, 0)
+    return read_tokens(x, slots, positions.shape)
 
 
 @jax.custom_vjp

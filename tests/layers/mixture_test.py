@@ -1,0 +1,338 @@
+"""The contract of every dispatcher, and the mixtures around them, against a loop over tokens and experts."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.layers import DISPATCHERS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, index_dynamic_columns
+from pad_jax.layers.mixture_ffn import apply_neurons
+from pad_jax.partition import scale_factors
+from tests.layers.compiling import jit_quickly
+from tests.layers.mixture_twin import mix
+
+WIDTH = 5
+LAYERS = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
+ROUTES = ('spread', 'empty experts', 'one expert', 'padding')
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def make_layer(kind, features=6, **arguments):
+    return LAYERS[kind][0](features, param_dtype=jnp.float64, noisy=False, **arguments)
+
+
+def make_tokens(route, num_tokens):
+    """(x [N, C], valid bool[N]); the last feature is constant, so that its gate weights favour experts."""
+    x = draw(1, num_tokens, WIDTH)
+    x[:, -1] = 1.0
+    valid = np.arange(num_tokens) % 3 != 1 if route == 'padding' else np.ones(num_tokens, bool)
+    return x, valid
+
+
+def make_variables(layer, kind, route, seed=2):
+    """Random parameters and a mask with about half of its gates open."""
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 1, WIDTH)))
+    leaves, structure = jax.tree.flatten(shapes['params'])
+    params = structure.unflatten([draw(seed + i, *leaf.shape) for i, leaf in enumerate(leaves)])
+    gate = params['router']['gate']
+    if route == 'empty experts':
+        gate[-1, 1::2] = -50  # every second expert is left out wherever k allows it
+    if route == 'one expert':
+        gate[:] = 0
+        gate[-1] = -np.arange(gate.shape[1]) * 0.3
+        gate[0] = 0.01
+    masks = {}
+    if 'partition' in shapes:
+        leaf = shapes['partition'][LAYERS[kind][1]]
+        masks = {LAYERS[kind][1]: draw(seed + 9, *leaf.shape) > 0}
+    return params, masks
+
+
+@functools.cache
+def compiled(layer):
+    def value_and_gradients(x, params, others, valid, cotangent):
+        def loss(x, params):
+            y, aux = layer.apply({'params': params, **others}, x, valid)
+            return jnp.sum(y * cotangent), (y, aux)
+
+        (_, outputs), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
+        return *outputs, *gradients
+
+    return jit_quickly(value_and_gradients)
+
+
+def run(layer, variables, *inputs, **options):
+    return jit_quickly(lambda variables, *inputs: layer.apply(variables, *inputs, **options))(variables, *inputs)
+
+
+def start(layer, x):
+    return jit_quickly(layer.init)(jax.random.key(1), x)
+
+
+def check_layer(layer, kind, num_tokens, route, indexed=False):
+    """One layer against the twin: output, gradients, statistics."""
+    x, valid = make_tokens(route, num_tokens)
+    params, masks = make_variables(layer, kind, route)
+    cotangent = draw(3, num_tokens, 6 if kind == 'linear' else WIDTH)
+    others = {'partition': masks} if masks else {}
+    if indexed:
+        others['dynamic_columns'] = index_dynamic_columns(masks)
+        assert others['dynamic_columns']
+    mask = masks[LAYERS[kind][1]] if masks else None
+    expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
+    batch = (x[None], params, others, valid[None], cotangent[None])
+    y, aux, d_x, d_params = compiled(layer)(*batch)
+    np.testing.assert_allclose(y[0], expected[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(d_x[0], expected[1], rtol=1e-8, atol=1e-8)
+    chex.assert_trees_all_close(d_params, expected[2], rtol=1e-8, atol=1e-8)
+    assert aux['dropped_fraction'] == 0
+    return aux
+
+
+def settings(**changed):
+    # A capacity of every token: nothing is dropped, so that `capacity` has to agree as well.
+    return {'capacity_factor': 100.0, **changed}
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('dispatcher', DISPATCHERS)
+def test_every_dispatcher_is_the_loop_over_tokens_and_experts(dispatcher, kind):
+    with jax.enable_x64(True):
+        # 167 tokens of one expert are a large block and two small ones, the last of them in part.
+        for num_experts, num_selected, num_tokens in ((3, 1, 167), (5, 2, 67), (3, 3, 1)):
+            arguments = settings(num_experts=num_experts, num_selected=num_selected, dispatcher=dispatcher)
+            layer = make_layer(kind, **arguments)
+            for route in ROUTES if num_tokens > 1 else ROUTES[:1]:
+                aux = check_layer(layer, kind, num_tokens, route)
+                if route == 'one expert':
+                    assert sorted(aux['load'])[-num_selected:] == pytest.approx([1 / num_selected] * num_selected)
+
+
+@pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES[1:])
+@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('dispatcher', ['blocks', 'capacity'])
+def test_partially_dynamic_is_the_loop_over_tokens_and_experts(dispatcher, kind, granularity):
+    with jax.enable_x64(True):
+        for scales in ('both', 'none') if granularity == 'element' else ('both',):
+            arguments = settings(num_experts=4, granularity=granularity, dispatcher=dispatcher, scales=scales)
+            layer = make_layer(kind, **arguments)
+            check_layer(layer, kind, 37, 'padding')
+            if granularity == 'output' or (granularity == 'input' and kind == 'linear'):
+                check_layer(layer, kind, 37, 'padding', indexed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES)
+@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('dispatcher', DISPATCHERS)
+def test_the_whole_contract(dispatcher, kind, granularity):
+    with jax.enable_x64(True):
+        for num_experts in (1, 2, 5):
+            for num_selected in sorted({1, min(2, num_experts), num_experts}):
+                for num_tokens in (7, 167):
+                    layer = make_layer(
+                        kind,
+                        **settings(
+                            num_experts=num_experts,
+                            num_selected=num_selected,
+                            granularity=granularity,
+                            dispatcher=dispatcher,
+                        ),
+                    )
+                    for route in ROUTES:
+                        check_layer(layer, kind, num_tokens, route)
+                    if granularity == 'output' or (granularity == 'input' and kind == 'linear'):
+                        check_layer(layer, kind, num_tokens, 'padding', indexed=True)
+
+
+@pytest.mark.parametrize('granularity', ['output', 'input'])
+@pytest.mark.parametrize('open_gates', ['none', 'one', 'all'])
+def test_extreme_counts_of_dynamic_columns(open_gates, granularity):
+    with jax.enable_x64(True):
+        layer = make_layer('linear', **settings(num_experts=3, granularity=granularity, dispatcher='blocks'))
+        params, masks = make_variables(layer, 'linear', 'spread')
+        size = masks['kernel'].size
+        mask = {'none': np.zeros(size, bool), 'one': np.arange(size) == 2, 'all': np.ones(size, bool)}[open_gates]
+        masks = {'kernel': mask.reshape(masks['kernel'].shape)}
+        x, valid = make_tokens('padding', 9)
+        cotangent = draw(3, 1, 9, 6)
+        results = [
+            compiled(layer)(x[None], params, {'partition': masks, **more}, valid[None], cotangent)
+            for more in ({}, {'dynamic_columns': index_dynamic_columns(masks)})
+        ]
+        chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-10)
+
+
+def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture():
+    with jax.enable_x64(True):
+        x, _ = make_tokens('spread', 11)
+        for kind, name in (('linear', 'kernel'), ('ffn', 'neurons')):
+            layer = make_layer(kind, num_experts=3, granularity='output', dispatcher='blocks')
+            params, masks = make_variables(layer, kind, 'spread')
+            dynamic_scale, static_scale = scale_factors(params['phi'])
+            params['bias'][:] = params['bias'][0]  # the same for all experts: they have no say
+            y = run(layer, {'params': params, 'partition': jax.tree.map(np.zeros_like, masks)}, x[None])[0]
+            static = static_scale * params[f'static_{name}']
+            expected = x @ static if kind == 'linear' else apply_neurons(x, static)
+            np.testing.assert_allclose(y[0], expected + params['bias'][:1], rtol=1e-9)
+            y = run(layer, {'params': params, 'partition': jax.tree.map(np.ones_like, masks)}, x[None])[0]
+            plain = {key: params[key] for key in ('bias', 'router')} | {name: dynamic_scale * params[name]}
+            expected = run(layer.clone(granularity=None), {'params': plain}, x[None])[0]
+            np.testing.assert_allclose(y, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind):
+    with jax.enable_x64(True):
+        name = LAYERS[kind][1]
+        layer = make_layer(kind, num_experts=3, granularity='output', dispatcher='blocks')
+        params, _ = make_variables(layer, kind, 'spread')
+        x, _ = make_tokens('spread', 9)
+
+        def loss(gate):
+            return jnp.sum(jnp.sin(layer.apply({'params': params, 'partition': {name: gate}}, x[None])[0]))
+
+        # The criterion `grasp` differentiates a gradient.
+        def flow(gate):
+            return jnp.sum(jax.grad(loss)(gate) ** 2)
+
+        gate = jnp.asarray(np.random.default_rng(4).uniform(0.2, 0.8, (1, 6)))
+        for function in (loss, flow):
+            gradient, function = jit_quickly(jax.grad(function))(gate), jit_quickly(function)
+            for index in (0, 4):
+                step = jnp.zeros_like(gate).at[0, index].set(1e-5)
+                slope = (function(gate + step) - function(gate - step)) / 2e-5
+                np.testing.assert_allclose(gradient[0, index], slope, rtol=1e-5)
+
+
+def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
+    with jax.enable_x64(True):
+        layer = make_layer('ffn', num_experts=3, dispatcher='blocks')
+        params, _ = make_variables(layer, 'ffn', 'spread')
+        x, _ = make_tokens('spread', 9)
+
+        def squared_gradient(params, dispatcher):
+            chosen = layer.clone(dispatcher=dispatcher)
+            gradient = jax.grad(lambda params: jnp.sum(jnp.sin(chosen.apply({'params': params}, x[None])[0])))(params)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
+
+        differentiate = jit_quickly(jax.grad(squared_gradient), static_argnums=1)
+        found, expected = (differentiate(params, name) for name in ('blocks', 'dense'))
+        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_capacity_drops_later_tokens_and_reports_it():
+    # E = 2, k = 1, every token wants expert 0: its capacity is 0.5·8/2 = 2. Token 1 is padding and takes no place, so
+    # tokens 0 and 2 get in; of 7 valid slots 5 are dropped.
+    for granularity in (None, 'output'):
+        layer = MixtureLinear(
+            3,
+            num_experts=2,
+            num_selected=1,
+            granularity=granularity,
+            dispatcher='capacity',
+            capacity_factor=0.5,
+            bias_init=jax.nn.initializers.ones,
+        )
+        x = jnp.ones((1, 8, 2))
+        valid = (jnp.arange(8) != 1)[None]
+        variables = start(layer, x)
+        if granularity:
+            variables['partition']['kernel'] = jnp.array([[True, False, False]])
+        y, aux = run(layer, variables, x, valid)
+        kept = y[0, 0]
+        np.testing.assert_allclose(y[0, 2], kept)
+        assert not y[0, 1].any()
+        assert float(aux['dropped_fraction']) == pytest.approx(5 / 7)
+        if granularity:
+            # The static part is nobody's to drop.
+            shared = jnp.sum(variables['params']['static_kernel'], axis=0).at[0].set(0)
+            np.testing.assert_allclose(y[0, 3:], jnp.broadcast_to(shared[None], (5, 3)), rtol=1e-6)
+            np.testing.assert_allclose(kept[1:], shared[1:] + 1, rtol=1e-6)
+        else:
+            assert not y[0, 3:].any() and kept.all()
+
+
+def test_padding_changes_nothing():
+    layer = MixtureFFN(8, num_experts=4, granularity='output', dispatcher='blocks', z_coefficient=1e-3)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    variables = start(layer, x)
+    variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (4, 4))
+    for routing in ('token', 'sentence'):
+        chosen = layer.clone(routing=routing)
+        results = []
+        for padding in (0, 5):
+            valid = jnp.broadcast_to((jnp.arange(6 + padding) < 6)[None], (2, 6 + padding))
+            padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)), constant_values=1e3)
+            (y, aux), sown = run(chosen, variables, padded, valid, mutable='intermediates')
+            (routes,) = sown['intermediates']['routing']
+            routes = routes.reshape(2, 6 + padding, 4)
+            assert not y[:, 6:].any() and not routes[:, 6:].any()
+            results.append((y[:, :6], aux, routes[:, :6]))
+        chex.assert_trees_all_close(*results, atol=1e-6)
+    nothing = run(layer, variables, x, jnp.zeros((2, 6), bool))
+    assert not nothing[0].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
+
+
+def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
+    layer = MixtureLinear(6, num_experts=4, granularity='element', dispatcher='blocks')
+    x = jnp.ones((2, 5, WIDTH))
+    variables = start(layer, x)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def call(params, masks, x, valid, key):
+        return layer.apply({'params': params, 'partition': masks}, x, valid, True, rngs={'routing': key})[0]
+
+    for seed in range(3):
+        key = jax.random.key(seed)
+        masks = jax.tree.map(lambda mask, key=key: jax.random.bernoulli(key, 0.5, mask.shape), variables['partition'])
+        valid = jax.random.bernoulli(key, 0.7, (2, 5))
+        call(variables['params'], masks, jax.random.normal(key, x.shape), valid, key)
+
+
+def test_half_precision_computes_near_the_full_one():
+    for kind in LAYERS:
+        layer = LAYERS[kind][0](16, num_experts=4, granularity='output', dispatcher='blocks')
+        x = jax.random.normal(jax.random.key(0), (2, 9, 8))
+        variables = start(layer, x)
+        variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (8, 4))
+        half = layer.clone(dtype=jnp.bfloat16)
+        y, _ = run(layer, variables, x)
+        low, aux = run(half, variables, x)
+        assert low.dtype == jnp.bfloat16 and aux['router_loss'].dtype == jnp.float32
+        np.testing.assert_allclose(low.astype(jnp.float32), y, atol=0.1)
+        masks = variables['partition']
+
+        def loss(params, half=half, masks=masks, x=x):
+            return jnp.sum(half.apply({'params': params, 'partition': masks}, x)[0] ** 2)
+
+        d_params = jit_quickly(jax.grad(loss))(variables['params'])
+        assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
+        ({'num_experts': 0}, 'num_experts must be at least 1, got 0'),
+        ({'granularity': 'spatial'}, "granularity must be one of None, element, .*, got 'spatial'"),
+        ({'dispatcher': 'fast'}, "dispatcher must be one of auto, dense, .*, got 'fast'"),
+        ({'routing': 'word'}, "routing must be one of token, sentence, got 'word'"),
+        ({'scales': 'all'}, "scales must be one of both, .*, got 'all'"),
+        ({'capacity_factor': 0.0}, 'capacity_factor must be above 0, got 0.0'),
+    ],
+)
+def test_what_a_mixture_refuses(arguments, message):
+    for kind, _ in LAYERS.values():
+        with pytest.raises(ValueError, match=message):
+            kind(4, **arguments)
+    with pytest.raises(ValueError, match=r'x \[\*batch, T, C\] and valid'):
+        MixtureLinear(4).init(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 4), bool))

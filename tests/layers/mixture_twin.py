@@ -1,0 +1,89 @@
+"""The slow twin of a mixture: a loop over tokens and experts in NumPy, with its gradients by hand.
+
+Legend: N tokens, C input features, F output features or neurons, E experts, k selected.
+"""
+
+import math
+
+import numpy as np
+
+_erf = np.vectorize(math.erf)
+
+
+def mix(kind, x, params, mask, num_selected, cotangent, valid=None, scales='both'):
+    """y and the gradients of <y, cotangent> with respect to x and params, without noise.
+
+    Args:
+      kind: 'linear' or 'ffn'.
+      x: [N, C]; cotangent: as y; valid: bool[N] or None.
+      params: those of the layer, nested dict; mask: what broadcasts against a factor's shape, or None.
+
+    Returns:
+      (y, d_x, gradients of params: a dict like it)
+    """
+    name = {'linear': 'kernel', 'ffn': 'neurons'}[kind]
+    factors, gate = params[name], params['router']['gate']
+    num_experts = len(factors)
+    dynamic_scale, static_scale, slope = 1.0, 1.0, 0.0
+    if mask is None:
+        effective = factors
+    else:
+        share = 1 / (1 + np.exp(-params.get('phi', 0.0)))
+        slope = 2 * share * (1 - share)
+        dynamic_scale = 2 * share if scales in ('both', 'dynamic') else 1.0
+        static_scale = 2 - 2 * share if scales in ('both', 'static') else 1.0
+        static = params[f'static_{name}']
+        effective = [dynamic_scale * mask * factor + static_scale * (1 - mask) * static for factor in factors]
+    bias = params['bias']
+    y, d_x = np.zeros(cotangent.shape), np.zeros(x.shape)
+    d_effective, d_bias, d_gate = np.zeros(factors.shape), np.zeros(bias.shape), np.zeros(gate.shape)
+    for n in range(len(x)):
+        if valid is not None and not valid[n]:
+            continue
+        logits = x[n] @ gate
+        chosen = sorted(range(num_experts), key=lambda e: (-logits[e], e))[:num_selected]
+        exponentials = np.exp(logits[chosen] - max(logits[chosen]))
+        weights = exponentials / exponentials.sum()
+        d_weights = np.zeros(num_selected)
+        for s, e in enumerate(chosen):
+            found, saved = apply(kind, x[n], effective[e])
+            y[n] += weights[s] * (found + bias[e])
+            d_weights[s] = cotangent[n] @ (found + bias[e])
+            d_bias[e] += weights[s] * cotangent[n]
+            d_token, d_factor = pull(kind, x[n], effective[e], saved, weights[s] * cotangent[n])
+            d_x[n] += d_token
+            d_effective[e] += d_factor
+        d_logits = weights * (d_weights - weights @ d_weights)
+        d_x[n] += gate[:, chosen] @ d_logits
+        d_gate[:, chosen] += np.outer(x[n], d_logits)
+    d_params = {name: d_effective, 'bias': d_bias, 'router': {'gate': d_gate}}
+    if mask is not None:
+        d_params[name] = dynamic_scale * mask * d_effective
+        d_params[f'static_{name}'] = static_scale * (1 - mask) * d_effective.sum(0)
+        d_dynamic = np.sum(d_effective * mask * factors) * (scales in ('both', 'dynamic'))
+        d_static = np.sum(d_effective * (1 - mask) * static) * (scales in ('both', 'static'))
+        if 'phi' in params:
+            d_params['phi'] = slope * (d_dynamic - d_static)
+    return y, d_x, d_params
+
+
+def apply(kind, token, factor):
+    """What one expert makes of one token [C], and what its gradient needs again."""
+    if kind == 'linear':
+        return token @ factor, None
+    width = len(token)
+    hidden = token @ factor[:width] + factor[width]
+    share = 0.5 * (1 + _erf(hidden / math.sqrt(2)))
+    return factor[width + 1 :] @ (hidden * share), (hidden, share)
+
+
+def pull(kind, token, factor, saved, d_out):
+    """Gradients of <apply(token, factor), d_out>."""
+    if kind == 'linear':
+        return factor @ d_out, np.outer(token, d_out)
+    width = len(token)
+    hidden, share = saved
+    density = np.exp(-(hidden**2) / 2) / math.sqrt(2 * math.pi)
+    d_hidden = (factor[width + 1 :].T @ d_out) * (share + hidden * density)
+    d_factor = np.concatenate([np.outer(token, d_hidden), d_hidden[None], np.outer(d_out, hidden * share)])
+    return factor[:width] @ d_hidden, d_factor

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pad_jax.data.digits import open_digits
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.image_folder import open_image_folder
+from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.source import DataSpec, Source
@@ -24,6 +25,7 @@ CHANNELS = {'digits': 1, 'folder': 3}
 __all__ = [
     'CHANNELS',
     'GLUE_TASKS',
+    'METRICS',
     'ON_BAD',
     'SOURCES',
     'TEXT_SOURCES',
@@ -34,6 +36,7 @@ __all__ = [
     'TextSpec',
     'make_source',
     'make_text_source',
+    'score',
 ]
 
 

@@ -1,6 +1,6 @@
 """Configuration: files, overrides and the rules that every key has to keep. Nothing below the trainer sees it.
 
-A config file is Python with `get_config() -> ml_collections.ConfigDict`. Every key has a row in `RULES`; a config with
+A config file is Python with `get_config() -> ml_collections.ConfigDict`. Every key has a row in `rules`; a config with
 a key missing, unknown or out of range is refused as a whole, with all that is wrong with it.
 """
 
@@ -18,13 +18,11 @@ import ml_collections
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
 from pad_jax.partition import round_fractions, round_steps
-from pad_jax.training.rules import FREE_ON_RESUME, RULES
-
-_FIXED = RULES.keys() - FREE_ON_RESUME
+from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """Reads a config file, applies overrides and checks the result against `RULES`.
+    """Reads a config file, applies overrides and checks the result against the rules.
 
     Args:
       path: a Python file with get_config(); it can import the files beside it through its folder's name.
@@ -90,12 +88,12 @@ def _override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
         raise BadInput(f'an override must name a key, as in train.steps=100, got {f"{name}={text}"!r}')
     if name not in flatten(config):
         raise BadInput(_unknown(name, flatten(config)))
-    kind = RULES[name].kind if name in RULES else str
+    rules = choose_rules(flatten(config))
     *section, key = name.split('.')
     holder = config[section[0]] if section else config
     # By the rules alone: a base file may say 8 where 8.5 is as good, which ConfigDict would hold against the override.
     with holder.unlocked(), holder.ignore_type():
-        holder[key] = _parse(name, text, kind)
+        holder[key] = _parse(name, text, rules.get(name))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -103,7 +101,8 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f'unknown config key {name}' + (f', did you mean {nearest[0]}?' if nearest else '')
 
 
-def _parse(name: str, text: str, kind: type) -> Any:
+def _parse(name: str, text: str, rule: Rule | None) -> Any:
+    kind = rule.kind if rule else str
     if kind is str:
         return text
     try:
@@ -113,7 +112,7 @@ def _parse(name: str, text: str, kind: type) -> Any:
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not kind:
-        raise BadInput(f'config key {name} must be {RULES[name].allowed}, got {text!r}')
+        raise BadInput(f'config key {name} must be {rule.allowed}, got {text!r}')
     return value
 
 
@@ -124,12 +123,13 @@ def find_problems(config: ml_collections.ConfigDict) -> list[str]:
 
 def find_value_problems(flat: dict[str, Any]) -> list[str]:
     """What is wrong with the keys and values of a flattened config, each for itself."""
-    problems = [_unknown(name, RULES) for name in flat if name not in RULES]
-    problems += [f'config key {name} is missing' for name in RULES if name not in flat]
+    rules = choose_rules(flat)
+    problems = [_unknown(name, rules) for name in flat if name not in rules]
+    problems += [f'config key {name} is missing' for name in rules if name not in flat]
     for name, value in flat.items():
-        if name not in RULES:
+        if name not in rules:
             continue
-        rule = RULES[name]
+        rule = rules[name]
         fits = type(value) is rule.kind or (rule.kind is float and type(value) is int)
         if not fits or not rule.holds(value):
             problems.append(f'config key {name} must be {rule.allowed}, got {value!r}')
@@ -145,7 +145,11 @@ def _find_conflicts(config) -> list[str]:
         problems.append(
             f'optim.warmup_steps must be below train.steps = {config.train.steps}, got {config.optim.warmup_steps}'
         )
-    checks = [(check_image_size, (config.model.stem, config.data.image_size))]
+    checks = []
+    if is_text(config):
+        problems += _find_text_conflicts(config)
+    else:
+        checks.append((check_image_size, (config.model.stem, config.data.image_size)))
     if is_partial(config):
         partition = config.partition
         checks.append((round_fractions, (partition.dynamic_fraction, partition.rounds, partition.schedule)))
@@ -165,9 +169,30 @@ def _find_conflicts(config) -> list[str]:
     return problems
 
 
+def _find_text_conflicts(config) -> list[str]:
+    model, data, problems = config.model, config.data, []
+    if model.num_selected > model.num_experts:
+        problems.append(f'model.num_selected must be at most model.num_experts = {model.num_experts}, got {model.num_selected}')
+    if data.max_length > model.max_length:
+        problems.append(f'data.max_length must be at most model.max_length = {model.max_length}, got {data.max_length}')
+    if not data.vocabulary and not model.pretrained:
+        problems.append('data.vocabulary must name a vocab.txt or tokenizer.json where model.pretrained names no weights')
+    if data.name == 'text' and not data.text_columns:
+        problems.append('data.text_columns must name one column or two')
+    if data.name == 'text' and not data.label_column:
+        problems.append('data.label_column must name a column')
+    return problems
+
+
+def is_text(config) -> bool:
+    """Whether it is a config of texts."""
+    return 'ffn' in config.model
+
+
 def is_partial(config) -> bool:
     """Whether the network is partially dynamic: it has dynamic layers, and κ < 1."""
-    return config.model.conv != 'static' and config.partition.dynamic_fraction < 1
+    dynamic = config.model.ffn != 'dense' if is_text(config) else config.model.conv != 'static'
+    return dynamic and config.partition.dynamic_fraction < 1
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -192,12 +217,13 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     content = _read_object(path)
     flat = flatten(content)
     # On plain dicts: a ConfigDict takes no key with a dot in it.
-    problems = find_value_problems(flat) + [_unknown(name, RULES) for name in content if '.' in name]
+    problems = find_value_problems(flat) + [_unknown(name, choose_rules(flat)) for name in content if '.' in name]
     config = None if problems else ml_collections.ConfigDict(content)
     problems = problems or _find_conflicts(config)
     if problems:
         raise BadInput(f'{path}: {"; ".join(dict.fromkeys(problems))}')
-    fixed = [name for name, _, _ in (override.partition('=') for override in overrides) if name in _FIXED]
+    names = [override.partition('=')[0] for override in overrides]
+    fixed = [name for name in names if name in choose_rules(flat) and name not in FREE_ON_RESUME]
     if fixed:
         free = ', '.join(sorted(FREE_ON_RESUME))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {free}')

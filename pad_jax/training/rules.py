@@ -1,6 +1,6 @@
 """What every config key may hold, and which keys a resumed run may change.
 
-A config is one of images or one of texts; its `data.name` tells which.
+A config is one of images or one of texts; `model.ffn`, which only the latter has, tells which.
 """
 
 import re
@@ -108,7 +108,7 @@ IMAGE_RULES = _COMMON | {
     'model.sync_batch_norm': _FLAG,
     'model.plan': _one_of(PLAN_NAMES),
     'partition.granularity': _one_of(GRANULARITIES),
-    'data.name': _one_of([*SOURCES, *TEXT_SOURCES]),
+    'data.name': _one_of(SOURCES),
     'data.image_size': _integer(1, 2**14),
     'data.crop_padding': _integer(0, 2**14),
     'data.flip': _FLAG,
@@ -133,7 +133,7 @@ TEXT_RULES = _COMMON | {
     'model.remat': _FLAG,
     'model.pretrained': _TEXT,
     'partition.granularity': _one_of(name for name in MIXTURE_GRANULARITIES if name),
-    'data.name': _one_of([*SOURCES, *TEXT_SOURCES]),
+    'data.name': _one_of(TEXT_SOURCES),
     'data.task': _one_of(GLUE_TASKS),
     'data.text_columns': _TEXT,
     'data.label_column': _TEXT,
@@ -144,8 +144,8 @@ TEXT_RULES = _COMMON | {
 
 
 def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rules of a flattened config: those for texts where its data are texts."""
-    return TEXT_RULES if flat.get('data.name') in TEXT_SOURCES else IMAGE_RULES
+    """The rules of a flattened config: those for texts where its model has feed-forward parts to choose."""
+    return TEXT_RULES if 'model.ffn' in flat else IMAGE_RULES
 
 
 # Keys that change how a run is done and not what it computes: a resumed run may change them.

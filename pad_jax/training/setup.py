@@ -25,11 +25,11 @@ from pad_jax.partition import (
     positions_of,
     selection_targets,
 )
-from pad_jax.pretrained import find_vocabulary, find_weights
+from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained
 from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.rules import MOST_STEPS
-from pad_jax.training.state import Inputs
+from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import image_inputs, text_inputs
 
 
@@ -92,8 +92,6 @@ def make_text_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Arguments of `make_text_source`: the vocabulary that belongs to the weights, unless the config names another."""
     arguments = config.data.to_dict()
     if not arguments['vocabulary']:
-        if not config.model.pretrained:
-            raise BadInput('data.vocabulary must name a vocab.txt or tokenizer.json, where model.pretrained names none')
         arguments['vocabulary'] = str(find_vocabulary(find_weights(config.model.pretrained)))
     columns = [column.strip() for column in arguments['text_columns'].split(',')]
     return arguments | {'text_columns': tuple(filter(None, columns))}
@@ -130,6 +128,24 @@ def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> o
     """The optimizer of a config, for a run of that length."""
     arguments = {name: value for name, value in config.optim.items() if name != 'accumulate_steps'}
     return make_optimizer(**arguments, total_steps=lengths.total)
+
+
+def start_from_pretrained(
+    config: ml_collections.ConfigDict, model: nn.Module, state: TrainState
+) -> tuple[TrainState, list[str]]:
+    """The state before the first step with the weights that the config names, and what to say of them.
+
+    Raises:
+      BadInput: naming every tensor that doesn't fit.
+    """
+    if not is_text(config) or not config.model.pretrained:
+        return state, []
+    folder = find_weights(config.model.pretrained)
+    loaded = load_pretrained(folder, state.params, num_heads=model.num_heads)
+    said = [f'weights of {folder}']
+    if loaded.fresh:
+        said.append(f'not among them, and so drawn anew: {", ".join(loaded.fresh)}')
+    return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), said
 
 
 def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:

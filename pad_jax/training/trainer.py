@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import ml_collections
 
-from pad_jax.data import Prefetch, Source
+from pad_jax.data import METRICS, Prefetch, Source, TextSource
 from pad_jax.errors import BadInput
 from pad_jax.partition import round_steps
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import is_partial
 from pad_jax.training.evaluation import evaluate_state
+from pad_jax.training.mixtures import compare_experts, forget_columns, index_columns
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
@@ -21,17 +22,22 @@ from pad_jax.training.setup import (
     Lengths,
     abstract_variables,
     make_exclusions,
+    make_heat,
     make_model,
     make_run_optimizer,
     measure_lengths,
     open_source,
     plan_layers,
+    start_from_pretrained,
 )
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.tasks import choose_task, example_inputs
 from pad_jax.training.workdir import check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
+
+_NO_VALUES = ('step', 'split')
 
 
 def train(
@@ -107,34 +113,42 @@ def _check_lengths(config, lengths: Lengths, source: Source) -> None:
 class _Run:
     """One process' part of a run: from the start or the newest checkpoint to the end."""
 
-    def __init__(self, config, workdir: Path, source: Source, lengths: Lengths, replicas: Replicas, label: str):
+    def __init__(self, config, workdir: Path, source: Source | TextSource, lengths: Lengths, replicas, label: str):
         self.config, self.workdir, self.source = config, workdir, source
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config)
         optimizer = make_run_optimizer(config, lengths)
-        heat = {'temperature': config.train.temperature, 'temperature_steps': lengths.temperature}
+        self.task = choose_task(source.spec)
+        heat = make_heat(config, lengths)
         self.train_step = replicas.map_step(
             train_step,
             donate=True,
+            task=self.task,
             model=make_model(config, AXIS),
             optimizer=optimizer,
             accumulate_steps=config.optim.accumulate_steps,
             **heat,
         )
-        self.eval_step = replicas.map_step(eval_step, donate=False, model=self.model, **heat)
-        self.temperature = make_temperature_schedule(*heat.values())
+        self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)
+        self.temperature = make_temperature_schedule(*heat.values()) if self.task.heated else None
         optim = config.optim
         self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
         self.rounds = _plan_rounds(config)
         self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
-        image_shape = source.spec.image_shape
+        self.inputs = example_inputs(source.spec)
+        said = []
         if self.checkpoints.latest_step() is None:
-            state = init_state(self.model, optimizer, image_shape, config.train.seed)
+            state = init_state(self.model, optimizer, self.inputs, config.train.seed)
+            state, said = start_from_pretrained(config, self.model, state)
         else:
-            state = self.checkpoints.restore(abstract_state(self.model, optimizer, image_shape))
+            state = self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs))
+        state = index_columns(state)
         self.start = int(state.step)
         self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
         self._open_workdir()
+        self.progress = StepProgress(label, lengths.total, self.start)
+        for line in said:
+            self.progress.say(line)
         self.partition = self._write_partition(state)
         self.state = replicas.place_state(state)
 
@@ -148,7 +162,6 @@ class _Run:
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
-        self.progress = StepProgress(self.label, self.lengths.total, self.start)
         if self.evaluated is not None:
             self._say_result('is finished already')
             return self.evaluated
@@ -171,13 +184,14 @@ class _Run:
         return self.evaluated
 
     def _say_result(self, how: str) -> None:
-        step, loss, accuracy = (self.evaluated[name] for name in ('step', 'loss', 'accuracy'))
-        self.progress.say(f'{how}: {step} steps, accuracy {accuracy:.4f}, loss {loss:.4f}, in {self.workdir}')
+        values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_VALUES)
+        self.progress.say(f'{how}: {self.evaluated["step"]} steps, {values}, in {self.workdir}')
 
     def _read_last_evaluation(self) -> dict[str, Any]:
         for row in reversed(read_metrics(self.workdir)):
-            values = [row.get(name) for name in ('loss', 'accuracy')]
-            if (row['step'], row['split']) == (self.start, 'eval') and all(type(value) is float for value in values):
+            values = [value for name, value in row.items() if name not in _NO_VALUES]
+            is_last = (row['step'], row['split']) == (self.start, 'eval')
+            if is_last and 'loss' in row and all(type(value) is float for value in values):
                 return row
         raise BadInput(f'{self.workdir} holds a finished run, but its metrics.jsonl has lost the last evaluation')
 
@@ -200,19 +214,20 @@ class _Run:
         values['dynamic_fraction'] = self.partition['totals']['dynamic_fraction']
         self.writer.write(step, 'train', values)
         self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
-        shown = {'loss': values['loss'], 'accuracy': values['accuracy'], 'κ': values['dynamic_fraction']}
-        self.progress.update(step, **shown)
+        shown = {name: values[name] for name in ('loss', 'accuracy') if name in values}
+        self.progress.update(step, **shown, κ=values['dynamic_fraction'])
 
     def _evaluate(self, step: int) -> None:
         with self.clock.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas)
+            values |= compare_experts(self.replicas.fetch(self.state), self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
-        self.progress.update(step, eval_accuracy=values['accuracy'])
+        self.progress.update(step, **{f'eval_{name}': value for name, value in values.items() if name in METRICS})
 
     def _save(self, step: int) -> None:
         with self.clock.paused(step, self.state):
-            self.checkpoints.save(self.replicas.fetch(self.state))
+            self.checkpoints.save(forget_columns(self.replicas.fetch(self.state)))
 
     def _partition_if_due(self, step: int) -> None:
         """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""
@@ -221,12 +236,12 @@ class _Run:
             return
         partition = self.config.partition
         with self.clock.paused(step, self.state):
-            state = self.replicas.fetch(self.state)
+            state = forget_columns(self.replicas.fetch(self.state))
             for fraction in due:
                 state, values = partition_state(
                     state,
                     fraction,
-                    problem=make_problem(self.model, partition.scales),
+                    problem=make_problem(self.task, self.model, partition.scales),
                     source=self.source,
                     temperature=self.temperature,
                     batches=partition.batches,
@@ -242,10 +257,10 @@ class _Run:
                     f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
                 )
             self.partition = self._write_partition(state)
-            self.state = self.replicas.place_state(state)
+            self.state = self.replicas.place_state(index_columns(state))
 
     def _write_partition(self, state: TrainState) -> dict[str, Any]:
-        shapes = abstract_variables(self.model, self.source.spec.image_shape)
+        shapes = abstract_variables(self.model, self.inputs)
         granularity = self.config.partition.granularity if is_partial(self.config) else 'none'
         summary = summarize_partition(shapes, state.masks, granularity, int(state.round), len(self.rounds))
         write_json(self.workdir / 'partition.json', summary)

@@ -1,0 +1,24 @@
+"""What a run does for mixtures of experts alone; all of it leaves a network without any as it is."""
+
+import jax.numpy as jnp
+
+from pad_jax.layers import index_dynamic_columns, measure_similarity
+from pad_jax.training.state import TrainState
+
+
+def index_columns(state: TrainState) -> TrainState:
+    """The state with the columns that its masks leave to experts, once there was a round; a new shape, so it compiles."""
+    return state.replace(columns=index_dynamic_columns(state.masks) if int(state.round) else {})
+
+
+def forget_columns(state: TrainState) -> TrainState:
+    """The state as a checkpoint and the partition want it: columns follow from masks."""
+    return state.replace(columns={})
+
+
+def compare_experts(state: TrainState, scales: str) -> dict[str, float]:
+    """`expert_similarity`: the mean over mixtures of the mean cosine between their experts; {} without mixtures."""
+    found = measure_similarity(state.params, state.masks, scales)
+    if not found:
+        return {}
+    return {'expert_similarity': float(jnp.mean(jnp.stack(list(found.values()))))}

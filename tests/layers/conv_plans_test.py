@@ -304,8 +304,9 @@ def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
         if plan not in ('outputs', 'unfolded'):
             # The mixed kernel is rounded: an error as small as what the cancelling left.
             bound += 1.01 * unit * convolve(np.abs(x), 0.5 * np.abs(values.sum(axis=0))[None], ones)
-        elif values is kernels:
-            bound += 1.01 * unit * every
+        else:
+            # The K outputs are rounded, and before them the kernels where bfloat16 doesn't hold them.
+            bound += (1.01 if values is narrow else 2.02) * unit * every
         assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
 
 

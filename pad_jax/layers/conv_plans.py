@@ -5,16 +5,16 @@ A plan is a function
     plan(x, kernels, attention, geometry, precision=None) -> y
 
     x: [B, *S, C], the dtype that is computed in.
-    kernels: [K, *kernel_size, C / groups, F], any float dtype. One wider than x's is rounded to x's dtype once:
-        a sample's kernel after it is mixed, but in `outputs` and `unfolded`, which never mix a kernel, each of
-        the K kernels by itself; where kernels nearly cancel, those two are less exact for it.
+    kernels: [K, *kernel_size, C / groups, F], any float dtype. Of a wider one than x's, plans that mix kernels
+        round each sample's mixed kernel to x's dtype, those that mix outputs the kernels and the K outputs,
+        so that convolutions and their gradients are computed in x's dtype as in a static layer.
     attention: float[B, K], float32 at least; any real weights, they need not sum to one.
     geometry: static.
     precision: as in `jax.lax.dot`; static.
     y: [B, *S', F] of x's dtype, y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k].
 
-Sums over channels, taps and kernels are taken in float32 at least, and y is rounded once, after all of them.
-Row b of y depends on row b of x and of attention alone.
+Sums over channels and kernels are taken in float32 at least. Row b of y depends on row b of x and of
+attention alone.
 
 Legend: B batch, S spatial axes, C input channels, F output channels, K kernels.
 """

@@ -189,7 +189,11 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
 
 
 def _check_groups_fit(config, positions, masks) -> None:
-    """ValueError if no gate is small enough to stay dynamic: the network would be static without a word."""
+    """ValueError where the network would be wholly dynamic or static without a word.
+
+    That is if the exclusions leave no layer to compete, and take all to the same side; or if no gate is small enough
+    to stay dynamic.
+    """
     partition = config.partition
     roles = make_exclusions(config).roles(masks)
     sizes = [
@@ -198,7 +202,14 @@ def _check_groups_fit(config, positions, masks) -> None:
         if role is None
     ]
     if not sizes:
-        return
+        if len(set(roles)) == 1:
+            side = 'dynamic' if roles[0] else 'static'
+            instead = 'partition.dynamic_fraction=1' if roles[0] else 'model.conv=static'
+            raise ValueError(
+                f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them; a '
+                f'network that is wholly {side} is --config.{instead}'
+            )
+        return  # a partition by hand
     targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles)
     targets = [targets] * len(sizes) if partition.scope == 'global' else targets
     if all(size > target for size, target in zip(sizes, targets, strict=True)):

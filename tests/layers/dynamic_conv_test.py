@@ -216,8 +216,9 @@ def test_dtypes():
     assert (expected.dtype, narrow_y.dtype) == (jnp.float32, jnp.bfloat16)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    ('dtype', 'param_dtype'), [('float32', 'float32'), ('bfloat16', 'float32'), ('bfloat16', 'bfloat16')]
+)
 def test_no_dtype_is_promoted_silently(dtype, param_dtype):
     x = jnp.ones((2, 4, 4, 4), dtype)
 
@@ -227,7 +228,7 @@ def test_no_dtype_is_promoted_silently(dtype, param_dtype):
 
     with jax.numpy_dtype_promotion('strict'):
         for plan in PLANS:
-            for groups in (1, 2, 4):
+            for groups in (1, 4):
                 layer = DynamicConv(
                     4, (2, 2), feature_group_count=groups, plan=plan, dtype=dtype, param_dtype=param_dtype
                 )

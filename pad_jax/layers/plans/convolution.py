@@ -1,16 +1,13 @@
 """An ordinary convolution with channels last, by explicit geometry: the static layer, and parts of plans."""
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from pad_jax.layers.conv_geometry import Geometry
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None, dtype: jnp.dtype | None = None
-) -> jax.Array:
-    """[B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F] of dtype, else of x's."""
+def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """[B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F]."""
     rank = geometry.num_spatial_axes
     spatial = tuple(range(1, rank + 1))
     numbers = lax.ConvDimensionNumbers(
@@ -28,5 +25,4 @@ def convolve(
         dimension_numbers=numbers,
         feature_group_count=geometry.groups,
         precision=precision,
-        preferred_element_type=dtype,
     )

@@ -35,20 +35,18 @@ def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> j
     return mixed.astype(dtype).reshape(attention.shape[0], *kernels.shape[1:])
 
 
-def mix_outputs(every: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def mix_outputs(every: jax.Array, attention: jax.Array) -> jax.Array:
     """Σ_k attention[b, k]·every[b, ..., k, :], in float32 at least and rounded once.
 
     Args:
-      every: [B, P, g, K, f], the outputs of all kernels, not rounded yet: where they nearly cancel, little but
-        the rounding would be left.
+      every: [B, P, g, K, f], the outputs of all kernels.
       attention: float[B, K].
-      dtype: of the result, usually that of the layer's input.
 
     Returns:
-      [B, P, g, f].
+      [B, P, g, f] of the dtype of `every`.
     """
     wide = at_least_float32(every.dtype)
     weights = attention.astype(wide)[:, None, None, :, None]
     # A sum over slices, not a product of matrices: it fuses into one pass over the K outputs.
     mixed = sum(every[:, :, :, k].astype(wide) * weights[:, :, :, k] for k in range(every.shape[3]))
-    return mixed.astype(dtype)
+    return mixed.astype(every.dtype)

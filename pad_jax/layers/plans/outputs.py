@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from pad_jax.layers.conv_geometry import Geometry
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.mixing import mix_outputs
-from pad_jax.layers.wide_dtype import at_least_float32
 
 
 def convolve_outputs(
@@ -24,7 +23,7 @@ def convolve_outputs(
     # [K, *S, c, g·f] -> [*S, c, g·K·f]: the convolution wants the outputs of a group side by side.
     stacked = jnp.moveaxis(kernels.reshape(*kernels.shape[:-1], groups, features // groups), 0, -2)
     stacked = stacked.reshape(*kernels.shape[1:-1], num_kernels * features).astype(x.dtype)
-    every = convolve(x, stacked, geometry, precision, at_least_float32(x.dtype))
+    every = convolve(x, stacked, geometry, precision)
     size = every.shape[1:-1]
     every = every.reshape(x.shape[0], math.prod(size), groups, num_kernels, features // groups)
-    return mix_outputs(every, attention, x.dtype).reshape(x.shape[0], *size, features)
+    return mix_outputs(every, attention).reshape(x.shape[0], *size, features)

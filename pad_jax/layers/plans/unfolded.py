@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from pad_jax.layers.conv_geometry import Geometry
 from pad_jax.layers.plans.mixing import mix_outputs
 from pad_jax.layers.plans.patches import unfold
-from pad_jax.layers.wide_dtype import at_least_float32
 
 
 def convolve_unfolded(
@@ -22,18 +21,16 @@ def convolve_unfolded(
     """Contract of every plan: see `pad_jax.layers.conv_plans`."""
     num_kernels, features = kernels.shape[0], kernels.shape[-1]
     batch, groups = x.shape[0], geometry.groups
-    rows, wide = unfold(x, geometry), at_least_float32(x.dtype)
+    rows = unfold(x, geometry)
     positions, inner = rows.shape[1], rows.shape[2] // groups
     matrices = kernels.reshape(num_kernels, inner, groups, features // groups).astype(x.dtype)
     if groups == 1:
         # [B·P, T·c] times [T·c, K·F]; a group axis of length one would make the product a slow one.
         matrix = jnp.moveaxis(matrices[:, :, 0], 0, 1).reshape(inner, num_kernels * features)
-        every = jnp.dot(
-            rows.reshape(batch * positions, inner), matrix, precision=precision, preferred_element_type=wide
-        )
+        every = jnp.dot(rows.reshape(batch * positions, inner), matrix, precision=precision)
     else:
         rows = rows.reshape(batch * positions, groups, inner)
-        every = jnp.einsum('rgc,kcgf->rgkf', rows, matrices, precision=precision, preferred_element_type=wide)
+        every = jnp.einsum('rgc,kcgf->rgkf', rows, matrices, precision=precision)
     every = every.reshape(batch, positions, groups, num_kernels, features // groups)
     size = geometry.output_size(x.shape[1:-1])
-    return mix_outputs(every, attention, x.dtype).reshape(batch, *size, features)
+    return mix_outputs(every, attention).reshape(batch, *size, features)

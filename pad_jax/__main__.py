@@ -11,6 +11,7 @@ from pad_jax.reports.inspection import inspect_workdir
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.prediction import predict_file
 from pad_jax.training.rules import FREE_ON_RESUME
 from pad_jax.training.setup import plan_layers
 
@@ -34,6 +35,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
     flags, overrides = parse_with_overrides(parser, arguments)
     print(json.dumps(evaluate_workdir(flags.workdir, overrides)))
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Predicts the texts of a file: a submission for GLUE's tasks, a label and scores for texts of one's own."""
+    parser = _make_workdir_parser('predict', predict.__doc__)
+    parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
+    parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a folder will do')
+    flags = parser.parse_args(arguments)
+    number = predict_file(flags.workdir, flags.input, flags.output)
+    print(f'{number} predictions in {flags.output}', file=sys.stderr)
 
 
 def inspect(arguments: Sequence[str]) -> None:
@@ -60,6 +71,7 @@ def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parse
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'count': count,
     'evaluate': evaluate,
+    'predict': predict,
     'inspect': inspect,
     'demo': demo,
 }

@@ -172,11 +172,11 @@ def _find_conflicts(config) -> list[str]:
 def _find_text_conflicts(config) -> list[str]:
     model, data, problems = config.model, config.data, []
     if model.num_selected > model.num_experts:
-        problems.append(f'model.num_selected must be at most model.num_experts = {model.num_experts}, got {model.num_selected}')
+        problems.append(
+            f'model.num_selected must be at most model.num_experts = {model.num_experts}, got {model.num_selected}'
+        )
     if data.max_length > model.max_length:
         problems.append(f'data.max_length must be at most model.max_length = {model.max_length}, got {data.max_length}')
-    if not data.vocabulary and not model.pretrained:
-        problems.append('data.vocabulary must name a vocab.txt or tokenizer.json where model.pretrained names no weights')
     if data.name == 'text' and not data.text_columns:
         problems.append('data.text_columns must name one column or two')
     if data.name == 'text' and not data.label_column:

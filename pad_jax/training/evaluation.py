@@ -9,15 +9,11 @@ import numpy as np
 
 from pad_jax.data import Source, TextSource, score
 from pad_jax.errors import BadInput
-from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import read_workdir_config
-from pad_jax.training.mixtures import index_columns
 from pad_jax.training.parallel import Replicas
-from pad_jax.training.setup import make_heat, make_model, make_run_optimizer, measure_lengths, open_source
-from pad_jax.training.state import TrainState, abstract_state
-from pad_jax.training.steps import eval_step
-from pad_jax.training.tasks import choose_task, example_inputs
-from pad_jax.training.workdir import describe_classes, read_data
+from pad_jax.training.restoring import restore_run
+from pad_jax.training.setup import open_source
+from pad_jax.training.state import TrainState
+from pad_jax.training.workdir import describe_classes
 
 
 def evaluate_state(
@@ -68,26 +64,11 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     Raises:
       BadInput: when workdir holds no run, no checkpoint, its data is gone, or other data has other classes.
     """
-    config, source, state, step, replicas = _open_run(workdir, overrides)
-    with jax.debug_nans(config.debug):
-        values = evaluate_state(step, replicas.place_state(state), source, replicas)
-    return {'step': int(state.step), 'examples': source.spec.num_eval, **values}
-
-
-def _open_run(workdir: Path, overrides: Sequence[str]):
-    config = read_workdir_config(workdir, overrides)
-    record = read_data(workdir)
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    source, model = open_source(config), make_model(config)
-    differing = describe_classes(record.class_names, source.spec.class_names)
+    run = restore_run(workdir, overrides)
+    source = open_source(run.config)
+    differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
-    # Of the data that it was trained on: the temperature of a step depends on how long an epoch was.
-    lengths = measure_lengths(config, record.num_train)
-    like = abstract_state(model, make_run_optimizer(config, lengths), example_inputs(source.spec))
-    state = index_columns(checkpoints.restore(like))
-    checkpoints.close()
-    replicas = Replicas(config.parallel, jax.local_devices()[:1])
-    task = choose_task(source.spec)
-    step = replicas.map_step(eval_step, donate=False, task=task, model=model, **make_heat(config, lengths))
-    return config, source, state, step, replicas
+    with jax.debug_nans(run.config.debug):
+        values = evaluate_state(run.eval_step, run.state, source, run.replicas)
+    return {'step': int(run.replicas.fetch(run.state).step), 'examples': source.spec.num_eval, **values}

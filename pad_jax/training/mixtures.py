@@ -7,7 +7,7 @@ from pad_jax.training.state import TrainState
 
 
 def index_columns(state: TrainState) -> TrainState:
-    """The state with the columns that its masks leave to experts, once there was a round; a new shape, so it compiles."""
+    """The state with the columns that its masks leave to experts, once there was a round: the step compiles anew."""
     return state.replace(columns=index_dynamic_columns(state.masks) if int(state.round) else {})
 
 

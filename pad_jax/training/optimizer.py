@@ -36,8 +36,8 @@ def decay_mask(params):
 def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Learning rate over steps: linear warm-up from 0 to its peak, then a schedule over the remaining steps.
 
-    `cosine` and `linear` fall to 0 at the last step, `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs 30, 60 and
-    80 of 90), `constant` stays.
+    `cosine` and `linear` fall to 0 at the last step, `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs
+    30, 60 and 80 of 90), `constant` stays.
 
     Args:
       learning_rate: the peak, > 0.

@@ -30,7 +30,7 @@ from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs, TrainState
-from pad_jax.training.tasks import image_inputs, text_inputs
+from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,19 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
         raise BadInput(f'model: {error}') from error
 
 
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """What the network of a config is asked."""
+    return dataclasses.replace(TEXTS, regression=config.model.num_classes == 1) if is_text(config) else IMAGES
+
+
+def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
+    """Shapes of one example, as the network of a config takes it."""
+    if is_text(config):
+        return text_inputs()
+    size = config.data.image_size
+    return image_inputs((size, size, CHANNELS[config.data.name]))
+
+
 def open_source(config: ml_collections.ConfigDict) -> Source | TextSource:
     """The data of a config, known to fit its model.
 
@@ -92,6 +105,8 @@ def make_text_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Arguments of `make_text_source`: the vocabulary that belongs to the weights, unless the config names another."""
     arguments = config.data.to_dict()
     if not arguments['vocabulary']:
+        if not config.model.pretrained:
+            raise BadInput('data.vocabulary must name a vocab.txt or tokenizer.json: model.pretrained names no weights')
         arguments['vocabulary'] = str(find_vocabulary(find_weights(config.model.pretrained)))
     columns = [column.strip() for column in arguments['text_columns'].split(',')]
     return arguments | {'text_columns': tuple(filter(None, columns))}
@@ -157,7 +172,7 @@ def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
     """Every collection of a model as shapes, `intermediates` included; nothing is computed or allocated.
 
     Args:
-      inputs: of `tasks.example_inputs`.
+      inputs: of `make_inputs`.
     """
     return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), *inputs)
 
@@ -169,12 +184,7 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
       BadInput: where the exclusions don't fit the network, or no group of positions fits the dynamic fraction.
     """
     model = make_model(config)
-    if is_text(config):
-        inputs = text_inputs()
-    else:
-        size = config.data.image_size
-        inputs = image_inputs((size, size, CHANNELS[config.data.name]))
-    variables = abstract_variables(model, inputs)
+    variables = abstract_variables(model, make_inputs(config))
     planned = None
     if is_partial(config):
         positions = positions_of(FLAX[config.partition.scales], variables['params'], variables['partition'])

@@ -51,7 +51,7 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, inputs
     """The state before the first step; depends on the arguments alone.
 
     Args:
-      inputs: shapes of what the model is called with, of `tasks.example_inputs`.
+      inputs: shapes of what the model is called with, of `setup.make_inputs`.
       seed: in [0, 2**32), of parameters and everything else that is random in training.
     """
     # uint32: as an int a seed from 2**31 on would overflow.

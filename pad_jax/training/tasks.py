@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from pad_jax.data import DataSpec, TextSpec
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -54,13 +52,6 @@ IMAGES = Task(('image',), heated=True, scored_in_training_mode=True)
 TEXTS = Task(('tokens', 'segments', 'valid'), collects=True)
 
 
-def choose_task(spec: DataSpec | TextSpec) -> Task:
-    """The task of a source."""
-    if isinstance(spec, TextSpec):
-        return dataclasses.replace(TEXTS, regression=spec.regression)
-    return IMAGES
-
-
 def image_inputs(image_shape) -> tuple[jax.ShapeDtypeStruct, ...]:
     """What a network of images is initialised with."""
     return (jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),)
@@ -70,11 +61,6 @@ def text_inputs(length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
     """What a network of texts is initialised with; no parameter depends on the length."""
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     return tokens, tokens, jax.ShapeDtypeStruct((1, length), bool)
-
-
-def example_inputs(spec: DataSpec | TextSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of one example of a source, as the network takes them."""
-    return text_inputs() if isinstance(spec, TextSpec) else image_inputs(spec.image_shape)
 
 
 def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -23,8 +23,10 @@ from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
     make_heat,
+    make_inputs,
     make_model,
     make_run_optimizer,
+    make_task,
     measure_lengths,
     open_source,
     plan_layers,
@@ -33,7 +35,6 @@ from pad_jax.training.setup import (
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
-from pad_jax.training.tasks import choose_task, example_inputs
 from pad_jax.training.workdir import check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, read_metrics, write_json
 
@@ -122,7 +123,7 @@ class _Run:
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config)
         optimizer = make_run_optimizer(config, lengths)
-        self.task = choose_task(source.spec)
+        self.task = make_task(config)
         heat = make_heat(config, lengths)
         self.train_step = replicas.map_step(
             train_step,
@@ -139,7 +140,7 @@ class _Run:
         self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
         self.rounds = _plan_rounds(config)
         self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
-        self.inputs = example_inputs(source.spec)
+        self.inputs = make_inputs(config)
         said = []
         if self.checkpoints.latest_step() is None:
             state = init_state(self.model, optimizer, self.inputs, config.train.seed)

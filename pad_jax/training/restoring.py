@@ -1,0 +1,58 @@
+"""A run that is opened to be asked something: its newest checkpoint, on one device. Its data may be gone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.configuration import read_workdir_config
+from pad_jax.training.mixtures import index_columns
+from pad_jax.training.parallel import Replicas
+from pad_jax.training.setup import make_heat, make_inputs, make_model, make_run_optimizer, make_task, measure_lengths
+from pad_jax.training.state import TrainState, abstract_state
+from pad_jax.training.steps import eval_step
+from pad_jax.training.workdir import DataRecord, read_data
+
+
+class RestoredRun(NamedTuple):
+    """What can be asked.
+
+    Attributes:
+      config: of the run.
+      record: what it was trained on.
+      state: of the newest checkpoint, placed on the replicas.
+      eval_step: mapped over them.
+      replicas: one device.
+    """
+
+    config: ml_collections.ConfigDict
+    record: DataRecord
+    state: TrainState
+    eval_step: Callable
+    replicas: Replicas
+
+
+def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
+    """Opens the run in workdir.
+
+    Args:
+      overrides: 'section.key=value' for keys that are free on resume.
+
+    Raises:
+      BadInput: when workdir holds no run or no checkpoint that fits it.
+    """
+    config = read_workdir_config(workdir, overrides)
+    record, model = read_data(workdir), make_model(config)
+    # Of the data that it was trained on: the temperature of a step depends on how long an epoch was.
+    lengths = measure_lengths(config, record.num_train)
+    checkpoints = Checkpoints(workdir / 'checkpoints')
+    like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config))
+    state = index_columns(checkpoints.restore(like))
+    checkpoints.close()
+    replicas = Replicas(config.parallel, jax.local_devices()[:1])
+    heat = make_heat(config, lengths)
+    step = replicas.map_step(eval_step, donate=False, task=make_task(config), model=model, **heat)
+    return RestoredRun(config, record, replicas.place_state(state), step, replicas)

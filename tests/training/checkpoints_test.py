@@ -12,19 +12,20 @@ from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import FORMAT, Checkpoints
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.state import abstract_state, init_state
+from pad_jax.training.tasks import image_inputs
 from tests.training.tiny import NormFree
 
 OPTIMIZER = make_optimizer('adamw', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
-SHAPE = (8, 8, 1)
+INPUTS = image_inputs((8, 8, 1))
 
 
 def like():
-    return abstract_state(NormFree(), OPTIMIZER, SHAPE)
+    return abstract_state(NormFree(), OPTIMIZER, INPUTS)
 
 
 @pytest.fixture(scope='module')
 def state():
-    state = init_state(NormFree(), OPTIMIZER, SHAPE, seed=2**32 - 1)
+    state = init_state(NormFree(), OPTIMIZER, INPUTS, seed=2**32 - 1)
     mixed = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), state.masks)
     return state.replace(masks=mixed, step=jnp.int32(7), round=jnp.int32(2))
 
@@ -108,14 +109,14 @@ def test_a_checkpoint_of_another_network_is_refused_with_names(tmp_path, state):
     folder = tmp_path / 'checkpoints'
     Checkpoints(folder, keep=1).save(state)
     with pytest.raises(BadInput) as caught:
-        Checkpoints(folder).restore(abstract_state(NormFree(), OPTIMIZER, (8, 8, 3)))
+        Checkpoints(folder).restore(abstract_state(NormFree(), OPTIMIZER, image_inputs((8, 8, 3))))
     message = str(caught.value)
     assert '/checkpoints/7 does not fit the model' in message
     assert 'masks/conv/kernel: bool[3, 3, 1, 4] in the checkpoint, bool[3, 3, 3, 4] in the model' in message
     assert re.search(r'\(and \d+ more\)', message) and '\n' not in message
     sgd = make_optimizer('sgd', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
     with pytest.raises(BadInput, match='missing in the model'):
-        Checkpoints(folder).restore(abstract_state(NormFree(), sgd, SHAPE))
+        Checkpoints(folder).restore(abstract_state(NormFree(), sgd, INPUTS))
 
 
 def test_other_types_are_refused_as_other_shapes_are(tmp_path, state):

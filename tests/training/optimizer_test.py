@@ -6,6 +6,7 @@ import pytest
 
 from pad_jax.training.optimizer import decay_mask, make_optimizer, make_rate_schedule, make_temperature_schedule
 from pad_jax.training.setup import abstract_variables, make_model
+from pad_jax.training.tasks import image_inputs
 from tests.training.tiny import small_config
 
 PLAIN = {
@@ -96,7 +97,7 @@ def test_without_a_gradient_only_weights_shrink(name):
 
 def test_every_parameter_of_the_networks_has_a_rule():
     for changes in ({}, {'model__name': 'resnet50'}, {'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}):
-        params = abstract_variables(make_model(small_config(**changes)), (8, 8, 1))['params']
+        params = abstract_variables(make_model(small_config(**changes)), image_inputs((8, 8, 1)))['params']
         decays = by_path(decay_mask(params))
         last_names = {
             decayed: {path.split('/')[-1] for path in decays if decays[path] == decayed} for decayed in (0, 1)

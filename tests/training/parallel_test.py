@@ -10,9 +10,10 @@ from pad_jax.training.parallel import AXIS, PARALLEL, Replicas
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
+from pad_jax.training.tasks import IMAGES, image_inputs
 from tests.training.tiny import NormFree, small_config
 
-HEAT = {'temperature': 30.0, 'temperature_steps': 4}
+STATIC = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4}
 STEPS = 5
 
 
@@ -22,7 +23,7 @@ def source():
 
 
 def start(optimizer):
-    state = init_state(NormFree(), optimizer, (8, 8, 1), 0)
+    state = init_state(NormFree(), optimizer, image_inputs((8, 8, 1)), 0)
     mixed = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), state.masks)
     return state.replace(masks=mixed)
 
@@ -38,8 +39,8 @@ def train_on(form, num_devices):
         traces.append(form)
         return train_step(*arguments, **static)
 
-    step = replicas.map_step(counted, donate=True, model=NormFree(), optimizer=optimizer, accumulate_steps=1, **HEAT)
-    evaluate = replicas.map_step(eval_step, donate=False, model=NormFree(), **HEAT)
+    step = replicas.map_step(counted, donate=True, model=NormFree(), optimizer=optimizer, accumulate_steps=1, **STATIC)
+    evaluate = replicas.map_step(eval_step, donate=False, model=NormFree(), **STATIC)
     state, losses = replicas.place_state(start(optimizer)), []
     for number in range(STEPS):
         if number == 3:  # as a round of the partition does
@@ -87,11 +88,11 @@ def test_eight_devices_equal_one(form):
 def test_eight_devices_equal_one_in_microbatches_with_norms():
     config = small_config()
     optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, STEPS)
-    first, found = init_state(make_model(config), optimizer, (8, 8, 1), 0), []
+    first, found = init_state(make_model(config), optimizer, image_inputs((8, 8, 1)), 0), []
     for num_devices in (1, 8):
         replicas = Replicas('pmap', jax.local_devices()[:num_devices])
         step = replicas.map_step(
-            train_step, donate=True, model=make_model(config, AXIS), optimizer=optimizer, accumulate_steps=2, **HEAT
+            train_step, donate=True, model=make_model(config, AXIS), optimizer=optimizer, accumulate_steps=2, **STATIC
         )
         state, metrics = step(replicas.place_state(first), replicas.place_batch(source().train_batch(0)))
         found.append(jax.tree.leaves((replicas.fetch(state).batch_stats, replicas.fetch(metrics))))

@@ -11,9 +11,10 @@ from pad_jax.training.parallel import Replicas
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.tasks import IMAGES, image_inputs
 from tests.training.tiny import NormFree, one_device, small_config
 
-HEAT = {'temperature': 30.0, 'temperature_steps': 4}
+STATIC = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4}
 
 
 def sgd():
@@ -27,14 +28,14 @@ def source():
 
 def start(model, seed=0):
     """A state whose masks are mixed, so that both the dynamic and the static parameters are in use."""
-    state = init_state(model, sgd(), (8, 8, 1), seed)
+    state = init_state(model, sgd(), image_inputs((8, 8, 1)), seed)
     flip = lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape)  # noqa: E731
     return state.replace(masks=jax.tree.map(flip, state.masks))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'accumulate_steps'))
 def step(state, batch, model, accumulate_steps=1):
-    return train_step(state, batch, model=model, optimizer=sgd(), accumulate_steps=accumulate_steps, **HEAT)
+    return train_step(state, batch, model=model, optimizer=sgd(), accumulate_steps=accumulate_steps, **STATIC)
 
 
 def assert_close(found, wanted, rtol=1e-5):
@@ -89,9 +90,9 @@ def test_static_positions_train_the_static_parameter_alone(source):
     model = NormFree()
     # Without weight decay, which no gradient is needed for.
     optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, 10)
-    state = init_state(model, optimizer, (8, 8, 1), 0)
+    state = init_state(model, optimizer, image_inputs((8, 8, 1)), 0)
     state = state.replace(masks=start(model).masks)
-    after, _ = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, **HEAT))(
+    after, _ = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, **STATIC))(
         state, source.train_batch(0)
     )
     mask = np.asarray(state.masks['conv']['kernel'])
@@ -143,7 +144,7 @@ def test_evaluation_counts_the_padded_batch_exactly(source):
     model = NormFree()
     state = start(model)
     replicas = Replicas('pmap', one_device())
-    mapped = replicas.map_step(eval_step, donate=False, model=model, **HEAT)
+    mapped = replicas.map_step(eval_step, donate=False, model=model, **STATIC)
     found = evaluate_state(mapped, replicas.place_state(state), source, replicas)
     losses, correct = [], 0
 
@@ -166,7 +167,7 @@ def test_evaluation_takes_the_temperature_of_its_step(source):
     state = start(model)
     # Logits far from zero, so that the attention is not uniform.
     state = state.replace(params=jax.tree.map(lambda leaf: 4 * leaf, state.params))
-    evaluate = jax.jit(functools.partial(eval_step, model=model, **HEAT))
+    evaluate = jax.jit(functools.partial(eval_step, model=model, **STATIC))
     found = {number: float(evaluate(state.replace(step=jnp.int32(number)), batch)['loss']) for number in (0, 2, 4, 9)}
     assert found[0] != found[2] != found[4] and found[4] == found[9]
     loss = {}
@@ -179,12 +180,12 @@ def test_evaluation_takes_the_temperature_of_its_step(source):
 def test_evaluation_uses_and_keeps_running_statistics(source):
     model, batch = NormFree(norm=True), next(iter(source.eval_batches()))
     state = start(model)
-    evaluate = jax.jit(functools.partial(eval_step, model=model, **HEAT))
+    evaluate = jax.jit(functools.partial(eval_step, model=model, **STATIC))
     shifted = jax.tree.map(lambda leaf: leaf + 1.0, state.batch_stats)
     plain, other = evaluate(state, batch), evaluate(state.replace(batch_stats=shifted), batch)
     assert float(plain['loss']) != float(other['loss'])
-    assert float(plain['weight']) == 16 and set(plain) == {'loss', 'correct', 'weight'}
+    assert float(plain['weight']) == 16 and set(plain) == {'loss', 'accuracy', 'weight'}
 
 
 def test_equal_networks_share_one_scoring_problem(one_block):
-    assert make_problem(make_model(small_config()), 'both') is make_problem(make_model(small_config()), 'both')
+    assert make_problem(IMAGES, make_model(small_config()), 'both') is make_problem(IMAGES, make_model(small_config()), 'both')

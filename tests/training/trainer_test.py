@@ -15,7 +15,14 @@ from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.parallel import PARALLEL
-from pad_jax.training.setup import make_model, make_run_optimizer, measure_lengths, open_source, plan_layers
+from pad_jax.training.setup import (
+    make_inputs,
+    make_model,
+    make_run_optimizer,
+    measure_lengths,
+    open_source,
+    plan_layers,
+)
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
@@ -52,7 +59,7 @@ def load_state(workdir, config):
     source = open_source(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, source.spec.num_train))
     return Checkpoints(workdir / 'checkpoints').restore(
-        abstract_state(make_model(config), optimizer, source.spec.image_shape)
+        abstract_state(make_model(config), optimizer, make_inputs(config))
     )
 
 

@@ -4,16 +4,20 @@ import ast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pad_jax.data import CHANNELS, SOURCES
 from pad_jax.partition import report_counts
-from pad_jax.training.configuration import RULES, flatten, is_partial, load_config
+from pad_jax.training.configuration import flatten, is_partial, is_text, load_config
+from pad_jax.training.rules import choose_rules
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
+    make_inputs,
     make_model,
     make_run_optimizer,
+    make_task,
     measure_lengths,
     open_source,
     plan_layers,
@@ -27,15 +31,23 @@ REQUIRED = {
     'digits_resnet10_pad.py',
     'cifar_resnet10_pad.py',
     *(f'imagenet_resnet{depth}_pad.py' for depth in (10, 18, 50)),
+    *(f'glue_minilm_{kind}.py' for kind in ('dense', 'moe', 'pad')),
+    'glue_bert_base_moe.py',
 }
 
 # file: (its base, the keys that differ).
-ONE_KEY = {
+DIFFS = {
     'digits_resnet10_static.py': ('digits_resnet10_pad.py', {'model.conv': 'static'}),
     'digits_resnet10_dynamic.py': ('digits_resnet10_pad.py', {'partition.dynamic_fraction': 1.0}),
     'digits_resnet10_random.py': ('digits_resnet10_pad.py', {'partition.criterion': 'random'}),
     'imagenet_resnet10_pad.py': ('imagenet_resnet50_pad.py', {'model.name': 'resnet10'}),
     'imagenet_resnet18_pad.py': ('imagenet_resnet50_pad.py', {'model.name': 'resnet18'}),
+    'glue_minilm_dense.py': ('glue_minilm_pad.py', {'model.ffn': 'dense'}),
+    'glue_minilm_moe.py': ('glue_minilm_pad.py', {'partition.dynamic_fraction': 1.0}),
+    'glue_bert_base_moe.py': (
+        'glue_minilm_pad.py',
+        {'model.name': 'bert_base', 'model.pretrained': '', 'optim.learning_rate': 2e-5},
+    ),
 }
 
 
@@ -44,30 +56,37 @@ def load(name, *overrides):
 
 
 def test_the_files_that_are_promised_exist():
-    assert set(NAMES) >= REQUIRED | ONE_KEY.keys()
+    assert set(NAMES) >= REQUIRED | DIFFS.keys()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_builds_and_runs_under_eval_shape(name):
     config = load(name)
-    assert flatten(config).keys() == RULES.keys()
-    model, size = make_model(config), config.data.image_size
-    shape = (size, size, CHANNELS[config.data.name])
+    assert flatten(config).keys() == choose_rules(flatten(config)).keys()
+    model, task, inputs = make_model(config), make_task(config), make_inputs(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, 1_281_167))
-    state = abstract_state(model, optimizer, shape)
-    images = jax.ShapeDtypeStruct((8, *shape), jnp.float32)
-    logits, _ = jax.eval_shape(lambda state, images: model.apply(state.variables, images, 2.0), state, images)
-    assert logits.shape == (8, config.model.num_classes) and logits.dtype == jnp.float32
+    state = abstract_state(model, optimizer, inputs)
+    # A batch of eight; of texts as long as any of them.
+    shapes = [(8, config.data.max_length)] * 3 if is_text(config) else [(8, *leaf.shape[1:]) for leaf in inputs]
+    batch = {
+        key: jax.ShapeDtypeStruct(shape, leaf.dtype)
+        for key, shape, leaf in zip(task.inputs, shapes, inputs, strict=True)
+    }
+    apply = lambda state, batch: task.apply(model, state.variables, batch, 2.0, train=False)  # noqa: E731
+    outputs, aux = jax.eval_shape(apply, state, batch)
+    assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
+    static = config.model.ffn == 'dense' if is_text(config) else config.model.conv == 'static'
+    assert bool(aux) == (is_text(config) and not static)
     report = report_counts(plan_layers(config))
-    fraction = config.partition.dynamic_fraction if config.model.conv != 'static' else 0
+    fraction = 0 if static else config.partition.dynamic_fraction
     assert report['dynamic_fraction'] == pytest.approx(fraction, abs=1e-4)
-    partial = config.model.conv != 'static' and config.partition.dynamic_fraction < 1
-    assert len(jax.tree.leaves(state.masks)) == (len(make_exclusions(config).roles(state.masks)) if partial else 0)
+    roles = make_exclusions(config).roles(state.masks) if is_partial(config) else []
+    assert len(jax.tree.leaves(state.masks)) == len(roles)
 
 
-@pytest.mark.parametrize('name', ONE_KEY)
+@pytest.mark.parametrize('name', DIFFS)
 def test_an_ablation_is_the_diff_that_it_says(name):
-    base, expected = ONE_KEY[name]
+    base, expected = DIFFS[name]
     old, new = flatten(load(base)), flatten(load(name))
     assert {key: new[key] for key in new if new[key] != old[key]} == expected
 
@@ -76,7 +95,7 @@ def test_an_ablation_is_the_diff_that_it_says(name):
 def test_a_config_says_its_own_command(name):
     text = ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text()))
     assert f'python train.py --config=configs/{name} --workdir=' in text
-    assert ('--config.data.path=' in text) == (load(name).data.name == 'folder')
+    assert ('--config.data.path=' in text) == (load(name).data.name != 'digits')
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -90,11 +109,10 @@ def test_channels_are_known_of_every_source():
     assert open_source(small_config()).spec.image_shape[-1] == CHANNELS['digits']
 
 
-@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', *ONE_KEY])
+@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py', *DIFFS])
 def test_parameters_are_counted_as_they_are_trained(name):
     config = load(name)
-    size = config.data.image_size
-    params = abstract_variables(make_model(config), (size, size, CHANNELS[config.data.name]))['params']
+    params = abstract_variables(make_model(config), make_inputs(config))['params']
     trained = sum(leaf.size for leaf in jax.tree.leaves(params))
     layers = plan_layers(config)
     if is_partial(config):
@@ -106,6 +124,25 @@ def test_parameters_are_counted_as_they_are_trained(name):
     else:
         dead = 0
     assert report_counts(layers)['parameters'] + dead == trained
+
+
+def test_bert_base_is_the_quick_start_of_the_authors():
+    """Eight experts of which each token has two, half of them dynamic, and its recipe; of BERT-base's own shape."""
+    config = load('glue_bert_base_moe.py')
+    assert (config.model.num_experts, config.model.num_selected, config.partition.dynamic_fraction) == (8, 2, 0.5)
+    assert (config.data.max_length, config.data.batch_size, config.train.epochs) == (128, 32, 3)
+    assert (config.optim.learning_rate, config.train.steps) == (2e-5, 0)
+    params = abstract_variables(make_model(config), make_inputs(config))['params']
+    assert params['layer_11']['ffn']['down']['kernel'].shape == (8, 3072, 768)
+    assert np.shape(params['embeddings']['tokens']['embedding']) == (30522, 768)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('glue')])
+def test_upcycled_networks_are_partitioned_in_rounds_while_they_train(name):
+    """Copies carry no signal before; and the mean of the experts takes over, so that the loss doesn't jump."""
+    partition = load(name).partition
+    assert partition.start_step > 0 and partition.rounds > 1 and partition.every_steps > 0
+    assert partition.handoff == 'mean'
 
 
 def test_the_stem_of_the_digits_has_one_channel():

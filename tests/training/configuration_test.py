@@ -5,18 +5,17 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training.command_line import Parser, parse_with_overrides
 from pad_jax.training.configuration import (
-    FREE_ON_RESUME,
-    RULES,
     differing_keys,
     find_problems,
     flatten,
     load_config,
     read_workdir_config,
 )
-from tests.training.tiny import DIGITS
+from pad_jax.training.rules import FREE_ON_RESUME, IMAGE_RULES, TEXT_RULES
+from tests.training.tiny import DIGITS, GLUE
 
-# For every key values that it refuses, as text that a user would type.
-REFUSED = {
+# For every key values that it refuses, as text that a user would type; of texts those that images have as well.
+IMAGE_REFUSED = {
     'model.name': ['resnet11', ''],
     'model.num_classes': ['1', '0', 'ten', '10.5', str(2**20 + 1)],
     'model.conv': ['depthwise'],
@@ -66,28 +65,57 @@ REFUSED = {
     'parallel': ['xmap', ''],
     'debug': ['2', 'maybe'],
 }
-ANYTHING = {'data.path'}
+COMMON_REFUSED = {name: values for name, values in IMAGE_REFUSED.items() if name in TEXT_RULES}
+TEXT_REFUSED = COMMON_REFUSED | {
+    'model.name': ['bert_small', 'resnet10', ''],
+    'model.num_classes': ['0', '-1', 'ten', '2.5', str(2**20 + 1)],
+    'model.ffn': ['moe', 'Dense', ''],
+    'model.num_experts': ['0', '-8', '8.0', 'True', '4097'],
+    'model.num_selected': ['0', '-2', 'two', '4097'],
+    'model.routing': ['word'],
+    'model.plan': ['outputs', 'fastest'],
+    'model.capacity_factor': ['0', '-1', 'nan', 'inf', '1e40'],
+    'model.balance_coefficient': ['-0.01', 'nan', 'inf', '1e40'],
+    'model.z_coefficient': ['-0.01', 'nan', 'inf', '1e40'],
+    'model.vocab_size': ['7', '30522.5', str(2**24 + 1)],
+    'model.max_length': ['7', str(2**20 + 1)],
+    'model.dropout': ['1', '-0.1', '1.5', 'nan', 'half'],
+    'model.remat': ['2', 'sometimes'],
+    'partition.granularity': ['atom', 'none', 'spatial'],
+    'data.name': ['digits', 'rte'],
+    'data.task': ['imdb', 'RTE', ''],
+    'data.regression': ['1', 'yes'],
+    'data.max_length': ['7', '128.0', str(2**20 + 1)],
+}
+# Any text will do.
+IMAGE_FREE = {'data.path'}
+TEXT_FREE = {'data.path', 'data.text_columns', 'data.label_column', 'data.vocabulary', 'model.pretrained'}
 
 
-def load(*overrides):
-    return load_config(str(DIGITS), overrides)
+def load(*overrides, file=DIGITS):
+    return load_config(str(file), overrides)
 
 
-def refused(*overrides):
+def refused(*overrides, file=DIGITS):
     with pytest.raises(BadInput) as caught:
-        load(*overrides)
+        load(*overrides, file=file)
     return str(caught.value)
 
 
-def test_the_table_of_refused_values_is_complete():
-    assert REFUSED.keys() | ANYTHING == RULES.keys()
+def test_the_tables_of_refused_values_are_complete():
+    assert IMAGE_REFUSED.keys() | IMAGE_FREE == IMAGE_RULES.keys()
+    assert TEXT_REFUSED.keys() | TEXT_FREE == TEXT_RULES.keys()
 
 
-@pytest.mark.parametrize('name', REFUSED)
-def test_a_bad_value_is_refused_with_its_key_the_allowed_values_and_itself(name):
-    for text in REFUSED[name]:
-        message = refused(f'{name}={text}')
-        assert message.startswith(f'config key {name} must be {RULES[name].allowed}, got '), message
+CASES = [(DIGITS, IMAGE_RULES, name, values) for name, values in IMAGE_REFUSED.items()]
+CASES += [(GLUE, TEXT_RULES, name, values) for name, values in TEXT_REFUSED.items()]
+
+
+@pytest.mark.parametrize(('file', 'rules', 'name', 'values'), CASES, ids=lambda value: str(value)[:40])
+def test_a_bad_value_is_refused_with_its_key_the_allowed_values_and_itself(file, rules, name, values):
+    for text in values:
+        message = refused(f'{name}={text}', file=file)
+        assert message.startswith(f'config key {name} must be {rules[name].allowed}, got '), message
         assert text in message or float(text) == pytest.approx(float(message.split('got ')[1]), nan_ok=True), message
 
 
@@ -174,9 +202,29 @@ def test_keys_that_contradict_one_another(overrides, says):
     assert says in refused(*overrides)
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'says'),
+    [
+        (['model.num_selected=9'], 'model.num_selected must be at most model.num_experts = 8, got 9'),
+        (['model.num_experts=1'], 'model.num_selected must be at most model.num_experts = 1, got 2'),
+        (['data.max_length=513'], 'data.max_length must be at most model.max_length = 512, got 513'),
+        (['data.name=text', 'data.label_column=label'], 'data.text_columns must name one column or two'),
+        (['data.name=text', 'data.text_columns=a,b'], 'data.label_column must name a column'),
+        (['train.steps=100'], 'the last round of the partition comes after 100 steps, train.steps is 100'),
+        (['partition.scope=layer', 'partition.granularity=layer'], "granularity 'layer' needs 'global'"),
+        (['model.conv=static'], 'unknown config key model.conv'),
+        (['train.temperature=30'], 'unknown config key train.temperature'),
+    ],
+)
+def test_keys_of_texts_that_contradict_one_another(overrides, says):
+    assert says in refused(*overrides, file=GLUE)
+
+
 def test_a_network_without_a_partition_asks_nothing_of_its_keys():
     for network in ('model.conv=static', 'partition.dynamic_fraction=1'):
         load(network, 'train.steps=50', 'partition.start_step=50')
+    for network in ('model.ffn=dense', 'partition.dynamic_fraction=1'):
+        load(network, 'train.steps=50', 'partition.start_step=50', file=GLUE)
 
 
 def write(tmp_path, body, name='mine.py'):
@@ -236,7 +284,9 @@ def test_an_override_mends_a_value_of_the_wrong_type(tmp_path):
 def test_differing_keys_say_old_and_new_but_for_those_that_are_free():
     old, new = flatten(load()), flatten(load('train.seed=3', *(f'{name}={value}' for name, value in FREE.items())))
     assert differing_keys(old, new) == ['train.seed: 0 -> 3']
-    assert FREE.keys() == FREE_ON_RESUME
+    assert FREE.keys() | {'model.remat'} == FREE_ON_RESUME
+    texts = flatten(load(file=GLUE)), flatten(load('model.remat=True', 'model.plan=dense', file=GLUE))
+    assert differing_keys(*texts) == []
     assert differing_keys({'a': 1}, {'b': 2}) == ["a: 1 -> 'missing'", "b: 'missing' -> 2"]
 
 
@@ -263,7 +313,7 @@ def test_a_workdirs_config_comes_back(tmp_path):
         ('[]', 'config.json is damaged: it holds no object'),
         ('{}', 'config key model.name is missing'),
         ('{"model": 3}', 'unknown config key model, did you mean model.'),
-        ('{"model": 3, "a.b": 2}', 'unknown config key a.b; config key model.name is missing'),
+        ('{"model": 3, "a.b": 2}', 'unknown config key a.b; config key model.dtype is missing'),
         ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model, did'),
         ('{"model": {"name": {}}}', 'config key model.name must be one of resnet10'),
         ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a'),
@@ -303,9 +353,10 @@ def test_a_folder_that_is_no_workdir(tmp_path):
             read_workdir_config(folder)
 
 
-def test_the_base_file_has_every_key_and_no_problem():
-    assert flatten(load()).keys() == RULES.keys()
-    assert find_problems(load()) == []
+def test_the_base_files_have_every_key_and_no_problem():
+    for file, rules in ((DIGITS, IMAGE_RULES), (GLUE, TEXT_RULES)):
+        assert flatten(load(file=file)).keys() == rules.keys()
+        assert find_problems(load(file=file)) == []
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,16 @@ from PIL import Image
 
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
-from pad_jax.training.configuration import RULES, load_config
+from pad_jax.training.configuration import load_config
 from pad_jax.training.partitioning import partition_state
+from pad_jax.training.rules import IMAGE_RULES
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
+    make_inputs,
     make_model,
     make_run_optimizer,
+    make_task,
     measure_lengths,
     open_source,
     plan_layers,
@@ -39,8 +42,7 @@ def lengths(config):
 
 
 def shapes(config):
-    size = config.data.image_size
-    tree = abstract_variables(make_model(config), (size, size, 1))
+    tree = abstract_variables(make_model(config), make_inputs(config))
     leaves = jax.tree_util.tree_leaves_with_path({name: tree.get(name, {}) for name in ('params', 'partition')})
     return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves]
 
@@ -49,7 +51,7 @@ def program(config):
     """What the network computes, as text."""
     model = make_model(config)
     size = config.data.image_size
-    variables = abstract_variables(model, (size, size, 1))
+    variables = abstract_variables(model, make_inputs(config))
     variables = {name: tree for name, tree in variables.items() if name != 'intermediates'}
     images = jax.ShapeDtypeStruct((16, size, size, 1), jnp.float32)
     return str(jax.make_jaxpr(lambda variables, images: model.apply(variables, images, 2.0))(variables, images))
@@ -66,11 +68,11 @@ def rounds(config):
 def partitioned(config):
     """Masks and parameters after one round before training."""
     model, source, partition = make_model(config), open_source(config), config.partition
-    state = init_state(model, make_run_optimizer(config, lengths(config)), source.spec.image_shape, config.train.seed)
+    state = init_state(model, make_run_optimizer(config, lengths(config)), make_inputs(config), config.train.seed)
     state, _ = partition_state(
         state,
         partition.dynamic_fraction,
-        problem=make_problem(model, partition.scales),
+        problem=make_problem(make_task(config), model, partition.scales),
         source=source,
         temperature=optax.constant_schedule(config.train.temperature),
         batches=partition.batches,
@@ -213,7 +215,7 @@ EFFECTS = {
 
 
 def test_the_table_has_every_key():
-    assert EFFECTS.keys() == RULES.keys()
+    assert EFFECTS.keys() == IMAGE_RULES.keys()
 
 
 @pytest.fixture(scope='module')

@@ -188,4 +188,5 @@ def test_evaluation_uses_and_keeps_running_statistics(source):
 
 
 def test_equal_networks_share_one_scoring_problem(one_block):
-    assert make_problem(IMAGES, make_model(small_config()), 'both') is make_problem(IMAGES, make_model(small_config()), 'both')
+    first, second = (make_problem(IMAGES, make_model(small_config()), 'both') for _ in range(2))
+    assert first is second

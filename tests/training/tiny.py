@@ -12,6 +12,7 @@ from pad_jax.training.configuration import load_config
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs' / 'digits_resnet10_pad.py'
+GLUE = ROOT / 'configs' / 'glue_minilm_pad.py'
 
 ONE_BLOCK = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
 """Stands in for ResNet-10, which compiles ten times longer."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from pad_jax.training.command_line import Parser, parse_with_overrides, run_process
+from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.trainer import train
 
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_process(main)
+    sys.exit(exit_status(main))

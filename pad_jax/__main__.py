@@ -8,7 +8,7 @@ from pathlib import Path
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
-from pad_jax.training.command_line import Parser, parse_with_overrides, run_process
+from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.rules import FREE_ON_RESUME
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_process(main)
+    sys.exit(exit_status(main))

@@ -2,17 +2,13 @@
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from pad_jax.errors import BadInput
 from pad_jax.partition import PartitionError
 
 BAD_INPUT = 2
-_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,21 +41,6 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
     return flags, overrides
 
 
-def run_process(command: Callable[[], None]) -> NoReturn:
-    """Runs a command as all that this process is for, and ends the process with its status."""
-    try:
-        status = exit_status(command)
-    except SystemExit as stop:
-        status = stop.code
-    if status in _STOPPED:
-        # A compilation that was interrupted goes on in another thread. The interpreter would wait for it, and crash
-        # where it takes down what that works on; everything of our own is closed.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 def exit_status(command: Callable[[], None]) -> int:
     """Runs a command; bad input becomes one line on stderr and status 2, an interruption one and status 130."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
@@ -70,5 +51,5 @@ def exit_status(command: Callable[[], None]) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 130
     return 0

@@ -129,8 +129,9 @@ LONG = {**SMALL, 'train.steps': 60, 'partition.start_step': 7, 'partition.rounds
 LONG_FLAGS = [f'--config.{name}={value}' for name, value in LONG.items()]
 
 
-def start(workdir, *flags, script=ROOT / 'tests' / 'training' / 'small_train.py'):
+def start(workdir, *flags):
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+    script = ROOT / 'tests' / 'training' / 'small_train.py'
     command = [sys.executable, script, f'--config={DIGITS}', f'--workdir={workdir}', *LONG_FLAGS, *flags]
     return subprocess.Popen(
         list(map(str, command)), env=environment, cwd=workdir.parent, stderr=subprocess.PIPE, text=True
@@ -165,19 +166,6 @@ def test_processes_that_are_killed_end_like_one_that_never_was(tmp_path):
     assert process.wait() == 0, process.stderr.read()
     overrides = [f'{name}={value}' for name, value in LONG.items()]
     assert_same_run(broken, straight, load_config(str(DIGITS), overrides))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_stopped_while_it_compiles_ends_at_once(tmp_path, number):
-    """With ResNet-10, which takes some seconds to compile."""
-    process = start(tmp_path / 'run', '--config.model.conv=static', script=ROOT / 'train.py')
-    assert process.stderr.readline() == 'train: 60 steps\n'
-    time.sleep(0.7)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert err == f'train: {number.name} before the first step, nothing is lost\n'
 
 
 @pytest.mark.slow

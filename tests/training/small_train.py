@@ -7,9 +7,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train
 from pad_jax.models import MODELS
-from pad_jax.training.command_line import run_process
+from pad_jax.training.command_line import exit_status
 from tests.training.tiny import ONE_BLOCK
 
 if __name__ == '__main__':
     MODELS['resnet10'] = ONE_BLOCK
-    run_process(train.main)
+    sys.exit(exit_status(train.main))

@@ -42,7 +42,7 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Runs a command; bad input becomes one line on stderr and status 2, an interruption one and status 130."""
+    """Runs a command; bad input becomes one line on stderr and status 2."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
     try:
         command()
@@ -50,6 +50,5 @@ def exit_status(command: Callable[[], None]) -> int:
         print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
         return 130
     return 0

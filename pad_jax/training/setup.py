@@ -153,8 +153,8 @@ def _check_groups_fit(config, positions, masks) -> None:
             side = 'dynamic' if roles[0] else 'static'
             instead = 'partition.dynamic_fraction=1' if roles[0] else 'model.conv=static'
             raise ValueError(
-                f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them; a network '
-                f'that is wholly {side} is --config.{instead}'
+                f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them; a '
+                f'network that is wholly {side} is --config.{instead}'
             )
         return  # a partition by hand
     targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles)

@@ -103,7 +103,7 @@ def photos(tmp_path):
             ['partition.granularity=output', 'partition.dynamic_fraction=0.05'],
             'at least 36 positions at once, 14 are to',
         ),
-        (['partition.keep_dynamic=.*'], "no layer is left to compete: keep_dynamic = '.*' matches all of them; a network"),
+        (['partition.keep_dynamic=.*'], "no layer is left to compete: keep_dynamic = '.*' matches all of them"),
         (['partition.keep_static=conv'], 'that is wholly static is --config.model.conv=static'),
         (['partition.keep_static=stage9'], "keep_static = 'stage9' matches none"),
         (['partition.keep_dynamic=conv1', 'partition.keep_static=stage1'], 'is matched by keep_dynamic and by keep_st'),

@@ -174,3 +174,16 @@ def test_debug_stops_where_a_nan_is_made(tmp_path, form):
     config = small_config(optim__learning_rate=1e30, parallel=form, debug=True)
     with pytest.raises(FloatingPointError, match='nan'):
         train(config, tmp_path / 'run', devices=one_device())
+
+
+def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():
+    program = (
+        'import sys; from pad_jax.training.command_line import exit_status; '
+        "sys.exit(exit_status(lambda: print('long' * 10**6)))"
+    )
+    process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(4)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == b''
+    assert process.wait() == 1

@@ -181,7 +181,8 @@ def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():
         'import sys; from pad_jax.training.command_line import exit_status; '
         "sys.exit(exit_status(lambda: print('long' * 10**6)))"
     )
-    process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, **pipes)
     process.stdout.read(4)
     process.stdout.close()
     with process.stderr as errors:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -42,14 +43,18 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Runs a command; bad input becomes one line on stderr and status 2, an interruption one and status 130."""
+    """Runs a command; bad input becomes one line on stderr and status 2."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
     try:
         command()
+        sys.stdout.flush()
     except (BadInput, PartitionError) as error:
         print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read stdout has seen enough; at its end Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0

@@ -62,21 +62,12 @@ def train(
 
     Raises:
       BadInput: before anything is written.
-      SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written; at once
-        before the first step.
+      SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
     if not str(workdir):
         raise BadInput('workdir must name a folder, got an empty text')
     workdir = Path(workdir)
-    with jax.debug_nans(config.debug), StopSignals(label) as signals:
-        run = _prepare(config, workdir, label, Replicas(config.parallel, devices))
-        try:
-            return run.finish(signals)
-        finally:
-            run.close()
-
-
-def _prepare(config, workdir: Path, label: str, replicas: Replicas) -> '_Run':
+    replicas = Replicas(config.parallel, devices)
     check_workdir(workdir, config)
     _check_devices(config, len(replicas.devices))
     if is_partial(config):
@@ -85,7 +76,12 @@ def _prepare(config, workdir: Path, label: str, replicas: Replicas) -> '_Run':
     check_data(workdir, source.spec)
     lengths = measure_lengths(config, source.spec.num_train)
     _check_lengths(config, lengths, source)
-    return _Run(config, workdir, source, lengths, replicas, label)
+    with jax.debug_nans(config.debug), StopSignals() as signals:
+        run = _Run(config, workdir, source, lengths, replicas, label)
+        try:
+            return run.finish(signals)
+        finally:
+            run.close()
 
 
 def _check_devices(config, num_devices: int) -> None:
@@ -167,7 +163,6 @@ class _Run:
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
-        self.signals = signals
         if self.evaluated is not None:
             self._say_result('is finished already')
             return self.evaluated
@@ -204,7 +199,6 @@ class _Run:
     def _train(self, step: int, batch) -> None:
         every, last = self.config.train, step == self.lengths.total
         self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
-        self.signals.note()  # the first step is compiled, and started
         if step % every.log_every_steps == 0 or last:
             self._log(step, metrics)
         else:

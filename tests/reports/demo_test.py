@@ -48,8 +48,8 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
         assert str(tmp_path / name) in output.out
     assert '8 runs' in output.err
     assert 'each with seeds 0 to 1' in output.err
-    assert 'run 7 of 8, pad, seed 1: accuracy' in output.err and 'steps; 1 run left, ' in output.err
-    assert 'run 8 of 8, random, seed 1: accuracy' in output.err and 'steps; all runs are done, ' in output.err
+    assert 'run 7 of 8, pad, seed 1: done: ' in output.err and '\n1 run left, ' in output.err
+    assert 'run 8 of 8, random, seed 1: done: ' in output.err and '\nall runs are done, ' in output.err
 
     # A second call keeps what is there, and changes none of it.
     before = {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')}

@@ -197,41 +197,6 @@ def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_
     assert_same_run(workdir, finished_run, config)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize('before', ['open_source', '_check_lengths'])
-def test_a_signal_during_preparation_acts_at_once(monkeypatch, tmp_path, before, number, capsys):
-    original = getattr(trainer, before)
-
-    def interrupted(*arguments):
-        os.kill(os.getpid(), number)
-        return original(*arguments)
-
-    handler = signal.getsignal(number)
-    monkeypatch.setattr(trainer, before, interrupted)
-    with pytest.raises(SystemExit) as caught:
-        train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
-    assert caught.value.code == 128 + number
-    assert signal.getsignal(number) is handler
-    assert capsys.readouterr().err == f'train: {number.name} before the first step, nothing is lost\n'
-    assert not (tmp_path / 'run').exists()
-
-
-def test_a_signal_before_the_first_step_loses_nothing(monkeypatch, finished_run, tmp_path, capsys):
-    """Neither at the start nor where a run goes on."""
-    workdir, config = tmp_path / 'run', small_config(**IN_ROUNDS)
-    for starts in (True, False):
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer._Run, '_train', lambda run, step, batch: os.kill(os.getpid(), signal.SIGTERM))
-            with pytest.raises(SystemExit) as caught:
-                train(config, workdir, devices=one_device())
-        assert caught.value.code == 143
-        assert 'SIGTERM before the first step, nothing is lost' in capsys.readouterr().err
-        if starts:
-            kill_in(monkeypatch, workdir, '_train', 4, **IN_ROUNDS)
-    train(config, workdir, devices=one_device())
-    assert_same_run(workdir, finished_run, config)
-
-
 @pytest.mark.parametrize('form', PARALLEL)
 def test_one_and_eight_devices_train_the_same_network(tmp_path, form):
     """Masks and partition to the bit, all else to what float32 sums in another order differ by."""

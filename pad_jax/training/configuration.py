@@ -222,10 +222,10 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     problems = problems or _find_conflicts(config)
     if problems:
         raise BadInput(f'{path}: {"; ".join(dict.fromkeys(problems))}')
-    names = [override.partition('=')[0] for override in overrides]
-    fixed = [name for name in names if name in choose_rules(flat) and name not in FREE_ON_RESUME]
+    names, rules = [override.partition('=')[0] for override in overrides], choose_rules(flat)
+    fixed = [name for name in names if name in rules and name not in FREE_ON_RESUME]
     if fixed:
-        free = ', '.join(sorted(FREE_ON_RESUME))
+        free = ', '.join(sorted(FREE_ON_RESUME & rules.keys()))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {free}')
     problems = _apply(config, overrides) + find_problems(config)
     if problems:

@@ -214,7 +214,8 @@ def _check_groups_fit(config, positions, masks) -> None:
     if not sizes:
         if len(set(roles)) == 1:
             side = 'dynamic' if roles[0] else 'static'
-            instead = 'partition.dynamic_fraction=1' if roles[0] else 'model.conv=static'
+            static = 'model.ffn=dense' if is_text(config) else 'model.conv=static'
+            instead = 'partition.dynamic_fraction=1' if roles[0] else static
             raise ValueError(
                 f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them; a '
                 f'network that is wholly {side} is --config.{instead}'

@@ -1,14 +1,41 @@
+import contextlib
+import hashlib
+import io
+import sys
+
+import jax
 import pytest
 
-from pad_jax.models import MODELS
+import train as train_command
+from pad_jax import __main__ as commands
+from pad_jax.models import ENCODERS, MODELS
+from pad_jax.training.command_line import exit_status
 from pad_jax.training.trainer import train
 from tests.training.tiny import ONE_BLOCK, one_device, small_config
+from tests.training.tiny_texts import ONE_LAYER, TEXT_ROUNDS, small_text_config, write_texts
 
 
 @pytest.fixture
 def one_block(monkeypatch):
     """Runs of ResNet-10 train a network of one block instead."""
     monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+
+
+@pytest.fixture
+def one_layer(monkeypatch):
+    """Runs of the tiny BERT train an encoder of one narrow layer instead, compiled in a third of the time."""
+    monkeypatch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
+    with compiled_quickly():
+        yield
+
+
+@contextlib.contextmanager
+def compiled_quickly():
+    jax.config.update('jax_disable_most_optimizations', True)
+    try:
+        yield
+    finally:
+        jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')
@@ -22,3 +49,58 @@ def finished_run(tmp_path_factory):
 
 
 IN_ROUNDS = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__every_steps': 2}
+
+
+@pytest.fixture(scope='session')
+def texts(tmp_path_factory):
+    """A folder of everything that `tiny_texts` can write. Tests must not change it."""
+    return write_texts(tmp_path_factory.mktemp('texts'))
+
+
+@pytest.fixture(scope='session')
+def finished_text_run(tmp_path_factory, texts):
+    """As `finished_run`, of texts of one's own in two classes."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+        patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
+        train(small_text_config(texts, **TEXT_ROUNDS), workdir, devices=one_device())
+    return workdir
+
+
+def contents(folder):
+    """Everything below a folder, with its bytes and times."""
+    return {
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else '')
+        for path in folder.rglob('*')
+    }
+
+
+def run_command(command, *flags):
+    """(status, stdout, stderr) of `train` or of a verb, inside of this process."""
+    main = train_command.main if command == 'train' else commands.main
+    out, err = io.StringIO(), io.StringIO()
+    arguments = ['program', *([] if command == 'train' else [command]), *map(str, flags)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, 'argv', arguments)
+        status = exit_status(main)
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd, tmp_path):
+    """`refused(command, *flags)`: runs it, checks how it is refused and that tmp_path is unchanged; the line."""
+
+    def run(command, *flags):
+        main = train_command.main if command == 'train' else commands.main
+        monkeypatch.setattr(sys, 'argv', ['program', *([] if command == 'train' else [command]), *map(str, flags)])
+        before = contents(tmp_path)
+        capfd.readouterr()
+        status = exit_status(main)
+        out, err = capfd.readouterr()
+        assert status == 2, err
+        assert out == ''
+        assert err.count('\n') == 1 and err.startswith('error: ') and len(err) > 20, err
+        assert contents(tmp_path) == before
+        return err
+
+    return run

@@ -1,0 +1,138 @@
+"""Whatever is wrong with texts or their config: status 2, one line on stderr, no traceback, and nothing written."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.data.glue_miniatures import VOCABULARY, write_prepared
+from tests.training.tiny import GLUE
+from tests.training.tiny_texts import glue, small_text_flags
+
+pytestmark = pytest.mark.usefixtures('one_layer')
+
+
+@pytest.fixture
+def refuse(refused, texts, tmp_path):
+    """`refuse(**changes)`: the line that train has to say to a small config with those changes."""
+
+    def run(**changes):
+        flags = [f'--config.{flag}' for flag in small_text_flags(texts, **changes)]
+        return refused('train', f'--config={GLUE}', f'--workdir={tmp_path}/run', *flags)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        (glue('imdb'), "data.task must be one of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, got 'imdb'"),
+        ({'model__num_selected': 5}, 'model.num_selected must be at most model.num_experts = 4, got 5'),
+        ({'data__max_length': 32}, 'data.max_length must be at most model.max_length = 16, got 32'),
+        ({'model__vocab_size': 20}, f'the vocabulary has {len(VOCABULARY)} pieces, model.vocab_size is 20'),
+        ({'model__num_classes': 3}, 'model.num_classes is 3, the data has 2 classes: --config.model.num_classes=2'),
+        (glue('stsb', model__num_classes=2), 'model.num_classes is 2, the data has 1 classes'),
+        (glue('mnli', model__num_classes=2), 'model.num_classes is 2, the data has 3 classes'),
+        ({'data__text_columns': 'first,third'}, "has no column 'third': its columns are 'first', 'second', 'label'"),
+        ({'data__label_column': 'class'}, "has no column 'class': its columns are 'first', 'second', 'label'"),
+        ({'data__text_columns': 'a,b,c'}, 'text_columns must be one or two names of columns'),
+        ({'data__text_columns': ' , '}, 'text_columns must be one or two names of columns'),
+        ({'data__regression': True}, "own/train.tsv' line 2: label 'a dog' is not a number"),
+        ({'data__vocabulary': ''}, 'data.vocabulary must name a vocab.txt or tokenizer.json: model.pretrained names'),
+        ({'data__vocabulary': '{texts}/nowhere.txt'}, 'nowhere.txt'),
+        ({'data__vocabulary': '{texts}/numbers.tsv'}, 'vocabulary must name a vocab.txt or tokenizer.json'),
+        ({'data__path': '{texts}/nowhere'}, 'nowhere\' does not exist'),
+        ({'data__path': ''}, 'path must name a file'),
+        (glue('rte', data__path=''), 'path must name a folder with RTE/train.tsv'),
+        (glue('cola'), 'CoLA/train.tsv (the original files) or glue/cola (prepared by TFDS)'),
+        (glue('rte', data__path='{texts}/glue/MNLI'), "MNLI' has no dev.tsv: expected train.tsv, dev.tsv"),
+        ({'partition__batch_size': 49}, 'partition.batch_size must be at most the 48 training examples, got 49'),
+        ({'partition__start_step': 6}, 'the last round of the partition comes after 6 steps, train.steps is 6'),
+        ({'partition__keep_static': 'ffn'}, 'a network that is wholly static is --config.model.ffn=dense'),
+        ({'partition__keep_dynamic': 'conv'}, "keep_dynamic = 'conv' matches none of the parameters layer_0/ffn/"),
+        ({'data__batch_size': 12}, 'data.batch_size must be a multiple of 8 (8 devices'),
+        ({'optim__accumulate_steps': 2}, 'must be a multiple of 16 (8 devices × optim.accumulate_steps = 2), got 8'),
+    ],
+)
+def test_bad_configs(refuse, changes, says):
+    assert says in refuse(**changes)
+
+
+def test_weights_that_do_not_fit(refuse, texts, tmp_path):
+    for path in ('nowhere', 'empty', 'other'):
+        folder = tmp_path / path
+        if path != 'nowhere':
+            shutil.copytree(texts / 'weights', folder)
+        if path == 'empty':
+            (folder / 'model.safetensors').unlink()
+        if path == 'other':
+            config = json.loads((folder / 'config.json').read_text())
+            (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 32}))
+        line = refuse(model__pretrained=str(folder))
+        assert str(folder) in line, line
+
+
+def write_own(folder, name, content):
+    """A folder whose train file has that content, and which is right but for that."""
+    folder.mkdir()
+    (folder / 'val.csv').write_text('text,label\nthe cat,yes\n')
+    path = folder / f'train.{name}'
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return {'data__path': str(folder), 'data__text_columns': 'text'}
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'says'),
+    [
+        ('tsv', '', "train.tsv' is empty"),
+        ('tsv', 'text\tlabel\n', "train.tsv' holds no row below its header"),
+        ('csv', b'text,label\nthe cat,yes\na caf\xe9,no\n', "train.csv' line 3 is not UTF-8: byte 0xe9"),
+        ('csv', 'text,label\n ,yes\n  ,no\n', "all 2 texts in column 'text' of "),
+        ('jsonl', '{"text": "the cat", "label": "yes"}\n{"text": ', 'line 2'),
+        ('csv', 'text,label\nthe cat,yes\nthe dog,yes\n', "train.csv' has only the label 'yes'"),
+        ('csv', 'text,label\nthe cat,\n', "line 2: its label is empty"),
+        ('csv', 'text,label\nthe cat\n', 'line 2'),
+        ('txt', 'text,label\nthe cat,yes\n', 'must hold one train file'),
+    ],
+)
+def test_bad_files(refuse, tmp_path, name, content, says):
+    assert says in refuse(**write_own(tmp_path / 'mine', name, content))
+
+
+def test_texts_that_are_all_empty(refuse, tmp_path):
+    content = 'text,label\n' + ' ,yes\n,no\n' * 3
+    for on_bad in ('stop', 'skip'):
+        folder = tmp_path / on_bad
+        line = refuse(**write_own(folder, 'csv', content), data__on_bad=on_bad)
+        assert 'train.csv' in line and ('text' in line or 'empty' in line), line
+
+
+def test_a_label_outside_of_the_set_is_named_with_file_and_line(refuse, texts, tmp_path):
+    own = write_own(tmp_path / 'mine', 'csv', 'text,label\nthe cat,yes\nthe dog,no\n')
+    (tmp_path / 'mine' / 'val.csv').write_text('text,label\nthe cat,yes\nthe dog,maybe\n')
+    line = refuse(**own)
+    assert "val.csv' line 3: label 'maybe' is not one of no, yes" in line
+    shutil.copytree(texts / 'glue', tmp_path / 'glue')
+    path = tmp_path / 'glue' / 'RTE' / 'train.tsv'
+    path.write_text(path.read_text().replace('not_entailment', 'neutral', 1))
+    line = refuse(**glue('rte', data__path=f'{tmp_path}/glue'))
+    assert "RTE/train.tsv' line 2: label 'neutral' is not one of entailment, not_entailment" in line
+
+
+def test_a_set_of_tfds_that_is_not_prepared(refuse, tmp_path):
+    """At once, with how to prepare it; another task that is there is not taken for it."""
+    (tmp_path / 'tfds').mkdir()
+    for prepared in (False, True):
+        if prepared:
+            write_prepared(tmp_path / 'tfds', 'wnli')
+        line = refuse(**glue('rte', data__path=f'{tmp_path}/tfds'))
+        assert 'glue/rte (prepared by TFDS)' in line and 'download_and_prepare' in line, line
+
+
+def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_path):
+    workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
+    assert 'was made by another config' in refuse(optim__learning_rate=0.5)
+    line = refused('evaluate', f'--workdir={workdir}', '--config.data.task=mrpc')
+    assert 'only data.path, debug, model.plan, model.remat, parallel, train.keep_checkpoints' in line
+    line = refused('evaluate', f'--workdir={workdir}', f'--config.data.path={tmp_path}/nowhere')
+    assert "nowhere' does not exist" in line

@@ -1,0 +1,219 @@
+"""Runs on texts, from a file to a result: what they log, what they leave, and what an interruption changes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pad_jax.partition import PartitionError
+from pad_jax.training import trainer
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.mixtures import index_columns
+from pad_jax.training.partitioning import partition_state
+from pad_jax.training.setup import (
+    Lengths,
+    make_exclusions,
+    make_inputs,
+    make_model,
+    make_run_optimizer,
+    make_task,
+    open_source,
+)
+from pad_jax.training.state import init_state
+from pad_jax.training.steps import make_problem
+from pad_jax.training.trainer import train
+from pad_jax.training.writers import read_metrics
+from tests.training.conftest import run_command
+from tests.training.tiny import GLUE, one_device
+from tests.training.tiny_texts import (
+    NUM_TRAIN,
+    NUM_VAL,
+    REGRESSION,
+    TEXT_ROUNDS,
+    glue,
+    small_text_config,
+    small_text_flags,
+)
+from tests.training.trainer_test import Killed, assert_same_run, kill_before, load_state
+
+pytestmark = pytest.mark.usefixtures('one_layer')
+
+ROUTERS = {'router_loss', 'load_cv', 'dropped_fraction', 'router_entropy', *(f'load_{expert}' for expert in range(4))}
+TRAINED = {'step', 'split', 'loss', 'gradient_norm', 'learning_rate', 'dynamic_fraction'}
+
+
+def rows_of(workdir, split):
+    return [row for row in read_metrics(workdir) if row['split'] == split]
+
+
+def test_every_value_is_logged_by_its_name(finished_text_run):
+    rows = rows_of(finished_text_run, 'train')
+    assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert row.keys() == TRAINED | ROUTERS | {'accuracy'}
+        assert sum(row[f'load_{expert}'] for expert in range(4)) == pytest.approx(1, abs=1e-6)
+        assert row['dropped_fraction'] == 0 and row['router_loss'] > 0
+        # Routers start from zero: uniform over four experts, ln 4 nats.
+        assert row['router_entropy'] == pytest.approx(np.log(4), abs=1e-2)
+    for row in rows_of(finished_text_run, 'eval'):
+        assert row.keys() == {'step', 'split', 'loss', 'accuracy', 'expert_similarity'}
+        assert row['accuracy'] * NUM_VAL == pytest.approx(round(row['accuracy'] * NUM_VAL))
+    # Experts are drawn apart; what is static is the same in all of them.
+    first, last = (row['expert_similarity'] for row in rows_of(finished_text_run, 'eval'))
+    assert abs(first) < 0.1 < last
+    assert [row['step'] for row in rows_of(finished_text_run, 'partition')] == [3, 5]
+    for row in rows_of(finished_text_run, 'partition'):
+        assert row.keys() == {'step', 'split', 'round', 'dynamic_fraction', 'loss_before', 'loss_after'}
+    # 16·24 positions in each of the two mixtures: the root of a half of 768, then half.
+    fractions = [row['dynamic_fraction'] for row in rows]
+    assert fractions == [1, 1, 1, round(768 * 0.5**0.5) / 768, round(768 * 0.5**0.5) / 768, 0.5]
+
+
+def test_a_run_on_texts_of_ones_own_leaves_what_evaluate_finds(finished_text_run):
+    found, last = evaluate_workdir(finished_text_run), rows_of(finished_text_run, 'eval')[-1]
+    assert found == {'step': 6, 'examples': NUM_VAL, 'loss': last['loss'], 'accuracy': last['accuracy']}
+    data = json.loads((finished_text_run / 'data.json').read_text())
+    assert data == {'class_names': ['a cat', 'a dog'], 'num_train': NUM_TRAIN, 'num_eval': NUM_VAL}
+    partition = json.loads((finished_text_run / 'partition.json').read_text())
+    assert [layer['name'] for layer in partition['layers']] == ['layer_0/ffn/down', 'layer_0/ffn/up']
+    assert partition['rounds_done'] == partition['rounds'] == 2
+    assert partition['totals']['dynamic_fraction'] == 0.5
+
+
+def test_a_run_of_regression(texts, tmp_path):
+    """Without mixtures, so that nothing of routers is there; a file of its own and a task of GLUE."""
+    for name, changes in (('own', REGRESSION), ('stsb', glue('stsb'))):
+        workdir = tmp_path / name
+        config = small_text_config(texts, **changes, model__ffn='dense')
+        last = train(config, workdir, devices=one_device())
+        assert last.keys() == {'step', 'split', 'loss', 'pearson', 'spearman'}
+        assert all(row.keys() == TRAINED for row in rows_of(workdir, 'train'))
+        assert json.loads((workdir / 'data.json').read_text())['class_names'] == []
+        found = evaluate_workdir(workdir)
+        assert {key: found[key] for key in ('loss', 'pearson', 'spearman')} == {
+            key: last[key] for key in ('loss', 'pearson', 'spearman')
+        }
+        assert not rows_of(workdir, 'partition')
+
+
+def test_each_split_of_mnli_has_its_own_metrics(texts, tmp_path):
+    config = small_text_config(texts, **glue('mnli'), model__ffn='dense', train__steps=2)
+    last = train(config, tmp_path, devices=one_device())
+    names = {'validation_matched/accuracy', 'validation_mismatched/accuracy'}
+    assert last.keys() == {'step', 'split', 'loss'} | names
+    found = evaluate_workdir(tmp_path)
+    assert found['examples'] == 6 and {name: found[name] for name in names} == {name: last[name] for name in names}
+
+
+def interrupt(monkeypatch, config, workdir, name, step):
+    with monkeypatch.context() as patch:
+        kill_before(patch, name, step)
+        with pytest.raises(Killed):
+            train(config, workdir, devices=one_device())
+
+
+@pytest.mark.parametrize(
+    ('name', 'step'),
+    [
+        ('_train', 4),  # after a round, whose result is in no checkpoint
+        ('_train', 6),  # between two rounds, and after the last
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_text_run, tmp_path, name, step):
+    config = small_text_config(texts, **TEXT_ROUNDS)
+    interrupt(monkeypatch, config, tmp_path, name, step)
+    train(config, tmp_path, devices=one_device())
+    assert_same_run(tmp_path, finished_text_run, config)
+
+
+def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monkeypatch, texts, tmp_path):
+    """Which columns those are is in no checkpoint: it follows from the masks."""
+    rounds = TEXT_ROUNDS | {'partition__rounds': 1, 'partition__start_step': 2}
+    config = small_text_config(texts, **rounds, partition__granularity='output', model__plan='blocks', train__steps=5)
+    seen = []
+
+    def index(state):
+        found = index_columns(state)
+        seen.append((int(state.step), jax.tree.map(len, found.columns)))
+        return found
+
+    monkeypatch.setattr(trainer, 'index_columns', index)
+    train(config, tmp_path / 'straight', devices=one_device())
+    state = load_state(tmp_path / 'straight', config)
+    counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)
+    assert state.columns == {} and sum(jax.tree.leaves(counts)) > 0
+    assert seen == [(0, {}), (2, counts)]
+    interrupt(monkeypatch, config, tmp_path / 'broken', '_train', 5)
+    train(config, tmp_path / 'broken', devices=one_device())
+    assert seen[2:] == [(0, {}), (2, counts), (4, counts)]
+    assert_same_run(tmp_path / 'broken', tmp_path / 'straight', config)
+    assert Checkpoints(tmp_path / 'straight' / 'checkpoints')._manager.item_metadata(5).state['columns'] == {}
+
+
+UPCYCLED = {'model__pretrained': '{texts}/weights', 'model__dropout': 0.0}
+
+
+def test_copies_of_one_layer_are_refused_at_the_first_step_with_advice(texts, tmp_path):
+    """An upcycled network whose partition comes before training: nothing tells its experts apart."""
+    flags = [f'--config.{flag}' for flag in small_text_flags(texts, **UPCYCLED)]
+    status, out, err = run_command('train', f'--config={GLUE}', f'--workdir={tmp_path}/run', *flags)
+    line = err.splitlines()[-1]
+    assert status == 2 and out == ''
+    assert line.startswith('error: the dynamic factors of layer_0/ffn/') and 'all equal its static parameters' in line
+    assert "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude'" in line
+    with pytest.raises(PartitionError):
+        train(small_text_config(texts, **UPCYCLED), tmp_path / 'again', devices=one_device())
+
+
+def test_rounds_of_an_upcycled_network_do_not_move_its_loss(texts, tmp_path):
+    config = small_text_config(texts, **UPCYCLED, **TEXT_ROUNDS, optim__learning_rate=3e-2)
+    assert config.partition.handoff == 'mean'
+    train(config, tmp_path, devices=one_device())
+    rounds, losses = rows_of(tmp_path, 'partition'), [row['loss'] for row in rows_of(tmp_path, 'train')]
+    assert [row['step'] for row in rounds] == [3, 5] and np.ptp(losses) > 0.05
+    for row in rounds:
+        assert row['loss_before'] != row['loss_after']
+        assert row['loss_after'] == pytest.approx(row['loss_before'], abs=0.01)
+    # Copies at first, and now no more.
+    similar = [row['expert_similarity'] for row in rows_of(tmp_path, 'eval')]
+    assert all(0.5 < value < 0.9999 for value in similar), similar
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output'])
+def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granularity):
+    """On experts that are one dense layer with a little noise each, beside a static layer that is drawn on its own."""
+    config = small_text_config(texts, partition__granularity=granularity, partition__batch_size=32)
+    model, source, task = make_model(config), open_source(config), make_task(config)
+    state = init_state(model, make_run_optimizer(config, Lengths(6, 0)), make_inputs(config), seed=3)
+    generator = np.random.default_rng(0)
+
+    def perturb(path, leaf):
+        draw = lambda *shape: generator.normal(size=shape).astype(np.float32)  # noqa: E731
+        names = [part.key for part in path]
+        if names[-1] == 'kernel' and leaf.ndim == 3:
+            return draw(*leaf.shape[1:]) + 0.05 * draw(*leaf.shape)
+        if names[0] in ('pooler', 'classifier') and names[-1] == 'kernel':
+            return 3 * draw(*leaf.shape)
+        return draw(*leaf.shape) if names[-1] in ('static_kernel', 'gate') else leaf
+
+    state = state.replace(params=jax.tree_util.tree_map_with_path(perturb, state.params))
+    jumps = {}
+    for handoff in ('mean', 'independent'):
+        after, values = partition_state(
+            state,
+            0.5,
+            problem=make_problem(task, model, config.partition.scales),
+            source=source,
+            temperature=None,
+            batches=1,
+            batch_size=config.partition.batch_size,
+            criterion='sensitivity',
+            scope='global',
+            handoff=handoff,
+            exclusions=make_exclusions(config),
+        )
+        assert values['dynamic_fraction'] == pytest.approx(0.5, abs=0.02) and int(after.round) == 1
+        jumps[handoff] = abs(values['loss_after'] - values['loss_before'])
+    assert 0 < jumps['mean'] < 0.1 * jumps['independent'] and jumps['independent'] > 0.1, jumps

@@ -1,0 +1,156 @@
+"""The steps on networks of texts: what is in the gradient, and that devices and microbatches change nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pad_jax.pretrained import load_pretrained
+from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.parallel import Replicas
+from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
+from pad_jax.training.state import init_state
+from pad_jax.training.steps import eval_step, make_problem, train_step
+from tests.training.parallel_test import assert_states_close
+from tests.training.tiny_texts import REGRESSION, small_text_config
+
+pytestmark = pytest.mark.usefixtures('one_layer')
+
+HEAT = {'temperature': 1.0, 'temperature_steps': 0}
+STEPS = 2
+
+
+def sgd():
+    return make_optimizer('sgd', 0.5, 'constant', 0, 0.0, 0.0, STEPS)
+
+
+def start(config):
+    """Half of the positions static, and a head that says something from the first step on."""
+    state = init_state(make_model(config), sgd(), make_inputs(config), 0)
+    params = state.params | {'classifier': jax.tree.map(lambda leaf: leaf + 0.3, state.params['classifier'])}
+    halve = lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape)  # noqa: E731
+    return state.replace(masks=jax.tree.map(halve, state.masks), params=params)
+
+
+def train_on(config, state, form='pmap', num_devices=1, accumulate_steps=1):
+    """(final state, metrics of each step, sums of an evaluation)."""
+    replicas, source = Replicas(form, jax.local_devices()[:num_devices]), open_source(config)
+    static = {'task': make_task(config), 'model': make_model(config), **HEAT}
+    step = replicas.map_step(train_step, donate=True, optimizer=sgd(), accumulate_steps=accumulate_steps, **static)
+    evaluate = replicas.map_step(eval_step, donate=False, **static)
+    state, metrics = replicas.place_state(state), []
+    for number in range(STEPS):
+        state, values = step(state, replicas.place_batch(source.train_batch(number)))
+        metrics.append({name: float(value) for name, value in replicas.fetch(values).items()})
+    sums = replicas.fetch(evaluate(state, replicas.place_batch(list(source.eval_batches())[-1])))
+    return replicas.fetch(state), metrics, sums
+
+
+def settled(texts, **changes):
+    """A network without any chance: nothing is dropped out, and a router's noise decides nothing.
+
+    With one expert for each token its weight is 1, and gates that are this large leave the choice to the token. The
+    balance is a value of each replica's own tokens, so it is left out.
+    """
+    choice = {'model__dropout': 0.0, 'model__balance_coefficient': 0.0, 'model__num_selected': 1}
+    config = small_text_config(texts, **choice | changes)
+    state, generator = start(config), np.random.default_rng(0)
+
+    def enlarge(path, leaf):
+        return 1e4 * generator.normal(size=leaf.shape).astype(np.float32) if path[-1].key == 'gate' else leaf
+
+    return config, state.replace(params=jax.tree_util.tree_map_with_path(enlarge, state.params))
+
+
+def assert_alike(first, second, rtol):
+    assert_states_close(first[0], second[0], rtol)
+    for one, other in zip(first[1], second[1], strict=True):
+        # Tokens are not spread evenly over replicas, so these are means of means.
+        mean_of_means = {'load_cv', 'router_entropy', 'router_loss', *(f'load_{expert}' for expert in range(4))}
+        assert {name: one[name] for name in one.keys() - mean_of_means} == pytest.approx(
+            {name: other[name] for name in other.keys() - mean_of_means}, rel=rtol, abs=1e-6
+        )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), first[2], second[2])
+
+
+def test_pmap_equals_shard_map(texts):
+    """Dropout and noise included; on eight devices, whose outputs come back in the order of the batch."""
+    config = small_text_config(texts)
+    first, second = (train_on(config, start(config), form, 8) for form in ('pmap', 'shard_map'))
+    assert first[2]['outputs'].shape == (8, 2) and float(first[2]['weight']) == 4
+    assert_alike(first, second, rtol=1e-5)
+
+
+def test_one_device_equals_eight_and_microbatches_the_whole(texts):
+    config, state = settled(texts)
+    one = train_on(config, state)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), state.params, one[0].params)
+    assert all(jax.tree.leaves(moved['layer_0']['ffn']['up']['kernel']))
+    assert one[1][0]['loss'] != pytest.approx(one[1][1]['loss'], rel=1e-3)
+    for other in ({'num_devices': 8}, {'accumulate_steps': 4}, {'num_devices': 2, 'accumulate_steps': 2}):
+        assert_alike(one, train_on(config, state, **other), rtol=1e-4)
+
+
+def test_one_device_equals_eight_in_regression(texts):
+    config, state = settled(texts, **REGRESSION, model__ffn='dense')
+    one, eight = train_on(config, state), train_on(config, state, num_devices=8)
+    assert one[1][0].keys() == {'loss', 'gradient_norm'}
+    assert_alike(one, eight, rtol=1e-4)
+
+
+def compile_step(config, model):
+    return jax.jit(functools.partial(train_step, task=make_task(config), model=model, optimizer=sgd(), **HEAT))
+
+
+def test_dropout_and_noise_are_drawn_anew_for_each_step_and_part(texts):
+    config = small_text_config(texts)
+    state, batch = start(config), open_source(config).train_batch(0)
+    step = compile_step(config, make_model(config))
+    losses = [float(step(state.replace(step=jnp.int32(number)), batch)[1]['loss']) for number in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_the_loss_of_routers_is_in_the_gradient(texts):
+    """Copies of one layer: which of them a token has changes nothing, so a router learns from its own loss alone."""
+    losses = []
+    for balance, z in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        config = small_text_config(
+            texts,
+            model__balance_coefficient=balance,
+            model__z_coefficient=z,
+            partition__dynamic_fraction=1.0,
+        )
+        model = make_model(config)
+        state = init_state(model, sgd(), make_inputs(config), 0)
+        params = load_pretrained(texts / 'weights', state.params, num_heads=2).params
+        params['classifier']['kernel'] = np.tile(np.float32([0.5, -0.5]), (16, 1))
+        after, metrics = compile_step(config, model)(state.replace(params=params), open_source(config).train_batch(0))
+        losses.append(float(metrics['loss']))
+        learns = balance + z > 0
+        assert (float(metrics['router_loss']) > 0) == learns
+        for name in ('up', 'down'):
+            old, new = params['layer_0']['ffn'][name], after.params['layer_0']['ffn'][name]
+            moved = np.abs(new['router']['gate'] - old['router']['gate']).max()
+            assert moved > 1e-4 if learns else moved < 1e-6, (balance, z, moved)
+            assert (np.asarray(new['kernel']) != np.asarray(old['kernel'])).any()
+    # What is logged is the task's own.
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_scores_see_neither_dropout_nor_noise_nor_the_loss_of_routers(texts):
+    config = small_text_config(texts, model__dropout=0.5, model__balance_coefficient=1.0)
+    state, task, model = start(config), make_task(config), make_model(config)
+    problem = make_problem(task, model, 'both')
+    assert problem is make_problem(task, make_model(config), 'both')
+    batch = open_source(config).scoring_batch(0, 8)
+    gates = jax.tree.map(jnp.float32, state.masks)
+
+    @jax.jit
+    def compare(state, gates, batch):
+        logits, _ = model.apply(state.variables, batch['tokens'], batch['segments'], batch['valid'])
+        return jax.nn.log_softmax(logits), problem.loss(state.params, gates, batch)
+
+    logarithms, found = compare(state, gates, batch)
+    assert float(found) == pytest.approx(-np.asarray(logarithms)[np.arange(8), batch['label']].mean(), rel=1e-5)

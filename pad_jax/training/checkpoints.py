@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -53,7 +54,7 @@ class Checkpoints:
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave({'format': FORMAT}))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_stored_fields(state)), about=ocp.args.JsonSave({'format': FORMAT}))
         self._manager.save(int(state.step), args=arguments)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
@@ -76,9 +77,12 @@ class Checkpoints:
             )
         self._check_fits(step, like, where)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), _stored_fields(like)
+        )
         with self._as_bad_input(step):
-            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        return like.replace(**found)
 
     def _check_fits(self, step: int, like: TrainState, where: Path) -> None:
         with self._as_bad_input(step):
@@ -86,7 +90,7 @@ class Checkpoints:
             stored = _describe_leaves(self._manager.item_metadata(step).state)
         if not stored:
             raise self._damaged(step, 'its state/_METADATA lists no array')
-        wanted = _describe_leaves(like)
+        wanted = _describe_leaves(_stored_fields(like))
         differing = sorted(
             f'{name}: {stored.get(name, "missing")} in the checkpoint, {wanted.get(name, "missing")} in the model'
             for name in stored.keys() | wanted.keys()
@@ -117,6 +121,11 @@ class Checkpoints:
     def close(self) -> None:
         if self._manager:
             self._manager.close()
+
+
+def _stored_fields(state: TrainState) -> dict[str, Any]:
+    """All that a checkpoint holds of a state: columns follow from the masks."""
+    return {name: value for name, value in vars(state).items() if name != 'columns'}
 
 
 def _check_arrays(folder: Path) -> None:

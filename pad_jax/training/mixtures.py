@@ -12,7 +12,7 @@ def index_columns(state: TrainState) -> TrainState:
 
 
 def forget_columns(state: TrainState) -> TrainState:
-    """The state as a checkpoint and the partition want it: columns follow from masks."""
+    """The state as the partition wants it: scoring needs the gates of all columns."""
     return state.replace(columns={})
 
 

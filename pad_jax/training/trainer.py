@@ -228,7 +228,7 @@ class _Run:
 
     def _save(self, step: int) -> None:
         with self.clock.paused(step, self.state):
-            self.checkpoints.save(forget_columns(self.replicas.fetch(self.state)))
+            self.checkpoints.save(self.replicas.fetch(self.state))
 
     def _partition_if_due(self, step: int) -> None:
         """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""

@@ -59,6 +59,15 @@ def test_the_whole_state_comes_back(tmp_path, state):
     assert found.masks['conv']['kernel'].dtype == bool
 
 
+def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
+    """Another set of names is another format. Columns are none of them: they follow from the masks."""
+    saved = Checkpoints(tmp_path / 'checkpoints', keep=1)
+    saved.save(state.replace(columns={'conv': jnp.arange(3)}))
+    names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
+    assert FORMAT == 1 and set(saved._manager.item_metadata(7).state) == names
+    assert saved.restore(like()).columns == {}
+
+
 def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):
     saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
     for step in (2, 4, 10):

@@ -128,7 +128,16 @@ def test_partially_dynamic_is_the_loop_over_tokens_and_experts(dispatcher, kind,
                 check_layer(layer, kind, 37, 'padding', indexed=True)
 
 
+@pytest.fixture
+def release_executables():
+    """Afterwards drops what was compiled: each keeps memory maps, and a process may have some 65 thousand of them."""
+    yield
+    compiled.cache_clear()
+    jax.clear_caches()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures('release_executables')
 @pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES)
 @pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize('dispatcher', DISPATCHERS)

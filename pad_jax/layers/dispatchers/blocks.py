@@ -74,7 +74,7 @@ def _multiply(x, weights, layout, transposed, spread, combine):
             product = lax.dot_general(_block_of(x, layout, start, size, spread), matrix, contracted)
             return lax.dynamic_update_slice_in_dim(found, product, start, 0)
 
-        return _over_blocks(multiply_block, layout.starts[expert], layout.counts[expert], found)
+        return _over_blocks(multiply_block, layout, expert, found)
 
     found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
     found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
@@ -94,15 +94,18 @@ def _accumulate(left, right, layout, spread_left, spread_right):
             rights = _block_of(right, layout, start, size, spread_right)
             return total + lax.dot_general(lefts, rights, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
-        total = _over_blocks(add_block, layout.starts[expert], layout.counts[expert], jnp.zeros(shape, wide))
+        total = _over_blocks(add_block, layout, expert, jnp.zeros(shape, wide))
         return lax.dynamic_update_index_in_dim(found, total, expert, 0)
 
     return lax.fori_loop(0, num_experts, accumulate_expert, jnp.zeros((num_experts, *shape), wide))
 
 
-def _over_blocks(function, start, count, carry):
-    """Folds `function(first row, size, carry)` over `count` rows from `start`, rounded up to whole small blocks."""
+def _over_blocks(function, layout, expert, carry):
+    """Folds `function(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
+    start, count = layout.starts[expert], layout.counts[expert]
     for size in BLOCK_SIZES:
+        if size > layout.slots.shape[0]:
+            continue  # no such block fits, and a slice of that size would be an error even if it is never taken
         num_blocks = count // size if size != BLOCK_SIZES[-1] else -(-count // size)
         carry = lax.fori_loop(
             0,

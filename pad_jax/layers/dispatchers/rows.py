@@ -57,6 +57,7 @@ def lay_out(
     """The layout in which slot (n, s) stands in row starts[expert] + rank where `kept` (bool[N, k]), else nowhere."""
     experts, weights = assignment
     positions = jnp.where(kept, jnp.take(starts, experts, mode='clip') + ranks, num_rows)
+    positions = positions.astype(jnp.int32)  # under 64 bits a cumulated count is wider
     slots = jnp.full(num_rows, experts.size, jnp.int32)
     slots = slots.at[positions.reshape(-1)].set(jnp.arange(experts.size, dtype=jnp.int32), mode='drop')
     return RowLayout(experts, jnp.where(kept, weights, 0), positions, slots, starts, counts)

@@ -1,8 +1,8 @@
 """Parameters of a Flax network, layer by layer: dynamic, static, and the rest. Reads shapes and masks.
 
 A dynamic layer is a module that sows `routing`. Its factors are the params that have a mask, or, in a fully dynamic
-layer, its `kernel`; K is the length of their stack axis. What is counted is what is alive: K parameters at a dynamic
-position, one at a static position.
+layer, those of a name in `FACTORS`; K is the length of their stack axis. What is counted is what is alive: K parameters
+at a dynamic position, one at a static position.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ import jax
 
 from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
 from pad_jax.partition.masks import group_size, leaf_names
+
+FACTORS = ('kernel', 'neurons')
+"""What a dynamic layer without masks may call its dynamic factors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _count_modules(params, masks, routing, num_dynamic, path) -> Iterator[LayerC
 
 def _count_dynamic_layer(params, masks, num_dynamic, path) -> LayerCount:
     positions = dynamic_positions = stored = 0
-    for name in masks or ['kernel']:
+    for name in masks or [name for name in FACTORS if name in params]:
         factors = params[name]
         num_factors, size = factors.shape[0], math.prod(factors.shape[1:])
         positions += size

@@ -119,3 +119,13 @@ def test_the_count_of_a_small_network_by_hand(capsys):
     assert (conv['positions'], conv['other_parameters']) == (36, 9)
     assert conv['dynamic_parameters'] == 3 * conv['dynamic_positions']
     assert conv['static_parameters'] == 36 - conv['dynamic_positions']
+
+
+@pytest.mark.parametrize('fraction', [1.0, 0.5])
+def test_whole_experts_by_hand(fraction):
+    """A neuron of an expert is its input weights, its bias and its output weights, one column of one array."""
+    report = report_counts(plan('glue_minilm_pad.py', model__ffn='ffn', partition__dynamic_fraction=fraction))
+    positions = 6 * (2 * 384 + 1) * 1536  # layers · (2C + 1) · F
+    assert report['positions'] == positions
+    assert report['dynamic_parameters'] == 8 * positions * fraction
+    assert report['static_parameters'] == positions * (1 - fraction)

@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     # Experts that were copied from one dense layer carry no signal until they have trained apart.
     config.partition.rounds = 4  # T
     config.partition.schedule = 'exponential'  # κ after each round: exponential, linear, one_shot
-    config.partition.start_step = 40  # steps before the first round
-    config.partition.every_steps = 20  # steps between rounds; 0 = one after the other
+    config.partition.start_step = 20  # steps before the first round
+    config.partition.every_steps = 10  # steps between rounds; 0 = one after the other
     config.partition.batches = 10  # scoring batches for each round
     config.partition.batch_size = 32  # examples in each
     config.partition.handoff = 'mean'  # a static parameter starts from the experts' mean, or keeps its own value

@@ -15,6 +15,7 @@ os.environ['MPLBACKEND'] = 'Agg'
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -23,3 +24,10 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 hypothesis.settings.register_profile('desk', deadline=None)
 hypothesis.settings.register_profile('ci', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'desk')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def release_executables():
+    """Drops what a file's tests compiled: each program keeps memory maps, and a process may have 65 thousand of them."""
+    yield
+    jax.clear_caches()

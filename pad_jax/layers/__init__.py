@@ -8,8 +8,9 @@ from pad_jax.layers.dynamic_columns import index_dynamic_columns
 from pad_jax.layers.dynamic_conv import DynamicConv, dynamic_convolution
 from pad_jax.layers.gating import Assignment, assign_top_k
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES
-from pad_jax.layers.mixture_ffn import MixtureFFN, join_neurons, split_neurons
+from pad_jax.layers.mixture_ffn import MixtureFFN
 from pad_jax.layers.mixture_linear import MixtureLinear
+from pad_jax.layers.neurons import join_neurons, split_neurons
 from pad_jax.layers.router import ROUTINGS, Router
 from pad_jax.layers.routing import Attention, attend
 from pad_jax.layers.similarity import expert_similarity, measure_similarity

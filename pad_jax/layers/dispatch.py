@@ -1,7 +1,7 @@
 """How tokens reach their experts: a table of dispatchers that all give the same numbers where none drops a token.
 
 A dispatcher brings tokens into rows, each of which belongs to one expert; what rows are is its own affair, so a
-single matrix and a whole feed-forward network of an expert are built from the same five functions:
+single matrix and a whole feed-forward network of an expert are built from the same functions:
 
     arrange(assignment, num_experts, capacity_factor) -> layout
         The layout is a NamedTuple that has at least `experts` int32[N, k] and `weights` float[N, k], the latter zero
@@ -15,7 +15,7 @@ single matrix and a whole feed-forward network of an expert are built from the s
         The vector of its expert for each row.
     combine(rows, layout, weighted=True) -> [N, F]
         The sum of a token's rows, each times the weight of its slot if `weighted`; zero for a token without rows.
-    dropped(layout) -> float32[], share of the valid slots that have no row.
+    dropped(layout) -> int32[], valid slots that have no row.
 
 Arrays keep the dtype of x and rows. A row that belongs to no slot adds nothing to any output or gradient, as long as
 what is done to rows in between maps zero to zero. One of spread and combine is weighted; where experts are linear, it
@@ -69,11 +69,11 @@ DISPATCHERS = {
     'dense': Dispatcher(
         arrange_dense,
         _with_ends(multiply_dense, spread_dense, combine_dense),
-        True,
-        spread_dense,
-        take_dense,
-        combine_dense,
-        dropped_dense,
+        dropless=True,
+        spread=spread_dense,
+        take=take_dense,
+        combine=combine_dense,
+        dropped=dropped_dense,
     ),
     'blocks': Dispatcher(arrange_blocks, multiply_blocks, dropless=True),
     'capacity': Dispatcher(arrange_capacity, _with_ends(multiply_capacity), dropless=False),
@@ -86,9 +86,9 @@ def choose_dispatcher(num_tokens: int, num_experts: int, num_selected: int, plat
     """Name of a dropless dispatcher that should be fast, from shapes alone: a pure function, at trace time.
 
     `dense` where it computes no more rows than padding would cost the others, and where the number of tokens is a
-    symbol; else `blocks` on CPU, where ragged_dot computes every expert for every token, and `ragged` elsewhere.
-    The choice on CPU is measured (docs/benchmarks.md). That on accelerators is not: ragged_dot has kernels of its own
-    there, while the loops of `blocks` would wait for the device at every trip.
+    symbol; else `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes
+    every expert for every token, and on GPU it may. The choice on CPU is measured (docs/benchmarks.md), that on
+    accelerators is not.
 
     Args:
       num_tokens: N, or a symbolic dimension.
@@ -99,11 +99,11 @@ def choose_dispatcher(num_tokens: int, num_experts: int, num_selected: int, plat
       A key of DISPATCHERS.
 
     >>> choose_dispatcher(2048, 8, 2, 'cpu'), choose_dispatcher(2048, 8, 8, 'cpu'), choose_dispatcher(2048, 8, 2, 'gpu')
-    ('blocks', 'dense', 'ragged')
+    ('blocks', 'dense', 'blocks')
     """
     if not isinstance(num_tokens, int):
         return 'dense'
     if num_tokens * num_experts <= count_block_rows(num_tokens * num_selected, num_experts):
         return 'dense'
     platform = jax.default_backend() if platform is None else platform
-    return 'blocks' if platform == 'cpu' else 'ragged'
+    return 'ragged' if platform == 'tpu' else 'blocks'

@@ -14,21 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pad_jax.layers.neurons import split_neurons
+
 
 def index_dynamic_columns(masks: Mapping) -> dict:
     """The collection 'dynamic_columns' that belongs to the collection 'partition'.
 
-    A mask of one gate for each output, [1, F], or for each input, [C, 1], gets the indices of its dynamic gates;
-    layers without such a mask are left out, and so are the rows of `neurons`: those of one neuron serve different
-    products, so their counts would differ in the mask's values alone. Call it again after every partition round: a
-    layer with an index that is not of its mask computes something else. Scoring needs gradients of gates that are
-    closed as well and goes without the collection.
+    A mask of one gate for each output, [1, F], or for each input, [C, 1], gets the indices of its dynamic gates, and
+    one of the rows of `neurons`, [2C + 1, 1], those of the weights in and of the weights out; layers without such a
+    mask are left out. Call it again after every partition round: a layer computes what its index says, not its mask.
+    Scoring needs the gradients of gates and goes without the collection.
 
     Args:
       masks: nested dict of concrete bool arrays.
 
     Returns:
-      The same nesting of int32[D], ascending.
+      The same nesting of int32[D], ascending; for rows of `neurons` a dict of two, `in` and `out`, each of features.
 
     >>> index_dynamic_columns({'ffn': {'kernel': np.array([[True, False, True]])}})['ffn']['kernel'].tolist()
     [0, 2]
@@ -39,15 +40,17 @@ def index_dynamic_columns(masks: Mapping) -> dict:
             found = index_dynamic_columns(below)
             if found:
                 indices[name] = found
-        elif _has_columns(name, below.shape):
-            indices[name] = jnp.asarray(np.flatnonzero(np.asarray(below)), jnp.int32)
+        elif below.ndim == 2 and (below.shape[0] == 1) != (below.shape[1] == 1):
+            if name == 'neurons' and below.shape[1] == 1:
+                weights_in, _, weights_out = split_neurons(np.asarray(below))
+                indices[name] = {'in': _index_open(weights_in), 'out': _index_open(weights_out)}
+            else:
+                indices[name] = _index_open(np.asarray(below))
     return indices
 
 
-def _has_columns(name, shape):
-    if len(shape) != 2 or (name == 'neurons' and shape[1] == 1):
-        return False
-    return (shape[0] == 1) != (shape[1] == 1)
+def _index_open(mask):
+    return jnp.asarray(np.flatnonzero(mask), jnp.int32)
 
 
 class Columns(NamedTuple):

@@ -120,22 +120,19 @@ def cv_squared(values: jax.Array) -> jax.Array:
     return jnp.var(values, ddof=1) / (jnp.mean(values) ** 2 + 1e-10)
 
 
-def z_loss(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Mean over tokens of (log Σ_e exp logit_e)²: keeps logits small.
+def sum_z_loss(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Sum over tokens of (log Σ_e exp logit_e)², whose mean keeps logits small.
 
     Zoph et al., "ST-MoE", arXiv:2202.08906, equation 5.
     """
-    return _mean_over_valid(jax.nn.logsumexp(logits, axis=-1) ** 2, valid)
+    return _sum_valid(jax.nn.logsumexp(logits, axis=-1) ** 2, valid)
 
 
-def router_entropy(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Mean over tokens of the entropy of softmax(logits) over all experts, in nats: 0 to log E."""
+def sum_entropy(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Sum over tokens of the entropy of softmax(logits) over all experts, in nats: 0 to log E each."""
     log_shares = jax.nn.log_softmax(logits, axis=-1)
-    return _mean_over_valid(-jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1), valid)
+    return _sum_valid(-jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1), valid)
 
 
-def _mean_over_valid(values, valid):
-    """Mean of float[N] over the valid ones; 0 where none is."""
-    if valid is None:
-        return jnp.mean(values)
-    return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(jnp.sum(valid), 1)
+def _sum_valid(values, valid):
+    return jnp.sum(values if valid is None else jnp.where(valid, values, 0))

@@ -1,9 +1,10 @@
 """What the mixtures share: their fields, their router, and the declaration of a partially dynamic parameter.
 
-Legend: N tokens, T sequence length, C input features, E experts, k selected, D dynamic columns.
+Legend: N tokens, T sequence length, C input features, E experts, k selected.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,30 +13,41 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
-from pad_jax.layers.dynamic_columns import Columns, split_columns, take_columns
 from pad_jax.layers.gating import Assignment, dense_gates
-from pad_jax.layers.router import ROUTINGS, Router
+from pad_jax.layers.router import Router, check_routing, sum_replicas
 from pad_jax.partition.masks import SCALES, mask_shape, merge, scale_factors, split
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
 
 
-class Parts(NamedTuple):
-    """A partially dynamic parameter as its layer computes with it.
+class Factors(NamedTuple):
+    """A parameter of a mixture as it was declared.
 
     Attributes:
-      experts: float[E, *shape], effective factors; of the dynamic columns alone where `dynamic_columns` is given.
-      static: what all tokens share and the experts leave out, or None where they hold all of it.
-      dynamic_columns, static_columns: where the columns of both belong; None where both are whole.
-      dynamic_scale, static_scale: what is still to be multiplied with: λd and λs, or 1 where the parts have them.
+      dynamic: float[E, *shape].
+      static, mask: float[*shape] and its mask; None where the layer is fully dynamic.
+      dynamic_scale, static_scale: λd and λs.
+      index: what the collection 'dynamic_columns' holds for it; None where it has none.
     """
 
-    experts: jax.Array
+    dynamic: jax.Array
     static: jax.Array | None = None
-    dynamic_columns: Columns | None = None
-    static_columns: Columns | None = None
+    mask: jax.Array | None = None
     dynamic_scale: jax.Array | float = 1.0
     static_scale: jax.Array | float = 1.0
+    index: Any = None
+
+    def merge(self) -> jax.Array:
+        """[E, *shape]: what each expert computes with, where its tokens get the static part from it too."""
+        if self.mask is None:
+            return self.dynamic
+        return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
+
+    def split(self) -> tuple[jax.Array, jax.Array | None]:
+        """([E, *shape], [*shape]): what the experts compute with, and what all tokens share."""
+        if self.mask is None:
+            return self.dynamic, None
+        return split(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
 
 
 class Mixture(nn.Module, kw_only=True):
@@ -49,7 +61,7 @@ class Mixture(nn.Module, kw_only=True):
 
     At granularity 'output' or 'input' what is static is computed once for each token where the collection
     'dynamic_columns' (see `layers.index_dynamic_columns`) says which columns or rows are dynamic; without it the
-    experts compute them all, with the same outputs and gradients.
+    experts compute them all, with the same outputs and gradients but for those of the mask.
 
     Attributes:
       num_experts, num_selected: E and k, k in [1, E].
@@ -57,7 +69,7 @@ class Mixture(nn.Module, kw_only=True):
       scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
       dispatcher: how tokens reach experts, one of `dispatch.DISPATCHER_NAMES`.
       capacity_factor: > 0, for the dispatcher 'capacity'.
-      routing, noisy, balance_coefficient, z_coefficient: see `Router`.
+      routing, noisy, balance_coefficient, z_coefficient, axis_name: see `Router`.
       dtype: to compute in; None: the wider one of the input's and the parameters'.
       kernel_init: draws each expert's matrix, and the static one, by itself.
 
@@ -77,22 +89,19 @@ class Mixture(nn.Module, kw_only=True):
     z_coefficient: float = 0.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    axis_name: str | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_experts < 1:
-            raise ValueError(f'num_experts must be at least 1, got {self.num_experts}')
-        if not 1 <= self.num_selected <= self.num_experts:
-            raise ValueError(f'num_selected must be in [1, {self.num_experts}], got {self.num_selected}')
-        if not self.capacity_factor > 0:
-            raise ValueError(f'capacity_factor must be above 0, got {self.capacity_factor}')
+        check_routing(self.num_experts, self.num_selected, self.routing)
+        if not 0 < self.capacity_factor < math.inf:
+            raise ValueError(f'capacity_factor must be above 0 and finite, got {self.capacity_factor}')
         for name, allowed in (
             ('granularity', MIXTURE_GRANULARITIES),
             ('scales', SCALES),
             ('dispatcher', DISPATCHER_NAMES),
-            ('routing', ROUTINGS),
         ):
             if getattr(self, name) not in allowed:
                 names = ', '.join(map(str, allowed))
@@ -111,53 +120,39 @@ class Mixture(nn.Module, kw_only=True):
             self.balance_coefficient,
             self.z_coefficient,
             self.param_dtype,
+            self.axis_name,
             name='router',
         )
         assignment, aux = router(x, valid, train)
         self.sow('intermediates', 'routing', dense_gates(assignment, self.num_experts))
         dispatcher = DISPATCHERS[self._dispatcher_name(assignment)]
         layout = dispatcher.arrange(assignment, self.num_experts, self.capacity_factor)
-        return dispatcher, layout, aux | {'dropped_fraction': dispatcher.dropped(layout)}
+        slots = jnp.sum(assignment.experts < self.num_experts)
+        dropped, slots = sum_replicas((dispatcher.dropped(layout), slots), self.axis_name)
+        return dispatcher, layout, aux | {'dropped_fraction': dropped.astype(jnp.float32) / jnp.maximum(slots, 1)}
 
     def _dispatcher_name(self, assignment):
+        num_tokens = assignment.experts.shape[0]
+        if isinstance(num_tokens, int) and num_tokens == 0:
+            return 'dense'  # the others would read rows that aren't there
         if self.dispatcher != 'auto':
             return self.dispatcher
-        return choose_dispatcher(assignment.experts.shape[0], self.num_experts, self.num_selected)
+        return choose_dispatcher(num_tokens, self.num_experts, self.num_selected)
 
-    def _parts(self, name: str, law: Initializer, shape: tuple[int, int], merged: bool) -> Parts:
-        """Declares the parameter [E, *shape], what makes it partially dynamic, and puts both parts together.
-
-        `merged`: the experts may hold the static part too: every token gets all of its experts, whose weights sum to
-        one, so each of them may add it.
-        """
+    def _declare(self, name: str, law: Initializer, shape: tuple[int, int]) -> Factors:
+        """The parameter [E, *shape], and what makes it partially dynamic."""
         factors = self._stack(name, law, shape)
         if self.granularity is None:
-            return Parts(factors)
+            return Factors(factors)
         static = self.param(f'static_{name}', law, shape, self.param_dtype)
         phi = 0.0
         if self.scales != 'none':
             phi = self.param('phi', nn.initializers.zeros_init(), (), self.param_dtype)
         gates = mask_shape(shape, self.granularity)
         mask = self.variable('partition', name, lambda: jnp.ones(gates, bool)).value
-        scales = scale_factors(phi, self.scales)
-        if self.has_variable('dynamic_columns', name):
-            return self._indexed(self.get_variable('dynamic_columns', name), factors, static, mask, scales)
-        if merged:
-            return Parts(merge(factors, static, mask, *scales))
-        return Parts(*split(factors, static, mask, *scales))
-
-    def _indexed(self, index, factors, static, mask, scales) -> Parts:
-        axis = {'output': -1, 'input': -2}[self.granularity]
-        dynamic_columns, static_columns = split_columns(index, static.shape[axis])
-
-        def split_at(columns):
-            # The mask goes along: what it says counts, the index only says where it has to be asked.
-            taken = (take_columns(array, columns, axis) for array in (factors, static))
-            return split(*taken, jnp.take(mask, columns.indices, axis=axis))
-
-        # The scales are left to the tokens, which are fewer numbers than the parameters.
-        experts, shared = split_at(dynamic_columns)[0], split_at(static_columns)[1]
-        return Parts(experts, shared, dynamic_columns, static_columns, *scales)
+        # The mask of a layer with a single feature looks like one of columns at any granularity.
+        index = self.get_variable('dynamic_columns', name) if self.granularity in ('output', 'input') else None
+        return Factors(factors, static, mask, *scale_factors(phi, self.scales), index)
 
     def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
         """A parameter [E, *shape] whose factors are E draws of the law: it must not count the stack axis."""
@@ -185,10 +180,13 @@ def cast_all(dtype: Dtype | None, x: jax.Array, *parameters: jax.Array | None):
     return dtypes.promote_dtype(x, *parameters, dtype=dtype)
 
 
+def flatten_tokens(x: jax.Array) -> jax.Array:
+    """[*batch, T, C] -> [N, C]."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def finish_tokens(y: jax.Array, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     """Zero for tokens that are not valid, whatever part they got; [N, F] -> [*batch, T, F] as x has them."""
     if valid is not None:
         y = jnp.where(valid.reshape(-1, 1), y, 0)
     return y.reshape(*x.shape[:-1], y.shape[-1])
-
-

@@ -1,6 +1,6 @@
 """A transformer's feed-forward network as a mixture of experts, fully or partially dynamic.
 
-Legend: N tokens, T sequence length, C input features, F hidden width, E experts, D dynamic neurons.
+Legend: N tokens, T sequence length, C input features, F hidden width, E experts.
 """
 
 import functools
@@ -10,20 +10,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
-from pad_jax.layers.mixture import Mixture, cast_all, finish_tokens, mix_bias, scale_tokens
+from pad_jax.layers.dynamic_columns import put_columns, split_columns, take_columns
+from pad_jax.layers.mixture import (
+    Factors,
+    Mixture,
+    cast_all,
+    finish_tokens,
+    flatten_tokens,
+    mix_bias,
+    scale_tokens,
+)
+from pad_jax.layers.neurons import join_neurons, split_neurons
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
-
-
-def split_neurons(neurons: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[..., 2C + 1, F] -> weights in [..., C, F], bias [..., F], weights out [..., C, F]."""
-    width = neurons.shape[-2] // 2
-    return neurons[..., :width, :], neurons[..., width, :], neurons[..., width + 1 :, :]
-
-
-def join_neurons(weights_in: jax.Array, bias: jax.Array, weights_out: jax.Array) -> jax.Array:
-    """The inverse of `split_neurons`; `weights_out` [..., C, F], the transpose of a second linear's kernel."""
-    return jnp.concatenate([weights_in, bias[..., None, :], weights_out], axis=-2)
 
 
 def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
@@ -47,11 +46,9 @@ def apply_experts(
 class MixtureFFN(Mixture):
     """y = Σ_e g_e(x)·(W2_e gelu(W1_e x + b1_e) + b2_e) over the k chosen experts; see `Mixture` for what it shares.
 
-    Parameters: `neurons` [E, 2C + 1, F]: the column of a neuron is its C incoming weights, its bias and its C
-    outgoing weights, so that granularity 'output' keeps or shares whole neurons, and 'input' what a feature does to
-    or gets from all of them; `bias` [E, C] of the output (never masked); `router`; partially dynamic also
-    `static_neurons` [2C + 1, F] and `phi`. Only whole neurons can be computed apart from the experts: at any other
-    granularity a neuron that is static in part acts on what its other part makes of the token.
+    Parameters: `neurons` [E, 2C + 1, F] as in `layers.neurons`, so that granularity 'output' keeps or shares whole
+    neurons, and 'input' what a feature does to all of them or gets from them; `bias` [E, C] of the output (never
+    masked); `router`; partially dynamic also `static_neurons` [2C + 1, F] and `phi`.
 
     Attributes:
       hidden: F.
@@ -71,15 +68,55 @@ class MixtureFFN(Mixture):
         """As `MixtureLinear`, with y [*batch, T, C]."""
         dispatcher, layout, aux = self._route(x, valid, train)
         width = x.shape[-1]
-        merged = dispatcher.dropless or self.granularity != 'output'
-        parts = self._parts('neurons', self._draw_neurons, (2 * width + 1, self.hidden), merged)
+        neurons = self._declare('neurons', self._draw_neurons, (2 * width + 1, self.hidden))
         bias = self._stack('bias', self.bias_init, (width,))
-        tokens, experts, static, bias = cast_all(self.dtype, x, parts.experts, parts.static, bias)
-        tokens = tokens.reshape(-1, width)
-        y = apply_experts(tokens, experts, dispatcher, layout, parts.dynamic_scale) + mix_bias(bias, layout)
-        if static is not None:
-            y += apply_neurons(tokens, static, parts.static_scale)
-        return finish_tokens(y, x, valid), aux
+        if neurons.index is None:
+            # At 'output' each neuron is of one part; else a neuron acts on what both parts make of a token.
+            apart = self.granularity == 'output' and not dispatcher.dropless
+            experts, static = neurons.split() if apart else (neurons.merge(), None)
+            tokens, experts, static = cast_all(self.dtype, flatten_tokens(x), experts, static)
+            y = apply_experts(tokens, experts, dispatcher, layout)
+            y = y if static is None else y + apply_neurons(tokens, static)
+        elif self.granularity == 'output':
+            y = self._apply_whole_neurons(x, neurons, dispatcher, layout)
+        else:
+            y = self._apply_parts_of_neurons(x, neurons, dispatcher, layout)
+        return finish_tokens(y + mix_bias(bias.astype(y.dtype), layout), x, valid), aux
+
+    def _apply_whole_neurons(self, x, neurons: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
+        """The experts compute their dynamic neurons alone: [*batch, T, C] -> [N, C]."""
+        dynamic, static = split_columns(neurons.index, self.hidden)
+        experts, shared = take_columns(neurons.dynamic, dynamic, -1), take_columns(neurons.static, static, -1)
+        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), experts, shared)
+        y = apply_experts(tokens, experts, dispatcher, layout, neurons.dynamic_scale)
+        return y + apply_neurons(tokens, shared, neurons.static_scale)
+
+    def _apply_parts_of_neurons(self, x, neurons: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
+        """The experts see and make their dynamic features alone; what a neuron gets from the others is shared."""
+        width = x.shape[-1]
+        dynamic_in, static_in = split_columns(neurons.index['in'], width)
+        dynamic_out, static_out = split_columns(neurons.index['out'], width)
+        weights_in, _, weights_out = split_neurons(neurons.dynamic)
+        shared_in, _, shared_out = split_neurons(neurons.static)
+        _, bias, _ = split_neurons(neurons.merge())
+        tokens, bias, weights_in, weights_out, shared_in, shared_out = cast_all(
+            self.dtype,
+            flatten_tokens(x),
+            bias,
+            take_columns(weights_in, dynamic_in, -2),
+            take_columns(weights_out, dynamic_out, -2),
+            take_columns(shared_in, static_in, -2),
+            take_columns(shared_out, static_out, -2),
+        )
+        for_experts = take_columns(scale_tokens(neurons.dynamic_scale, tokens), dynamic_in, -1)
+        for_static = take_columns(scale_tokens(neurons.static_scale, tokens), static_in, -1)
+        hidden = dispatcher.multiply(for_experts, weights_in, layout, spread=True)
+        hidden += dispatcher.spread(jnp.dot(for_static, shared_in), layout)
+        hidden = _gelu(hidden + dispatcher.take(bias, layout))
+        y = dispatcher.combine(dispatcher.multiply(hidden, weights_out, layout, transposed=True), layout)
+        shared = jnp.dot(dispatcher.combine(hidden, layout), shared_out.T)
+        y = put_columns(scale_tokens(neurons.dynamic_scale, y), dynamic_out, -1)
+        return y + put_columns(scale_tokens(neurons.static_scale, shared), static_out, -1)
 
     def _draw_neurons(self, key, shape, dtype):
         """One draw of [2C + 1, F]: both matrices by the law of kernels in the orientation they multiply in."""

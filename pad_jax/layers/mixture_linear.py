@@ -3,7 +3,7 @@
 y = Σ_{e in top k} g_e·[(mask·λd·W_e + (1 − mask)·λs·W_s) x + b_e]: PAD-Net (He et al., ACL 2023, arXiv:2211.05528)
 over the mixture of Shazeer et al. (2017, arXiv:1701.06538).
 
-Legend: N tokens, T sequence length, C input features, F output features, E experts, D dynamic columns.
+Legend: N tokens, T sequence length, C input features, F output features, E experts.
 """
 
 import jax
@@ -11,8 +11,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
-from pad_jax.layers.dynamic_columns import put_columns, take_columns
-from pad_jax.layers.mixture import Mixture, Parts, cast_all, finish_tokens, mix_bias, scale_tokens
+from pad_jax.layers.dynamic_columns import put_columns, split_columns, take_columns
+from pad_jax.layers.mixture import (
+    Factors,
+    Mixture,
+    cast_all,
+    finish_tokens,
+    flatten_tokens,
+    mix_bias,
+    scale_tokens,
+)
 
 
 def multiply_experts(x: jax.Array, kernels: jax.Array, dispatcher: Dispatcher, layout) -> jax.Array:
@@ -58,26 +66,30 @@ class MixtureLinear(Mixture):
           `load_cv`, `dropped_fraction`, `router_entropy`.
         """
         dispatcher, layout, aux = self._route(x, valid, train)
-        shape = (x.shape[-1], self.features)
-        parts = self._parts('kernel', self.kernel_init, shape, merged=dispatcher.dropless)
+        kernel = self._declare('kernel', self.kernel_init, (x.shape[-1], self.features))
         bias = self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
-        tokens, kernels, static, bias = cast_all(self.dtype, x, parts.experts, parts.static, bias)
-        parts = parts._replace(experts=kernels, static=static)
-        y = self._multiply(tokens.reshape(-1, x.shape[-1]), parts, dispatcher, layout)
+        if kernel.index is not None:
+            y = self._apply_columns(x, kernel, dispatcher, layout)
+        else:
+            # Where every token gets all of its experts, whose weights sum to one, each may add the static part.
+            experts, static = (kernel.merge(), None) if dispatcher.dropless else kernel.split()
+            tokens, experts, static = cast_all(self.dtype, flatten_tokens(x), experts, static)
+            y = multiply_experts(tokens, experts, dispatcher, layout)
+            y = y if static is None else y + jnp.dot(tokens, static)
         if bias is not None:
-            y += mix_bias(bias, layout)
+            y += mix_bias(bias.astype(y.dtype), layout)
         return finish_tokens(y, x, valid), aux
 
-    def _multiply(self, x: jax.Array, parts: Parts, dispatcher: Dispatcher, layout) -> jax.Array:
-        """Both parts of x [N, C]·kernel: [N, F]."""
-        if parts.dynamic_columns is None:
-            y = multiply_experts(x, parts.experts, dispatcher, layout)
-            return y if parts.static is None else y + jnp.dot(x, parts.static)
-        columns = parts.dynamic_columns, parts.static_columns
-        seen, shared = (scale_tokens(scale, x) for scale in (parts.dynamic_scale, parts.static_scale))
+    def _apply_columns(self, x, kernel: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
+        """x·kernel where the experts compute their dynamic columns or rows alone: [*batch, T, C] -> [N, F]."""
+        axis = {'output': -1, 'input': -2}[self.granularity]
+        dynamic, static = split_columns(kernel.index, kernel.static.shape[axis])
+        experts, shared = take_columns(kernel.dynamic, dynamic, axis), take_columns(kernel.static, static, axis)
+        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), experts, shared)
+        # Scaling the tokens takes fewer products than scaling the parameters.
+        for_experts, for_static = scale_tokens(kernel.dynamic_scale, tokens), scale_tokens(kernel.static_scale, tokens)
         if self.granularity == 'input':
-            seen, shared = (take_columns(some, at, -1) for some, at in zip((seen, shared), columns, strict=True))
-        y = multiply_experts(seen, parts.experts, dispatcher, layout), jnp.dot(shared, parts.static)
-        if self.granularity == 'input':
-            return sum(y)
-        return sum(put_columns(some, at, -1) for some, at in zip(y, columns, strict=True))
+            y = multiply_experts(take_columns(for_experts, dynamic, -1), experts, dispatcher, layout)
+            return y + jnp.dot(take_columns(for_static, static, -1), shared)
+        y = put_columns(multiply_experts(for_experts, experts, dispatcher, layout), dynamic, -1)
+        return y + put_columns(jnp.dot(for_static, shared), static, -1)

@@ -3,6 +3,8 @@
 Legend: N tokens, B sentences, T sequence length, C input features, E experts, k selected.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,11 +19,26 @@ from pad_jax.layers.gating import (
     estimate_load,
     measure_importance,
     noise_scale,
-    router_entropy,
-    z_loss,
+    sum_entropy,
+    sum_z_loss,
 )
 
 ROUTINGS = ('token', 'sentence')
+
+
+def check_routing(num_experts: int, num_selected: int, routing: str) -> None:
+    """ValueError for what no router can do."""
+    if num_experts < 1:
+        raise ValueError(f'num_experts must be at least 1, got {num_experts}')
+    if not 1 <= num_selected <= num_experts:
+        raise ValueError(f'num_selected must be in [1, {num_experts}], got {num_selected}')
+    if routing not in ROUTINGS:
+        raise ValueError(f'routing must be one of {", ".join(ROUTINGS)}, got {routing!r}')
+
+
+def sum_replicas(sums: Any, axis_name: str | None) -> Any:
+    """Sums over a replica's tokens -> over those of all replicas; the same where there is no such axis."""
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 class Router(nn.Module):
@@ -37,6 +54,11 @@ class Router(nn.Module):
       noisy: whether there is noise in training.
       balance_coefficient: of CV²(importance) + CV²(load).
       z_coefficient: of the z-loss.
+      axis_name: mapped axis over which tokens are spread; losses and statistics are then those of the tokens of all
+        replicas, the same on each, and the mean of the replicas' gradients is that of one device with all tokens.
+
+    Raises:
+      ValueError: where k is not in [1, E], or routing is not one of ROUTINGS.
     """
 
     num_experts: int
@@ -46,6 +68,11 @@ class Router(nn.Module):
     balance_coefficient: float = 1e-2
     z_coefficient: float = 0.0
     param_dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_routing(self.num_experts, self.num_selected, self.routing)
 
     @nn.compact
     def __call__(
@@ -69,7 +96,9 @@ class Router(nn.Module):
         if self.routing == 'sentence':
             units, used = _mean_sentences(units, valid)
         units = units.reshape(-1, x.shape[-1])
-        used = None if used is None else used.reshape(-1)
+        if used is not None:
+            used = used.reshape(-1)
+            units = jnp.where(used[:, None], units, 0)  # whatever padding holds, NaN included, reaches no gradient
 
         gate = self._matrix('gate', x.shape[-1])
         clean = noisy = jnp.dot(units, gate.astype(dtype), precision=jax.lax.Precision.HIGHEST)
@@ -79,23 +108,29 @@ class Router(nn.Module):
                 scale = noise_scale(jnp.dot(units, noise.astype(dtype), precision=jax.lax.Precision.HIGHEST))
                 noisy = clean + scale * jax.random.normal(self.make_rng('routing'), clean.shape, dtype)
         chosen = assign_top_k(noisy, self.num_selected, used)
+        assignment = chosen
+        if self.routing == 'sentence':
+            assignment = _give_to_tokens(chosen, shape[-1], valid, self.num_experts)
         if self.noisy and train:
             load = estimate_load(clean, noisy, scale, self.num_selected, used)
         else:
             load = count_load(chosen, self.num_experts)
-        importance = measure_importance(dense_gates(chosen, self.num_experts))
-        loss = self.balance_coefficient * (cv_squared(importance) + cv_squared(load))
-        loss += self.z_coefficient * z_loss(clean, used)
-
-        assignment = chosen
-        if self.routing == 'sentence':
-            assignment = _give_to_tokens(chosen, shape[-1], valid, self.num_experts)
-        slots = count_load(assignment, self.num_experts)
+        sums = {
+            'units': jnp.asarray(units.shape[0] if used is None else jnp.sum(used), dtype),
+            'importance': measure_importance(dense_gates(chosen, self.num_experts)),
+            'load': load,
+            'slots': count_load(assignment, self.num_experts),
+            'z_loss': sum_z_loss(clean, used),
+            'entropy': jax.lax.stop_gradient(sum_entropy(clean, used)),
+        }
+        sums = sum_replicas(sums, self.axis_name)
+        num_units = jnp.maximum(sums['units'], 1)
+        loss = self.balance_coefficient * (cv_squared(sums['importance']) + cv_squared(sums['load']))
         aux = {
-            'router_loss': loss,
-            'load': slots / jnp.maximum(jnp.sum(slots), 1),
-            'load_cv': jnp.sqrt(cv_squared(slots)),
-            'router_entropy': jax.lax.stop_gradient(router_entropy(clean, used)),
+            'router_loss': loss + self.z_coefficient * sums['z_loss'] / num_units,
+            'load': sums['slots'] / jnp.maximum(jnp.sum(sums['slots']), 1),
+            'load_cv': jnp.sqrt(cv_squared(sums['slots'])),
+            'router_entropy': sums['entropy'] / num_units,
         }
         return assignment, {name: value.astype(jnp.float32) for name, value in aux.items()}
 

@@ -33,6 +33,7 @@ def build_encoder(
     capacity_factor: float = 1.25,
     balance_coefficient: float = 1e-2,
     z_coefficient: float = 0.0,
+    axis_name: str | None = None,
     vocab_size: int = 30522,
     max_length: int = 512,
     dropout: float = 0.1,
@@ -46,8 +47,8 @@ def build_encoder(
       num_classes: outputs, at least 1; 1 for regression.
       ffn: a key of `models.FFNS`: what the feed-forward part of every layer is.
       num_experts, num_selected, granularity, scales, routing, dispatcher, capacity_factor, balance_coefficient,
-        z_coefficient: of mixtures of experts (`layers.MixtureLinear`, `layers.MixtureFFN`); without effect where
-        there is none.
+        z_coefficient, axis_name: of mixtures of experts (`layers.MixtureLinear`, `layers.MixtureFFN`); without effect
+        where there is none.
       vocab_size: token ids are below it.
       max_length: positions there are, the longest text in tokens.
       dropout: fraction in [0, 1) that is dropped in training.
@@ -80,6 +81,7 @@ def build_encoder(
         capacity_factor=capacity_factor,
         balance_coefficient=balance_coefficient,
         z_coefficient=z_coefficient,
+        axis_name=axis_name,
     )
     return ENCODERS[name](
         num_outputs=num_classes,

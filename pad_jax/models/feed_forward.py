@@ -80,6 +80,7 @@ def make_ffn_spec(name: str, **arguments: Hashable) -> FfnSpec:
     """A spec with those arguments that the kind's layer has; 'dense' takes no num_experts.
 
     Raises:
+      TypeError: for an argument that no kind has.
       ValueError: for an unknown name, or a value that the layer refuses.
 
     >>> make_ffn_spec('dense', num_experts=4) == FfnSpec('dense')
@@ -87,14 +88,20 @@ def make_ffn_spec(name: str, **arguments: Hashable) -> FfnSpec:
     """
     if name not in FFNS:
         raise ValueError(f'ffn must be one of {", ".join(FFNS)}, got {name!r}')
+    unknown = arguments.keys() - set().union(*(_fields(kind.layer) for kind in FFNS.values()))
+    if unknown:
+        raise TypeError(f'no kind of feed-forward part has {", ".join(sorted(unknown))}')
     layer = FFNS[name].layer
     if layer is None:
         return FfnSpec(name)
-    fields = {field.name for field in dataclasses.fields(layer)}
-    kept = {key: value for key, value in arguments.items() if key in fields}
+    kept = {key: value for key, value in arguments.items() if key in _fields(layer)}
     # Built once outside of any module: a wrong value is reported here and not in the middle of a trace.
     layer(1, parent=None, **kept)
     return FfnSpec(name, tuple(sorted(kept.items())))
+
+
+def _fields(layer):
+    return set() if layer is None else {field.name for field in dataclasses.fields(layer)}
 
 
 class FeedForward(nn.Module):

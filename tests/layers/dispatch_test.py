@@ -12,6 +12,7 @@ from pad_jax.layers.dispatchers.rows import rank_slots
 
 def test_the_choice_follows_platform_and_shape():
     assert choose_dispatcher(2048, 8, 2, 'cpu') == 'blocks'
+    assert choose_dispatcher(2048, 8, 2, 'gpu') == 'blocks'
     assert choose_dispatcher(2048, 8, 2, 'tpu') == 'ragged'
     # Every expert computes every token anyway, or padding costs more than that.
     assert choose_dispatcher(2048, 8, 8, 'cpu') == 'dense'
@@ -31,9 +32,10 @@ def test_rows_of_blocks_hold_every_division_of_the_slots():
 
 
 def test_capacity_by_hand():
-    assert count_capacity(num_slots=20, num_tokens=10, num_experts=8, capacity_factor=1.0) == 3  # 20/8 = 2.5
-    assert count_capacity(num_slots=20, num_tokens=10, num_experts=8, capacity_factor=100.0) == 10
-    assert count_capacity(num_slots=1, num_tokens=1, num_experts=8, capacity_factor=0.1) == 1
+    assert count_capacity(num_slots=20, num_experts=8, capacity_factor=1.0) == 3  # 20/8 = 2.5
+    assert count_capacity(num_slots=20, num_experts=8, capacity_factor=1e30) == 20
+    assert count_capacity(num_slots=1, num_experts=8, capacity_factor=0.1) == 1
+    assert count_capacity(num_slots=0, num_experts=8, capacity_factor=1.0) == 1
 
 
 def test_ranks_are_counted_slot_by_slot():

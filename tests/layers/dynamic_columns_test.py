@@ -18,13 +18,15 @@ def test_only_masks_of_whole_columns_or_rows_are_indexed():
         'layer': {'kernel': np.ones((1, 1), bool)},
         'conv': {'kernel': np.ones((1, 1, 1, 4), bool)},
         'ffn': {'neurons': jnp.array([[False, False, True]])},
-        'ffn rows': {'neurons': np.ones((5, 1), bool)},
+        # Two features in, the bias, two features out.
+        'ffn rows': {'neurons': np.array([[False], [True], [True], [True], [True]])},
     }
     found = index_dynamic_columns(masks)
     assert jax.tree.map(lambda leaf: leaf.tolist(), found, is_leaf=lambda leaf: hasattr(leaf, 'tolist')) == {
         'a': {'kernel': [0, 2, 3]},
         'b': {'deep': {'kernel': [1]}},
         'ffn': {'neurons': [2]},
+        'ffn rows': {'neurons': {'in': [1], 'out': [0, 1]}},
     }
     assert all(leaf.dtype == jnp.int32 for leaf in jax.tree.leaves(found))
 

@@ -15,8 +15,8 @@ from pad_jax.layers.gating import (
     dense_gates,
     estimate_load,
     measure_importance,
-    router_entropy,
-    z_loss,
+    sum_entropy,
+    sum_z_loss,
 )
 from tests.layers.compiling import jit_quickly
 
@@ -66,58 +66,130 @@ def test_losses_by_hand():
     assert float(cv_squared(jnp.array([1.0, 3, 2]))) == pytest.approx(0.25)
     assert float(cv_squared(jnp.zeros(3))) == 0  # not NaN: 0 / 1e-10
     assert float(cv_squared(jnp.array([7.0]))) == 0
-    # log(e⁰ + e^log 3) = log 4, log(2·e¹) = 1 + log 2: the mean of their squares; the third row is padding.
+    # log(e⁰ + e^log 3) = log 4, log(2·e¹) = 1 + log 2: the sum of their squares; the third row is padding.
     logits = jnp.array([[0, math.log(3)], [1, 1], [50, 50]])
     valid = jnp.array([True, True, False])
-    assert float(z_loss(logits, valid)) == pytest.approx((math.log(4) ** 2 + (1 + math.log(2)) ** 2) / 2)
+    assert float(sum_z_loss(logits, valid)) == pytest.approx(math.log(4) ** 2 + (1 + math.log(2)) ** 2)
     # Shares (1/4, 3/4): (log 4)/4 + 3/4·log(4/3); and log 2.
     first = math.log(4) / 4 + 0.75 * math.log(4 / 3)
-    assert float(router_entropy(logits, valid)) == pytest.approx((first + math.log(2)) / 2)
-    assert float(router_entropy(logits[:1])) == pytest.approx(first)
+    assert float(sum_entropy(logits, valid)) == pytest.approx(first + math.log(2))
+    assert float(sum_entropy(logits[:1])) == pytest.approx(first)
 
 
+def softplus(values):
+    return np.log1p(np.exp(values))
+
+
+def standard_normal_cdf(values):
+    return 0.5 * (1 + np.vectorize(math.erf)(values / math.sqrt(2)))
+
+
+@pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('routing', ['token', 'sentence'])
 @pytest.mark.parametrize('num_selected', [1, 2, 4])
-def test_router_is_its_twin_in_numpy(num_selected, routing):
+def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
     valid = np.stack([VALID, ~VALID, np.zeros(7, bool)])
     gate, noise = np.random.default_rng(1).normal(size=(2, 5, 4)).astype(np.float32)
     router = Router(4, num_selected, routing, z_coefficient=1e-3)
-
-    @jit_quickly
-    def route(params, x, valid, key):
-        quiet = router.apply({'params': params}, x, valid)
-        drawn = router.apply({'params': params}, x, valid, True, rngs={'routing': key})
-        return quiet, drawn
-
-    params = {'gate': gate, 'noise': noise}
-    (assignment, aux), (_, noisy_aux) = route(params, x, valid, jax.random.key(0))
     if routing == 'token':
         units, used = x.reshape(-1, 5), valid.reshape(-1)
     else:
         units = np.stack([x[b][valid[b]].mean(0) if valid[b].any() else np.zeros(5) for b in range(3)])
         used = valid.any(1)
-    logits = units @ gate
-    gates = np.zeros((len(units), 4))
+    drawn = np.random.default_rng(2).normal(size=(len(units), 4)).astype(np.float32)
+    monkeypatch.setattr(jax.random, 'normal', lambda key, shape, dtype: jnp.asarray(drawn, dtype))
+
+    padded = np.where(valid[..., None], x, 1e3)  # what padding holds is nobody's concern
+    rngs = {'routing': jax.random.key(0)}
+    route = jit_quickly(lambda params: router.apply({'params': params}, padded, valid, train, rngs=rngs))
+    assignment, aux = route({'gate': gate, 'noise': noise})
+
+    clean = logits = units @ gate
+    if train:
+        scale = softplus(units @ noise) + 1e-2
+        logits = clean + scale * drawn
+    gates, load = np.zeros((len(units), 4)), np.zeros(4)
     for n in np.flatnonzero(used):
         chosen = np.argsort(-logits[n])[:num_selected]
         gates[n, chosen] = np.exp(logits[n, chosen]) / np.exp(logits[n, chosen]).sum()
+        for e in range(4):
+            if not train or num_selected == 4:
+                load[e] += gates[n, e] > 0
+            else:
+                best_others = np.sort(np.delete(logits[n], e))[::-1]
+                load[e] += standard_normal_cdf((clean[n, e] - best_others[num_selected - 1]) / scale[n, e])
 
     def cv2(values):
         return values.var(ddof=1) / values.mean() ** 2
 
-    squares = np.log(np.exp(logits[used]).sum(1)) ** 2
-    loss = 1e-2 * (cv2(gates.sum(0)) + cv2((gates > 0).sum(0))) + 1e-3 * squares.mean()
+    squares = np.log(np.exp(clean[used]).sum(1)) ** 2
+    loss = 1e-2 * (cv2(gates.sum(0)) + cv2(load)) + 1e-3 * squares.mean()
     tokens = gates if routing == 'token' else np.repeat(gates, 7, axis=0) * valid.reshape(-1, 1)
-    load = (tokens > 0).sum(0) / (tokens > 0).sum()
+    shares = (tokens > 0).sum(0) / (tokens > 0).sum()
     np.testing.assert_allclose(dense_gates(assignment, 4), tokens, atol=1e-6)
     assert float(aux['router_loss']) == pytest.approx(loss, rel=1e-4)
-    np.testing.assert_allclose(aux['load'], load, rtol=1e-5)
-    assert float(aux['load_cv']) == pytest.approx(math.sqrt(cv2(load)), abs=1e-6)
-    shares = np.exp(logits[used]) / np.exp(logits[used]).sum(1, keepdims=True)
-    assert float(aux['router_entropy']) == pytest.approx(-(shares * np.log(shares)).sum(1).mean(), rel=1e-5)
-    if num_selected < 4:
-        assert float(noisy_aux['router_loss']) != pytest.approx(loss, rel=1e-4)
+    np.testing.assert_allclose(aux['load'], shares, rtol=1e-5)
+    assert float(aux['load_cv']) == pytest.approx(math.sqrt(cv2(shares)), abs=1e-6)
+    likely = np.exp(clean[used]) / np.exp(clean[used]).sum(1, keepdims=True)
+    assert float(aux['router_entropy']) == pytest.approx(-(likely * np.log(likely)).sum(1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize('routing', ['token', 'sentence'])
+def test_statistics_and_gradients_over_replicas_are_those_of_all_tokens(routing):
+    """Padding is spread unevenly, so that no mean of the replicas' own values would do."""
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5))
+    valid = jnp.arange(6)[None] < jnp.array([6, 1, 3, 2])[:, None]
+    gate = jax.random.normal(jax.random.key(1), (5, 4))
+    together = Router(4, 2, routing, noisy=False, balance_coefficient=1.0, z_coefficient=1.0, param_dtype=gate.dtype)
+
+    def differentiate(router, x, valid):
+        def loss(gate):
+            _, aux = router.apply({'params': {'gate': gate}}, x, valid, True)
+            return aux['router_loss'], aux
+
+        return jax.grad(loss, has_aux=True)(gate)
+
+    def replica(x, valid):
+        slope, aux = differentiate(together.clone(axis_name='replicas'), x, valid)
+        return jax.lax.pmean(slope, 'replicas'), aux
+
+    expected, expected_aux = differentiate(together, x, valid)
+    found, aux = jax.pmap(replica, 'replicas')(x[:, None], valid[:, None])
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-6)
+    for name, value in expected_aux.items():
+        np.testing.assert_allclose(aux[name], jnp.broadcast_to(value, aux[name].shape), rtol=1e-5)
+    _, alone = differentiate(together, x[:1], valid[:1])
+    assert abs(alone['router_loss'] - expected_aux['router_loss']) > 1e-3
+
+
+@pytest.mark.parametrize('routing', ['token', 'sentence'])
+def test_nan_in_padding_reaches_neither_gradient_nor_statistic(routing):
+    x = jax.random.normal(jax.random.key(0), (1, 6, 5)).at[0, 4:].set(jnp.nan)
+    valid = (jnp.arange(6) < 4)[None]
+
+    def loss(params):
+        assignment, aux = Router(4, 2, routing).apply(
+            {'params': params}, x, valid, True, rngs={'routing': jax.random.key(1)}
+        )
+        return aux['router_loss'] + jnp.sum(assignment.weights**2)
+
+    params = {name: jax.random.normal(jax.random.key(2), (5, 4)) for name in ('gate', 'noise')}
+    value, slopes = jit_quickly(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value) and all(np.isfinite(slope).all() for slope in slopes.values())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((4, 5), r'num_selected must be in \[1, 4\], got 5'),
+        ((0, 1), 'num_experts must be at least 1, got 0'),
+        ((4, 2, 'word'), "routing must be one of token, sentence, got 'word'"),
+    ],
+)
+def test_what_a_router_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Router(*arguments)
 
 
 def test_router_loss_reaches_the_routers_parameters():

@@ -1,6 +1,7 @@
 """The contract of every dispatcher, and the mixtures around them, against a loop over tokens and experts."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -124,7 +125,7 @@ def test_partially_dynamic_is_the_loop_over_tokens_and_experts(dispatcher, kind,
             arguments = settings(num_experts=4, granularity=granularity, dispatcher=dispatcher, scales=scales)
             layer = make_layer(kind, **arguments)
             check_layer(layer, kind, 37, 'padding')
-            if granularity == 'output' or (granularity == 'input' and kind == 'linear'):
+            if granularity in ('output', 'input'):
                 check_layer(layer, kind, 37, 'padding', indexed=True)
 
 
@@ -157,26 +158,76 @@ def test_the_whole_contract(dispatcher, kind, granularity):
                     )
                     for route in ROUTES:
                         check_layer(layer, kind, num_tokens, route)
-                    if granularity == 'output' or (granularity == 'input' and kind == 'linear'):
+                    if granularity in ('output', 'input'):
                         check_layer(layer, kind, num_tokens, 'padding', indexed=True)
 
 
+@pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize('granularity', ['output', 'input'])
 @pytest.mark.parametrize('open_gates', ['none', 'one', 'all'])
-def test_extreme_counts_of_dynamic_columns(open_gates, granularity):
+def test_extreme_counts_of_dynamic_columns(open_gates, granularity, kind):
     with jax.enable_x64(True):
-        layer = make_layer('linear', **settings(num_experts=3, granularity=granularity, dispatcher='blocks'))
-        params, masks = make_variables(layer, 'linear', 'spread')
-        size = masks['kernel'].size
+        name = LAYERS[kind][1]
+        layer = make_layer(kind, **settings(num_experts=3, granularity=granularity, dispatcher='blocks'))
+        params, masks = make_variables(layer, kind, 'spread')
+        size = masks[name].size
         mask = {'none': np.zeros(size, bool), 'one': np.arange(size) == 2, 'all': np.ones(size, bool)}[open_gates]
-        masks = {'kernel': mask.reshape(masks['kernel'].shape)}
+        masks = {name: mask.reshape(masks[name].shape)}
         x, valid = make_tokens('padding', 9)
-        cotangent = draw(3, 1, 9, 6)
+        cotangent = draw(3, 1, 9, 6 if kind == 'linear' else WIDTH)
         results = [
             compiled(layer)(x[None], params, {'partition': masks, **more}, valid[None], cotangent)
             for more in ({}, {'dynamic_columns': index_dynamic_columns(masks)})
         ]
         chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('granularity', ['output', 'input'])
+def test_experts_multiply_their_dynamic_columns_alone(granularity, kind):
+    """Of every product with a stack of matrices in it, those have the size of the dynamic part; the rest is plain."""
+    layer = LAYERS[kind][0](8, num_experts=4, granularity=granularity, dispatcher='dense')
+    x = jnp.zeros((1, 7, 6))
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    params, masks = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in ('params', 'partition'))
+    masks = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape), masks)
+    variables = {'params': params, 'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}
+    program = jax.jit(layer.apply).lower(variables, x).as_text()
+    products = [line.split(' : ')[-1].split(' -> ')[0] for line in program.splitlines() if 'dot_general' in line]
+    stacks = {tuple(map(int, found)) for line in products for found in re.findall(r'<4x(\d+)x(\d+)x', line)}
+    stacks = {shape for shape in stacks if shape[0] != 7}  # not the tokens, of which each expert has all
+    half = {
+        ('linear', 'output'): {(6, 4)},
+        ('linear', 'input'): {(3, 8)},
+        ('ffn', 'output'): {(6, 4)},
+        ('ffn', 'input'): {(3, 8)},
+    }
+    assert stacks == half[kind, granularity]
+
+
+def test_a_single_feature_is_no_column():
+    """The mask of an element of [1, F] looks like one of outputs; the index it then gets is not read."""
+    for features, width in ((4, 1), (1, 4)):
+        layer = MixtureLinear(features, num_experts=3, granularity='element', dispatcher='blocks')
+        x = jax.random.normal(jax.random.key(0), (2, 5, width))
+        variables = start(layer, x)
+        variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0
+        expected, _ = run(layer, variables, x)
+        found, _ = run(layer, variables | {'dynamic_columns': index_dynamic_columns(variables['partition'])}, x)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_without_bias_and_without_tokens():
+    for dispatcher in DISPATCHERS:
+        layer = MixtureLinear(3, num_experts=2, use_bias=False, dispatcher=dispatcher)
+        x = jax.random.normal(jax.random.key(0), (1, 4, 2))
+        variables = start(layer, x)
+        assert set(variables['params']) == {'kernel', 'router'}
+        # The router starts at zero: both experts, half of each.
+        expected = np.einsum('btc,cf->btf', x, variables['params']['kernel'].mean(0))
+        np.testing.assert_allclose(run(layer, variables, x)[0], expected, atol=1e-6)
+        y, aux = run(layer, variables, x[:, :0])
+        assert y.shape == (1, 0, 3) and all(np.isfinite(value).all() for value in aux.values())
 
 
 def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture():
@@ -238,8 +289,8 @@ def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
 
 
 def test_capacity_drops_later_tokens_and_reports_it():
-    # E = 2, k = 1, every token wants expert 0: its capacity is 0.5·8/2 = 2. Token 1 is padding and takes no place, so
-    # tokens 0 and 2 get in; of 7 valid slots 5 are dropped.
+    # E = 2, k = 1, every token wants expert 0: its capacity is ⌈0.5·7/2⌉ = 2 of the 7 valid slots. Token 1 is padding
+    # and takes no place, so tokens 0 and 2 get in, and 5 are dropped.
     for granularity in (None, 'output'):
         layer = MixtureLinear(
             3,
@@ -269,8 +320,12 @@ def test_capacity_drops_later_tokens_and_reports_it():
             assert not y[0, 3:].any() and kept.all()
 
 
-def test_padding_changes_nothing():
-    layer = MixtureFFN(8, num_experts=4, granularity='output', dispatcher='blocks', z_coefficient=1e-3)
+@pytest.mark.parametrize('dispatcher', ['blocks', 'capacity'])
+def test_padding_changes_nothing(dispatcher):
+    # A capacity of half a token's share: some are dropped, the same ones at any length.
+    layer = MixtureFFN(
+        8, num_experts=4, granularity='output', dispatcher=dispatcher, capacity_factor=0.5, z_coefficient=1e-3
+    )
     x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     variables = start(layer, x)
     variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (4, 4))
@@ -286,6 +341,7 @@ def test_padding_changes_nothing():
             assert not y[:, 6:].any() and not routes[:, 6:].any()
             results.append((y[:, :6], aux, routes[:, :6]))
         chex.assert_trees_all_close(*results, atol=1e-6)
+        assert (results[0][1]['dropped_fraction'] > 0) == (dispatcher == 'capacity')
     nothing = run(layer, variables, x, jnp.zeros((2, 6), bool))
     assert not nothing[0].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
@@ -328,6 +384,87 @@ def test_half_precision_computes_near_the_full_one():
         assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {jnp.dtype('float32')}
 
 
+@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('granularity', [None, 'element', 'output', 'input'])
+def test_gradients_where_capacity_drops_are_those_of_the_loop(granularity, kind):
+    """What is dropped is the loop's own count; at granularity output and, of a linear, all others the static part is
+    nobody's to drop."""
+    with jax.enable_x64(True):
+        name = LAYERS[kind][1]
+        arguments = {'num_experts': 3, 'granularity': granularity, 'dispatcher': 'capacity', 'capacity_factor': 0.6}
+        layer = make_layer(kind, **arguments)
+        params, masks = make_variables(layer, kind, 'spread')
+        x, _ = make_tokens('spread', 11)
+        cotangent = draw(3, 11, 6 if kind == 'linear' else WIDTH)
+        factors, mask = params[name], masks.get(name, np.ones((1, 1), bool))
+        apart = bool(masks) and (kind == 'linear' or granularity == 'output')
+
+        def loop(x, params):
+            dynamic, static = split_by_hand(params)
+            logits = x @ params['router']['gate']
+            taken, total = [0] * 3, jnp.zeros(cotangent.shape)
+            for n in range(11):
+                if apart:
+                    total = total.at[n].add(one_expert(x[n], static))
+                chosen = np.argsort(-np.asarray(jax.lax.stop_gradient(logits[n])), kind='stable')[:2]
+                weights = jax.nn.softmax(logits[n][chosen])
+                for weight, e in zip(weights, chosen, strict=True):
+                    if taken[e] < 5:  # ⌈0.6·22/3⌉
+                        taken[e] += 1
+                        whole = dynamic[e] if apart else dynamic[e] + static
+                        total = total.at[n].add(weight * (one_expert(x[n], whole) + params['bias'][e]))
+            assert sum(taken) < 22
+            return total
+
+        def split_by_hand(params):
+            if not masks:
+                return params[name], jnp.zeros(factors.shape[1:])
+            scales = scale_factors(params['phi'])
+            return scales[0] * mask[None] * params[name], scales[1] * (1 - mask) * params[f'static_{name}']
+
+        def one_expert(token, factor):
+            return token @ factor if kind == 'linear' else apply_neurons(token[None], factor)[0]
+
+        expected = loop(x, params)
+        slopes = jax.grad(lambda *inputs: jnp.sum(loop(*inputs) * cotangent), (0, 1))(x, params)
+        y, aux, d_x, d_params = compiled(layer)(
+            x[None], params, {'partition': masks} if masks else {}, np.ones((1, 11), bool), cotangent[None]
+        )
+        assert aux['dropped_fraction'] > 0
+        np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close((d_x[0], d_params), slopes, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_of_weights_are_summed_wider_than_bfloat16():
+    """4096 equal rows of one expert: a sum in bfloat16 would stop at 256, where 1 is half of the last digit."""
+    layer = MixtureLinear(1, num_experts=1, num_selected=1, dispatcher='blocks', dtype=jnp.bfloat16, use_bias=False)
+    x = jnp.ones((1, 4096, 1))
+    variables = start(layer, x)
+    slope = jit_quickly(jax.grad(lambda params: layer.apply({'params': params}, x)[0].astype(jnp.float32).sum()))
+    assert slope(variables['params'])['kernel'].item() == 4096
+
+
+@pytest.mark.parametrize('dispatcher', DISPATCHERS)
+def test_gradients_inside_shard_map_with_its_default_checks(dispatcher):
+    layer = MixtureLinear(3, num_experts=3, num_selected=2, dispatcher=dispatcher, capacity_factor=9.0, noisy=False)
+    x = jax.random.normal(jax.random.key(0), (4, 5, 4))
+    params = start(layer, x)['params']
+    params['router']['gate'] = jax.random.normal(jax.random.key(1), (4, 3))
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(layer.apply({'params': params}, x)[0]))
+
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+
+    def summed(params, x):
+        return jax.lax.psum(loss(params, x), 'batch')
+
+    spread = jax.shard_map(summed, mesh=mesh, in_specs=(spec(), spec('batch')), out_specs=spec())
+    found, expected = (jit_quickly(jax.grad(function, (0, 1)))(params, x) for function in (spread, loss))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -337,7 +474,8 @@ def test_half_precision_computes_near_the_full_one():
         ({'dispatcher': 'fast'}, "dispatcher must be one of auto, dense, .*, got 'fast'"),
         ({'routing': 'word'}, "routing must be one of token, sentence, got 'word'"),
         ({'scales': 'all'}, "scales must be one of both, .*, got 'all'"),
-        ({'capacity_factor': 0.0}, 'capacity_factor must be above 0, got 0.0'),
+        ({'capacity_factor': 0.0}, 'capacity_factor must be above 0 and finite, got 0.0'),
+        ({'capacity_factor': float('inf')}, 'capacity_factor must be above 0 and finite, got inf'),
     ],
 )
 def test_what_a_mixture_refuses(arguments, message):

@@ -21,6 +21,7 @@ from jax import lax
 
 from pad_jax.layers.dispatchers.rows import RowLayout, combine_rows, lay_out, rank_slots, read_tokens
 from pad_jax.layers.gating import Assignment
+from pad_jax.layers.varying import vary_together
 
 # Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
 BLOCK_SIZES = (128, 32)
@@ -51,6 +52,7 @@ def multiply_blocks(
     combine: bool = False,
 ) -> jax.Array:
     """Contract of every dispatcher: see `pad_jax.layers.dispatch`."""
+    x, weights, _ = vary_together(x, weights, layout.slots)
     return _multiply(x, weights, layout, transposed, spread, combine)
 
 
@@ -77,6 +79,7 @@ def _multiply(x, weights, layout, transposed, spread, combine):
         return _over_blocks(multiply_block, layout, expert, found)
 
     found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
+    *_, found = vary_together(x, weights, layout.slots, found)
     found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
     return combine_rows(found, layout, weighted=False) if combine else found
 
@@ -87,6 +90,7 @@ def _accumulate(left, right, layout, spread_left, spread_right):
     wide = jnp.promote_types(left.dtype, jnp.float32)
     shape = (left.shape[1], right.shape[1])
     num_experts = layout.starts.shape[0]
+    *_, start, nothing = vary_together(left, right, jnp.zeros((num_experts, *shape), wide), jnp.zeros(shape, wide))
 
     def accumulate_expert(expert, found):
         def add_block(start, size, total):
@@ -94,10 +98,10 @@ def _accumulate(left, right, layout, spread_left, spread_right):
             rights = _block_of(right, layout, start, size, spread_right)
             return total + lax.dot_general(lefts, rights, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
-        total = _over_blocks(add_block, layout, expert, jnp.zeros(shape, wide))
+        total = _over_blocks(add_block, layout, expert, nothing)
         return lax.dynamic_update_index_in_dim(found, total, expert, 0)
 
-    return lax.fori_loop(0, num_experts, accumulate_expert, jnp.zeros((num_experts, *shape), wide))
+    return lax.fori_loop(0, num_experts, accumulate_expert, start)
 
 
 def _over_blocks(function, layout, expert, carry):

@@ -50,4 +50,4 @@ def combine_dense(rows: jax.Array, layout: DenseLayout, weighted: bool = True) -
 
 def dropped_dense(layout: DenseLayout) -> jax.Array:
     """Nothing is dropped."""
-    return jnp.zeros((), jnp.float32)
+    return jnp.zeros((), jnp.int32)

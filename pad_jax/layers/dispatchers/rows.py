@@ -85,10 +85,9 @@ def take_rows(vectors: jax.Array, layout: RowLayout) -> jax.Array:
 
 
 def dropped_rows(layout: RowLayout) -> jax.Array:
-    """Share of the valid slots that have no row, float32 in [0, 1]."""
+    """Valid slots that have no row, int32[]."""
     valid = layout.experts < layout.counts.shape[0]
-    dropped = valid & (layout.positions == layout.slots.shape[0])
-    return jnp.sum(dropped).astype(jnp.float32) / jnp.maximum(jnp.sum(valid), 1)
+    return jnp.sum(valid & (layout.positions == layout.slots.shape[0]), dtype=jnp.int32)
 
 
 def read_tokens(x: jax.Array, slots: jax.Array, shape: tuple[int, int]) -> jax.Array:

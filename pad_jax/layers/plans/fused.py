@@ -17,6 +17,7 @@ from jax import lax
 
 from pad_jax.layers.conv_geometry import Geometry
 from pad_jax.layers.plans.patches import unfold
+from pad_jax.layers.varying import vary_together
 from pad_jax.layers.wide_dtype import at_least_float32
 
 
@@ -24,7 +25,7 @@ def convolve_fused(
     x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
 ) -> jax.Array:
     """Contract of every plan: see `pad_jax.layers.conv_plans`."""
-    return _convolve_together(*_vary_together(x, kernels, attention), geometry, precision)
+    return _convolve_together(*vary_together(x, kernels, attention), geometry, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -72,24 +73,13 @@ def _backward(geometry, precision, saved, cotangent):
         d_stack += weights.astype(wide).reshape(-1, *(1,) * d_kernel.ndim) * d_kernel[None]
         return d_stack, (d_image, d_weights)
 
-    _, _, _, start = _vary_together(x, kernels, attention, jnp.zeros(stack.shape, wide))
+    _, _, _, start = vary_together(x, kernels, attention, jnp.zeros(stack.shape, wide))
     d_stack, (d_x, d_attention) = lax.scan(pull_one, start, (x, attention, cotangent))
     (d_kernels,) = unstack(d_stack.astype(kernels.dtype))
     return d_x, d_kernels, d_attention.astype(attention.dtype)
 
 
 _convolve_together.defvjp(_forward, _backward)
-
-
-def _vary_together(*arrays):
-    """The same values, each typed as varying over all the mapped axes that any of them varies over.
-
-    Inside shard_map the types of a gradient and of its argument must agree, and one written by hand varies as
-    all arguments do; JAX's own differentiation of this function then sums it over the devices that share an
-    argument. XLA folds the condition, which never holds, and with it everything here.
-    """
-    never = functools.reduce(jnp.logical_or, (jnp.any(array != array) for array in arrays)) & False
-    return tuple(jnp.where(never, jnp.zeros((), array.dtype), array) for array in arrays)
 
 
 def _stack_matrices(kernels, geometry):

@@ -28,6 +28,6 @@ hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'desk')
 
 @pytest.fixture(scope='module', autouse=True)
 def release_executables():
-    """Drops what a file's tests compiled: each program keeps memory maps, and a process may have 65 thousand of them."""
+    """Drops what a file's tests compiled: programs keep memory maps, and a process may have 65 thousand of them."""
     yield
     jax.clear_caches()

@@ -74,7 +74,7 @@ def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_hea
     """
     shapes = dense_shapes(params)
     _check_config(Path(folder) / CONFIG, read_config(folder), shapes, num_heads)
-    tensors = {_plain_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    tensors = _name_plainly(folder, read_tensors(folder))
     wanted = {path: (*_tensor_of(path), shape) for path, shape in flatten_dict(shapes).items()}
     fresh = tuple(
         head for head in HEADS if not any(name in tensors for path, (name, *_) in wanted.items() if path[0] == head)
@@ -87,6 +87,15 @@ def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_hea
         for path, (name, is_transposed, shape) in loaded.items()
     }
     return Loaded(upcycle({**unflatten_dict(dense), **{head: params[head] for head in fresh}}, params), fresh, skipped)
+
+
+def _name_plainly(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    plain = {name: _plain_name(name) for name in sorted(tensors)}
+    names = list(plain.values())
+    twice = [name for name in plain if names.count(plain[name]) > 1]
+    if twice:
+        raise BadInput(f'the weights in {folder} name the same parameters twice: {", ".join(twice)}')
+    return {plain[name]: tensor for name, tensor in tensors.items()}
 
 
 def _plain_name(name: str) -> str:

@@ -15,9 +15,11 @@ INDEX = 'model.safetensors.index.json'
 # tokenizer.json first: it says how text is normalised, which vocab.txt leaves to be guessed.
 VOCABULARIES = ('tokenizer.json', 'vocab.txt')
 
+# Of torch: a checkpoint may hold views, which safetensors refuses, and tensors that share memory.
 CONVERSION = (
-    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for k, v in '
-    "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True).items()}, '" + WEIGHTS + '\')"'
+    'python -c "import glob, torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
+    "for f in glob.glob('PATTERN') for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "'" + WEIGHTS + '\')"'
 )
 
 
@@ -41,11 +43,12 @@ def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
         return _read_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
-    pickles = sorted(path.name for path in folder.glob('*.bin') if path.name.startswith('pytorch_model'))
+    pickles = sorted(path.name for path in folder.glob('*.bin'))
     if pickles:
+        pattern = pickles[0] if len(pickles) == 1 else 'pytorch_model*.bin'
         raise BadInput(
-            f'{folder} holds weights only as a pickle, {pickles[0]}, which can run code and is not opened; '
-            f'convert it there, with torch and safetensors installed: {CONVERSION}'
+            f'{folder} holds weights only as a pickle, {", ".join(pickles)}, which can run code and is not opened; '
+            f'convert it there, with torch and safetensors installed: {CONVERSION.replace("PATTERN", pattern)}'
         )
     raise BadInput(f'{folder} holds no weights: {WEIGHTS} or {INDEX} is needed')
 
@@ -75,6 +78,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise BadInput(f'{path.parent} holds no {path.name}') from None
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from None
     except ValueError as error:  # Not JSON, or not UTF-8.
         raise BadInput(f'{path} is not JSON: {error}') from None
     if not isinstance(value, dict):
@@ -106,4 +111,7 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     absent = sorted(name for name, shard in index.items() if name not in held[shard])
     if absent:
         raise BadInput(f'{folder}: {INDEX} lists tensors that the files lack: {", ".join(absent)}')
+    unlisted = sorted(f'{name} in {shard}' for shard in shards for name in held[shard] if index.get(name) != shard)
+    if unlisted:
+        raise BadInput(f'{folder}: {INDEX} does not list {", ".join(unlisted)}')
     return {name: held[shard][name] for name, shard in index.items()}

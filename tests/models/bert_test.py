@@ -154,9 +154,7 @@ def test_remat_changes_no_value_and_no_gradient():
 
 def test_remat_names_no_parameter_otherwise():
     batch = make_batch([2], 2)
-    plain, remat = (
-        jax.eval_shape(TINY.clone(remat=remat).init, jax.random.key(0), *batch) for remat in (False, True)
-    )
+    plain, remat = (jax.eval_shape(TINY.clone(remat=remat).init, jax.random.key(0), *batch) for remat in (False, True))
     assert plain == remat
 
 

@@ -72,6 +72,9 @@ def test_equal_arguments_make_equal_specs():
     assert one != make_ffn_spec('linear', num_experts=5, granularity='output')
     assert one != make_ffn_spec('ffn', num_experts=4, granularity='output')
     assert make_ffn_spec('dense', num_experts=4) == FfnSpec()
+    for name in FFNS:
+        with pytest.raises(TypeError, match=r'no kind of feed-forward part has num_expert$'):
+            make_ffn_spec(name, num_expert=4)
 
 
 def test_weights_of_every_kind_start_as_bert_does():

@@ -106,6 +106,14 @@ def test_a_classifier_that_fits_is_taken(tmp_path):
     assert loaded.fresh == ()
 
 
+def test_a_parameter_under_two_names_is_refused(tmp_path):
+    bias = 'encoder.layer.0.output.dense.bias'
+    tensors = make_tensors()
+    write_folder(tmp_path, tensors | {f'bert.{bias}': tensors[bias] + 1})
+    with pytest.raises(BadInput, match=f'name the same parameters twice: bert.{bias}, {bias}$'):
+        load(tmp_path)
+
+
 def test_lists_what_is_missing_too_many_and_misshapen(tmp_path):
     tensors = make_tensors()
     del tensors['encoder.layer.1.output.dense.bias'], tensors['pooler.dense.bias']

@@ -41,10 +41,21 @@ def test_a_pickle_is_never_opened(tmp_path):
     # Unpickling this would raise something else.
     (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nabort\n(tR.')
     message = refusal(read_tensors, tmp_path)
-    for part in ('only as a pickle, pytorch_model.bin', 'save_file', 'weights_only=True'):
+    for part in ('only as a pickle, pytorch_model.bin', "glob('pytorch_model.bin')", '.contiguous()', 'weights_only'):
         assert part in message
+    (tmp_path / 'pytorch_model.bin').rename(tmp_path / 'model.bin')
+    assert "glob('model.bin')" in refusal(read_tensors, tmp_path)
     write_folder(tmp_path, {'a': np.ones(2, np.float32)})
     assert list(read_tensors(tmp_path)) == ['a']
+
+
+def test_the_conversion_of_a_pickle_in_parts_takes_them_all(tmp_path):
+    for part in (1, 2):
+        (tmp_path / f'pytorch_model-0000{part}-of-00002.bin').touch()
+    message = refusal(read_tensors, tmp_path)
+    assert "glob('pytorch_model*.bin')" in message and 'pytorch_model-00002-of-00002.bin' in message
+    command = message.split('installed: ')[1].removeprefix('python -c "').removesuffix('"')
+    compile(command, 'the command', 'exec')
 
 
 def test_nothing_there(tmp_path):
@@ -66,6 +77,9 @@ def test_damaged_files(tmp_path):
     for text in ('{', '[]', '\xff'):
         (tmp_path / 'config.json').write_text(text, encoding='latin-1')
         assert 'config.json' in refusal(read_config, tmp_path)
+    (tmp_path / 'config.json').unlink()
+    (tmp_path / 'config.json').mkdir()
+    assert 'config.json cannot be read' in refusal(read_config, tmp_path)
 
 
 def test_damaged_index(tmp_path):
@@ -74,6 +88,9 @@ def test_damaged_index(tmp_path):
     shards = json.loads(index.read_text())['weight_map']
     index.write_text(json.dumps({'weight_map': {**shards, 'more': 'model-00001-of-00002.safetensors'}}))
     assert 'lists tensors that the files lack: more' in refusal(read_tensors, tmp_path)
+    dropped, shard = shards.popitem()
+    index.write_text(json.dumps({'weight_map': shards}))
+    assert f'does not list {dropped} in {shard}' in refusal(read_tensors, tmp_path)
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
     assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_tensors, tmp_path)
     for value in ({}, {'weight_map': []}, {'weight_map': {'a': 1}}, {'weight_map': {'a': '../a.safetensors'}}):

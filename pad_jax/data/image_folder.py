@@ -78,9 +78,7 @@ def open_image_folder(
             labels += [label] * len(found)
             is_train += [split == 'train'] * len(found)
     if all(is_train):
-        raise BadInput(
-            f'{_quote(root / "val")} holds no {_suffixes()} file in its class folders: expected {LAYOUT}'
-        )
+        raise BadInput(f'{_quote(root / "val")} holds no {_suffixes()} file in its class folders: expected {LAYOUT}')
 
     cache, reasons = _read_all(paths, image_size, cache_bytes, on_bad)
     skipped = list(reasons.values())
@@ -194,9 +192,7 @@ def _describe(path: str, error: Exception) -> str:
     return f'cannot read the image {_quote(path)}: {reason}'
 
 
-def _read_all(
-    paths: Sequence[str], size: int, cache_bytes: int, on_bad: str
-) -> tuple[np.ndarray, dict[int, str]]:
+def _read_all(paths: Sequence[str], size: int, cache_bytes: int, on_bad: str) -> tuple[np.ndarray, dict[int, str]]:
     """Decodes what fits into the cache and checks the rest.
 
     Returns:

@@ -72,9 +72,7 @@ class Order:
         """The examples of one global batch, int64[B] in [0, N), or of the `rows` of it."""
         step = operator.index(step)
         if step < 0 or batch_size < 1:
-            raise ValueError(
-                f'step must be at least 0 and batch_size at least 1, got {step} and {batch_size}'
-            )
+            raise ValueError(f'step must be at least 0 and batch_size at least 1, got {step} and {batch_size}')
         positions = step * batch_size + np.arange(batch_size)[rows or slice(None)]
         indices = np.empty_like(positions)
         for epoch in np.unique(positions // self.num_examples):

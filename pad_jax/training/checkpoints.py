@@ -54,7 +54,9 @@ class Checkpoints:
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_stored_fields(state)), about=ocp.args.JsonSave({'format': FORMAT}))
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_stored_fields(state)), about=ocp.args.JsonSave({'format': FORMAT})
+        )
         self._manager.save(int(state.step), args=arguments)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:

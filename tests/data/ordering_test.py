@@ -50,9 +50,7 @@ def test_seed_epoch_and_use_each_change_the_order():
     assert (base != Order(50, seed=1).indices(0, 50)).any()
     assert (base != Order(50, seed=0).indices(1, 50)).any()
     assert (base != Order(50, seed=0, use=SCORING).indices(0, 50)).any()
-    drawn = np.stack(
-        [draw_bits(seed, number, use, 8) for seed in (0, 1) for number in (0, 1) for use in range(3)]
-    )
+    drawn = np.stack([draw_bits(seed, number, use, 8) for seed in (0, 1) for number in (0, 1) for use in range(3)])
     assert len(np.unique(drawn)) == drawn.size
     assert (ORDER, AUGMENTATION, SCORING) == (0, 1, 2)
 

@@ -114,9 +114,7 @@ def test_eval_batches_are_full_and_count_each_example_once(num_eval, num_batches
 
 def test_scoring_batches_are_unaugmented_and_pass_through_all_examples():
     source = make_tiny(crop_padding=1, flip=True)
-    seen = np.concatenate([source.scoring_batch(index, 5)['image'].ravel() for index in range(3)]).reshape(
-        3, 5
-    )
+    seen = np.concatenate([source.scoring_batch(index, 5)['image'].ravel() for index in range(3)]).reshape(3, 5)
     np.testing.assert_array_equal(np.sort(seen), np.broadcast_to(np.arange(5), (3, 5)))
 
 

@@ -1,10 +1,9 @@
-"""What GLUE measures each task by, and the average over tasks.
+"""What GLUE measures each task by.
 
 Legend: N examples, C classes.
 """
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
@@ -31,8 +30,6 @@ def correlate_spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 def _correlate(measure: Callable, labels: np.ndarray, predictions: np.ndarray) -> float:
     labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    if not np.isfinite(predictions).all():
-        return float('nan')
     if _is_constant(labels) or _is_constant(predictions):
         return 0.0
     return float(measure(labels, predictions).statistic)
@@ -85,20 +82,14 @@ def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dic
     Args:
         metrics: keys of `METRICS`.
         labels: int[N], or float[N] for regression; N at least 1.
-        logits: float[N, C], or float[N, 1] for regression. Where one is no number the regression metrics are
-            NaN; a class is still chosen.
+        logits: float[N, C], or float[N, 1] for regression. Where one of them is not finite all metrics are NaN: a class
+            could still be chosen, and would hide it.
 
     >>> score(['accuracy', 'f1'], np.array([1, 0]), np.array([[0.0, 1.0], [0.0, 1.0]]))['accuracy']
     0.5
     """
-    predictions = choose_predictions(np.asarray(logits))
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(metrics, float('nan'))
+    predictions = choose_predictions(logits)
     return {name: METRICS[name](np.asarray(labels), predictions) for name in metrics}
-
-
-def average_tasks(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """GLUE's average: of the tasks' means, so that a task with two metrics (or two splits) counts once.
-
-    >>> average_tasks({'mrpc': {'accuracy': 0.8, 'f1': 0.9}, 'rte': {'accuracy': 0.65}})
-    0.75
-    """
-    return statistics.fmean(statistics.fmean(values.values()) for values in scores.values())

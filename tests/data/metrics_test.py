@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from pad_jax.data.metrics import METRICS, average_tasks, choose_predictions, score
+from pad_jax.data.metrics import METRICS, choose_predictions, score
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0, 0])
 CHOSEN = np.array([1, 1, 0, 0, 0, 1, 0, 0, 0, 0])
@@ -79,18 +79,11 @@ def test_a_constant_prediction_scores_zero_without_a_warning():
 def test_what_is_no_number_is_not_hidden(bad):
     logits = np.array([[1.0], [2.0], [bad], [3.0]])
     assert all(math.isnan(value) for value in score(('pearson', 'spearman'), NUMBERS, logits).values())
+    logits = np.array([[0.0, 1.0], [0.0, 1.0], [bad, 1.0], [1.0, 0.0]])
+    classes = score(('accuracy', 'f1', 'matthews'), np.array([1, 1, 0, 0]), logits)
+    assert len(classes) == 3 and all(math.isnan(value) for value in classes.values())
 
 
 def test_predictions_are_the_likeliest_class_or_the_number():
     np.testing.assert_array_equal(choose_predictions(np.array([[0.0, 3.0, 1.0], [2.0, -1.0, 1.0]])), [1, 0])
     np.testing.assert_array_equal(choose_predictions(np.array([[0.5], [-2.0]])), [0.5, -2.0])
-
-
-def test_the_average_takes_the_mean_of_a_task_first():
-    scores = {
-        'cola': {'matthews': 0.5},
-        'stsb': {'pearson': 0.9, 'spearman': 0.8},
-        'mnli': {'validation_matched/accuracy': 0.84, 'validation_mismatched/accuracy': 0.82},
-    }
-    # (0.5 + 0.85 + 0.83) / 3, where the mean of all five would be 0.772.
-    assert average_tasks(scores) == pytest.approx(2.18 / 3, abs=1e-12)

@@ -12,7 +12,12 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SHORT_NAMES = {'accuracy': 'acc', 'eval_accuracy': 'eval'}
+_SHORT_NAMES = {
+    'accuracy': 'acc',
+    'eval_accuracy': 'eval',
+    'eval_validation_matched/accuracy': 'eval m',
+    'eval_validation_mismatched/accuracy': 'mm',
+}
 _LEAST_BAR, _MOST_BAR = 8, 30
 
 

@@ -1,4 +1,4 @@
-"""What a network is asked, and what its answers are worth: the one place where images and texts differ in training.
+"""What a network is asked, and what its answers are worth: where the steps on images and on texts differ.
 
 Axis letters: B examples, O outputs.
 """
@@ -67,7 +67,8 @@ def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Arr
     """What the mixtures of a network report, in one: (loss to be added, values to log).
 
     The losses are summed; `load_cv`, `dropped_fraction`, `router_entropy` and the share of each expert, `load_0` and so
-    on, are means over the mixtures. Nothing for a network without any.
+    on, are means over the mixtures. `load_cv_max` is that of the worst: a mean would hide an expert that is dead in one
+    of many. Nothing for a network without any.
     """
     rows = [row for row in aux.values() if row]
     if not rows:
@@ -76,4 +77,5 @@ def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Arr
     loads = {f'load_{expert}': mean['load'][expert] for expert in range(mean['load'].size)}
     names = ('load_cv', 'dropped_fraction', 'router_entropy')
     loss = mean['router_loss'] * len(rows)
-    return loss, {'router_loss': loss, **{name: mean[name] for name in names}, **loads}
+    worst = jnp.max(jnp.stack([row['load_cv'] for row in rows]))
+    return loss, {'router_loss': loss, 'load_cv_max': worst, **{name: mean[name] for name in names}, **loads}

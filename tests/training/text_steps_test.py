@@ -13,6 +13,7 @@ from pad_jax.training.parallel import Replicas
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.tasks import summarize_routers
 from tests.training.parallel_test import assert_states_close
 from tests.training.tiny_texts import REGRESSION, small_text_config
 
@@ -68,7 +69,13 @@ def assert_alike(first, second, rtol):
     assert_states_close(first[0], second[0], rtol)
     for one, other in zip(first[1], second[1], strict=True):
         # Tokens are not spread evenly over replicas, so these are means of means.
-        mean_of_means = {'load_cv', 'router_entropy', 'router_loss', *(f'load_{expert}' for expert in range(4))}
+        mean_of_means = {
+            'load_cv',
+            'load_cv_max',
+            'router_entropy',
+            'router_loss',
+            *(f'load_{expert}' for expert in range(4)),
+        }
         assert {name: one[name] for name in one.keys() - mean_of_means} == pytest.approx(
             {name: other[name] for name in other.keys() - mean_of_means}, rel=rtol, abs=1e-6
         )
@@ -154,3 +161,12 @@ def test_scores_see_neither_dropout_nor_noise_nor_the_loss_of_routers(texts):
 
     logarithms, found = compare(state, gates, batch)
     assert float(found) == pytest.approx(-np.asarray(logarithms)[np.arange(8), batch['label']].mean(), rel=1e-5)
+
+
+def test_a_dead_expert_in_one_of_many_mixtures_is_seen():
+    even = {'router_loss': 1.0, 'load': jnp.array([0.5, 0.5]), 'load_cv': jnp.float32(0), 'dropped_fraction': 0.0}
+    even['router_entropy'] = jnp.float32(0.5)
+    dead = even | {'load': jnp.array([1.0, 0.0]), 'load_cv': jnp.float32(1)}
+    loss, values = summarize_routers({'a': even, 'b': dead, 'c': {}, 'd': even, 'e': even})
+    assert float(loss) == 4 and float(values['load_cv']) == 0.25 and float(values['load_cv_max']) == 1
+    assert summarize_routers({'c': {}})[1] == {}

@@ -43,8 +43,8 @@ def predict(arguments: Sequence[str]) -> None:
     parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
     parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a folder will do')
     flags = parser.parse_args(arguments)
-    number = predict_file(flags.workdir, flags.input, flags.output)
-    print(f'{number} predictions in {flags.output}', file=sys.stderr)
+    path, num_rows = predict_file(flags.workdir, flags.input, flags.output)
+    print(f'{num_rows} predictions in {path}', file=sys.stderr)
 
 
 def inspect(arguments: Sequence[str]) -> None:

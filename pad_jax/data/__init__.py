@@ -16,6 +16,8 @@ from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.source import DataSpec, Source
 from pad_jax.data.text_source import TextSource, TextSpec
 from pad_jax.data.text_sources import ON_BAD, TEXT_SOURCES, make_text_source
+from pad_jax.data.text_tables import shorten
+from pad_jax.data.tokenization import WordPieces, open_vocabulary
 from pad_jax.errors import BadInput
 
 SOURCES: dict[str, Callable[..., Source]] = {'digits': open_digits, 'folder': open_image_folder}
@@ -34,9 +36,12 @@ __all__ = [
     'Source',
     'TextSource',
     'TextSpec',
+    'WordPieces',
     'make_source',
     'make_text_source',
+    'open_vocabulary',
     'score',
+    'shorten',
 ]
 
 

@@ -39,11 +39,18 @@ class GlueTask:
     has_broken_rows: bool = False
     """QQP: questions with a line break in them fell apart; the published counts leave their halves out."""
     label_range: tuple[float, float] | None = None
+    diagnostic: str | None = None
+    """MNLI: what a submission for the diagnostic set is called, which has the same labels and no split of its own."""
 
     @property
     def regression(self) -> bool:
         """Whether labels are numbers to come close to."""
         return not self.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of a network for it: 1 for regression."""
+        return len(self.class_names) or 1
 
 
 def _one_split(folder: str) -> tuple[EvalSplit, ...]:
@@ -116,6 +123,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv'),
             EvalSplit('validation_mismatched', 'dev_mismatched.tsv', 'MNLI-mm.tsv'),
         ),
+        diagnostic='AX.tsv',
     ),
     'qnli': GlueTask(
         folder='QNLI',

@@ -9,7 +9,7 @@ from pad_jax.data.glue_files import TRAIN_FILE, find_folder, read_glue_file
 from pad_jax.data.text_examples import TextExamples
 from pad_jax.data.text_source import TextSource, make_text_batches
 from pad_jax.data.text_tables import quote
-from pad_jax.data.tokenization import open_vocabulary
+from pad_jax.data.tokenization import WordPieces
 from pad_jax.errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -19,9 +19,8 @@ def open_glue(
     *,
     path: str | None,
     task: str,
-    vocabulary: str | None,
+    pieces: WordPieces,
     batch_size: int,
-    max_length: int,
     seed: int = 0,
     on_bad: str = 'stop',
 ) -> TextSource:
@@ -31,17 +30,15 @@ def open_glue(
         path: the folder of the original files (`PATH/RTE/train.tsv`, or PATH is the task's own folder), or
             TFDS's data_dir (`PATH/glue/rte/VERSION`). The original files go first where both are there.
         task: a key of `pad_jax.data.glue.GLUE_TASKS`.
-        vocabulary: a `vocab.txt` or `tokenizer.json`.
+        pieces: what texts are encoded with.
         batch_size: examples in a global batch, at least 1.
-        max_length: of a text or pair in tokens, at least 8.
         seed: in [0, 2⁶⁴), of the order.
         on_bad: what a wrong row does: `stop` raises, `skip` leaves it out and says so.
 
     Raises:
-        BadInput: the task is none of GLUE's; the path holds neither; a file or the vocabulary is wrong.
+        BadInput: the task is none of GLUE's; the path holds neither; a file is wrong.
     """
     row = find_task(task)
-    pieces = open_vocabulary(vocabulary, max_length)
     train, evaluation = _read_splits(path, task, row, on_bad)
     return make_text_batches(
         train,
@@ -61,8 +58,11 @@ def _read_splits(
     if not path:
         raise BadInput(f'path must name a folder with {layout}, got {path!r}')
     root = pathlib.Path(path).expanduser()
+    if not root.exists():
+        raise BadInput(f'{quote(root)} does not exist: expected {layout}')
     if not root.is_dir():
-        raise BadInput(f'{quote(root)} {"is not a folder" if root.exists() else "does not exist"}: expected {layout}')
+        own = 'for a file of your own: --config.data.name=text'
+        raise BadInput(f'{quote(root)} is not a folder: expected one with {layout}; {own}')
     folder = find_folder(root, task)
     if folder is not None:
         logger.info('reading the original files in %s', folder)
@@ -70,7 +70,8 @@ def _read_splits(
         return train, {s.name: read_glue_file(folder / s.file, task, on_bad=on_bad) for s in task.eval_splits}
     prepared = glue_tfds.find_prepared(root, name)
     if prepared is None:
-        how = glue_tfds.explain_preparing(root, name)
+        data_dir = glue_tfds.find_data_dir(root, name)
+        how = f'--config.data.path={data_dir}' if data_dir else glue_tfds.explain_preparing(root, name)
         raise BadInput(f'{quote(root)} has no {layout}; for the latter, {how}')
     logger.info('reading what TFDS prepared in %s', prepared)
     train = glue_tfds.read_split(prepared, task, 'train')

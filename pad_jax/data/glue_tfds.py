@@ -39,6 +39,11 @@ def find_prepared(root: pathlib.Path, name: str) -> pathlib.Path | None:
     return infos[-1].parent
 
 
+def find_data_dir(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The data_dir that `folder` lies in where it is DATA_DIR/glue, glue/TASK or glue/TASK/VERSION; None elsewhere."""
+    return next((parent for parent in folder.absolute().parents[:3] if find_prepared(parent, name)), None)
+
+
 def explain_preparing(root: pathlib.Path, name: str) -> str:
     """What to run, once and with a network, to have `find_prepared` find it."""
     # The second import: without h5py TFDS finds none of its own builders that were not imported by name.

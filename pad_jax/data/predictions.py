@@ -12,14 +12,15 @@ import scipy.special
 
 from pad_jax.data.glue import GlueTask
 from pad_jax.data.metrics import choose_predictions
-from pad_jax.data.text_tables import write_table
+from pad_jax.data.text_tables import check_output, quote, write_table
+from pad_jax.errors import BadInput
 
 
 def write_submission(path: str | os.PathLike, task: GlueTask, ids: Sequence[str], logits: np.ndarray) -> None:
     """Writes GLUE's submission format: `index` and `prediction`, with the labels of the original files.
 
     Args:
-        path: ends in .tsv; `place_submission` gives the name that the benchmark expects.
+        path: ends in .tsv; `choose_output` gives the name that the benchmark expects.
         task: of GLUE.
         ids: N, in the order of the file that was read.
         logits: float[N, C], or float[N, 1] for regression, which is clipped to the range of the labels and
@@ -36,18 +37,37 @@ def write_submission(path: str | os.PathLike, task: GlueTask, ids: Sequence[str]
     write_table(path, ['index', 'prediction'], zip(ids, texts, strict=True))
 
 
-def place_submission(output: str | os.PathLike, task: GlueTask, source: str | os.PathLike) -> pathlib.Path:
+def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: GlueTask | None = None) -> pathlib.Path:
     """Where predictions for the file `source` go: `output`, or in it, under the benchmark's name, if a folder.
 
+    Args:
+        output: a file to write; of a task a folder will do.
+        source: the file to be read; its name says for which of a task's sets it is.
+        task: of GLUE; None for texts of one's own.
+
+    Raises:
+        BadInput: that is the file to be read, or nothing can be written there.
+
     >>> from pad_jax.data.glue import find_task
-    >>> place_submission('.', find_task('mnli'), 'MNLI/test_mismatched.tsv').name
+    >>> choose_output('.', 'MNLI/test_mismatched.tsv', find_task('mnli')).name
     'MNLI-mm.tsv'
     """
-    output = pathlib.Path(output).expanduser()
-    if not output.is_dir():
-        return output
-    mismatched = len(task.eval_splits) > 1 and 'mismatched' in pathlib.Path(source).name
-    return output / task.eval_splits[int(mismatched)].submission
+    output, source = pathlib.Path(output).expanduser(), pathlib.Path(source).expanduser()
+    if task is not None and output.is_dir():
+        output = output / _name_submission(source, task)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise BadInput(f'{quote(output)} is the file to be read: predictions must go to another')
+    check_output(output)
+    return output
+
+
+def _name_submission(source: pathlib.Path, task: GlueTask) -> str:
+    # As the benchmark calls them: MNLI/diagnostic.tsv, diagnostic-full.tsv, AX.tsv or AX/test.tsv.
+    is_diagnostic = source.name.lower().startswith(('diagnostic', 'ax')) or source.absolute().parent.name == 'AX'
+    if task.diagnostic and is_diagnostic:
+        return task.diagnostic
+    mismatched = len(task.eval_splits) > 1 and 'mismatched' in source.name
+    return task.eval_splits[int(mismatched)].submission
 
 
 def write_predictions(

@@ -9,8 +9,8 @@ import numpy as np
 
 from pad_jax.data.text_examples import TextExamples, parse_class, parse_number, read_examples
 from pad_jax.data.text_source import TextSource, make_text_batches
-from pad_jax.data.text_tables import SUFFIXES, open_table, quote
-from pad_jax.data.tokenization import open_vocabulary
+from pad_jax.data.text_tables import SUFFIXES, open_table, quote, shorten
+from pad_jax.data.tokenization import WordPieces
 from pad_jax.errors import BadInput
 
 LAYOUT = f'a file ({", ".join(SUFFIXES)}), or a folder with train and val as such files'
@@ -23,9 +23,8 @@ def open_text_files(
     text_columns: Sequence[str],
     label_column: str,
     regression: bool = False,
-    vocabulary: str | None,
+    pieces: WordPieces,
     batch_size: int,
-    max_length: int,
     seed: int = 0,
     on_bad: str = 'stop',
 ) -> TextSource:
@@ -37,18 +36,20 @@ def open_text_files(
     Args:
         path: a file, or a folder with two (see `LAYOUT`).
         text_columns: one name, or two for pairs.
-        label_column: a name. Labels are any text, or for regression finite numbers.
+        label_column: another name. Labels are any text, or for regression finite numbers.
         regression: whether labels are numbers to come close to.
 
     Raises:
-        BadInput: the path is laid out otherwise; a column is missing; a row is wrong (`on_bad='stop'`); there
-            are fewer than two classes; nothing is left to evaluate on; the vocabulary is wrong.
+        BadInput: the path is laid out otherwise; a column is missing, or named twice; a row is wrong
+            (`on_bad='stop'`); there are fewer than two classes; nothing is left to evaluate on.
     """
     if isinstance(text_columns, str) or not 1 <= len(text_columns) <= 2 or not all(text_columns):
         raise BadInput(f'text_columns must be one or two names of columns, got {text_columns!r}')
     if not label_column:
         raise BadInput(f'label_column must name a column, got {label_column!r}')
-    pieces = open_vocabulary(vocabulary, max_length)
+    if len({*text_columns, label_column}) <= len(text_columns):
+        names = ', '.join(map(repr, text_columns))
+        raise BadInput(f'text_columns and label_column must differ, got {names} and {label_column!r}')
     train_file, eval_file = _find_files(path)
 
     def read(file: pathlib.Path, parse_label: Callable[[str], int | float]) -> TextExamples:
@@ -60,7 +61,7 @@ def open_text_files(
             on_bad=on_bad,
         )
 
-    class_names: tuple[str, ...] = ()
+    class_names, first_seen = (), ()
     if regression:
         parse_eval = parse_number()
         train = read(train_file, parse_eval)
@@ -69,7 +70,10 @@ def open_text_files(
         train = read(train_file, _collect_classes(found))
         class_names = tuple(sorted(found))
         if len(class_names) == 1:
-            raise BadInput(f'column {label_column!r} of {quote(train_file)} has only the label {class_names[0]!r}')
+            label = shorten(class_names[0])
+            raise BadInput(f'column {label_column!r} of {quote(train_file)} has only the label {label!r}')
+        lines = [train.lines[place] for place in np.unique(train.labels, return_index=True)[1]]
+        first_seen = tuple((name, f'{quote(train_file)} line {line}') for name, line in zip(found, lines, strict=True))
         places = np.argsort(np.array([found[name] for name in class_names])).astype(np.int32)
         train = dataclasses.replace(train, labels=places[train.labels])
         parse_eval = parse_class(class_names)
@@ -85,16 +89,17 @@ def open_text_files(
         metrics=('pearson', 'spearman') if regression else ('accuracy',),
         batch_size=batch_size,
         seed=seed,
+        first_seen=first_seen,
     )
 
 
-def read_unlabelled(path: str | os.PathLike, text_columns: Sequence[str], on_bad: str = 'stop') -> TextExamples:
+def read_unlabelled(path: str | os.PathLike, text_columns: Sequence[str]) -> TextExamples:
     """The texts of a file to predict; a label column may be there and is not read.
 
     Raises:
         BadInput: as `open_table` and `read_examples` do.
     """
-    return read_examples(open_table(path), text_columns=text_columns, on_bad=on_bad)
+    return read_examples(open_table(path), text_columns=text_columns)
 
 
 def hold_out(examples: TextExamples, place: str) -> tuple[TextExamples, TextExamples]:
@@ -115,8 +120,7 @@ def hold_out(examples: TextExamples, place: str) -> tuple[TextExamples, TextExam
             f'{place} holds too few examples to set every {EVAL_EVERY}th of a class aside for evaluation: add more, or '
             'name a folder with train and val files'
         )
-    train = dataclasses.replace(_select(examples, ~held), skipped=examples.skipped)
-    return train, _select(examples, held)
+    return _select(examples, ~held), _select(examples, held)
 
 
 def _select(examples: TextExamples, mask: np.ndarray) -> TextExamples:

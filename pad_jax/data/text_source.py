@@ -23,7 +23,8 @@ class TextSpec:
 
     `num_classes` is 1 for regression, where `class_names` is empty; else `class_names[label]` names a label.
     No batch is longer than `max_length`, and no token is as high as `vocab_size`. `num_eval` counts the
-    examples of all `eval_splits` together. `metrics` are keys of `pad_jax.data.metrics.METRICS`.
+    examples of all `eval_splits` together. `metrics` are keys of `pad_jax.data.metrics.METRICS`. Where classes are
+    collected from a file, `first_seen` holds (class, file and line) in the order in which they appear.
     """
 
     num_classes: int
@@ -35,6 +36,7 @@ class TextSpec:
     num_eval: int
     metrics: tuple[str, ...]
     eval_splits: tuple[str, ...]
+    first_seen: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +90,15 @@ class TextSource:
     `rows` is the slice of the global batch that the calling process wants (all of it when left out). The
     global batch is the same however many processes share it.
 
-    `skipped` lists what was left out under `on_bad='skip'`, one line each.
+    `pieces` is what the texts were encoded with.
     """
 
     spec: TextSpec
     train: EncodedTexts
     eval: dict[str, EncodedTexts]
+    pieces: WordPieces
     batch_size: int
     seed: int
-    skipped: list[str] = dataclasses.field(default_factory=list)
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of a step (at least 0); a pure function of (seed, step)."""
@@ -123,6 +125,7 @@ def make_text_batches(
     metrics: tuple[str, ...],
     batch_size: int,
     seed: int,
+    first_seen: tuple[tuple[str, str], ...] = (),
 ) -> TextSource:
     """A source of examples that have been read. `class_names` is empty for regression."""
     encoded = {name: encode_examples(examples, pieces) for name, examples in evaluation.items()}
@@ -137,12 +140,13 @@ def make_text_batches(
             num_eval=sum(map(len, encoded.values())),
             metrics=metrics,
             eval_splits=tuple(encoded),
+            first_seen=first_seen,
         ),
         train=encode_examples(train, pieces),
         eval=encoded,
+        pieces=pieces,
         batch_size=batch_size,
         seed=seed,
-        skipped=[line for examples in (train, *evaluation.values()) for line in examples.skipped],
     )
 
 

@@ -9,6 +9,7 @@ from pad_jax.data.glue_source import open_glue
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.text_folder import open_text_files
 from pad_jax.data.text_source import TextSource
+from pad_jax.data.tokenization import WordPieces
 from pad_jax.errors import BadInput
 
 TEXT_SOURCES: dict[str, Callable[..., TextSource]] = {'glue': open_glue, 'text': open_text_files}
@@ -19,9 +20,8 @@ def make_text_source(
     name: str,
     *,
     path: str | None,
-    vocabulary: str | None,
+    pieces: WordPieces,
     batch_size: int,
-    max_length: int,
     seed: int = 0,
     on_bad: str = 'stop',
     task: str | None = None,
@@ -35,11 +35,11 @@ def make_text_source(
         name: a key of `TEXT_SOURCES`.
         path: where the data lies: for `glue` the folder of the original files or TFDS's data_dir, for `text`
             a file or a folder with train and val files.
-        vocabulary: a `vocab.txt` or `tokenizer.json`.
+        pieces: what texts are encoded with, see `pad_jax.data.open_vocabulary`.
         batch_size: examples in a global batch, at least 1.
-        max_length: of a text or pair in tokens, at least 8.
         seed: in [0, 2⁶⁴), of the order.
-        on_bad: what a wrong row does: `stop` raises, `skip` leaves it out and says so.
+        on_bad: what a wrong row does: `stop` raises, `skip` leaves it out and says so. A CSV whose quoting is broken
+            raises either way: where it breaks, rows cannot be told apart.
         task: of `glue` only.
         text_columns, label_column, regression: of `text` only.
 
@@ -58,9 +58,8 @@ def make_text_source(
         options = {'text_columns': text_columns, 'label_column': label_column, 'regression': regression}
     return TEXT_SOURCES[name](
         path=path,
-        vocabulary=vocabulary,
+        pieces=pieces,
         batch_size=batch_size,
-        max_length=max_length,
         seed=check_seed(seed),
         on_bad=on_bad,
         **options,

@@ -1,8 +1,9 @@
 """Tables of text as files, row by row and with the number of each line: TSV, CSV and JSON lines.
 
 TSV is what GLUE is distributed as: tabs divide, nothing is quoted, a quotation mark is text like any other.
-CSV is quoted (RFC 4180), and a field may span lines. JSON lines hold one object each. All are UTF-8, with or
-without a byte order mark; the last line need not end.
+CSV is quoted (RFC 4180), and a field may span lines; where the quoting breaks nobody can tell where the next row
+begins, so such a file is refused as a whole, whatever is to be done with wrong rows. JSON lines hold one object each.
+All are UTF-8, with or without a byte order mark; the last line need not end.
 """
 
 import csv
@@ -11,12 +12,13 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pad_jax.errors import BadInput
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
+NUM_CHARACTERS = 40
 
 Record = dict[str, object] | str
 
@@ -37,8 +39,8 @@ class Table:
     columns: tuple[str, ...]
     records: Iterator[tuple[int, Record]]
 
-    def read_rows(self, names: Sequence[str]) -> Iterator[Row]:
-        """The named columns of every row, once.
+    def read_rows(self, names: Sequence[str], optional: Collection[str] = ()) -> Iterator[Row]:
+        """The named columns of every row, once. In the `optional` ones JSON may say null, or nothing: that reads as ''.
 
         Raises:
             BadInput: there is no such column, or more than one.
@@ -47,11 +49,11 @@ class Table:
             if self.columns.count(name) != 1:
                 found = 'more than one' if name in self.columns else 'no'
                 raise BadInput(f'{quote(self.path)} has {found} column {name!r}: its columns are {self.list_columns()}')
-        return (_pick(line, record, names) for line, record in self.records)
+        return (_pick(line, record, names, optional) for line, record in self.records)
 
     def list_columns(self) -> str:
         """Their names, for a message."""
-        return ', '.join(map(repr, self.columns))
+        return ', '.join(repr(shorten(column)) for column in self.columns)
 
 
 def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) -> Table:
@@ -63,7 +65,8 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
             lines are the keys of the first object.
 
     Raises:
-        BadInput: it cannot be read, is empty, is not UTF-8 (with the line), or has another suffix.
+        BadInput: it cannot be read, is empty, is not UTF-8 (with the line), or has another suffix. While its rows
+            are read: it is not CSV (with the line).
     """
     path = pathlib.Path(path).expanduser()
     check_suffix(path)
@@ -85,11 +88,10 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[
     """Writes text and numbers so that `open_table` reads the same text back. A kill leaves no half of a file.
 
     Raises:
-        BadInput: the suffix is another, the folder cannot be written to, or a TSV would hold a tab or the end
-            of a line within a field.
+        BadInput: as `check_output` and `check_fields` do, or the disk is full or the like.
     """
     path = pathlib.Path(path).expanduser()
-    check_suffix(path)
+    check_output(path)
     text = io.StringIO()
     if path.suffix == '.jsonl':
         for row in rows:
@@ -98,16 +100,34 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[
         csv.writer(text, lineterminator='\n').writerows([columns, *rows])
     else:
         for row in [columns, *rows]:
-            fields = [str(field) for field in row]
-            if any(mark in field for field in fields for mark in '\t\n\r'):
-                raise BadInput(f'{quote(path)}: a TSV cannot hold {fields!r}: name a .csv or .jsonl file')
-            text.write('\t'.join(fields) + '\n')
+            check_fields(path, row)
+            text.write('\t'.join(map(str, row)) + '\n')
     temporary = path.with_name(path.name + '.tmp')
     try:
         temporary.write_text(text.getvalue(), encoding='utf-8', newline='')
         temporary.replace(path)
     except OSError as error:
         raise BadInput(f'cannot write {quote(path)}: {error.strerror}') from error
+
+
+def check_output(path: pathlib.Path) -> None:
+    """`BadInput` unless `write_table` can write there: another suffix, a folder, or no folder to write into."""
+    check_suffix(path)
+    if path.is_dir():
+        raise BadInput(f'cannot write {quote(path)}: it is a folder')
+    if not path.parent.is_dir():
+        raise BadInput(f'cannot write {quote(path)}: {quote(path.parent)} is not a folder')
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f'cannot write {quote(path)}: no permission to write into {quote(path.parent)}')
+
+
+def check_fields(path: pathlib.Path, fields: Iterable[object]) -> None:
+    """`BadInput` for what a TSV cannot hold, a tab or the end of a line within a field; other files hold any text."""
+    if path.suffix != '.tsv':
+        return
+    for field in map(str, fields):
+        if any(mark in field for mark in '\t\n\r'):
+            raise BadInput(f'{quote(path)}: a TSV cannot hold {shorten(field)!r}: name a .csv or .jsonl file')
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -143,6 +163,15 @@ def quote(path: str | os.PathLike) -> str:
     return repr(str(path))
 
 
+def shorten(text: str) -> str:
+    """What fits into a message of a text that may be long.
+
+    >>> shorten('abc'), len(shorten('abc' * 100))
+    ('abc', 40)
+    """
+    return text if len(text) <= NUM_CHARACTERS else text[: NUM_CHARACTERS - 1] + '…'
+
+
 def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:
     # Not splitlines: it would also split at U+0085 and the like, which are part of a text.
     for line, content in enumerate(text.split('\n'), 1):
@@ -150,11 +179,13 @@ def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parse_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    # The limit is one for all readers of a process; no field is longer than its file.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     line = 1
     try:
         for fields in reader:
-            yield line, fields
+            yield line, fields or ['']  # An empty line is one empty field, as it is in TSV.
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f'{quote(path)} line {line} is not CSV: {error}') from error
@@ -183,12 +214,14 @@ def _put_back(first: tuple[int, Record], rest: Iterator[tuple[int, Record]]) -> 
     yield from rest
 
 
-def _pick(line: int, record: Record, names: Sequence[str]) -> Row:
+def _pick(line: int, record: Record, names: Sequence[str], optional: Collection[str]) -> Row:
     if isinstance(record, str):
         return Row(line, None, record)
     fields = []
     for name in names:
         value = record.get(name)
+        if value is None and name in optional:
+            value = ''
         if isinstance(value, bool | int | float):
             value = json.dumps(value)
         if not isinstance(value, str):

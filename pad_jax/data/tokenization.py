@@ -79,6 +79,10 @@ class WordPieces:
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         """What an embedding must have at least: the highest id + 1."""
 
+    def describe(self) -> dict:
+        """What a tokenizer.json has to hold to encode the same way, case and accents included."""
+        return json.loads(self._tokenizer.to_str())
+
     def encode(self, texts: Sequence[Sequence[str]]) -> Tokens:
         """Encodes one or two lists of N texts (a pair's texts at the same place)."""
         ids, lengths, first_lengths = [], [0], []

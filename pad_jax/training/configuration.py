@@ -15,10 +15,11 @@ from typing import Any
 
 import ml_collections
 
+from pad_jax.data import GLUE_TASKS
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
 from pad_jax.partition import round_fractions, round_steps
-from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules
+from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules, is_free
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -155,18 +156,27 @@ def _find_conflicts(config) -> list[str]:
         checks.append((round_fractions, (partition.dynamic_fraction, partition.rounds, partition.schedule)))
         if partition.granularity == 'layer' and partition.scope == 'layer':
             problems.append("partition.scope 'layer' can't choose within one gate: granularity 'layer' needs 'global'")
-        last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
-        if config.train.steps and last >= config.train.steps:
-            problems.append(
-                f'the last round of the partition comes after {last} steps, train.steps is {config.train.steps}: lower '
-                'partition.start_step, every_steps or rounds'
-            )
+        if config.train.steps:
+            problems += find_late_round(config, config.train.steps)
     for check, arguments in checks:
         try:
             check(*arguments)
         except ValueError as error:
             problems.append(str(error))
     return problems
+
+
+def find_late_round(config, num_steps: int) -> list[str]:
+    """What is wrong with the rounds of a partition in a run of so many steps; [] if training goes on after the last."""
+    partition = config.partition
+    last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
+    if last < num_steps:
+        return []
+    length = 'train.steps' if config.train.steps else 'train.epochs'
+    return [
+        f'the last round of the partition comes after {last} steps, the run has {num_steps}: lower '
+        f'partition.start_step, every_steps or rounds, or raise {length}'
+    ]
 
 
 def _find_text_conflicts(config) -> list[str]:
@@ -177,6 +187,12 @@ def _find_text_conflicts(config) -> list[str]:
         )
     if data.max_length > model.max_length:
         problems.append(f'data.max_length must be at most model.max_length = {model.max_length}, got {data.max_length}')
+    if data.name == 'glue' and model.num_classes != GLUE_TASKS[data.task].num_classes:
+        task = GLUE_TASKS[data.task]
+        what = f'{data.task} is regression' if task.regression else f'{data.task} has {task.num_classes} classes'
+        problems.append(
+            f'model.num_classes is {model.num_classes}, {what}: --config.model.num_classes={task.num_classes}'
+        )
     if data.name == 'text' and not data.text_columns:
         problems.append('data.text_columns must name one column or two')
     if data.name == 'text' and not data.label_column:
@@ -200,7 +216,7 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f'{name}: {old.get(name, "missing")!r} -> {new.get(name, "missing")!r}'
         for name in sorted(old.keys() | new.keys())
-        if name not in FREE_ON_RESUME and old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and not is_free(name, old.get(name), new.get(name))
     ]
 
 
@@ -228,6 +244,9 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
         free = ', '.join(sorted(FREE_ON_RESUME & rules.keys()))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {free}')
     problems = _apply(config, overrides) + find_problems(config)
+    problems = problems or [
+        f'{differing} cannot be changed for the run in {workdir}' for differing in differing_keys(flat, flatten(config))
+    ]
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
     return config

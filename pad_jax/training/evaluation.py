@@ -65,7 +65,7 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
       BadInput: when workdir holds no run, no checkpoint, its data is gone, or other data has other classes.
     """
     run = restore_run(workdir, overrides)
-    source = open_source(run.config)
+    source = open_source(run.config, workdir)
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pad_jax.data import GLUE_TASKS, ON_BAD, SOURCES, TEXT_SOURCES
-from pad_jax.layers import CONVS, DISPATCHER_NAMES, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
+from pad_jax.layers import CONVS, DISPATCHER_NAMES, DISPATCHERS, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
@@ -150,3 +150,13 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 
 # Keys that change how a run is done and not what it computes: a resumed run may change them.
 FREE_ON_RESUME = frozenset({'data.path', 'model.plan', 'model.remat', 'train.keep_checkpoints', 'parallel', 'debug'})
+
+
+def is_free(name: str, old: Any, new: Any) -> bool:
+    """Whether a resumed run may change that key from the old value to the new one.
+
+    >>> is_free('model.plan', 'dense', 'blocks'), is_free('model.plan', 'dense', 'capacity')
+    (True, False)
+    """
+    drops = [value in DISPATCHERS and not DISPATCHERS[value].dropless for value in (old, new)]
+    return name in FREE_ON_RESUME and not any(drops)  # a plan that drops tokens computes something else

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, Source, TextSource, make_source, make_text_source
+from pad_jax.data import CHANNELS, Source, TextSource, make_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_encoder, build_model
 from pad_jax.partition import (
@@ -25,12 +26,13 @@ from pad_jax.partition import (
     positions_of,
     selection_targets,
 )
-from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained
+from pad_jax.pretrained import find_weights, load_pretrained
 from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
+from pad_jax.training.texts import open_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,8 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     """The network of a config; partially dynamic where κ < 1.
 
     Args:
-      axis_name: mapped axis that the network is trained over, for norms that take their statistics over all of it. A
-        network that has one only runs inside of that axis; its parameters are those of the network without.
+      axis_name: mapped axis that the network is trained over, for norms and routers, which take their statistics over
+        all of it. A network that has one only runs inside of that axis; its parameters are those of one without.
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
@@ -59,7 +61,7 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     try:
         if is_text(config):
             del arguments['pretrained']
-            return build_encoder(dispatcher=arguments.pop('plan'), **arguments)
+            return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
         synchronised = arguments.pop('sync_batch_norm')
         return build_model(**arguments, axis_name=axis_name if synchronised else None)
     except ValueError as error:
@@ -79,37 +81,24 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
     return image_inputs((size, size, CHANNELS[config.data.name]))
 
 
-def open_source(config: ml_collections.ConfigDict) -> Source | TextSource:
+def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Source | TextSource:
     """The data of a config, known to fit its model.
+
+    Args:
+      workdir: of a run, which keeps how its texts become tokens; None goes by the config alone.
 
     Raises:
       BadInput: on data that can't be read, or has another number of classes than the model, or more words.
     """
     if is_text(config):
-        source = make_text_source(**make_text_arguments(config), seed=config.train.seed)
-        if source.spec.vocab_size > config.model.vocab_size:
-            raise BadInput(
-                f'the vocabulary has {source.spec.vocab_size} pieces, model.vocab_size is {config.model.vocab_size}'
-            )
-    else:
-        source = make_source(**config.data, seed=config.train.seed)
+        return open_texts(config, workdir)
+    source = make_source(**config.data, seed=config.train.seed)
     if source.spec.num_classes != config.model.num_classes:
         raise BadInput(
             f'model.num_classes is {config.model.num_classes}, the data has {source.spec.num_classes} classes: '
             f'--config.model.num_classes={source.spec.num_classes}'
         )
     return source
-
-
-def make_text_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Arguments of `make_text_source`: the vocabulary that belongs to the weights, unless the config names another."""
-    arguments = config.data.to_dict()
-    if not arguments['vocabulary']:
-        if not config.model.pretrained:
-            raise BadInput('data.vocabulary must name a vocab.txt or tokenizer.json: model.pretrained names no weights')
-        arguments['vocabulary'] = str(find_vocabulary(find_weights(config.model.pretrained)))
-    columns = [column.strip() for column in arguments['text_columns'].split(',')]
-    return arguments | {'text_columns': tuple(filter(None, columns))}
 
 
 def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:

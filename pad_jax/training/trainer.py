@@ -9,9 +9,8 @@ import ml_collections
 
 from pad_jax.data import METRICS, Prefetch, Source, TextSource
 from pad_jax.errors import BadInput
-from pad_jax.partition import round_steps
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import is_partial
+from pad_jax.training.configuration import find_late_round, is_partial
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.mixtures import compare_experts, forget_columns, index_columns
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
@@ -49,7 +48,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains what a checked config describes; goes on where the checkpoints of workdir end.
 
-    Leaves in workdir: config.json, data.json, metrics.jsonl, tensorboard/, partition.json, timing.json, checkpoints/.
+    Leaves in workdir: config.json, data.json, for texts tokenizer.json, metrics.jsonl, tensorboard/, partition.json,
+    timing.json, checkpoints/.
 
     Args:
       config: as `load_config` returns it.
@@ -72,7 +72,7 @@ def train(
     _check_devices(config, len(replicas.devices))
     if is_partial(config):
         plan_layers(config)  # says whether the exclusions fit the network
-    source = open_source(config)
+    source = open_source(config, workdir)
     check_data(workdir, source.spec)
     lengths = measure_lengths(config, source.spec.num_train)
     _check_lengths(config, lengths, source)
@@ -99,9 +99,7 @@ def _check_lengths(config, lengths: Lengths, source: Source) -> None:
         problems.append(f'optim.warmup_steps must be below the {lengths.total} steps of the run')
     partition = config.partition
     if is_partial(config):
-        last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
-        if last >= lengths.total:
-            problems.append(f'the last round of the partition comes after {last} steps, the run has {lengths.total}')
+        problems += find_late_round(config, lengths.total)
         if partition.batch_size > source.spec.num_train:
             problems.append(
                 f'partition.batch_size must be at most the {source.spec.num_train} training examples, got '
@@ -156,7 +154,7 @@ class _Run:
     def _open_workdir(self) -> None:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            write_identity(self.workdir, self.config, self.source.spec)
+            write_identity(self.workdir, self.config, self.source)
             self.writer = MetricWriter(self.workdir, self.start)
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
@@ -224,7 +222,8 @@ class _Run:
             values |= compare_experts(self.replicas.fetch(self.state), self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
-        self.progress.update(step, **{f'eval_{name}': value for name, value in values.items() if name in METRICS})
+        measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
+        self.progress.update(step, **{f'eval_{name}': value for name, value in measured.items()})
 
     def _save(self, step: int) -> None:
         with self.clock.paused(step, self.state):

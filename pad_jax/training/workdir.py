@@ -9,11 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pad_jax.data import DataSpec
+from pad_jax.data import DataSpec, Source, TextSource, TextSpec, shorten
 from pad_jax.errors import BadInput
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.writers import check_writable, read_metrics, write_json
 
+TOKENIZER = 'tokenizer.json'
 # What a run writes after its config.json.
 _WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
 
@@ -32,7 +33,7 @@ class DataRecord:
     num_eval: int
 
     @classmethod
-    def of(cls, spec: DataSpec) -> 'DataRecord':
+    def of(cls, spec: DataSpec | TextSpec) -> 'DataRecord':
         return cls(tuple(spec.class_names), spec.num_train, spec.num_eval)
 
     def differences(self, other: 'DataRecord') -> list[str]:
@@ -54,7 +55,7 @@ def describe_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     if tuple(old) == tuple(new):
         return []
     words = [
-        f'{word} {", ".join(names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+        f'{word} {", ".join(map(shorten, names[:3]))}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
         for word, names in (
             ('without', [name for name in old if name not in new]),
             ('with', [name for name in new if name not in old]),
@@ -99,7 +100,7 @@ def _check_is_ours(workdir: Path, config) -> None:
             raise BadInput(f'{workdir} holds {others[0]} but no config.json to say what made it: use another workdir')
 
 
-def check_data(workdir: Path, spec: DataSpec) -> None:
+def check_data(workdir: Path, spec: DataSpec | TextSpec) -> None:
     """Refuses, for the run in workdir, any data but its own. The folder may have moved.
 
     Raises:
@@ -134,7 +135,26 @@ def read_data(workdir: Path) -> DataRecord:
     return record
 
 
-def write_identity(workdir: Path, config, spec: DataSpec) -> None:
-    """Writes data.json and config.json. In that order: where there is a config, there is what its run is trained on."""
-    write_json(workdir / 'data.json', dataclasses.asdict(DataRecord.of(spec)))
+def find_tokenizer(workdir: Path) -> Path | None:
+    """How the run of texts in workdir makes tokens of them, whatever became of the vocabulary; None without a run yet.
+
+    Raises:
+      BadInput: when it has been lost.
+    """
+    if not (workdir / 'config.json').exists():
+        return None
+    path = workdir / TOKENIZER
+    if not path.is_file():
+        raise BadInput(f'{workdir} holds no {TOKENIZER} to say how its texts become tokens: use another workdir')
+    return path
+
+
+def write_identity(workdir: Path, config, source: Source | TextSource) -> None:
+    """Writes data.json, for texts tokenizer.json, and config.json.
+
+    That comes last: where there is a config, there is what its run is trained on.
+    """
+    write_json(workdir / 'data.json', dataclasses.asdict(DataRecord.of(source.spec)))
+    if isinstance(source, TextSource):
+        write_json(workdir / TOKENIZER, source.pieces.describe())
     write_json(workdir / 'config.json', config.to_dict())

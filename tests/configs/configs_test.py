@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.data import CHANNELS, SOURCES
+from pad_jax.data import CHANNELS, GLUE_TASKS, SOURCES
 from pad_jax.partition import report_counts
-from pad_jax.training.configuration import flatten, is_partial, is_text, load_config
+from pad_jax.training.configuration import find_late_round, flatten, is_partial, is_text, load_config
 from pad_jax.training.rules import choose_rules
 from pad_jax.training.setup import (
     abstract_variables,
@@ -135,6 +135,29 @@ def test_bert_base_is_the_quick_start_of_the_authors():
     params = abstract_variables(make_model(config), make_inputs(config))['params']
     assert params['layer_11']['ffn']['down']['kernel'].shape == (8, 3072, 768)
     assert np.shape(params['embeddings']['tokens']['embedding']) == (30522, 768)
+
+
+# Sentences and pairs to train on.
+GLUE_SIZES = {
+    'cola': 8_551,
+    'sst2': 67_349,
+    'mrpc': 3_668,
+    'stsb': 5_749,
+    'qqp': 363_846,
+    'mnli': 392_702,
+    'qnli': 104_743,
+    'rte': 2_490,
+    'wnli': 635,
+}
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('glue')])
+@pytest.mark.parametrize('task', GLUE_TASKS)
+def test_every_task_of_glue_leaves_room_for_the_rounds_and_the_warmup(name, task):
+    config = load(name, f'data.task={task}', f'model.num_classes={GLUE_TASKS[task].num_classes}')
+    steps = measure_lengths(config, GLUE_SIZES[task]).total
+    assert find_late_round(config, steps) == []
+    assert config.optim.warmup_steps < steps and config.partition.batch_size <= GLUE_SIZES[task]
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('glue')])

@@ -34,14 +34,15 @@ def test_a_labelled_file_can_be_read_for_its_texts_alone(tmp_path, name):
     assert examples.labels is None and len(examples.ids) == 3
 
 
-def test_rows_of_qqp_that_fell_apart_are_left_out_but_not_when_predicting(tmp_path):
+def test_rows_of_qqp_that_fell_apart_are_left_out_but_not_when_predicting(tmp_path, caplog):
     path = miniatures.write_original(tmp_path, 'qqp') / 'train.tsv'
     lines = path.read_text().split('\n')
     lines.insert(3, '102\t1\t2\tthe cat')
     path.write_text('\n'.join(lines))
     examples = read_glue_file(path, find_task('qqp'))
-    assert len(examples.ids) == 5 and len(examples.skipped) == 1 and 'line 4: it has 4 fields' in examples.skipped[0]
-    with pytest.raises(BadInput, match='line 4: it has 4 fields'):
+    assert len(examples.ids) == 5
+    assert 'left out 1 of 6 rows, the first: ' in caplog.text and 'line 4: it has 4 fields' in caplog.text
+    with pytest.raises(BadInput, match=r'line 4: it has 4 fields, but there are 6 columns$'):
         read_glue_file(path, find_task('qqp'), labelled=False)
     path.write_text(path.read_text().replace('\t0\n', '\t7\n'))
     with pytest.raises(BadInput, match="line 3: label '7' is not one of 0, 1"):
@@ -84,3 +85,13 @@ def test_finds_nothing_elsewhere_and_says_which_file_is_missing(tmp_path):
     (folder / 'dev_mismatched.tsv').unlink()
     with pytest.raises(BadInput, match=r"MNLI' has no dev_mismatched.tsv: expected train.tsv, dev_matched.tsv, dev_"):
         find_folder(tmp_path, task)
+
+
+def test_a_folder_that_is_called_like_another_task_is_not_taken_for_this_one(tmp_path):
+    """SST-2 has the columns of CoLA's test file, and its labels."""
+    folder = miniatures.write_original(tmp_path, 'sst2')
+    with pytest.raises(BadInput, match=r"SST-2' is the folder of the task sst2, expected CoLA"):
+        find_folder(folder, find_task('cola'))
+    assert find_folder(folder, find_task('sst2')) == folder
+    mine = folder.rename(tmp_path / 'mine')
+    assert find_folder(mine, find_task('sst2')) == mine

@@ -4,7 +4,7 @@ import pytest
 from pad_jax.data.glue import GLUE_TASKS, find_task
 from pad_jax.data.glue_files import read_glue_file
 from pad_jax.data.metrics import choose_predictions
-from pad_jax.data.predictions import place_submission, write_predictions, write_submission
+from pad_jax.data.predictions import choose_output, write_predictions, write_submission
 from pad_jax.data.text_tables import open_table
 from pad_jax.errors import BadInput
 from tests.data import glue_miniatures as miniatures
@@ -46,11 +46,33 @@ def test_golden_submissions(tmp_path):
         ('mnli', 'MNLI/test_matched.tsv', 'MNLI-m.tsv'),
         ('mnli', 'mismatched/test_matched.tsv', 'MNLI-m.tsv'),
         ('mnli', 'MNLI/test_mismatched.tsv', 'MNLI-mm.tsv'),
+        ('mnli', 'MNLI/diagnostic.tsv', 'AX.tsv'),
+        ('mnli', 'diagnostic-full.tsv', 'AX.tsv'),
+        ('mnli', 'AX/test.tsv', 'AX.tsv'),
+        ('mnli', 'ax.tsv', 'AX.tsv'),
+        ('rte', 'diagnostic.tsv', 'RTE.tsv'),
     ],
 )
 def test_submissions_in_a_folder_have_the_names_the_benchmark_expects(tmp_path, task, source, name):
-    assert place_submission(tmp_path, find_task(task), source) == tmp_path / name
-    assert place_submission(tmp_path / 'my.tsv', find_task(task), source) == tmp_path / 'my.tsv'
+    assert choose_output(tmp_path, source, find_task(task)) == tmp_path / name
+    assert choose_output(tmp_path / 'my.tsv', source, find_task(task)) == tmp_path / 'my.tsv'
+
+
+def test_the_file_to_be_read_is_never_written(tmp_path):
+    source = tmp_path / 'RTE.tsv'
+    source.write_text('index\tsentence1\tsentence2\n')
+    (tmp_path / 'link.tsv').symlink_to(source)
+    (tmp_path / 'wrong.txt').write_text('')
+    for output in (source, tmp_path, tmp_path / 'link.tsv', f'{tmp_path}/../{tmp_path.name}/RTE.tsv'):
+        with pytest.raises(BadInput, match='is the file to be read: predictions must go to another'):
+            choose_output(output, source, find_task('rte'))
+    # Before anything else about it.
+    with pytest.raises(BadInput, match=r"wrong.txt' is the file to be read"):
+        choose_output(tmp_path / 'wrong.txt', tmp_path / 'wrong.txt')
+    with pytest.raises(BadInput, match=r'must end in one of'):
+        choose_output(tmp_path / 'wrong.txt', source)
+    with pytest.raises(BadInput, match=r'must end in one of'):
+        choose_output(tmp_path, source)  # A folder, but which file in it?
 
 
 @pytest.mark.parametrize('suffix', ['tsv', 'csv', 'jsonl'])
@@ -72,7 +94,7 @@ def test_own_numbers_read_back(tmp_path):
 
 def test_refuses_paths_that_cannot_be_written(tmp_path):
     logits = np.zeros((1, 2))
-    with pytest.raises(BadInput, match=r'cannot write .*No such file or directory'):
+    with pytest.raises(BadInput, match=r"cannot write .*none' is not a folder"):
         write_submission(tmp_path / 'none' / 'a.tsv', find_task('rte'), ['0'], logits)
     with pytest.raises(BadInput, match=r'must end in one of .tsv, .csv, .jsonl'):
         write_predictions(tmp_path / 'a.xlsx', ('a', 'b'), ['0'], logits)

@@ -170,8 +170,3 @@ def test_examples_without_labels_have_batches_without(pieces):
     unlabelled = dataclasses.replace(source.train, labels=None)
     batch = next(unlabelled.iterate(4))
     assert batch.keys() == {'tokens', 'segments', 'valid', 'weight'}
-
-
-def test_what_was_skipped_is_told(pieces):
-    skipped = dataclasses.replace(make_examples((1, 2)), skipped=['this line'])
-    assert make_tiny(pieces, one=skipped).skipped == ['this line']

@@ -3,13 +3,14 @@ import re
 import pytest
 
 from pad_jax.data.text_sources import TEXT_SOURCES, make_text_source
+from pad_jax.data.tokenization import open_vocabulary
 from pad_jax.errors import BadInput
 from tests.data import glue_miniatures as miniatures
 
 
 def make(name, tmp_path, **changes):
-    vocabulary = miniatures.write_vocabulary(tmp_path)
-    settings = {'path': str(tmp_path), 'vocabulary': vocabulary, 'batch_size': 2, 'max_length': 16, 'task': 'rte'}
+    pieces = open_vocabulary(miniatures.write_vocabulary(tmp_path), 16)
+    settings = {'path': str(tmp_path), 'pieces': pieces, 'batch_size': 2, 'task': 'rte'}
     own = {'text_columns': ('sentence1', 'sentence2'), 'label_column': 'label'}
     return make_text_source(name, **(settings | own | changes))
 
@@ -27,7 +28,7 @@ def test_opens_either_and_passes_its_arguments_on(tmp_path):
         make('text', tmp_path, path=str(folder), regression=True)
     with (folder / 'train.tsv').open('a') as file:
         file.write('broken\n')
-    assert make('text', tmp_path, path=str(folder), on_bad='skip').skipped
+    assert make('text', tmp_path, path=str(folder), on_bad='skip').spec == own.spec
 
 
 @pytest.mark.parametrize('name', TEXT_SOURCES)
@@ -35,10 +36,8 @@ def test_opens_either_and_passes_its_arguments_on(tmp_path):
     'wrong, message',
     [
         ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
-        ({'max_length': 4}, 'max_length must be at least 8, got 4'),
         ({'seed': -1}, 'seed must be in [0, 2**64), got -1'),
         ({'on_bad': 'ignore'}, "on_bad must be one of stop, skip, got 'ignore'"),
-        ({'vocabulary': None}, 'vocabulary must name a vocab.txt or tokenizer.json, got None'),
     ],
 )
 def test_every_source_checks_every_argument(tmp_path, name, wrong, message):

@@ -62,6 +62,20 @@ def test_csv_that_is_broken_says_where(tmp_path):
     refused(write(tmp_path, 'b.csv', 'x,y\n1,2\n3,"4\n5\n'), 'line 3 is not CSV')
 
 
+def test_csv_takes_cells_of_any_length_and_empty_lines_as_tsv_does(tmp_path):
+    long = 'a ' * 70_000
+    for name in ('a.csv', 'a.tsv'):
+        assert read(write(tmp_path, name, f'x\n{long}\n\nb\n')) == [(2, [long], ''), (3, [''], ''), (4, ['b'], '')]
+    ((_, fields, problem),) = read(write(tmp_path, 'b.csv', 'x,y\n\n"a",b'))[:1]
+    assert fields is None and problem == 'it has 1 fields, but there are 2 columns'
+
+
+def test_what_may_be_missing_reads_as_empty(tmp_path):
+    path = write(tmp_path, 'a.jsonl', '{"x": "a", "y": 1}\n{"x": null, "y": null}\n{"x": "b"}\n{"x": "c", "y": [2]}')
+    rows = open_table(path).read_rows(['x', 'y'], optional=['y'])
+    assert [row.problem or row.fields for row in rows] == [['a', '1'], "'x' is no text", ['b', ''], "'y' is no text"]
+
+
 def test_json_lines_become_text(tmp_path):
     lines = ['{"x": "é", "y": 1, "z": [1]}', '{"y": true, "x": "\\u00e9\\n"}', '{"x": "b", "y": 2.5}']
     path = write(tmp_path, 'a.jsonl', '\n'.join(lines))
@@ -95,6 +109,11 @@ def test_a_missing_column_lists_those_there_are(tmp_path, name):
     path = tmp_path / name
     write_table(path, ['text', 'mark'], [['a', 'b']])
     refused(path, "has no column 'label': its columns are 'text', 'mark'", 'text', 'label')
+
+
+def test_long_names_of_columns_are_cut(tmp_path):
+    path = write(tmp_path, 'a.tsv', 'it ran ' * 1000 + '\tlabel\n')
+    refused(path, f"its columns are '{('it ran ' * 6)[:39]}…', 'label'", 'text')
 
 
 def test_an_ambiguous_column_is_refused_only_where_it_is_asked_for(tmp_path):
@@ -133,10 +152,17 @@ def test_what_is_written_reads_back(tmp_path, name):
 
 @pytest.mark.parametrize('field', ['a\tb', 'a\nb', 'a\rb'])
 def test_tsv_refuses_to_write_what_it_cannot_hold(tmp_path, field):
-    with pytest.raises(BadInput, match='a TSV cannot hold'):
+    with pytest.raises(BadInput, match=re.escape(f'a TSV cannot hold {field!r}: name a .csv or .jsonl file')):
         write_table(tmp_path / 'a.tsv', ['x'], [[field]])
+    assert not os.listdir(tmp_path)
 
 
-def test_refuses_to_write_where_there_is_no_folder(tmp_path):
-    with pytest.raises(BadInput, match=r'cannot write .*No such file or directory'):
+def test_refuses_to_write_where_nothing_can_be_written(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match=r"cannot write '.*a.tsv': '.*none' is not a folder"):
         write_table(tmp_path / 'none' / 'a.tsv', ['x'], [['a']])
+    (tmp_path / 'folder.tsv').mkdir()
+    with pytest.raises(BadInput, match=r"cannot write '.*folder.tsv': it is a folder"):
+        write_table(tmp_path / 'folder.tsv', ['x'], [['a']])
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path)
+    with pytest.raises(BadInput, match=r"cannot write '.*a.tsv': no permission to write into "):
+        write_table(tmp_path / 'a.tsv', ['x'], [['a']])

@@ -110,6 +110,22 @@ def test_case_is_told_by_the_settings_or_by_the_vocabulary(tmp_path, more, setti
     assert tokens[ids[1]] == expected
 
 
+@pytest.mark.parametrize('settings', [{}, {'do_lower_case': False}, {'strip_accents': False}])
+def test_what_it_describes_encodes_the_same_without_the_files_beside_it(tmp_path, settings):
+    path, kept = tmp_path / 'vocab.txt', tmp_path / 'kept' / 'tokenizer.json'
+    path.write_text('\n'.join([*VOCABULARY, 'Cat', 'café']))
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    texts = [['Cat', 'cat [SEP] É'], ['café', 'it ' * 40]]
+    first = open_vocabulary(str(path), 16)
+    kept.parent.mkdir()
+    kept.write_text(json.dumps(first.describe()))
+    again = open_vocabulary(str(kept), 16)
+    assert again.vocab_size == first.vocab_size == len(VOCABULARY) + 2
+    for field in ('ids', 'starts', 'first_lengths'):
+        np.testing.assert_array_equal(getattr(again.encode(texts), field), getattr(first.encode(texts), field))
+    assert again.describe() == first.describe()
+
+
 def test_take_fills_up_and_marks_segments_and_validity(vocabulary):
     tokens = open_vocabulary(vocabulary, 16).encode([['it', 'the cat'], ['ran', 'sat on']])
     batch = tokens.take(np.array([1, 0, 1]), 8, pad=7)

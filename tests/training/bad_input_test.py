@@ -76,7 +76,7 @@ def photos(tmp_path):
         (['partition.keep_static=stage9'], "keep_static = 'stage9' matches none"),
         (['partition.keep_dynamic=conv1', 'partition.keep_static=stage1'], 'is matched by keep_dynamic and by keep_st'),
         (['partition.keep_dynamic=('], "partition.keep_dynamic must be a regular expression, got '('"),
-        (['partition.start_step=6'], 'the last round of the partition comes after 6 steps, train.steps is 6'),
+        (['partition.start_step=6'], 'the last round of the partition comes after 6 steps, the run has 6'),
         (['train.steps=0', 'train.epochs=0.1', 'partition.start_step=99'], 'comes after 99 steps, the run has 10'),
         (['train.steps=0', 'train.epochs=1e30'], 'train.epochs = 1e+30 makes 9.01e+31 steps of 1442 training examples'),
         (['train.temperature_epochs=1e8'], 'train.temperature_epochs = 1e+08 makes 9.01e+09 steps of 1442 training'),

@@ -190,7 +190,7 @@ def test_all_problems_are_said_at_once():
         (['train.steps=50', 'partition.start_step=50'], 'the last round of the partition comes after 50 steps'),
         (
             ['train.steps=50', 'partition.start_step=10', 'partition.rounds=3', 'partition.every_steps=20'],
-            'the last round of the partition comes after 50 steps, train.steps is 50',
+            'the last round of the partition comes after 50 steps, the run has 50',
         ),
         (['partition.schedule=one_shot', 'partition.rounds=2'], 'has a single round, got rounds = 2'),
         (['partition.scope=layer', 'partition.granularity=layer'], "granularity 'layer' needs 'global'"),
@@ -210,7 +210,7 @@ def test_keys_that_contradict_one_another(overrides, says):
         (['data.max_length=513'], 'data.max_length must be at most model.max_length = 512, got 513'),
         (['data.name=text', 'data.label_column=label'], 'data.text_columns must name one column or two'),
         (['data.name=text', 'data.text_columns=a,b'], 'data.label_column must name a column'),
-        (['train.steps=100'], 'the last round of the partition comes after 100 steps, train.steps is 100'),
+        (['train.steps=50'], 'the last round of the partition comes after 50 steps, the run has 50: lower partition.'),
         (['partition.scope=layer', 'partition.granularity=layer'], "granularity 'layer' needs 'global'"),
         (['model.conv=static'], 'unknown config key model.conv'),
         (['train.temperature=30'], 'unknown config key train.temperature'),

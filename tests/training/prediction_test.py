@@ -1,12 +1,17 @@
 """`python -m pad_jax predict`: what it writes reads back, and is what evaluation measured."""
 
 import json
+import os
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from pad_jax.data.text_tables import open_table
+from pad_jax.training import prediction
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.trainer import train
 from tests.data.glue_miniatures import rows
@@ -68,27 +73,77 @@ def test_numbers_of_regression(texts, tmp_path):
     assert (errors**2).mean() == pytest.approx(evaluate_workdir(workdir)['loss'], rel=1e-4)
 
 
-@pytest.mark.parametrize(('task', 'name', 'words'), [('rte', 'RTE', 'entailment'), ('stsb', 'STS-B', None)])
-def test_submissions_to_glue(texts, tmp_path, task, name, words):
+def train_task(texts, tmp_path, task, **changes):
+    train(small_text_config(texts, **glue(task), **changes), tmp_path / 'run', devices=one_device())
+    return tmp_path / 'run'
+
+
+def test_submissions_to_glue(texts, tmp_path):
     """Into a folder under the name that the benchmark expects; a file with labels may be predicted as well."""
-    workdir = tmp_path / 'run'
-    changes = {} if task == 'rte' else {'model__ffn': 'dense', 'train__steps': 3}
-    train(small_text_config(texts, **glue(task), **changes), workdir, devices=one_device())
-    (tmp_path / 'out').mkdir()
-    said = predict(workdir, texts / 'glue' / name / 'test.tsv', tmp_path / 'out')
-    assert [path.name for path in (tmp_path / 'out').iterdir()] == [f'{name}.tsv'] and said.startswith('2 predictions')
-    predict(workdir, texts / 'glue' / name / 'dev.tsv', tmp_path / 'dev.tsv')
+    workdir, folder = train_task(texts, tmp_path, 'rte'), tmp_path / 'out'
+    folder.mkdir()
+    said = predict(workdir, texts / 'glue' / 'RTE' / 'test.tsv', folder)
+    assert said == f'2 predictions in {folder}/RTE.tsv' and [path.name for path in folder.iterdir()] == ['RTE.tsv']
+    assert read(folder / 'RTE.tsv', 'index')[0] == ['0', '1']
+    predict(workdir, texts / 'glue' / 'RTE' / 'dev.tsv', tmp_path / 'dev.tsv')
     ids, found = read(tmp_path / 'dev.tsv', 'index', 'prediction')
-    assert ids == ['0', '1', '2']
-    assert read(tmp_path / 'out' / f'{name}.tsv', 'index', 'prediction')[0] == ['0', '1']
-    truth = [label for _, label in rows(task, 'dev')]
-    measured = evaluate_workdir(workdir)
-    if words:
-        labels = [('entailment', 'not_entailment').index(label) for label in found]
-        assert np.mean(np.equal(labels, truth)) == measured['accuracy']
-    else:
-        numbers = np.asarray(found, np.float64)
-        assert ((numbers >= 0) & (numbers <= 5)).all() and all(len(text.split('.')[1]) == 3 for text in found)
+    labels = [('entailment', 'not_entailment').index(label) for label in found]
+    truth = [label for _, label in rows('rte', 'dev')]
+    assert ids == ['0', '1', '2'] and np.mean(np.equal(labels, truth)) == evaluate_workdir(workdir)['accuracy']
+
+
+def test_submissions_of_numbers(monkeypatch, texts, tmp_path):
+    """With three decimals; what lies outside of the labels' range is clipped to it."""
+    weights = {'model__pretrained': '{texts}/weights', 'model__ffn': 'dense', 'train__steps': 2}
+    workdir = train_task(texts, tmp_path, 'stsb', **weights)
+    truth, apply = [label for _, label in rows('stsb', 'dev')], prediction._apply
+
+    def predict_numbers(shift):
+        # Hardly trained, it says little but zero; no correlation changes with this.
+        monkeypatch.setattr(prediction, '_apply', lambda run, texts: 30 * apply(run, texts) + shift)
+        predict(workdir, texts / 'glue' / 'STS-B' / 'dev.tsv', tmp_path / 'dev.tsv')
+        (found,) = read(tmp_path / 'dev.tsv', 'prediction')
+        assert all(len(text.split('.')[1]) == 3 for text in found)
+        return np.asarray(found, np.float64)
+
+    numbers, measured = predict_numbers(5), evaluate_workdir(workdir)
+    assert np.ptp(numbers) > 0.1 and ((numbers > 0) & (numbers < 5)).all(), numbers
+    assert scipy.stats.pearsonr(truth, numbers).statistic == pytest.approx(measured['pearson'], abs=1e-2)
+    assert scipy.stats.spearmanr(truth, numbers).statistic == pytest.approx(measured['spearman'], abs=1e-9)
+    assert predict_numbers(20).tolist() == [5.0] * 3 and predict_numbers(-20).tolist() == [0.0] * 3
+
+
+def test_the_three_sets_of_mnli_go_into_one_folder(texts, tmp_path):
+    workdir = train_task(texts, tmp_path, 'mnli', model__ffn='dense', train__steps=2)
+    folder, source = tmp_path / 'out', texts / 'glue' / 'MNLI' / 'test_matched.tsv'
+    folder.mkdir()
+    lines = source.read_text().splitlines(keepends=True)
+    (tmp_path / 'test_mismatched.tsv').write_text(''.join(lines[:2]))
+    (tmp_path / 'diagnostic.tsv').write_text('index\tsentence1\tsentence2\n' + '7\tthe cat ran\tit sat\n' * 4)
+    inputs = {
+        'MNLI-m.tsv': source,
+        'MNLI-mm.tsv': tmp_path / 'test_mismatched.tsv',
+        'AX.tsv': tmp_path / 'diagnostic.tsv',
+    }
+    said = [predict(workdir, path, folder) for path in inputs.values()]
+    counts = {'MNLI-m.tsv': 2, 'MNLI-mm.tsv': 1, 'AX.tsv': 4}
+    assert said == [f'{count} predictions in {folder / name}' for name, count in counts.items()]
+    assert {path.name: len(read(path, 'prediction')[0]) for path in folder.iterdir()} == counts
+    labels = {label for name in counts for label in read(folder / name, 'prediction')[0]}
+    assert labels <= {'entailment', 'neutral', 'contradiction'} and read(folder / 'AX.tsv', 'index')[0] == ['7'] * 4
+
+
+def test_rows_without_text_or_name_are_predicted_too(finished_text_run, tmp_path):
+    lines = [
+        {'first': 'the cat', 'second': 'ran', 'id': 'x'},
+        {'first': None, 'second': ''},
+        {'first': '', 'second': ''},
+    ]
+    (tmp_path / 'new.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    said = predict(finished_text_run, tmp_path / 'new.jsonl', tmp_path / 'out.csv')
+    ids, first, second = read(tmp_path / 'out.csv', 'id', 'score a cat', 'score a dog')
+    assert said.startswith('3 predictions') and ids == ['0', '1', '2']
+    assert (first[1], second[1]) == (first[2], second[2])
 
 
 def refused(workdir, source, output):
@@ -101,6 +156,10 @@ def refused(workdir, source, output):
 def test_files_that_cannot_be_predicted(finished_text_run, texts, tmp_path):
     own, output = texts / 'own' / 'val.tsv', tmp_path / 'out.tsv'
     assert 'No such file' in refused(finished_text_run, tmp_path / 'nowhere.tsv', output)
+    (tmp_path / 'blank.csv').write_text('first,second\n""," "\n')
+    assert "all 1 texts in column 'first' and 'second' of " in refused(
+        finished_text_run, tmp_path / 'blank.csv', output
+    )
     (tmp_path / 'mine.tsv').write_text('first\tlabel\nthe cat\ta cat\n')
     line = refused(finished_text_run, tmp_path / 'mine.tsv', output)
     assert "has no column 'second': its columns are 'first', 'label'" in line
@@ -109,12 +168,53 @@ def test_files_that_cannot_be_predicted(finished_text_run, texts, tmp_path):
     (tmp_path / 'latin.csv').write_bytes(b'first,second\nthe cat,\xe9\n')
     line = refused(finished_text_run, tmp_path / 'latin.csv', output)
     assert 'latin.csv' in line and 'line 2' in line and 'UTF-8' in line
-    assert 'out.txt' in refused(finished_text_run, own, tmp_path / 'out.txt')
-    assert 'nowhere' in refused(finished_text_run, own, tmp_path / 'nowhere' / 'out.tsv')
+    (tmp_path / 'short.tsv').write_text('first\tsecond\nthe cat\tran\nthe dog\n')
+    line = refused(finished_text_run, tmp_path / 'short.tsv', output)
+    assert line.endswith('line 3: it has 1 fields, but there are 2 columns\n')  # and no advice to leave rows out
     assert 'is not the workdir of a run' in refused(tmp_path, own, output)
     broken = shutil.copytree(finished_text_run, tmp_path / 'run')
     shutil.rmtree(broken / 'checkpoints')
     assert 'holds no checkpoint' in refused(broken, own, output)
+
+
+def test_what_is_wrong_with_files_is_said_before_anything_is_computed(monkeypatch, finished_text_run, texts, tmp_path):
+    monkeypatch.setattr(prediction, 'restore_run', None)
+    own, nowhere = texts / 'own' / 'val.tsv', tmp_path / 'nowhere.tsv'
+    # The output first, and of that whether it is the input.
+    assert 'out.txt' in refused(finished_text_run, nowhere, tmp_path / 'out.txt')
+    assert f"'{tmp_path}/folder' is not a folder" in refused(
+        finished_text_run, nowhere, tmp_path / 'folder' / 'out.tsv'
+    )
+    assert 'must end in one of' in refused(finished_text_run, nowhere, tmp_path)
+    assert 'No such file' in refused(finished_text_run, nowhere, tmp_path / 'out.tsv')
+    for name in ('mine.tsv', 'mine.txt'):
+        mine = shutil.copy(own, tmp_path / name)
+        status, _, err = run_command('predict', f'--workdir={finished_text_run}', f'--input={mine}', f'--output={mine}')
+        assert status == 2 and f"error: '{mine}' is the file to be read: predictions must go to another\n" == err
+        assert (tmp_path / name).read_text() == own.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'access', lambda path, mode: path != tmp_path)
+        assert f"no permission to write into '{tmp_path}'" in refused(finished_text_run, own, tmp_path / 'out.tsv')
+    (tmp_path / 'named.jsonl').write_text('{"first": "the cat", "second": "ran", "id": "a\\tb"}')
+    line = refused(finished_text_run, tmp_path / 'named.jsonl', tmp_path / 'out.tsv')
+    assert "a TSV cannot hold 'a\\tb': name a .csv or .jsonl file" in line
+    with pytest.raises(TypeError):  # Here it would have been restored.
+        predict(finished_text_run, own, tmp_path / 'out.tsv')
+
+
+def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, texts, tmp_path):
+    restore = prediction.restore_run
+
+    def spoil(workdir):
+        run = restore(workdir)
+        params = run.state.params | {
+            'classifier': jax.tree.map(lambda leaf: leaf * jnp.nan, run.state.params['classifier'])
+        }
+        return run._replace(state=run.state.replace(params=params))
+
+    monkeypatch.setattr(prediction, 'restore_run', spoil)
+    line = refused(finished_text_run, texts / 'new.jsonl', tmp_path / 'out.csv')
+    assert f'what the run in {finished_text_run} computes is not finite for {NUM_NEW} of {NUM_NEW} texts' in line
 
 
 @pytest.mark.usefixtures('one_block')

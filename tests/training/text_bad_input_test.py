@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.glue_miniatures import VOCABULARY, write_prepared
 from tests.training.tiny import GLUE
-from tests.training.tiny_texts import glue, small_text_flags
+from tests.training.tiny_texts import REGRESSION, glue, small_text_flags
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
@@ -23,16 +23,34 @@ def refuse(refused, texts, tmp_path):
     return run
 
 
+NOWHERE = {'data__path': '{texts}/nowhere'}
+IN_EPOCHS = {'train__steps': 0, 'train__epochs': 2.0, 'partition__start_step': 12}
+
+
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
         (glue('imdb'), "data.task must be one of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, got 'imdb'"),
         ({'model__num_selected': 5}, 'model.num_selected must be at most model.num_experts = 4, got 5'),
         ({'data__max_length': 32}, 'data.max_length must be at most model.max_length = 16, got 32'),
-        ({'model__vocab_size': 20}, f'the vocabulary has {len(VOCABULARY)} pieces, model.vocab_size is 20'),
-        ({'model__num_classes': 3}, 'model.num_classes is 3, the data has 2 classes: --config.model.num_classes=2'),
-        (glue('stsb', model__num_classes=2), 'model.num_classes is 2, the data has 1 classes'),
-        (glue('mnli', model__num_classes=2), 'model.num_classes is 2, the data has 3 classes'),
+        ({'model__num_classes': 3}, 'model.num_classes is 3, the data has 2 classes ('),
+        (REGRESSION | {'model__num_classes': 2}, 'the data has numbers for labels: --config.model.num_classes=1'),
+        # Before anything is read.
+        (NOWHERE | {'model__vocab_size': 20}, f'the vocabulary has {len(VOCABULARY)} pieces, model.vocab_size is 20'),
+        (
+            glue('stsb', **NOWHERE, model__num_classes=2),
+            'model.num_classes is 2, stsb is regression: --config.model.num_classes=1',
+        ),
+        (
+            glue('mnli', **NOWHERE, model__num_classes=2),
+            'model.num_classes is 2, mnli has 3 classes: --config.model.num_classes=3',
+        ),
+        (
+            glue('rte', **NOWHERE, model__num_classes=1),
+            'model.num_classes is 1, rte has 2 classes: --config.model.num_classes=2',
+        ),
+        ({'data__text_columns': 'first,first'}, "text_columns and label_column must differ, got 'first', 'first' and"),
+        ({'data__text_columns': 'first,label'}, "must differ, got 'first', 'label' and 'label'"),
         ({'data__text_columns': 'first,third'}, "has no column 'third': its columns are 'first', 'second', 'label'"),
         ({'data__label_column': 'class'}, "has no column 'class': its columns are 'first', 'second', 'label'"),
         ({'data__text_columns': 'a,b,c'}, 'text_columns must be one or two names of columns'),
@@ -41,13 +59,18 @@ def refuse(refused, texts, tmp_path):
         ({'data__vocabulary': ''}, 'data.vocabulary must name a vocab.txt or tokenizer.json: model.pretrained names'),
         ({'data__vocabulary': '{texts}/nowhere.txt'}, 'nowhere.txt'),
         ({'data__vocabulary': '{texts}/numbers.tsv'}, 'vocabulary must name a vocab.txt or tokenizer.json'),
-        ({'data__path': '{texts}/nowhere'}, 'nowhere\' does not exist'),
+        ({'data__path': '{texts}/nowhere'}, "nowhere' does not exist"),
         ({'data__path': ''}, 'path must name a file'),
         (glue('rte', data__path=''), 'path must name a folder with RTE/train.tsv'),
         (glue('cola'), 'CoLA/train.tsv (the original files) or glue/cola (prepared by TFDS)'),
-        (glue('rte', data__path='{texts}/glue/MNLI'), "MNLI' has no dev.tsv: expected train.tsv, dev.tsv"),
+        (glue('rte', data__path='{texts}/own'), "own' has no dev.tsv: expected train.tsv, dev.tsv"),
+        (glue('rte', data__path='{texts}/glue/MNLI'), "MNLI' is the folder of the task mnli, expected RTE"),
+        (glue('rte', data__path='{texts}/numbers.tsv'), 'for a file of your own: --config.data.name=text'),
         ({'partition__batch_size': 49}, 'partition.batch_size must be at most the 48 training examples, got 49'),
-        ({'partition__start_step': 6}, 'the last round of the partition comes after 6 steps, train.steps is 6'),
+        ({'partition__start_step': 6}, 'the last round of the partition comes after 6 steps, the run has 6: lower '),
+        ({'partition__start_step': 6}, 'partition.start_step, every_steps or rounds, or raise train.steps'),
+        (IN_EPOCHS, 'the last round of the partition comes after 12 steps, the run has 12: lower '),
+        (IN_EPOCHS, 'partition.start_step, every_steps or rounds, or raise train.epochs'),
         ({'partition__keep_static': 'ffn'}, 'a network that is wholly static is --config.model.ffn=dense'),
         ({'partition__keep_dynamic': 'conv'}, "keep_dynamic = 'conv' matches none of the parameters layer_0/ffn/"),
         ({'data__batch_size': 12}, 'data.batch_size must be a multiple of 8 (8 devices'),
@@ -59,17 +82,16 @@ def test_bad_configs(refuse, changes, says):
 
 
 def test_weights_that_do_not_fit(refuse, texts, tmp_path):
-    for path in ('nowhere', 'empty', 'other'):
-        folder = tmp_path / path
-        if path != 'nowhere':
-            shutil.copytree(texts / 'weights', folder)
-        if path == 'empty':
-            (folder / 'model.safetensors').unlink()
-        if path == 'other':
-            config = json.loads((folder / 'config.json').read_text())
-            (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 32}))
-        line = refuse(model__pretrained=str(folder))
-        assert str(folder) in line, line
+    folder = tmp_path / 'weights'
+    assert f'pretrained weights: {folder} is not a folder' in refuse(model__pretrained=str(folder))
+    shutil.copytree(texts / 'weights', folder)
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 32}))
+    line = refuse(model__pretrained=str(folder))
+    assert str(folder) in line and 'hidden_size' in line and '32' in line and '16' in line, line
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'model.safetensors').unlink()
+    assert f'{folder} holds no weights: model.safetensors' in refuse(model__pretrained=str(folder))
 
 
 def write_own(folder, name, content):
@@ -90,7 +112,7 @@ def write_own(folder, name, content):
         ('csv', 'text,label\n ,yes\n  ,no\n', "all 2 texts in column 'text' of "),
         ('jsonl', '{"text": "the cat", "label": "yes"}\n{"text": ', 'line 2'),
         ('csv', 'text,label\nthe cat,yes\nthe dog,yes\n', "train.csv' has only the label 'yes'"),
-        ('csv', 'text,label\nthe cat,\n', "line 2: its label is empty"),
+        ('csv', 'text,label\nthe cat,\n', 'line 2: its label is empty'),
         ('csv', 'text,label\nthe cat\n', 'line 2'),
         ('txt', 'text,label\nthe cat,yes\n', 'must hold one train file'),
     ],
@@ -104,7 +126,21 @@ def test_texts_that_are_all_empty(refuse, tmp_path):
     for on_bad in ('stop', 'skip'):
         folder = tmp_path / on_bad
         line = refuse(**write_own(folder, 'csv', content), data__on_bad=on_bad)
-        assert 'train.csv' in line and ('text' in line or 'empty' in line), line
+        assert line == f"error: all 6 texts in column 'text' of '{folder}/train.csv' are empty\n"
+
+
+def test_more_classes_than_the_model_has_are_listed_with_where_they_are(refuse, tmp_path):
+    own = write_own(tmp_path / 'mine', 'csv', 'text,label\nthe cat,yes\nthe dog,no\nit ran,yes\nit sat,Yes\n')
+    place = f"'{tmp_path}/mine/train.csv' line"
+    assert refuse(**own) == (
+        f"error: model.num_classes is 2, the data has 3 classes ('Yes' first in {place} 5, 'no' first in {place} 3, "
+        f"'yes' first in {place} 2): --config.model.num_classes=3\n"
+    )
+    (tmp_path / 'mine' / 'train.csv').write_text('text,label\n' + ''.join(f'cat,{i}{"e" * 999}\n' for i in range(30)))
+    (tmp_path / 'mine' / 'val.csv').write_text(f'text,label\ncat,0{"e" * 999}\n')
+    line = refuse(**own)
+    assert f"('29{'e' * 37}…' first in {place} 31, " in line and ', and 25 more): --config.model.num_classes=30' in line
+    assert line.count('first in') == 5
 
 
 def test_a_label_outside_of_the_set_is_named_with_file_and_line(refuse, texts, tmp_path):
@@ -136,3 +172,32 @@ def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_
     assert 'only data.path, debug, model.plan, model.remat, parallel, train.keep_checkpoints' in line
     line = refused('evaluate', f'--workdir={workdir}', f'--config.data.path={tmp_path}/nowhere')
     assert "nowhere' does not exist" in line
+
+
+def test_a_plan_that_drops_tokens_is_no_plan_to_change_to(refused, refuse, finished_text_run, texts, tmp_path):
+    """Whatever else the plan is, it changes how a run is done; this one changes what it computes."""
+    workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    assert config['model']['plan'] == 'dense'
+    rounds = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__every_steps': 2}
+    line = refuse(**rounds, model__plan='capacity')
+    assert "was made by another config (model.plan: 'dense' -> 'capacity'): use another workdir" in line
+    line = refused('evaluate', f'--workdir={workdir}', '--config.model.plan=capacity')
+    assert f"model.plan: 'dense' -> 'capacity' cannot be changed for the run in {workdir}" in line
+    config['model']['plan'] = 'capacity'
+    (workdir / 'config.json').write_text(json.dumps(config))
+    line = refused('evaluate', f'--workdir={workdir}', '--config.model.plan=auto')
+    assert f"model.plan: 'capacity' -> 'auto' cannot be changed for the run in {workdir}" in line
+    assert "(model.plan: 'capacity' -> 'blocks')" in refuse(**rounds, model__plan='blocks')
+
+
+def test_a_run_whose_tokenizer_is_lost_or_damaged(refused, refuse, finished_text_run, tmp_path):
+    workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
+    (workdir / 'tokenizer.json').write_text('{"version": ')
+    predict = ['predict', f'--workdir={workdir}', f'--input={tmp_path}/new.csv', f'--output={tmp_path}/out.csv']
+    (tmp_path / 'new.csv').write_text('first,second\nthe cat,ran\n')
+    for command in (['evaluate', f'--workdir={workdir}'], predict):
+        assert f"'{workdir}/tokenizer.json' is no tokenizer.json" in refused(*command)
+    (workdir / 'tokenizer.json').unlink()
+    for command in (['evaluate', f'--workdir={workdir}'], predict):
+        assert f'{workdir} holds no tokenizer.json to say how its texts become tokens' in refused(*command)

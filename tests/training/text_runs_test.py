@@ -1,6 +1,7 @@
 """Runs on texts, from a file to a result: what they log, what they leave, and what an interruption changes."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from pad_jax.training import trainer
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.mixtures import index_columns
 from pad_jax.training.partitioning import partition_state
+from pad_jax.training.prediction import predict_file
+from pad_jax.training.progress import StepProgress
 from pad_jax.training.setup import (
     Lengths,
     make_exclusions,
@@ -39,7 +42,14 @@ from tests.training.trainer_test import Killed, assert_same_run, kill_before, lo
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
-ROUTERS = {'router_loss', 'load_cv', 'dropped_fraction', 'router_entropy', *(f'load_{expert}' for expert in range(4))}
+ROUTERS = {
+    'router_loss',
+    'load_cv',
+    'load_cv_max',
+    'dropped_fraction',
+    'router_entropy',
+    *(f'load_{expert}' for expert in range(4)),
+}
 TRAINED = {'step', 'split', 'loss', 'gradient_norm', 'learning_rate', 'dynamic_fraction'}
 
 
@@ -54,6 +64,7 @@ def test_every_value_is_logged_by_its_name(finished_text_run):
         assert row.keys() == TRAINED | ROUTERS | {'accuracy'}
         assert sum(row[f'load_{expert}'] for expert in range(4)) == pytest.approx(1, abs=1e-6)
         assert row['dropped_fraction'] == 0 and row['router_loss'] > 0
+        assert row['load_cv_max'] > row['load_cv']  # of the two linears
         # Routers start from zero: uniform over four experts, ln 4 nats.
         assert row['router_entropy'] == pytest.approx(np.log(4), abs=1e-2)
     for row in rows_of(finished_text_run, 'eval'):
@@ -97,11 +108,14 @@ def test_a_run_of_regression(texts, tmp_path):
         assert not rows_of(workdir, 'partition')
 
 
-def test_each_split_of_mnli_has_its_own_metrics(texts, tmp_path):
+def test_each_split_of_mnli_has_its_own_metrics_in_all_that_is_shown(texts, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(StepProgress, 'update', lambda progress, step, **values: shown.update(values))
     config = small_text_config(texts, **glue('mnli'), model__ffn='dense', train__steps=2)
     last = train(config, tmp_path, devices=one_device())
     names = {'validation_matched/accuracy', 'validation_mismatched/accuracy'}
     assert last.keys() == {'step', 'split', 'loss'} | names
+    assert {name: shown[f'eval_{name}'] for name in names} == {name: last[name] for name in names}
     found = evaluate_workdir(tmp_path)
     assert found['examples'] == 6 and {name: found[name] for name in names} == {name: last[name] for name in names}
 
@@ -148,6 +162,36 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
     train(config, tmp_path / 'broken', devices=one_device())
     assert seen[2:] == [(0, {}), (2, counts), (4, counts)]
     assert_same_run(tmp_path / 'broken', tmp_path / 'straight', config)
+
+
+def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch, texts, tmp_path):
+    """Once it has a checkpoint. What is there under their names then is another's business."""
+    straight, broken, weights = tmp_path / 'straight', tmp_path / 'broken', tmp_path / 'weights'
+    shutil.copytree(texts / 'weights', weights)
+    shutil.copy(texts / 'vocab.txt', weights)
+    (weights / 'tokenizer_config.json').write_text('{"do_lower_case": false}')  # what decides is not in vocab.txt alone
+    new = tmp_path / 'new.csv'
+    new.write_text('first,second\nThe cat,sat on the mat\nthe dog,It ran\n')
+    changes = UPCYCLED | {'model__pretrained': str(weights), 'data__vocabulary': ''}
+    config = small_text_config(texts, **changes, model__ffn='dense')
+    train(config, straight, devices=one_device())
+    predict_file(straight, new, tmp_path / 'before.csv')
+    interrupt(monkeypatch, config, broken, '_train', 4)
+    for place in ('gone', 'replaced'):
+        shutil.rmtree(weights)
+        if place == 'replaced':
+            weights.mkdir()
+            words = (texts / 'vocab.txt').read_text().split('\n')
+            (weights / 'vocab.txt').write_text('\n'.join([*words[:5], *words[-2:4:-1], '']))
+        resumed = shutil.copytree(broken, tmp_path / place)
+        train(config, resumed, devices=one_device())
+        assert (resumed / 'metrics.jsonl').read_text() == (straight / 'metrics.jsonl').read_text()
+        assert evaluate_workdir(resumed) == evaluate_workdir(straight)
+        predict_file(resumed, new, tmp_path / f'{place}.csv')
+        assert (tmp_path / f'{place}.csv').read_text() == (tmp_path / 'before.csv').read_text()
+        weights.mkdir(exist_ok=True)
+    names = {path.name for path in straight.iterdir()}
+    assert 'tokenizer.json' in names and not {name for name in names if name.endswith('.tmp')}
 
 
 UPCYCLED = {'model__pretrained': '{texts}/weights', 'model__dropout': 0.0}

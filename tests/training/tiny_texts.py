@@ -95,7 +95,7 @@ def write_texts(root):
     lines = [json.dumps({'first': first, 'second': second, 'id': f'n{i}'}) for i, (first, second, *_) in new]
     (root / 'new.jsonl').write_text('\n'.join(lines) + '\n')
     (root / 'glue').mkdir()
-    for task in ('rte', 'stsb', 'mnli'):
+    for task in ('rte', 'mrpc', 'stsb', 'mnli'):
         write_original(root / 'glue', task)
     (root / 'weights').mkdir()
     write_folder(root / 'weights', _draw_weights(), {**CONFIG, **_resize(CONFIG), 'num_hidden_layers': 1})

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = 'minilm'  # bert_tiny, minilm, bert_base, bert_large
-    config.model.num_classes = 2  # as many as the task has; 1 for regression (stsb)
+    config.model.num_classes = 0  # 0 = as many as the task has; of texts of your own 2, or 1 if labels are numbers
     config.model.ffn = 'linear'  # the feed-forward part: dense; linear (each linear a mixture); ffn (whole experts)
     config.model.num_experts = 8  # E
     config.model.num_selected = 2  # k: experts of each token
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     config.data.vocabulary = ''  # a vocab.txt or tokenizer.json; '' = that of the pretrained weights
     config.data.batch_size = 32  # global
     config.data.max_length = 128  # of a text or pair, in pieces; the longer text is cut first
-    config.data.on_bad = 'stop'  # a row that can't be read: stop, skip (and say so)
+    config.data.on_bad = 'stop'  # a row that is wrong: stop, skip (and say so); a CSV whose quoting breaks always stops
 
     config.optim = ConfigDict()
     config.optim.name = 'adamw'  # sgd (momentum 0.9), adamw

@@ -33,10 +33,20 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
       BadInput: naming every key that is wrong and what it allows.
     """
     config = _read_file(Path(path))
-    problems = _apply(config, overrides) + find_problems(config)
+    problems = _apply(config, overrides)
+    if not find_value_problems(flatten(config)) and is_text(config):
+        config.model.num_classes = config.model.num_classes or _choose_num_classes(config.data)
+    problems += find_problems(config)
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
     return config
+
+
+def _choose_num_classes(data) -> int:
+    """What data.name and data.task say of the number of classes before there is data; 1 is regression."""
+    if data.name == 'glue':
+        return GLUE_TASKS[data.task].num_classes
+    return 1 if data.regression else 2
 
 
 def _read_file(path: Path) -> ml_collections.ConfigDict:

@@ -118,7 +118,7 @@ IMAGE_RULES = _COMMON | {
 
 TEXT_RULES = _COMMON | {
     'model.name': _one_of(ENCODERS),
-    'model.num_classes': _integer(1, 2**20),
+    'model.num_classes': _integer(0, 2**20),
     'model.ffn': _one_of(FFNS),
     'model.num_experts': _integer(1, 4096),
     'model.num_selected': _integer(1, 4096),

@@ -68,7 +68,7 @@ IMAGE_REFUSED = {
 COMMON_REFUSED = {name: values for name, values in IMAGE_REFUSED.items() if name in TEXT_RULES}
 TEXT_REFUSED = COMMON_REFUSED | {
     'model.name': ['bert_small', 'resnet10', ''],
-    'model.num_classes': ['0', '-1', 'ten', '2.5', str(2**20 + 1)],
+    'model.num_classes': ['-1', 'ten', '2.5', str(2**20 + 1)],
     'model.ffn': ['moe', 'Dense', ''],
     'model.num_experts': ['0', '-8', '8.0', 'True', '4097'],
     'model.num_selected': ['0', '-2', 'two', '4097'],
@@ -90,6 +90,9 @@ TEXT_REFUSED = COMMON_REFUSED | {
 # Any text will do.
 IMAGE_FREE = {'data.path'}
 TEXT_FREE = {'data.path', 'data.text_columns', 'data.label_column', 'data.vocabulary', 'model.pretrained'}
+
+
+OWN_TEXTS = ['data.name=text', 'data.text_columns=a', 'data.label_column=b']
 
 
 def load(*overrides, file=DIGITS):
@@ -279,6 +282,23 @@ def test_a_diff_of_a_base_works_from_any_folder(tmp_path):
 def test_an_override_mends_a_value_of_the_wrong_type(tmp_path):
     path = write(tmp_path, BASE + 'with config.ignore_type():\n        config.model.width = "wide"\n    return config')
     assert load_config(str(path), ['model.width=4']).model.width == 4
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'num_classes'),
+    [
+        ([], 2),
+        (['data.task=stsb'], 1),
+        (['data.task=mnli'], 3),
+        (['data.task=mnli', 'model.num_classes=3'], 3),
+        (OWN_TEXTS, 2),
+        ([*OWN_TEXTS, 'data.regression=True'], 1),
+        ([*OWN_TEXTS, 'model.num_classes=7'], 7),
+    ],
+)
+def test_the_task_says_how_many_classes_there_are(overrides, num_classes):
+    """As far as it is known without data; that is what a workdir's config says then."""
+    assert load(*overrides, file=GLUE).model.num_classes == num_classes
 
 
 def test_differing_keys_say_old_and_new_but_for_those_that_are_free():

@@ -150,7 +150,7 @@ EFFECTS = {
     'data.task': ('mrpc', batches, glue('rte')),
     'data.text_columns': ('second', batches, {}),
     'data.label_column': ('second', batches, {}),
-    'data.regression': (True, batches, {'data__path': '{texts}/numbers.tsv'}),
+    'data.regression': (True, batches, {'data__path': '{texts}/numbers.tsv', 'model__num_classes': 1}),
     'data.vocabulary': ('{broken}/vocab.txt', batches, {}),
     'data.batch_size': (16, batches, {}),
     'data.max_length': (8, batches, {}),

@@ -46,7 +46,7 @@ SMALL_TEXT = {
 }
 TEXT_ROUNDS = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__every_steps': 2}
 """A round after three steps, whose result is in no checkpoint for a step, and one after five."""
-REGRESSION = {'data__path': '{texts}/numbers.tsv', 'data__regression': True, 'model__num_classes': 1}
+REGRESSION = {'data__path': '{texts}/numbers.tsv', 'data__regression': True}
 
 
 def small_text_flags(texts, **changes):
@@ -62,9 +62,7 @@ def small_text_config(texts, **changes):
 
 def glue(task, **changes):
     """Changes of `small_text_config` for a task of GLUE, of which there are five examples to train on."""
-    classes = {'stsb': 1, 'mnli': 3}.get(task, 2)
-    data = {'data__name': 'glue', 'data__path': '{texts}/glue', 'data__task': task}
-    return data | {'model__num_classes': classes} | changes
+    return {'data__name': 'glue', 'data__path': '{texts}/glue', 'data__task': task} | changes
 
 
 def draw_rows(count, seed):

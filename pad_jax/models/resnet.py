@@ -38,9 +38,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv1')(
-            x, temperature
-        )
+        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv1')(x, temperature)
         y = nn.relu(self.norm(name='norm1')(y))
         y = self.conv(self.features, (3, 3), padding=_pad_same(3), name='conv2')(y, temperature)
         y = self.norm(name='norm2')(y)
@@ -60,9 +58,7 @@ class BottleneckBlock(nn.Module):
     def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
         y = self.conv(self.features, (1, 1), name='conv1')(x, temperature)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv2')(
-            y, temperature
-        )
+        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv2')(y, temperature)
         y = nn.relu(self.norm(name='norm2')(y))
         y = self.conv(self.features * self.expansion, (1, 1), name='conv3')(y, temperature)
         y = self.norm(name='norm3')(y)

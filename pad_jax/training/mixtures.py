@@ -1,9 +1,15 @@
 """What a run does for mixtures of experts alone; all of it leaves a network without any as it is."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from pad_jax.layers import index_dynamic_columns, measure_similarity
 from pad_jax.training.state import TrainState
+
+Params = Mapping[str, Any]
 
 
 def index_columns(state: TrainState) -> TrainState:
@@ -16,9 +22,12 @@ def forget_columns(state: TrainState) -> TrainState:
     return state.replace(columns={})
 
 
-def compare_experts(state: TrainState, scales: str) -> dict[str, float]:
+def compare_experts(params: Params, masks: Params, scales: str) -> dict[str, float]:
     """`expert_similarity`: the mean over mixtures of the mean cosine between their experts; {} without mixtures."""
-    found = measure_similarity(state.params, state.masks, scales)
+    found = _measure(params, masks, scales=scales)
     if not found:
         return {}
     return {'expert_similarity': float(jnp.mean(jnp.stack(list(found.values()))))}
+
+
+_measure = jax.jit(measure_similarity, static_argnames='scales')

@@ -35,9 +35,9 @@ def train_step(
 
     Args:
       temperature, temperature_steps: see `make_temperature_schedule`; for a task that is heated.
-      model: with `axis_name` of its own, its norms take their statistics over all replicas.
+      model: with `axis_name` of its own, its norms and routers take their statistics over all replicas.
       accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
-        memory falls and the step stays the same but for batch statistics. Divides B.
+        memory falls and the step stays the same but for batch statistics and the balance of routers. Divides B.
 
     Returns:
       (new state, metrics): loss (the task's, without that of routers), gradient_norm, and as far as there are such:

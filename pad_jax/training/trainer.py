@@ -219,7 +219,9 @@ class _Run:
     def _evaluate(self, step: int) -> None:
         with self.clock.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas)
-            values |= compare_experts(self.replicas.fetch(self.state), self.config.partition.scales)
+            # Not the whole state: the optimizer's part of it is the largest.
+            params, masks = self.replicas.fetch((self.state.params, self.state.masks))
+            values |= compare_experts(params, masks, self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}

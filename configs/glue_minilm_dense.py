@@ -1,6 +1,6 @@
 """MiniLM as it is, fine-tuned on one task of GLUE; see glue_minilm_pad.py.
 
-    python train.py --config=configs/glue_minilm_dense.py --workdir=runs/rte_dense --config.data.path=FOLDER
+python train.py --config=configs/glue_minilm_dense.py --workdir=runs/rte_dense --config.data.path=FOLDER
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A fully dynamic mixture of experts, MiniLM upcycled, on one task of GLUE; see glue_minilm_pad.py.
 
-    python train.py --config=configs/glue_minilm_moe.py --workdir=runs/rte_moe --config.data.path=FOLDER
+python train.py --config=configs/glue_minilm_moe.py --workdir=runs/rte_moe --config.data.path=FOLDER
 """
 
 from ml_collections import ConfigDict

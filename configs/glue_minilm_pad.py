@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     # Experts that were copied from one dense layer carry no signal until they have trained apart.
     config.partition.rounds = 4  # T
     config.partition.schedule = 'exponential'  # κ after each round: exponential, linear, one_shot
-    config.partition.start_step = 20  # steps before the first round
-    config.partition.every_steps = 10  # steps between rounds; 0 = one after the other
+    config.partition.start_step = 4  # steps before the first round; raise it, and the next, in a long run
+    config.partition.every_steps = 2  # steps between rounds; 0 = one after the other
     config.partition.batches = 10  # scoring batches for each round
     config.partition.batch_size = 32  # examples in each
     config.partition.handoff = 'mean'  # a static parameter starts from the experts' mean, or keeps its own value
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.optim.name = 'adamw'  # sgd (momentum 0.9), adamw
     config.optim.learning_rate = 5e-5  # peak
     config.optim.schedule = 'linear'  # cosine, linear, step, constant
-    config.optim.warmup_steps = 20  # linear, from 0
+    config.optim.warmup_steps = 10  # linear, from 0
     config.optim.weight_decay = 0.01  # on weights only
     config.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     config.optim.accumulate_steps = 1  # parts that a batch is worked off in

@@ -1,7 +1,16 @@
 """pad_jax: partially dynamic networks (PAD-Net, arXiv:2211.05528) as Flax modules and functions on pytrees."""
 
-from pad_jax.layers import CONVS, DynamicConv, StaticConv, dynamic_convolution
-from pad_jax.models import MODELS, build_model
+from pad_jax.layers import (
+    CONVS,
+    DISPATCHERS,
+    DynamicConv,
+    MixtureFFN,
+    MixtureLinear,
+    StaticConv,
+    dynamic_convolution,
+    index_dynamic_columns,
+)
+from pad_jax.models import ENCODERS, FFNS, MODELS, build_encoder, build_model
 from pad_jax.partition import (
     CRITERIA,
     FLAX,
@@ -25,27 +34,36 @@ from pad_jax.partition import (
     sown_routing,
     split,
 )
+from pad_jax.pretrained import load_pretrained, upcycle
 
 __all__ = [
     'CONVS',
     'CRITERIA',
+    'DISPATCHERS',
+    'ENCODERS',
+    'FFNS',
     'FLAX',
     'MODELS',
     'PLAIN',
     'Criterion',
     'DynamicConv',
     'Layout',
+    'MixtureFFN',
+    'MixtureLinear',
     'Partition',
     'Problem',
     'StaticConv',
     'UninformativeScores',
+    'build_encoder',
     'build_model',
     'dynamic_convolution',
     'dynamic_fraction',
     'dynamic_share',
     'hand_off_means',
+    'index_dynamic_columns',
     'init_masks',
     'iterative_mode_partition',
+    'load_pretrained',
     'merge',
     'num_dynamic_positions',
     'partition_round',
@@ -54,4 +72,5 @@ __all__ = [
     'select_positions',
     'sown_routing',
     'split',
+    'upcycle',
 ]

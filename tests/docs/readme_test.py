@@ -13,6 +13,8 @@ def test_code_runs_and_gives_what_the_comments_promise():
         exec(compile(code, 'README.md', 'exec'), namespace)
     assert namespace['outputs'].shape == (2, 16, 16, 8)
     assert namespace['variables']['partition']['kernel'].shape == (3, 3, 3, 8)
+    assert namespace['mixed'].shape == (2, 5, 8) and not namespace['mixed'][1, 3:].any()
+    assert namespace['aux']['load'].shape == (4,)
     assert namespace['masks'].sum() == 19  # 0.3 · 64 = 19.2
 
 

@@ -213,7 +213,7 @@ def test_keys_that_contradict_one_another(overrides, says):
         (['data.max_length=513'], 'data.max_length must be at most model.max_length = 512, got 513'),
         (['data.name=text', 'data.label_column=label'], 'data.text_columns must name one column or two'),
         (['data.name=text', 'data.text_columns=a,b'], 'data.label_column must name a column'),
-        (['train.steps=50'], 'the last round of the partition comes after 50 steps, the run has 50: lower partition.'),
+        (['train.steps=10'], 'the last round of the partition comes after 10 steps, the run has 10: lower partition.'),
         (['partition.scope=layer', 'partition.granularity=layer'], "granularity 'layer' needs 'global'"),
         (['model.conv=static'], 'unknown config key model.conv'),
         (['train.temperature=30'], 'unknown config key train.temperature'),

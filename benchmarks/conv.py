@@ -16,16 +16,16 @@ import math
 import pathlib
 import statistics
 import sys
-import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from _timing import compile_call, time_interleaved
 
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
@@ -141,35 +141,6 @@ def compile_plan(name: str, mode: str, geometry: Geometry, x, kernels, attention
     return compile_call(forward, mode, x, kernels, attention)
 
 
-def compile_call(forward, mode: str, *inputs):
-    """Compiles `forward`, or its value and gradients by all inputs, ahead of the clock."""
-
-    def both(cotangent, *inputs):
-        y, pull = jax.vjp(forward, *inputs)
-        return y, pull(cotangent)
-
-    if mode == 'forward':
-        compiled = jax.jit(forward).lower(*inputs).compile()
-        return lambda: jax.block_until_ready(compiled(*inputs))
-    size = jax.eval_shape(forward, *inputs)
-    cotangent = jax.random.normal(jax.random.key(1), size.shape, jnp.float32).astype(size.dtype)
-    compiled = jax.jit(both).lower(cotangent, *inputs).compile()
-    return lambda: jax.block_until_ready(compiled(cotangent, *inputs))
-
-
-def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each call; one untimed round first, then all of them in turn."""
-    seconds = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
     """Shapes by plans, with the plan that `auto` takes, the best one, and geometric means."""
     device = jax.devices()[0].device_kind
@@ -184,9 +155,7 @@ def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
     table.add_column('auto / best', justify='right')
     for row in rows:
         cells = [row['shape'], _join(f'{row["static_ms"][mode]:.1f}' for mode in options.modes)]
-        cells += [
-            _join(f'{row["ratios"][mode][plan]:.2f}' for mode in options.modes) for plan in options.plans
-        ]
+        cells += [_join(f'{row["ratios"][mode][plan]:.2f}' for mode in options.modes) for plan in options.plans]
         table.add_row(*cells, row['auto'], _join(_regret(row, mode, options.plans) for mode in options.modes))
     means = [
         _join(f'{_geometric_mean(row["ratios"][mode][plan] for row in rows):.2f}' for mode in options.modes)
@@ -195,8 +164,7 @@ def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
     chosen = '-'
     if all(row['auto'] in options.plans for row in rows):
         chosen = _join(
-            f'{_geometric_mean(row["ratios"][mode][row["auto"]] for row in rows):.2f}'
-            for mode in options.modes
+            f'{_geometric_mean(row["ratios"][mode][row["auto"]] for row in rows):.2f}' for mode in options.modes
         )
     table.add_section()
     table.add_row('geometric mean', '', *means, chosen, '')

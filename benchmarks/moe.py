@@ -18,9 +18,7 @@ Legend: N tokens, C input features, F output features, E experts, k selected.
 import argparse
 import json
 import pathlib
-import statistics
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -31,6 +29,8 @@ from rich.table import Table
 
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from _timing import compile_call, time_interleaved
 
 from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
 from pad_jax.layers.mixture_ffn import apply_neurons
@@ -162,35 +162,6 @@ def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, optio
         masks = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, variables['partition'])
         variables = {'partition': masks, 'dynamic_columns': index_dynamic_columns(jax.tree.map(np.asarray, masks))}
     return compile_call(lambda x, params: layer.apply({'params': params, **variables}, x)[0], mode, x, params)
-
-
-def compile_call(forward, mode: str, *inputs):
-    """Compiles `forward`, or its value and gradients by all inputs, ahead of the clock."""
-
-    def both(cotangent, *inputs):
-        y, pull = jax.vjp(forward, *inputs)
-        return y, pull(cotangent)
-
-    if mode == 'forward':
-        compiled = jax.jit(forward).lower(*inputs).compile()
-        return lambda: jax.block_until_ready(compiled(*inputs))
-    size = jax.eval_shape(forward, *inputs)
-    cotangent = jax.random.normal(jax.random.key(1), size.shape, jnp.float32).astype(size.dtype)
-    compiled = jax.jit(both).lower(cotangent, *inputs).compile()
-    return lambda: jax.block_until_ready(compiled(cotangent, *inputs))
-
-
-def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each call; one untimed round first, then all of them in turn."""
-    seconds = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def make_table(columns: list[dict], options: argparse.Namespace) -> Table:

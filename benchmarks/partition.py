@@ -15,9 +15,7 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +24,8 @@ from rich.table import Table
 
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from _timing import time_interleaved
 
 from pad_jax.partition import CRITERIA, Problem, init_masks, merge, score_positions, select_positions
 
@@ -134,19 +134,6 @@ def make_network() -> tuple[Problem, dict, dict]:
         return dict.fromkeys(names, jax.nn.softmax(batch['x'] @ params['router']))
 
     return Problem(loss, output=output, routing=routing), params, batch
-
-
-def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each call; one untimed round first, then all of them in turn."""
-    seconds = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def num_cores() -> int:

@@ -10,9 +10,7 @@ noise included, on random tokens; in the partially dynamic rows every second pos
 
 import argparse
 import functools
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,6 +20,8 @@ from rich.table import Table
 
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _timing import time_interleaved
 
 from pad_jax.training.configuration import load_config
 from pad_jax.training.mixtures import index_columns
@@ -86,21 +86,9 @@ def prepare_step(config_name: str, changes: list[str], options: argparse.Namespa
 
     def call():
         held[0], metrics = step(held[0], batch)
-        jax.block_until_ready(metrics)
+        return metrics
 
     return call
-
-
-def time_interleaved(calls: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each call; two untimed rounds first, which also draw the first noise, then all in turn."""
-    seconds = {name: [] for name in calls}
-    for repeat in range(-2, repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == '__main__':

@@ -76,6 +76,6 @@ def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Arr
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     loads = {f'load_{expert}': mean['load'][expert] for expert in range(mean['load'].size)}
     names = ('load_cv', 'dropped_fraction', 'router_entropy')
-    loss = mean['router_loss'] * len(rows)
+    loss = sum(row['router_loss'] for row in rows)
     worst = jnp.max(jnp.stack([row['load_cv'] for row in rows]))
     return loss, {'router_loss': loss, 'load_cv_max': worst, **{name: mean[name] for name in names}, **loads}

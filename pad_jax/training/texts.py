@@ -47,16 +47,6 @@ def open_texts(config: ml_collections.ConfigDict, workdir: Path | None = None) -
       BadInput: on data that can't be read or has another number of classes than the model.
     """
     pieces, data = open_pieces(config, workdir), config.data
-    # The rules have compared the task's number of classes with the model's; of files it is not known before.
-    options = (
-        {'task': data.task}
-        if data.name == 'glue'
-        else {
-            'text_columns': split_columns(config),
-            'label_column': data.label_column,
-            'regression': data.regression,
-        }
-    )
     source = make_text_source(
         data.name,
         path=data.path,
@@ -64,8 +54,12 @@ def open_texts(config: ml_collections.ConfigDict, workdir: Path | None = None) -
         batch_size=data.batch_size,
         seed=config.train.seed,
         on_bad=data.on_bad,
-        **options,
+        task=data.task,
+        text_columns=split_columns(config),
+        label_column=data.label_column,
+        regression=data.regression,
     )
+    # The rules have compared a task's number of classes with the model's; of files it is not known before.
     _check_classes(source.spec, config.model.num_classes)
     return source
 

@@ -130,15 +130,15 @@ def test_partially_dynamic_is_the_loop_over_tokens_and_experts(dispatcher, kind,
 
 
 @pytest.fixture
-def release_executables():
-    """Afterwards drops what was compiled: each keeps memory maps, and a process may have some 65 thousand of them."""
+def release_each_case():
+    """As conftest does after a file: these cases would together reach the most memory maps a process may have."""
     yield
     compiled.cache_clear()
     jax.clear_caches()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('release_executables')
+@pytest.mark.usefixtures('release_each_case')
 @pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES)
 @pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize('dispatcher', DISPATCHERS)

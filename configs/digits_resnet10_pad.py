@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101
     config.model.num_classes = 10  # as many as the data has
-    config.model.conv = 'dynamic'  # which convolution all but the stem is: static, dynamic
+    config.model.conv = 'dynamic'  # of all but the stem: static, dynamic (DY-Conv), condconv, odconv, dcd
     config.model.num_kernels = 4  # K
     config.model.reduction = 16  # hidden width of the attention: channels / reduction
     config.model.width = 16  # channels of the first stage

@@ -1,16 +1,20 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `partition.masks`."""
 
+from pad_jax.layers.cond_conv import CondConv
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan
 from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
+from pad_jax.layers.dcd_conv import DCDConv
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
 from pad_jax.layers.dynamic_columns import index_dynamic_columns
-from pad_jax.layers.dynamic_conv import DynamicConv, dynamic_convolution
+from pad_jax.layers.dynamic_conv import DynamicConv
+from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.gating import Assignment, assign_top_k
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES
 from pad_jax.layers.mixture_ffn import MixtureFFN
 from pad_jax.layers.mixture_linear import MixtureLinear
 from pad_jax.layers.neurons import join_neurons, split_neurons
+from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import ROUTINGS, Router
 from pad_jax.layers.routing import Attention, attend
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
@@ -26,11 +30,14 @@ __all__ = [
     'ROUTINGS',
     'Assignment',
     'Attention',
+    'CondConv',
     'ConvSpec',
+    'DCDConv',
     'DynamicConv',
     'Geometry',
     'MixtureFFN',
     'MixtureLinear',
+    'ODConv',
     'Router',
     'StaticConv',
     'assign_top_k',

@@ -8,10 +8,12 @@ A plan is a function
     kernels: [K, *kernel_size, C / groups, F], any float dtype. Of a wider one than x's, plans that mix kernels
         round each sample's mixed kernel to x's dtype, those that mix outputs the kernels and the K outputs,
         so that convolutions and their gradients are computed in x's dtype as in a static layer.
-    attention: float[B, K], float32 at least; any real weights, they need not sum to one.
+    attention: float[B, K], or float[B, K, *kernel_size] with a weight for every place of each kernel;
+        float32 at least; any real weights, they need not sum to one.
     geometry: static.
     precision: as in `jax.lax.dot`; static.
-    y: [B, *S', F] of x's dtype, y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k].
+    y: [B, *S', F] of x's dtype, y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k], where a weight
+        multiplies all channels and outputs of its place.
 
 Sums over channels and kernels are taken in float32 at least. Row b of y depends on row b of x and of
 attention alone.
@@ -43,23 +45,27 @@ class Plan(NamedTuple):
       automatic: whether `choose_plan` may take it.
       forward_mode: whether it has a forward derivative (jax.jvp, jax.jacfwd, jax.linearize). All have a
         gradient, and that gradient has a forward derivative.
+      by_place: whether attention may have a weight for every place of each kernel. Outputs that are mixed after
+        a convolution have no places any more.
     """
 
     function: Callable[..., jax.Array]
     symbolic_batch: bool
     automatic: bool
     forward_mode: bool
+    by_place: bool
 
 
 PLANS = {
-    'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True, forward_mode=True),
-    'unfolded': Plan(convolve_unfolded, symbolic_batch=True, automatic=True, forward_mode=True),
-    'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True, forward_mode=True),
-    'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True, forward_mode=True),
-    'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True, forward_mode=False),
-    'grouped': Plan(convolve_grouped, symbolic_batch=False, automatic=False, forward_mode=True),
+    'outputs': Plan(convolve_outputs, symbolic_batch=True, automatic=True, forward_mode=True, by_place=False),
+    'unfolded': Plan(convolve_unfolded, symbolic_batch=True, automatic=True, forward_mode=True, by_place=False),
+    'shift': Plan(convolve_shifted, symbolic_batch=True, automatic=True, forward_mode=True, by_place=True),
+    'patches': Plan(convolve_patches, symbolic_batch=True, automatic=True, forward_mode=True, by_place=True),
+    'fused': Plan(convolve_fused, symbolic_batch=False, automatic=True, forward_mode=False, by_place=True),
+    'grouped': Plan(convolve_grouped, symbolic_batch=False, automatic=False, forward_mode=True, by_place=True),
 }
 PLAN_NAMES = ('auto', *PLANS)
+PLAN_NAMES_BY_PLACE = ('auto', *(name for name, plan in PLANS.items() if plan.by_place))
 
 
 def choose_plan(
@@ -67,6 +73,7 @@ def choose_plan(
     kernels: jax.Array | jax.ShapeDtypeStruct,
     geometry: Geometry,
     platform: str | None = None,
+    by_place: bool = False,
 ) -> str:
     """Name of the plan that is expected to be fastest, from shapes alone: a pure function, at trace time.
 
@@ -75,6 +82,7 @@ def choose_plan(
     Args:
       x, kernels: as for a plan; only shape and dtype are read.
       platform: 'cpu', 'gpu', ...; None is the default backend of this process.
+      by_place: whether attention has a weight for every place of each kernel.
 
     Returns:
       A key of PLANS.
@@ -82,5 +90,9 @@ def choose_plan(
     shape = ConvShape.read(x.shape, kernels.shape, geometry)
     platform = jax.default_backend() if platform is None else platform
     known = isinstance(x.shape[0], int)
-    candidates = [name for name, plan in PLANS.items() if plan.automatic and (known or plan.symbolic_batch)]
+    candidates = [
+        name
+        for name, plan in PLANS.items()
+        if plan.automatic and (known or plan.symbolic_batch) and (plan.by_place or not by_place)
+    ]
     return min(candidates, key=lambda name: estimate_cost(name, shape, platform))

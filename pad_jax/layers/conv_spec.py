@@ -5,10 +5,13 @@ from collections.abc import Hashable
 
 from flax import linen as nn
 
+from pad_jax.layers.cond_conv import CondConv
+from pad_jax.layers.dcd_conv import DCDConv
 from pad_jax.layers.dynamic_conv import DynamicConv
+from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.static_conv import StaticConv
 
-CONVS = {'static': StaticConv, 'dynamic': DynamicConv}
+CONVS = {'static': StaticConv, 'dynamic': DynamicConv, 'condconv': CondConv, 'odconv': ODConv, 'dcd': DCDConv}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
+from pad_jax.layers.factors import declare_static, stack_law
 from pad_jax.layers.gating import Assignment, dense_gates
 from pad_jax.layers.router import Router, check_routing, sum_replicas
-from pad_jax.partition.masks import SCALES, mask_shape, merge, scale_factors, split
+from pad_jax.partition.masks import SCALES, merge, split
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
 
@@ -144,24 +145,14 @@ class Mixture(nn.Module, kw_only=True):
         factors = self._stack(name, law, shape)
         if self.granularity is None:
             return Factors(factors)
-        static = self.param(f'static_{name}', law, shape, self.param_dtype)
-        phi = 0.0
-        if self.scales != 'none':
-            phi = self.param('phi', nn.initializers.zeros_init(), (), self.param_dtype)
-        gates = mask_shape(shape, self.granularity)
-        mask = self.variable('partition', name, lambda: jnp.ones(gates, bool)).value
+        static, mask, *scales = declare_static(self, name, law, shape)
         # The mask of a layer with a single feature looks like one of columns at any granularity.
         index = self.get_variable('dynamic_columns', name) if self.granularity in ('output', 'input') else None
-        return Factors(factors, static, mask, *scale_factors(phi, self.scales), index)
+        return Factors(factors, static, mask, *scales, index)
 
     def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
-        """A parameter [E, *shape] whose factors are E draws of the law: it must not count the stack axis."""
-
-        def draw(key, shape, dtype):
-            keys = jax.random.split(key, self.num_experts)
-            return jax.vmap(lambda key: law(key, shape[1:], dtype))(keys)
-
-        return self.param(name, draw, (self.num_experts, *shape), self.param_dtype)
+        """A parameter [E, *shape], each expert's its own draw of the law."""
+        return self.param(name, stack_law(law), (self.num_experts, *shape), self.param_dtype)
 
 
 def mix_bias(bias: jax.Array, layout: NamedTuple) -> jax.Array:

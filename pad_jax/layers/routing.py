@@ -6,6 +6,7 @@ Legend: B batch, S spatial axes, C input channels, D hidden width, K kernels.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 
 from pad_jax.layers.wide_dtype import at_least_float32
 
@@ -40,10 +41,46 @@ def attend(
     return jax.nn.softmax(logits / jnp.asarray(temperature, dtype), axis=-1)
 
 
+def squeeze_space(x: jax.Array, squeeze: jax.Array) -> jax.Array:
+    """The hidden units that several heads share: relu(mean over space · squeeze), [B, *S, C] and [C, D] -> [B, D].
+
+    At least float32.
+
+    >>> squeeze_space(jnp.ones((1, 2, 2, 3)), jnp.array([[1., -1.]] * 3)).tolist()
+    [[3.0, 0.0]]
+    """
+    pooled = pool_space(x)
+    return jax.nn.relu(jnp.dot(pooled, squeeze.astype(pooled.dtype), precision=jax.lax.Precision.HIGHEST))
+
+
 def pool_space(x: jax.Array) -> jax.Array:
     """Mean over space: [B, *S, C] -> [B, C], at least float32."""
     dtype = at_least_float32(x.dtype)
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
+
+
+EXPAND_LAW = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+"""N(0, sqrt(2 / n)) with n the features that are produced: the authors' code, of every weight of an attention."""
+
+
+class Head(nn.Module):
+    """Logits of K kernels from features: features·expand + bias, [B, D] -> [B, K] of their dtype.
+
+    Attributes:
+      num_kernels: K.
+      law: draws the weights; the bias starts at zero.
+    """
+
+    num_kernels: int
+    law: Initializer = EXPAND_LAW
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        expand = self.param('expand', self.law, (features.shape[-1], self.num_kernels), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.num_kernels,), self.param_dtype)
+        expand, bias = expand.astype(features.dtype), bias.astype(features.dtype)
+        return jnp.dot(features, expand, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
 class Attention(nn.Module):
@@ -62,8 +99,7 @@ class Attention(nn.Module):
         """[B, *S, C] -> float[B, K]; temperature > 0, may be traced."""
         features = x.shape[-1]
         width = max(1, features // self.reduction)
-        law = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-        squeeze = self.param('squeeze', law, (features, width), self.param_dtype)
-        expand = self.param('expand', law, (width, self.num_kernels), self.param_dtype)
+        squeeze = self.param('squeeze', EXPAND_LAW, (features, width), self.param_dtype)
+        expand = self.param('expand', EXPAND_LAW, (width, self.num_kernels), self.param_dtype)
         bias = self.param('bias', nn.initializers.zeros_init(), (self.num_kernels,), self.param_dtype)
         return attend(pool_space(x), squeeze, expand, bias, temperature)

@@ -132,10 +132,13 @@ def _summarize(scores, masks):
     return [one(score, mask) for score, mask in zip(scores, masks, strict=True)]
 
 
-def check_distinct(layout, params, masks, competing: list[int], scope: str) -> None:
+def check_distinct(layout, params, masks, competing: list[int], scope: str) -> list[bool]:
     """Raises where the dynamic factors of the competing leaves are copies of the static parameters.
 
     Their scores are zero but for rounding, and so would pass as different from each other.
+
+    Returns:
+      For each leaf of masks, whether it is such copies; beside leaves that aren't, its scores count as zero.
     """
     copies, competes = jax.device_get(_are_copies(layout, params, masks))
     names = leaf_names(masks)
@@ -145,16 +148,25 @@ def check_distinct(layout, params, masks, competing: list[int], scope: str) -> N
             f'the dynamic factors of {found[0]} all equal its static parameters, so the mask has no effect on the loss '
             f'and the scores would be rounding errors; {LATER}'
         )
+    return [bool(copied) for copied in copies]
 
 
 @functools.partial(jax.jit, static_argnames='layout')
 def _are_copies(layout, params, masks):
-    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?"""
+    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?
+
+    Factors of which each input takes half on average, as sigmoids weigh them at the start, equal it at 2/K of it.
+    """
     structure = jax.tree.structure(masks)
 
     def are_copies(mask, dynamic, static, scales):
         dynamic_scale, static_scale = scales
-        return jnp.all((dynamic_scale * dynamic == (static_scale * static)[None]) | ~mask[None])
+        dynamic, static = dynamic_scale * dynamic, (static_scale * static)[None]
+
+        def equal(static, tolerance):
+            return jnp.all((jnp.abs(dynamic - static) <= tolerance * jnp.abs(static)) | ~mask[None])
+
+        return equal(static, 0) | equal(static * 2 / dynamic.shape[0], 4 * jnp.finfo(static.dtype).eps)
 
     trees = (layout.dynamic(params, masks), layout.static(params, masks), layout.scales(params, masks))
     competes = [jnp.any(mask) for mask in jax.tree.leaves(masks)]

@@ -1,8 +1,8 @@
 """Parameters of a Flax network, layer by layer: dynamic, static, and the rest. Reads shapes and masks.
 
-A dynamic layer is a module that sows `routing`. Its factors are the params that have a mask, or, in a fully dynamic
-layer, those of a name in `FACTORS`; K is the length of their stack axis. What is counted is what is alive: K parameters
-at a dynamic position, one at a static position.
+A dynamic layer is a module that sows `routing` or `values`. Its factors are the params that have a mask, or, in a fully
+dynamic layer, those of a name in `FACTORS`; K is the length of their stack axis. What is counted is what is alive: K
+parameters at a dynamic position, one at a static position. Dynamic layers inside of one are counted by themselves.
 """
 
 import dataclasses
@@ -15,8 +15,9 @@ import jax
 from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
 from pad_jax.partition.masks import group_size, leaf_names
 
-FACTORS = ('kernel', 'neurons')
+FACTORS = ('kernel', 'neurons', 'tensor')
 """What a dynamic layer without masks may call its dynamic factors."""
+SOWN = {'routing', 'values'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +74,31 @@ def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = Non
         jax.ShapeDtypeStructs (`jax.eval_shape(functools.partial(module.init, mutable=True), ...)`).
       num_dynamic: dynamic positions behind each mask, by the mask's path; if None they are read from the masks.
     """
-    masks, routing = variables.get('partition', {}), variables.get('intermediates', {})
-    return list(_count_modules(variables['params'], masks, routing, num_dynamic, ()))
+    masks, sown = variables.get('partition', {}), variables.get('intermediates', {})
+    return list(_count_modules(variables['params'], masks, sown, num_dynamic, ()))
 
 
-def _count_modules(params, masks, routing, num_dynamic, path) -> Iterator[LayerCount]:
-    if 'routing' in routing:
-        yield _count_dynamic_layer(params, masks, num_dynamic, path)
+def _count_modules(params, masks, sown, num_dynamic, path) -> Iterator[LayerCount]:
+    inside = [
+        count
+        for name, below in params.items()
+        if isinstance(below, Mapping)
+        for count in _count_modules(below, masks.get(name, {}), sown.get(name, {}), num_dynamic, (*path, name))
+    ]
+    if not SOWN & sown.keys():
+        own = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
+        if own:
+            yield LayerCount('/'.join(path), other_parameters=_num_parameters(own))
+        yield from inside
         return
-    own = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
-    if own:
-        yield LayerCount('/'.join(path), other_parameters=_num_parameters(own))
-    for name, below in params.items():
-        if isinstance(below, Mapping):
-            yield from _count_modules(below, masks.get(name, {}), routing.get(name, {}), num_dynamic, (*path, name))
+    # Of the modules inside a dynamic layer those that are ordinary belong to it.
+    yield _count_dynamic_layer(params, masks, sown, num_dynamic, path)
+    yield from (count for count in inside if count.num_factors)
 
 
-def _count_dynamic_layer(params, masks, num_dynamic, path) -> LayerCount:
+def _count_dynamic_layer(params, masks, sown, num_dynamic, path) -> LayerCount:
     positions = dynamic_positions = stored = 0
+    masks = {name: mask for name, mask in masks.items() if not isinstance(mask, Mapping)}
     for name in masks or [name for name in FACTORS if name in params]:
         factors = params[name]
         num_factors, size = factors.shape[0], math.prod(factors.shape[1:])
@@ -105,8 +113,17 @@ def _count_dynamic_layer(params, masks, num_dynamic, path) -> LayerCount:
             dynamic_positions += int(masks[name].sum()) * group_size(masks[name], position)
         else:
             dynamic_positions += num_dynamic['/'.join((*path, name))]
-    other = _num_parameters(params) - stored
+    other = _num_parameters(_without_dynamic_layers(params, sown)) - stored
     return LayerCount('/'.join(path), positions, dynamic_positions, num_factors, other)
+
+
+def _without_dynamic_layers(params, sown) -> dict:
+    """What a module holds that is not inside of a dynamic layer within it."""
+    return {
+        name: _without_dynamic_layers(below, sown.get(name, {})) if isinstance(below, Mapping) else below
+        for name, below in params.items()
+        if not (isinstance(below, Mapping) and SOWN & sown.get(name, {}).keys())
+    }
 
 
 def _num_parameters(tree) -> int:

@@ -20,7 +20,7 @@ from pad_jax.partition.handoff import HANDOFFS, hand_off_means
 from pad_jax.partition.masks import group_size, init_masks, leaf_names
 from pad_jax.partition.problem import PLAIN, Layout, Problem, PyTree, positions_of
 from pad_jax.partition.schedules import round_fractions
-from pad_jax.partition.scores import RoutingMoments, get_criterion, mean_routing, measure_routing
+from pad_jax.partition.scores import get_criterion, is_moments, mean_routing, measure_routing
 from pad_jax.partition.selection import SCOPES, num_dynamic_positions, select_positions
 
 
@@ -225,9 +225,11 @@ def partition_round(
     competing = [index for index, role in enumerate(roles) if role is None]
     if dynamic_fraction < 1 and competing:
         row = get_criterion(criterion, problem)
+        copies = [False] * len(leaves)
         if row.reads_data:
-            check_distinct(problem.layout, params, masks, competing, scope)
+            copies = check_distinct(problem.layout, params, masks, competing, scope)
         scores = structure.flatten_up_to(score_positions(problem, params, masks, batches, criterion, key))
+        scores = [jnp.zeros_like(score) if copied else score for score, copied in zip(scores, copies, strict=True)]
         names, shapes = leaf_names(masks), jax.tree.leaves(positions)
         scored, candidates, shapes = ({names[i]: tree[i] for i in competing} for tree in (scores, leaves, shapes))
         if scope == 'layer':
@@ -254,7 +256,7 @@ def _hand_off(problem, params, old_masks, new_masks, batches):
         total = measure_batches(measure_routing, problem, params, old_masks, batches, jax.random.key(0))
         if total is None:
             raise ValueError("handoff 'mean' needs at least one batch to measure the routing with, got none")
-        routing = jax.tree.map(mean_routing, total, is_leaf=lambda node: isinstance(node, RoutingMoments))
+        routing = jax.tree.map(mean_routing, total, is_leaf=is_moments)
     return hand_off_means(params, old_masks, new_masks, problem.layout, routing)
 
 

@@ -5,7 +5,7 @@ Axis letters: N rows that are routed (samples, tokens), K stacked factors, `*sha
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,15 @@ class Layout:
       static: the static parameters, float[*shape] each.
       with_static: `(params, masks, static) -> params` with the static parameters replaced.
       scales: (λd, λs) of each.
+      generates: whether the factors of the mask at that path are weights of a generator: what the network computes
+        with is no mixture of them but what they make, see `Values`.
     """
 
     dynamic: Callable
     static: Callable
     with_static: Callable
     scales: Callable
+    generates: Callable[[str], bool] = lambda path: False
 
 
 def positions_of(layout: Layout, params, masks):
@@ -51,6 +54,12 @@ PLAIN = Layout(
 """params is a dict with the factors under 'dynamic' and the static parameters, same structure, under 'static'."""
 
 
+class Values(NamedTuple):
+    """What stands behind a mask where the factors' mixture passes an activation: the dynamic values themselves."""
+
+    values: jax.Array  # float[N, *shape], one row for each input, without mask and scale; or their mean, float[*shape]
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A network as the criteria and the handoff see it. `gates` always has the structure of the masks.
@@ -59,8 +68,9 @@ class Problem:
       loss: `(params, gates, batch) -> scalar`, the mean loss in nats per example, differentiable in gates.
       layout: where in params the dynamic factors and static parameters are.
       output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
-      routing: `(params, gates, batch) -> pytree` of float[N, K], the routing weights behind every mask; the
-        criterion `variance` needs it, and the handoff `mean` takes 1/K for each factor without it.
+      routing: `(params, gates, batch) -> pytree` of float[N, K], the routing weights behind every mask, or of
+        `Values` where it isn't factors that are mixed; the criterion `variance` needs it, and the handoff `mean`
+        takes 1/K for each factor without it.
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -71,7 +81,8 @@ class Problem:
 
 # --- Flax: a mask stands in the collection 'partition' where its factors stand in 'params'. The static parameters
 # stand beside the factors under `static_<name>`, the scale parameter as `phi`, the routing weights are sown as
-# `routing`.
+# `routing`. A mask called `tensor` is that of a generator, whose values are sown as `values`.
+GENERATED = 'tensor'
 
 
 def _at_masks(function: Callable, params: Mapping, masks: Mapping):
@@ -101,12 +112,17 @@ def _flax_scales(scales: str):
     return lambda params, masks: _at_masks(of_module, params, masks)
 
 
+def _is_generated(path: str) -> bool:
+    return path.rsplit('/', maxsplit=1)[-1] == GENERATED
+
+
 FLAX = {
     scales: Layout(
         dynamic=lambda params, masks: _at_masks(lambda module, name: module[name], params, masks),
         static=lambda params, masks: _at_masks(lambda module, name: module[f'static_{name}'], params, masks),
         with_static=_with_static,
         scales=_flax_scales(scales),
+        generates=_is_generated,
     )
     for scales in SCALES
 }
@@ -114,8 +130,14 @@ FLAX = {
 
 
 def sown_routing(intermediates: Mapping, masks: Mapping):
-    """Routing weights float[N, K] behind every mask, from the collection 'intermediates' of a Flax apply.
+    """Routing weights float[N, K], or `Values`, behind every mask, from the collection 'intermediates' of a Flax apply.
 
     A layer that was called several times has the rows of all calls.
     """
-    return _at_masks(lambda module, name: jnp.concatenate(module['routing']), intermediates, masks)
+
+    def read(module, name):
+        if name == GENERATED:
+            return Values(jnp.concatenate(module['values']))
+        return jnp.concatenate(module['routing'])
+
+    return _at_masks(read, intermediates, masks)

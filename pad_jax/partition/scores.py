@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.checks import NO_GRADIENT
-from pad_jax.partition.problem import Problem
+from pad_jax.partition.problem import Problem, Values
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -100,23 +100,42 @@ class RoutingMoments(NamedTuple):
     second: jax.Array  # float[K, K]
 
 
-def measure_routing(problem: Problem, params, gates, batch, key):
-    """First and second moments of the routing weights behind every mask, over the rows that are routed at all.
+class ValueMoments(NamedTuple):
+    """Sums over rows of `Values` and of their squares."""
 
-    A row of zeros is padding: it was given to no factor.
+    count: jax.Array
+    first: jax.Array  # float[*shape]
+    second: jax.Array  # float[*shape]
+
+
+def is_moments(node) -> bool:
+    """For jax.tree.map over what `measure_routing` gives."""
+    return isinstance(node, (RoutingMoments, ValueMoments))
+
+
+def measure_routing(problem: Problem, params, gates, batch, key):
+    """First and second moments of the routing weights (or values) behind every mask, over the rows that are routed.
+
+    A row of zero routing weights is padding: it was given to no factor.
     """
 
     def moments(weights):
+        if isinstance(weights, Values):
+            values = weights.values.astype(jnp.float32)
+            return ValueMoments(jnp.float32(values.shape[0]), values.sum(0), jnp.square(values).sum(0))
         routed = jnp.any(weights != 0, axis=-1)
         centred = jnp.where(routed[:, None], weights.astype(jnp.float32) - 1 / weights.shape[-1], 0)
         second = jnp.einsum('nk,nl->kl', centred, centred, precision=_EXACT)
         return RoutingMoments(jnp.sum(routed).astype(jnp.float32), jnp.sum(centred, axis=0), second)
 
-    return jax.tree.map(moments, problem.routing(params, gates, batch))
+    routing = problem.routing(params, gates, batch)
+    return jax.tree.map(moments, routing, is_leaf=lambda node: isinstance(node, Values))
 
 
-def mean_routing(moments: RoutingMoments):
-    """Mean routing weights float[K] from their moments."""
+def mean_routing(moments: RoutingMoments | ValueMoments):
+    """Mean routing weights float[K], or mean `Values` float[*shape], from their moments."""
+    if isinstance(moments, ValueMoments):
+        return Values(moments.first / moments.count)
     return moments.first / moments.count + 1 / moments.first.shape[0]
 
 
@@ -133,7 +152,8 @@ def finish_magnitude(problem: Problem, params, masks, total):
 def finish_variance(problem: Problem, params, masks, total):
     """Variance over the inputs of the dynamic parameter Σ_k α_k(x) W_k; a group has the sum of its positions.
 
-    With C the covariance of the routing weights, the variance at a position is wᵀ C w for w = (W_1, ..., W_K).
+    With C the covariance of the routing weights, the variance at a position is wᵀ C w for w = (W_1, ..., W_K); of
+    what is generated it is that of the values.
     (Reference: dyconv/pruners.py, Variant.) What cancels to within float32's rounding, a routing that is the same for
     all rows or factors that are copies, is 0: its remainder would pass as a score.
     """
@@ -141,6 +161,8 @@ def finish_variance(problem: Problem, params, masks, total):
     def variance(factors, mask, moments):
         factors = factors.astype(jnp.float32)
         mean, second = moments.first / moments.count, moments.second / moments.count
+        if isinstance(moments, ValueMoments):
+            return _sum_by_gate(jnp.maximum(_unless_rounding(second - mean**2, second, 4), 0), mask)
         covariance = _unless_rounding(second - jnp.outer(mean, mean), second, moments.second.shape[0])
         varied = jnp.tensordot(covariance, factors, axes=1, precision=_EXACT)
         summed = jnp.tensordot(jnp.abs(covariance), jnp.abs(factors), axes=1, precision=_EXACT)

@@ -11,9 +11,13 @@ RATE_SCHEDULES = ('cosine', 'linear', 'step', 'constant')
 # Every parameter is covered by one of the two, by the last name of its path. Shapes can't tell: the bias of a
 # dynamic layer is a matrix [K, F].
 DECAYED = frozenset(
-    {'kernel', 'static_kernel', 'squeeze', 'expand', 'embedding', 'neurons', 'static_neurons', 'gate', 'noise'}
+    {
+        *('kernel', 'static_kernel', 'squeeze', 'expand', 'tensor', 'into_latent', 'out_of_latent'),
+        *('neurons', 'static_neurons', 'gate', 'noise', 'embedding'),
+    }
 )
-NOT_DECAYED = frozenset({'bias', 'scale', 'phi'})
+# A static vector of attention is a scale, as those of norms are.
+NOT_DECAYED = frozenset({'bias', 'scale', 'phi', 'static_tensor'})
 
 
 def decay_mask(params):

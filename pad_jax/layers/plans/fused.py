@@ -40,7 +40,8 @@ def _convolve(x, kernels, attention, geometry, precision):
 
     def convolve_one(sample):
         image, weights = sample
-        product = multiply('pc,cf->pf', _unfold_one(image, geometry), _mix_one(stack, weights, x.dtype))
+        mixed = _mix_one(stack, _spread_weights(weights, stack), x.dtype)
+        product = multiply('pc,cf->pf', _unfold_one(image, geometry), mixed)
         return _join_groups(product).astype(x.dtype)
 
     total = lax.map(convolve_one, (x, attention))
@@ -61,16 +62,14 @@ def _backward(geometry, precision, saved, cotangent):
 
     def pull_one(d_stack, sample):
         image, weights, d_out = sample
+        spread = _spread_weights(weights, stack)
         d_out = _split_groups(d_out, geometry.groups)
         rows, fold = jax.vjp(lambda image: _unfold_one(image, geometry), image)
         d_kernel = multiply('pc,pf->cf', rows, d_out)
-        d_rows = multiply('pf,cf->pc', d_out, _mix_one(stack, weights, x.dtype))
+        d_rows = multiply('pf,cf->pc', d_out, _mix_one(stack, spread, x.dtype))
         (d_image,) = fold(d_rows.astype(x.dtype))
-        # A product with a vector: XLA's reductions on CPU take several times as long for the same sum.
-        d_weights = jnp.dot(
-            stack.reshape(stack.shape[0], -1).astype(wide), d_kernel.reshape(-1), precision=lax.Precision.HIGHEST
-        )
-        d_stack += weights.astype(wide).reshape(-1, *(1,) * d_kernel.ndim) * d_kernel[None]
+        d_weights = _pull_weights(stack.astype(wide), d_kernel, weights.shape)
+        d_stack += spread.astype(wide) * d_kernel[None]
         return d_stack, (d_image, d_weights)
 
     _, _, _, start = vary_together(x, kernels, attention, jnp.zeros(stack.shape, wide))
@@ -96,8 +95,29 @@ def _unfold_one(image, geometry):
     return _split_groups(unfold(image[None], geometry)[0], geometry.groups)
 
 
+def _spread_weights(weights, stack):
+    """[K] or [K, *kernel_size] as it broadcasts against the stack: [K, 1, 1] or [K, T·c, 1], with g = 1 in between."""
+    ones = (1,) * (stack.ndim - 3)
+    if weights.ndim == 1:
+        return weights.reshape(weights.shape[0], *ones, 1, 1)
+    inner = stack.shape[-2] // math.prod(weights.shape[1:])
+    rows = jnp.repeat(weights.reshape(weights.shape[0], math.prod(weights.shape[1:])), inner, axis=1)
+    return rows.reshape(weights.shape[0], *ones, stack.shape[-2], 1)
+
+
+def _pull_weights(stack, d_kernel, shape):
+    """The gradient of the weights, [K] or [K, *kernel_size], from that of their mixture."""
+    if len(shape) == 1:
+        # A product with a vector: XLA's reductions on CPU take several times as long for the same sum.
+        return jnp.dot(stack.reshape(shape[0], -1), d_kernel.reshape(-1), precision=lax.Precision.HIGHEST)
+    taps = math.prod(shape[1:])
+    by_tap = (math.prod(d_kernel.shape[:-2]), taps, d_kernel.shape[-2] // taps * d_kernel.shape[-1])
+    stack, d_kernel = stack.reshape(shape[0], *by_tap), d_kernel.reshape(by_tap)
+    return jnp.einsum('kgtn,gtn->kt', stack, d_kernel, precision=lax.Precision.HIGHEST).reshape(shape)
+
+
 def _mix_one(stack, weights, dtype):
-    """[K, ...] and [K] -> [...]. A sum and not a product, so that it is one pass over the K matrices."""
+    """[K, ...] and weights that broadcast -> [...]. A sum and not a product: one pass over the K matrices."""
     wide = at_least_float32(dtype)
     return sum(stack[k].astype(wide) * weights[k].astype(wide) for k in range(stack.shape[0])).astype(dtype)
 

@@ -3,6 +3,8 @@
 Legend: B batch, P output positions, g groups, f output channels of a group, K kernels.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> j
 
     Args:
       kernels: [K, *shape].
-      attention: float[B, K].
+      attention: float[B, K], or float[B, K, *places] with a weight for each of the leading axes of `shape`.
       dtype: of the result, usually that of the layer's input.
 
     Returns:
@@ -27,6 +29,17 @@ def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> j
     [[2.0, 4.0]]
     """
     wide = at_least_float32(dtype)
+    if attention.ndim > 2:
+        places = attention.shape[2:]
+        mixed = jnp.einsum(
+            'bkt,ktn->btn',
+            attention.reshape(*attention.shape[:2], math.prod(places)).astype(wide),
+            kernels.reshape(kernels.shape[0], math.prod(places), math.prod(kernels.shape[1 + len(places) :])).astype(
+                wide
+            ),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return mixed.astype(dtype).reshape(attention.shape[0], *kernels.shape[1:])
     mixed = jnp.dot(
         attention.astype(wide),
         kernels.reshape(kernels.shape[0], -1).astype(wide),

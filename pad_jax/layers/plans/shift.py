@@ -18,9 +18,12 @@ def convolve_shifted(
     inner, features = kernels.shape[-2:]
     taps = kernels.reshape(kernels.shape[0], geometry.num_taps, inner, features)
     total = None
+    by_place = attention.ndim > 2
+    if by_place:
+        attention = attention.reshape(*attention.shape[:2], geometry.num_taps)
     for tap, rows in enumerate(tap_windows(x, geometry)):
         # Mixed tap by tap: B kernels in full are B·n numbers, and each tap is needed only once.
-        mixed = mix_kernels(taps[:, tap], attention, x.dtype)
+        mixed = mix_kernels(taps[:, tap], attention[:, :, tap] if by_place else attention, x.dtype)
         product = multiply_groups(rows, mixed, geometry.groups, precision)
         total = product if total is None else total + product
     return total.astype(x.dtype).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), features)

@@ -1,0 +1,139 @@
+"""What the convolution layers share: their fields, their checks, any number of batch axes, and stacks of kernels.
+
+Legend: B batch, S spatial axes, C input channels, F output channels, K kernels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import dtypes
+from flax.typing import Dtype, Initializer, PrecisionLike
+
+from pad_jax.layers.conv_geometry import Padding
+from pad_jax.layers.conv_plans import PLAN_NAMES
+from pad_jax.layers.dynamic_convolution import check_choice, dynamic_convolution
+from pad_jax.layers.factors import declare_static, stack_law
+from pad_jax.layers.static_conv import KERNEL_LAW
+from pad_jax.partition.masks import GRANULARITIES, SCALES
+
+
+class ConvLayer(nn.Module):
+    """Base of the layers that are called as `flax.linen.Conv`, with a temperature beside the input.
+
+    Attributes:
+      features ... bias_init: as in `flax.linen.Conv`.
+      granularity: None where all is dynamic, or one of `partition.masks.GRANULARITIES`.
+      scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
+
+    Raises:
+      ValueError: where a value is not one of those.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: None | int | Sequence[int] = 1
+    padding: Padding = 'SAME'
+    input_dilation: None | int | Sequence[int] = 1
+    kernel_dilation: None | int | Sequence[int] = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    precision: PrecisionLike = None
+    kernel_init: Initializer = KERNEL_LAW
+    bias_init: Initializer = nn.initializers.zeros_init()
+    granularity: str | None = None
+    scales: str = 'both'
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ('features', 'num_kernels', 'reduction', 'feature_group_count'):
+            if getattr(self, name, 1) < 1:
+                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        check_choice('granularity', self.granularity, (None, *GRANULARITIES))
+        check_choice('scales', self.scales, SCALES)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+        """[*batch, *S, C] -> [*batch, *S', F]: any number of batch axes, none included.
+
+        Args:
+          x: any float dtype; computed in `dtype`, else in the wider one of x's and the parameters'.
+          temperature: > 0, of the attention's softmax or sigmoid, where it has one; may be traced. Only a Python
+            number is checked: an array's value is unknown while tracing, and an array of 0 gives NaN.
+        """
+        kernel_size = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+        if isinstance(temperature, (int, float)) and not temperature > 0:
+            raise ValueError(f'temperature must be above 0, got {temperature}')
+        num_batch_axes = x.ndim - len(kernel_size) - 1
+        if num_batch_axes < 0:
+            raise ValueError(f'kernel_size {kernel_size} needs at least {len(kernel_size) + 1} axes, got {x.shape}')
+        if x.shape[-1] % self.feature_group_count or self.features % self.feature_group_count:
+            raise ValueError(
+                f'feature_group_count must divide channels {x.shape[-1]} and features {self.features}, '
+                f'got {self.feature_group_count}'
+            )
+        batch_shape = x.shape[:num_batch_axes]
+        if num_batch_axes != 1:
+            x = x.reshape(math.prod(batch_shape), *x.shape[num_batch_axes:])
+        y = self._convolve(x, temperature, (*kernel_size, x.shape[-1] // self.feature_group_count, self.features))
+        return y if num_batch_axes == 1 else y.reshape(*batch_shape, *y.shape[1:])
+
+    def _convolve(self, x: jax.Array, temperature: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
+        """[B, *S, C] -> [B, *S', F], with a kernel of that shape."""
+        raise NotImplementedError
+
+    def _promote(self, x: jax.Array, *parameters: jax.Array | None) -> jax.Array:
+        """x in the dtype to compute in."""
+        (x,) = dtypes.promote_dtype(x, dtype=dtypes.canonicalize_dtype(x, *parameters, dtype=self.dtype))
+        return x
+
+
+class MixingConv(ConvLayer):
+    """Base of the layers whose kernel is mixed from K kernels.
+
+    Attributes:
+      kernel_init: draws each of the K kernels, and the static one, by itself.
+      num_kernels: K, at least 1.
+      plan: how it is executed; one of `conv_plans.PLAN_NAMES`. Forward derivatives (jax.jvp) need one that has
+        them, such as 'shift': see `dynamic_convolution`.
+    """
+
+    num_kernels: int = 4
+    plan: str = 'auto'
+    plan_names = PLAN_NAMES
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice('plan', self.plan, self.plan_names)
+
+    def _declare_kernels(self, shape: tuple[int, ...]):
+        """(kernels [K, *shape], what `merge` and `split` take after them or None, bias [K, F] or None)."""
+        kernels = self._stack('kernel', self.kernel_init, shape)
+        static = None
+        if self.granularity is not None:
+            static = declare_static(self, 'kernel', self.kernel_init, shape)
+        return kernels, static, self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
+
+    def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
+        """A parameter [K, *shape], each factor its own draw of the law."""
+        return self.param(name, stack_law(law), (self.num_kernels, *shape), self.param_dtype)
+
+    def _mix(self, x: jax.Array, kernels: jax.Array, attention: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """`dynamic_convolution` with the arguments that are fields."""
+        return dynamic_convolution(
+            x,
+            kernels,
+            attention,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            input_dilation=self.input_dilation,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            precision=self.precision,
+            plan=self.plan,
+        )

@@ -1,0 +1,69 @@
+"""A tensor that is generated for each sample, fully or partially dynamic: attention vectors and small matrices.
+
+Legend: B batch, D hidden width.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pad_jax.layers.factors import declare_static
+from pad_jax.layers.routing import EXPAND_LAW
+from pad_jax.partition.masks import split
+
+
+class GeneratedTensor(nn.Module):
+    """values(x) = activation((hidden(x)·weights + bias) / temperature), of any shape.
+
+    Weights and bias are one parameter `tensor` [D + 1, *shape], the bias its last row: these are the dynamic factors
+    of every position. With `granularity=None` all of it is dynamic; otherwise a mask says which positions are, and
+    the others have a value that all samples share:
+
+        values(x) = λd·mask·activation(...) + λs·(1 − mask)·static_tensor
+
+    The mixture of the factors passes an activation, so what is sown into 'intermediates' is not the routing but the
+    activated values themselves: 'values', [B, *shape], without mask and scales.
+
+    Attributes:
+      shape: of one sample's tensor.
+      start: value that the static tensor starts with; that of the activation at zero suits.
+      activation: of each entry.
+      granularity, scales: see `ConvLayer`.
+
+    >>> layer = GeneratedTensor((1, 4), 0.5, granularity='output')
+    >>> values, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((2, 3)))
+    >>> values.shape, variables['params']['tensor'].shape, values[0].tolist()
+    ((2, 1, 4), (4, 1, 4), [[0.5, 0.5, 0.5, 0.5]])
+    """
+
+    shape: tuple[int, ...]
+    start: float
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+    granularity: str | None = None
+    scales: str = 'both'
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+        """float[B, D] -> [B, *shape] of the same dtype; temperature > 0, may be traced."""
+        batch, width = hidden.shape
+        factors = self.param('tensor', _draw, (width + 1, *self.shape), self.param_dtype)
+        weights = factors.astype(hidden.dtype).reshape(width + 1, -1)
+        # The highest precision, as for all attention: these products are tiny.
+        logits = jnp.dot(hidden, weights[:-1], precision=jax.lax.Precision.HIGHEST) + weights[-1:]
+        values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *self.shape)
+        self.sow('intermediates', 'values', values)
+        if self.granularity is None:
+            return values
+        static, *rest = declare_static(self, 'tensor', nn.initializers.constant(self.start), self.shape)
+        dynamic_part, static_part = split(values, static.astype(values.dtype), *rest)
+        return dynamic_part + static_part[None]
+
+
+def _draw(key, shape, dtype):
+    """Weights by the law of an attention over all entries together, and a bias of zero."""
+    weights = EXPAND_LAW(key, (shape[0] - 1, math.prod(shape[1:])), dtype)
+    return jnp.concatenate([weights, jnp.zeros_like(weights[:1])]).reshape(shape)

@@ -12,13 +12,13 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.model = ConfigDict()
-    config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101
+    config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101; mobilenet_v2
     config.model.num_classes = 10  # as many as the data has
     config.model.conv = 'dynamic'  # which convolution all but the stem is: static, dynamic
     config.model.num_kernels = 4  # K
     config.model.reduction = 16  # hidden width of the attention: channels / reduction
-    config.model.width = 16  # channels of the first stage
-    config.model.stem = 'cifar'  # imagenet: 7×7, stride 2, pooling; cifar: 3×3
+    config.model.width_multiplier = 0.25  # of the channels of every layer; 1 = the paper's network
+    config.model.stem = 'cifar'  # imagenet: resolution / 32 at the end of the network; cifar, for small images: / 8
     config.model.sync_batch_norm = True  # norms take their statistics over all devices, or each its own
     config.model.plan = 'auto'  # how dynamic convolutions are executed; the numbers are the same
     config.model.dtype = 'float32'  # to compute in; parameters are float32

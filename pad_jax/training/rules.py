@@ -39,8 +39,8 @@ def _integer(least: int, most: int = MOST_STEPS) -> Rule:
     return Rule(int, lambda value: least <= value <= most, f'an integer from {least} to {most}')
 
 
-def _number(least: float) -> Rule:
-    return Rule(float, lambda value: least <= value <= _LARGEST, f'a number from {least:g} to {_LARGEST:.7g}')
+def _number(least: float, most: float = _LARGEST) -> Rule:
+    return Rule(float, lambda value: least <= value <= most, f'a number from {least:g} to {most:.7g}')
 
 
 def _pattern_holds(value: str) -> bool:
@@ -103,7 +103,7 @@ IMAGE_RULES = _COMMON | {
     'model.conv': _one_of(CONVS),
     'model.num_kernels': _integer(1, 1024),
     'model.reduction': _integer(1, 2**16),
-    'model.width': _integer(1, 2**13),
+    'model.width_multiplier': _number(1 / 64, 128),
     'model.stem': _one_of(STEMS),
     'model.sync_batch_norm': _FLAG,
     'model.plan': _one_of(PLAN_NAMES),

@@ -167,7 +167,7 @@ EFFECTS = {
     'model.conv': ('static', shapes, {}),
     'model.num_kernels': (2, shapes, {}),
     'model.reduction': (2, shapes, {}),
-    'model.width': (8, shapes, {}),
+    'model.width_multiplier': (0.125, shapes, {}),
     'model.stem': ('imagenet', shapes, {'data.image_size': 64}),
     'model.sync_batch_norm': (False, trained, {}),
     'model.plan': ('shift', program, {'model.plan': 'outputs'}),

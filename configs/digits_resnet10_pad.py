@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 1e-4  # on weights only
     config.optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     config.optim.accumulate_steps = 1  # parts that a batch is worked off in
+    config.optim.ema_decay = 0.0  # of the moving average of parameters that is evaluated in their place; 0 = none
 
     config.train = ConfigDict()
     config.train.steps = 0  # 0 = as many as epochs say
@@ -63,6 +64,8 @@ def get_config() -> ConfigDict:
     config.train.seed = 0  # of parameters, order and augmentation
     config.train.temperature = 30.0  # of the attention at the start
     config.train.temperature_epochs = 2.0  # over which it falls to 1
+    config.train.label_smoothing = 0.0  # share of a label that is spread over all classes
+    config.train.mixup = 0.0  # α: mixes pairs of images by shares from Beta(α, α); 0 = none
     config.train.eval_every_steps = 20  # and after the last step, as are the next two
     config.train.log_every_steps = 10  # rows of metrics.jsonl
     config.train.checkpoint_every_steps = 1000  # what an interruption loses at most

@@ -86,6 +86,7 @@ _COMMON = {
     'optim.weight_decay': _number(0),
     'optim.clip_norm': _number(0),
     'optim.accumulate_steps': _integer(1, 2**20),
+    'optim.ema_decay': _SHARE,
     'train.steps': _integer(0),
     'train.epochs': _number(0),
     'train.seed': _integer(0, 2**32 - 1),
@@ -114,6 +115,8 @@ IMAGE_RULES = _COMMON | {
     'data.flip': _FLAG,
     'train.temperature': _number(1),
     'train.temperature_epochs': _number(0),
+    'train.label_smoothing': _SHARE,
+    'train.mixup': _number(0, 1000),
 }
 
 TEXT_RULES = _COMMON | {

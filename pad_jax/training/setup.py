@@ -34,6 +34,9 @@ from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.texts import open_texts
 
+# Of the section `optim`: what the train step does itself.
+_STEP_KEYS = ('accumulate_steps', 'ema_decay')
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -130,8 +133,14 @@ def make_heat(config: ml_collections.ConfigDict, lengths: Lengths) -> dict[str, 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """The optimizer of a config, for a run of that length."""
-    arguments = {name: value for name, value in config.optim.items() if name != 'accumulate_steps'}
+    arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
     return make_optimizer(**arguments, total_steps=lengths.total)
+
+
+def make_step_options(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Arguments of the train step that say how it goes about a batch; texts are neither smoothed nor mixed."""
+    options = {name: config.optim[name] for name in _STEP_KEYS}
+    return {**options, **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')}}
 
 
 def start_from_pretrained(

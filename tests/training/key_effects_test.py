@@ -143,6 +143,12 @@ def placed(config, monkeypatch, tmp_path):
     return trained(config, monkeypatch, tmp_path, observe)
 
 
+def averaged(config, monkeypatch, tmp_path):
+    """What is evaluated after three steps."""
+    observe = lambda run, losses: as_values(run.replicas.fetch(run.state).averaged_variables['params'])  # noqa: E731
+    return trained(config, monkeypatch, tmp_path, observe)
+
+
 def run_files(config, tmp_path):
     """How many rows of which split a run writes, and which checkpoints stay."""
     workdir = tmp_path / 'run'
@@ -200,11 +206,14 @@ EFFECTS = {
     'optim.weight_decay': (0.5, updates, {}),
     'optim.clip_norm': (0.5, updates, {}),
     'optim.accumulate_steps': (2, trained, {}),
+    'optim.ema_decay': (0.9, averaged, {'optim.ema_decay': 0.5}),
     'train.steps': (7, lengths, {}),
     'train.epochs': (0.1, lengths, {'train.steps': 0}),
     'train.seed': (1, partitioned, {'partition.criterion': 'magnitude'}),
     'train.temperature': (10.0, trained, {}),
     'train.temperature_epochs': (0.02, trained, {}),
+    'train.label_smoothing': (0.1, trained, {}),
+    'train.mixup': (0.2, trained, {}),
     'train.eval_every_steps': (2, run_files, {}),
     'train.log_every_steps': (4, run_files, {}),
     'train.checkpoint_every_steps': (5, run_files, {}),
@@ -236,7 +245,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize('key', EFFECTS)
 def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
     changed, observe, further = EFFECTS[key]
-    if observe in (trained, placed):
+    if observe in (trained, placed, averaged):
         observe = functools.partial(observe, monkeypatch=monkeypatch, tmp_path=tmp_path)
     if observe is run_files:
         observe = functools.partial(observe, tmp_path=tmp_path)

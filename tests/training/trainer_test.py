@@ -59,7 +59,7 @@ def load_state(workdir, config):
     source = open_source(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, source.spec.num_train))
     return Checkpoints(workdir / 'checkpoints').restore(
-        abstract_state(make_model(config), optimizer, make_inputs(config))
+        abstract_state(make_model(config), optimizer, make_inputs(config), config.optim.ema_decay > 0)
     )
 
 

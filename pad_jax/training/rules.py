@@ -107,6 +107,7 @@ IMAGE_RULES = _COMMON | {
     'model.width_multiplier': _number(1 / 64, 128),
     'model.stem': _one_of(STEMS),
     'model.sync_batch_norm': _FLAG,
+    'model.pretrained': _TEXT,
     'model.plan': _one_of(PLAN_NAMES),
     'partition.granularity': _one_of(GRANULARITIES),
     'data.name': _one_of(SOURCES),

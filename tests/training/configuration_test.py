@@ -91,7 +91,7 @@ TEXT_REFUSED = COMMON_REFUSED | {
     'data.max_length': ['7', '128.0', str(2**20 + 1)],
 }
 # Any text will do.
-IMAGE_FREE = {'data.path'}
+IMAGE_FREE = {'data.path', 'model.pretrained'}
 TEXT_FREE = {'data.path', 'data.text_columns', 'data.label_column', 'data.vocabulary', 'model.pretrained'}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
@@ -28,10 +29,12 @@ from pad_jax.training.setup import (
     measure_lengths,
     open_source,
     plan_layers,
+    start_from_pretrained,
 )
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from pad_jax.training.writers import read_metrics
+from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.tiny import DIGITS, SMALL, one_device
 
 pytestmark = pytest.mark.usefixtures('one_block')
@@ -83,6 +86,13 @@ def partitioned(config):
         exclusions=make_exclusions(config),
     )
     return as_values({'masks': state.masks, 'params': state.params})
+
+
+def started(config):
+    """The parameters before the first step."""
+    model, optimizer = make_model(config), make_run_optimizer(config, lengths(config))
+    state = init_state(model, optimizer, make_inputs(config), config.train.seed)
+    return as_values(start_from_pretrained(config, model, state)[0].params)
 
 
 def as_values(tree):
@@ -176,6 +186,7 @@ EFFECTS = {
     'model.width_multiplier': (0.125, shapes, {}),
     'model.stem': ('imagenet', shapes, {'data.image_size': 64}),
     'model.sync_batch_norm': (False, trained, {}),
+    'model.pretrained': ('{weights}', started, {'model.name': 'resnet18', 'model.conv': 'static'}),
     'model.plan': ('shift', program, {'model.plan': 'outputs'}),
     'model.dtype': ('bfloat16', program, {}),
     'partition.dynamic_fraction': (0.6, planned, {}),
@@ -239,7 +250,9 @@ def folders(tmp_path_factory):
                     pixels = np.random.default_rng([seed, label, number]).integers(0, 255, (12, 12, 3), np.uint8)
                     Image.fromarray(pixels).save(folder / split / name / f'{number}.png')
     (found['broken'] / 'train' / 'bee' / '0.png').write_text('no image')
-    return found
+    weights = root / 'resnet18.safetensors'
+    save_file(make_resnet((2, 2, 2, 2), 4, 10, bottleneck=False, image_channels=1, stem_side=3), weights)
+    return {**found, 'weights': weights}
 
 
 @pytest.mark.parametrize('key', EFFECTS)

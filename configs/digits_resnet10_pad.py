@@ -12,15 +12,16 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.model = ConfigDict()
-    config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101
+    config.model.name = 'resnet10'  # resnet10, 18, 34, 50, 101; mobilenet_v2
     config.model.num_classes = 10  # as many as the data has
     config.model.conv = 'dynamic'  # of all but the stem: static, dynamic (DY-Conv), condconv, odconv, dcd
     config.model.num_kernels = 4  # K
     config.model.reduction = 16  # hidden width of the attention: channels / reduction
-    config.model.width = 16  # channels of the first stage
-    config.model.stem = 'cifar'  # imagenet: 7×7, stride 2, pooling; cifar: 3×3
+    config.model.width_multiplier = 0.25  # of the channels of every layer; 1 = the paper's network
+    config.model.stem = 'cifar'  # imagenet: resolution / 32 at the end of the network; cifar, for small images: / 8
     config.model.sync_batch_norm = True  # norms take their statistics over all devices, or each its own
     config.model.plan = 'auto'  # how dynamic convolutions are executed; the numbers are the same
+    config.model.pretrained = ''  # torchvision's weights as safetensors, a file or a folder; '' = from scratch
     config.model.dtype = 'float32'  # to compute in; parameters are float32
 
     config.partition = ConfigDict()
@@ -56,6 +57,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 1e-4  # on weights only
     config.optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     config.optim.accumulate_steps = 1  # parts that a batch is worked off in
+    config.optim.ema_decay = 0.0  # of the moving average of parameters that is evaluated in their place; 0 = none
 
     config.train = ConfigDict()
     config.train.steps = 0  # 0 = as many as epochs say
@@ -63,6 +65,8 @@ def get_config() -> ConfigDict:
     config.train.seed = 0  # of parameters, order and augmentation
     config.train.temperature = 30.0  # of the attention at the start
     config.train.temperature_epochs = 2.0  # over which it falls to 1
+    config.train.label_smoothing = 0.0  # share of a label that is spread over all classes
+    config.train.mixup = 0.0  # α: mixes pairs of images by shares from Beta(α, α); 0 = none
     config.train.eval_every_steps = 20  # and after the last step, as are the next two
     config.train.log_every_steps = 10  # rows of metrics.jsonl
     config.train.checkpoint_every_steps = 1000  # what an interruption loses at most

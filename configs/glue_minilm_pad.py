@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 0.01  # on weights only
     config.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     config.optim.accumulate_steps = 1  # parts that a batch is worked off in
+    config.optim.ema_decay = 0.0  # of the moving average of parameters that is evaluated in their place; 0 = none
 
     config.train = ConfigDict()
     config.train.steps = 0  # 0 = as many as epochs say

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.model.name = 'resnet50'
     config.model.num_classes = 1000
-    config.model.width = 64
+    config.model.width_multiplier = 1.0
     config.model.stem = 'imagenet'
     config.model.dtype = 'bfloat16'
     config.partition.batch_size = 256

@@ -3,6 +3,7 @@
 from pad_jax.models.bert import Bert
 from pad_jax.models.encoders import ENCODERS, build_encoder
 from pad_jax.models.feed_forward import FFNS, FfnSpec, make_ffn_spec
+from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.registry import DTYPES, MODELS, build_model
 from pad_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from pad_jax.models.stems import STEMS, check_image_size
@@ -17,6 +18,7 @@ __all__ = [
     'Bert',
     'BottleneckBlock',
     'FfnSpec',
+    'MobileNetV2',
     'ResNet',
     'build_encoder',
     'build_model',

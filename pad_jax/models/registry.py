@@ -1,11 +1,13 @@
 """An explicit table of models, and one function that builds any of them from plain values."""
 
+import math
 from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.conv_spec import make_conv_spec
+from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from pad_jax.models.stems import STEMS
 
@@ -15,6 +17,7 @@ MODELS = {
     'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
     'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
     'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock),
+    'mobilenet_v2': MobileNetV2,
 }
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
@@ -29,7 +32,7 @@ def build_model(
     granularity: str | None = None,
     scales: str = 'both',
     plan: str = 'auto',
-    width: int = 64,
+    width_multiplier: float = 1.0,
     stem: str = 'imagenet',
     dtype: str = 'float32',
     axis_name: str | None = None,
@@ -42,7 +45,7 @@ def build_model(
       conv: a key of `layers.CONVS`: which convolution all but the stem is.
       num_kernels, reduction, granularity, scales, plan: of dynamic convolutions (`layers.DynamicConv`);
         without effect where the convolution has no such argument.
-      width: channels of the first stage, at least 1.
+      width_multiplier: > 0, of the channels of every layer; 1 is the network of the paper.
       stem: a key of `stems.STEMS`.
       dtype: name of the dtype to compute in.
       axis_name: mapped axis over which batch statistics are averaged.
@@ -60,9 +63,10 @@ def build_model(
         raise ValueError(f'model must be one of {", ".join(MODELS)}, got {name!r}')
     if stem not in STEMS:
         raise ValueError(f'stem must be one of {", ".join(STEMS)}, got {stem!r}')
-    for key, value in (('num_classes', num_classes), ('width', width)):
-        if value < 1:
-            raise ValueError(f'{key} must be at least 1, got {value}')
+    if num_classes < 1:
+        raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+    if not 0 < width_multiplier < math.inf:
+        raise ValueError(f'width_multiplier must be above 0, got {width_multiplier}')
     if dtype not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
     spec = make_conv_spec(
@@ -77,7 +81,7 @@ def build_model(
         num_classes=num_classes,
         conv=spec,
         stem=stem,
-        width=width,
+        width_multiplier=float(width_multiplier),
         dtype=jnp.dtype(dtype).name,
         axis_name=axis_name,
     )

@@ -16,10 +16,13 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from pad_jax.layers.static_conv import StaticConv
+from pad_jax.models.norm import make_norm
 from pad_jax.models.stems import STEMS, check_image_size
 
 MakeConv = Callable[..., nn.Module]
 MakeNorm = Callable[..., nn.Module]
+
+FIRST_FEATURES = 64
 
 
 def _pad_same(kernel_size: int) -> tuple[tuple[int, int], ...]:
@@ -83,7 +86,7 @@ class ResNet(nn.Module):
       conv: makes a convolution from (features, kernel_size, **arguments of flax.linen.Conv); the module is
         called with (x, temperature). `layers.ConvSpec` is one that hashes by value.
       stem: a key of `stems.STEMS`.
-      width: channels of the first stage.
+      width_multiplier: > 0, of the channels of every layer; those of the first stage are 64 times it, rounded.
       dtype: to compute in; parameters, statistics and the classifier are float32.
       axis_name: mapped axis over which batch statistics are averaged, None outside of one.
     """
@@ -93,7 +96,7 @@ class ResNet(nn.Module):
     num_classes: int
     conv: MakeConv
     stem: str = 'imagenet'
-    width: int = 64
+    width_multiplier: float = 1.0
     dtype: Dtype = 'float32'
     axis_name: str | None = None
 
@@ -116,23 +119,15 @@ class ResNet(nn.Module):
         """
         check_image_size(self.stem, min(images.shape[1:3]))
         dtype = jnp.dtype(self.dtype)
-        # The last scale of a block starts at one like all others, not at zero as is common: at zero the
-        # gradient of every gate inside the branch would be zero when the partition is scored at step 0.
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(train, dtype, self.axis_name)
         conv = partial(self.conv, use_bias=False, dtype=dtype)
         static_conv = partial(StaticConv, use_bias=False, dtype=dtype)
-        x = STEMS[self.stem].function(images.astype(dtype), self.width, static_conv, norm)
+        width = max(1, round(FIRST_FEATURES * self.width_multiplier))
+        x = STEMS[self.stem].function(images.astype(dtype), width, static_conv, norm)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 block = self.block(
-                    features=self.width * 2**stage,
+                    features=width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
                     conv=conv,
                     norm=norm,

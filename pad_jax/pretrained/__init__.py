@@ -1,8 +1,20 @@
-"""Pretrained weights: safetensors of the BERT family -> params, dense or upcycled to experts."""
+"""Pretrained weights: safetensors of the BERT family and of torchvision's networks -> our pytrees."""
 
 from pad_jax.pretrained.bert import Loaded, load_pretrained
 from pad_jax.pretrained.packaged import PACKAGES, find_weights
 from pad_jax.pretrained.safetensors_folder import find_vocabulary
+from pad_jax.pretrained.torchvision import LAYOUTS, LoadedNetwork, find_layout, load_torchvision
 from pad_jax.pretrained.upcycling import upcycle
 
-__all__ = ['PACKAGES', 'Loaded', 'find_vocabulary', 'find_weights', 'load_pretrained', 'upcycle']
+__all__ = [
+    'LAYOUTS',
+    'PACKAGES',
+    'Loaded',
+    'LoadedNetwork',
+    'find_layout',
+    'find_vocabulary',
+    'find_weights',
+    'load_pretrained',
+    'load_torchvision',
+    'upcycle',
+]

@@ -3,7 +3,7 @@
 The encoder to fill is known by its params alone, but for its number of heads, which no shape tells.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pad_jax.errors import BadInput
 from pad_jax.pretrained.safetensors_folder import CONFIG, read_config, read_tensors
+from pad_jax.pretrained.tensor_check import check_tensors
 from pad_jax.pretrained.upcycling import dense_shapes, upcycle
 
 PyTree = Any
@@ -81,7 +82,8 @@ def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_hea
     )
     skipped = tuple(sorted(name for name in tensors if name.startswith(SKIPPED)))
     loaded = {path: row for path, row in wanted.items() if path[0] not in fresh}
-    _check_tensors(folder, {name: tensor for name, tensor in tensors.items() if name not in skipped}, loaded.values())
+    needed = {name: shape.shape[::-1] if transposed else shape.shape for name, transposed, shape in loaded.values()}
+    check_tensors(folder, {name: tensor for name, tensor in tensors.items() if name not in skipped}, needed)
     dense = {
         path: jnp.asarray(tensors[name].T if is_transposed else tensors[name], shape.dtype)
         for path, (name, is_transposed, shape) in loaded.items()
@@ -144,22 +146,3 @@ def _check_config(path: Path, config: Mapping[str, Any], shapes, num_heads: int)
         differing.append('num_attention_heads is missing')
     if differing:
         raise BadInput(f'{path} is of another model: {"; ".join(differing)}')
-
-
-def _check_tensors(folder, tensors: Mapping[str, np.ndarray], wanted) -> None:
-    """BadInput that lists every tensor that is missing, too many or of a wrong shape."""
-    needed = {name: shape.shape[::-1] if is_transposed else shape.shape for name, is_transposed, shape in wanted}
-
-    def misshapen() -> Iterator[str]:
-        for name in sorted(needed.keys() & tensors.keys()):
-            if tensors[name].shape != needed[name]:
-                yield f'{name} {list(tensors[name].shape)} instead of {list(needed[name])}'
-
-    found = {
-        'missing': sorted(needed.keys() - tensors.keys()),
-        'extra': sorted(tensors.keys() - needed.keys()),
-        'misshapen': list(misshapen()),
-    }
-    if any(found.values()):
-        lists = '; '.join(f'{kind}: {", ".join(names)}' for kind, names in found.items() if names)
-        raise BadInput(f'the weights in {folder} do not fit the model; {lists}')

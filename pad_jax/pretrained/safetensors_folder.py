@@ -15,6 +15,8 @@ INDEX = 'model.safetensors.index.json'
 # tokenizer.json first: it says how text is normalised, which vocab.txt leaves to be guessed.
 VOCABULARIES = ('tokenizer.json', 'vocab.txt')
 
+PICKLES = ('.bin', '.pt', '.pth')
+
 # Of torch: a checkpoint may hold views, which safetensors refuses, and tensors that share memory.
 CONVERSION = (
     'python -c "import glob, torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
@@ -32,6 +34,22 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return _read_object(_check_folder(folder) / CONFIG)
 
 
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor by name, from a .safetensors file or from a folder.
+
+    Raises:
+      BadInput: as `read_tensors`, and for a file that is a pickle.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise BadInput(f'pretrained weights: {path} does not exist')
+    if not path.is_file():
+        return read_tensors(path)
+    if path.suffix in PICKLES:
+        raise BadInput(f'{path} is {_refuse_pickle(path.name)}')
+    return _read_file(path)
+
+
 def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
     """Every tensor by name, from one file or, if there is none, from the shards that an index lists.
 
@@ -43,13 +61,11 @@ def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
         return _read_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
-    pickles = sorted(path.name for path in folder.glob('*.bin'))
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
-        pattern = pickles[0] if len(pickles) == 1 else 'pytorch_model*.bin'
-        raise BadInput(
-            f'{folder} holds weights only as a pickle, {", ".join(pickles)}, which can run code and is not opened; '
-            f'convert it there, with torch and safetensors installed: {CONVERSION.replace("PATTERN", pattern)}'
-        )
+        shards = len(pickles) > 1 and all(name.endswith('.bin') for name in pickles)
+        pattern = 'pytorch_model*.bin' if shards else pickles[0]
+        raise BadInput(f'{folder} holds weights only as {_refuse_pickle(", ".join(pickles), pattern)}')
     raise BadInput(f'{folder} holds no weights: {WEIGHTS} or {INDEX} is needed')
 
 
@@ -64,6 +80,13 @@ def find_vocabulary(folder: str | Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise BadInput(f'{folder} holds no vocabulary: {" or ".join(VOCABULARIES)} is needed')
+
+
+def _refuse_pickle(names: str, pattern: str | None = None) -> str:
+    return (
+        f'a pickle, {names}, which can run code and is not opened; '
+        f'convert it there, with torch and safetensors installed: {CONVERSION.replace("PATTERN", pattern or names)}'
+    )
 
 
 def _check_folder(folder: str | Path) -> Path:

@@ -19,6 +19,7 @@ from pad_jax.data import GLUE_TASKS
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
 from pad_jax.partition import round_fractions, round_steps
+from pad_jax.pretrained import find_layout
 from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules, is_free
 
 
@@ -161,6 +162,8 @@ def _find_conflicts(config) -> list[str]:
         problems += _find_text_conflicts(config)
     else:
         checks.append((check_image_size, (config.model.stem, config.data.image_size)))
+        if config.model.pretrained:
+            checks.append((find_layout, (config.model.name,)))
     if is_partial(config):
         partition = config.partition
         checks.append((round_fractions, (partition.dynamic_fraction, partition.rounds, partition.schedule)))

@@ -21,6 +21,7 @@ from pad_jax.partition import (
     round_fractions,
     round_steps,
 )
+from pad_jax.training.averaging import follow_handoff
 from pad_jax.training.state import TrainState
 
 
@@ -88,7 +89,10 @@ def partition_state(
         'loss_before': _mean_loss(problem, state.params, state.masks, scoring),
         'loss_after': _mean_loss(problem, params, masks, scoring),
     }
-    return state.replace(masks=masks, params=params, round=state.round + 1), values
+    average = state.average
+    if average:
+        average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
+    return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
 
 
 def _mean_loss(problem: Problem, params, masks, batches) -> float:

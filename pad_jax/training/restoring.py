@@ -49,7 +49,8 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     # Of the data that it was trained on: the temperature of a step depends on how long an epoch was.
     lengths = measure_lengths(config, record.num_train)
     checkpoints = Checkpoints(workdir / 'checkpoints')
-    like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config))
+    averaged = config.optim.ema_decay > 0
+    like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config), averaged)
     state = index_columns(checkpoints.restore(like))
     checkpoints.close()
     replicas = Replicas(config.parallel, jax.local_devices()[:1])

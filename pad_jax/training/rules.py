@@ -39,8 +39,8 @@ def _integer(least: int, most: int = MOST_STEPS) -> Rule:
     return Rule(int, lambda value: least <= value <= most, f'an integer from {least} to {most}')
 
 
-def _number(least: float) -> Rule:
-    return Rule(float, lambda value: least <= value <= _LARGEST, f'a number from {least:g} to {_LARGEST:.7g}')
+def _number(least: float, most: float = _LARGEST) -> Rule:
+    return Rule(float, lambda value: least <= value <= most, f'a number from {least:g} to {most:.7g}')
 
 
 def _pattern_holds(value: str) -> bool:
@@ -86,6 +86,7 @@ _COMMON = {
     'optim.weight_decay': _number(0),
     'optim.clip_norm': _number(0),
     'optim.accumulate_steps': _integer(1, 2**20),
+    'optim.ema_decay': _SHARE,
     'train.steps': _integer(0),
     'train.epochs': _number(0),
     'train.seed': _integer(0, 2**32 - 1),
@@ -103,9 +104,10 @@ IMAGE_RULES = _COMMON | {
     'model.conv': _one_of(CONVS),
     'model.num_kernels': _integer(1, 1024),
     'model.reduction': _integer(1, 2**16),
-    'model.width': _integer(1, 2**13),
+    'model.width_multiplier': _number(1 / 64, 128),
     'model.stem': _one_of(STEMS),
     'model.sync_batch_norm': _FLAG,
+    'model.pretrained': _TEXT,
     'model.plan': _one_of(PLAN_NAMES),
     'partition.granularity': _one_of(GRANULARITIES),
     'data.name': _one_of(SOURCES),
@@ -114,6 +116,8 @@ IMAGE_RULES = _COMMON | {
     'data.flip': _FLAG,
     'train.temperature': _number(1),
     'train.temperature_epochs': _number(0),
+    'train.label_smoothing': _SHARE,
+    'train.mixup': _number(0, 1000),
 }
 
 TEXT_RULES = _COMMON | {

@@ -26,13 +26,16 @@ from pad_jax.partition import (
     positions_of,
     selection_targets,
 )
-from pad_jax.pretrained import find_weights, load_pretrained
+from pad_jax.pretrained import find_weights, load_pretrained, load_torchvision
 from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.texts import open_texts
+
+# Of the section `optim`: what the train step does itself.
+_STEP_KEYS = ('accumulate_steps', 'ema_decay')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,8 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
     arguments['scales'] = config.partition.scales
     try:
+        del arguments['pretrained']
         if is_text(config):
-            del arguments['pretrained']
             return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
         synchronised = arguments.pop('sync_batch_norm')
         return build_model(**arguments, axis_name=axis_name if synchronised else None)
@@ -130,8 +133,14 @@ def make_heat(config: ml_collections.ConfigDict, lengths: Lengths) -> dict[str, 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """The optimizer of a config, for a run of that length."""
-    arguments = {name: value for name, value in config.optim.items() if name != 'accumulate_steps'}
+    arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
     return make_optimizer(**arguments, total_steps=lengths.total)
+
+
+def make_step_options(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Arguments of the train step that say how it goes about a batch; texts are neither smoothed nor mixed."""
+    options = {name: config.optim[name] for name in _STEP_KEYS}
+    return {**options, **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')}}
 
 
 def start_from_pretrained(
@@ -142,14 +151,26 @@ def start_from_pretrained(
     Raises:
       BadInput: naming every tensor that doesn't fit.
     """
-    if not is_text(config) or not config.model.pretrained:
+    if not config.model.pretrained:
         return state, []
+    if not is_text(config):
+        return _start_from_torchvision(config, state)
     folder = find_weights(config.model.pretrained)
     loaded = load_pretrained(folder, state.params, num_heads=model.num_heads)
     said = [f'weights of {folder}']
     if loaded.fresh:
         said.append(f'not among them, and so drawn anew: {", ".join(loaded.fresh)}')
     return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), said
+
+
+def _start_from_torchvision(config, state):
+    static = config.copy_and_resolve_references()
+    static.model.conv = 'static'
+    shapes = abstract_variables(make_model(static), make_inputs(static))
+    path = config.model.pretrained
+    loaded = load_torchvision(path, config.model.name, shapes, state.params)
+    state = state.replace(params=loaded.params, batch_stats=loaded.batch_stats)
+    return state, [f'weights of {path}', *loaded.notes]
 
 
 def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:

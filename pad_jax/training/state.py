@@ -26,6 +26,7 @@ class TrainState:
       optimizer_state: of optax.
       key: typed key of the run; whatever is random folds the step in.
       round: int32, rounds of the partition done.
+      average: of `averaging`: the collections `params` and `batch_stats`, {} where none is kept.
     """
 
     step: jax.Array
@@ -36,6 +37,7 @@ class TrainState:
     key: jax.Array
     round: jax.Array
     columns: Any = struct.field(default_factory=dict)
+    average: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -43,42 +45,53 @@ class TrainState:
         collections = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
         return {**collections, 'dynamic_columns': self.columns} if self.columns else collections
 
+    @property
+    def averaged_variables(self) -> dict[str, Any]:
+        """The collections that the network is evaluated and handed on with: the average's where one is kept."""
+        return {**self.variables, **self.average}
+
 
 Inputs = tuple[jax.ShapeDtypeStruct, ...]
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, seed: int) -> TrainState:
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, seed: int, averaged: bool = False
+) -> TrainState:
     """The state before the first step; depends on the arguments alone.
 
     Args:
       inputs: shapes of what the model is called with, of `setup.make_inputs`.
       seed: in [0, 2**32), of parameters and everything else that is random in training.
+      averaged: keep an average.
     """
     # uint32: as an int a seed from 2**31 on would overflow.
-    return _compile_init(jax.default_backend())(model, optimizer, inputs, np.uint32(seed))
+    return _compile_init(jax.default_backend())(model, optimizer, inputs, np.uint32(seed), averaged)
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs) -> TrainState:
+def abstract_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, averaged: bool = False
+) -> TrainState:
     """Shapes and dtypes of `init_state`, as jax.ShapeDtypeStructs; nothing is computed."""
-    return jax.eval_shape(lambda: _init_state(model, optimizer, inputs, 0))
+    return jax.eval_shape(lambda: _init_state(model, optimizer, inputs, 0, averaged))
 
 
 @functools.lru_cache
 def _compile_init(backend: str):
     # It runs once, and on CPU optimising the many random draws would take longer than a short training.
     options = {'xla_backend_optimization_level': 0} if backend == 'cpu' else None
-    return jax.jit(_init_state, static_argnums=(0, 1, 2), compiler_options=options)
+    return jax.jit(_init_state, static_argnums=(0, 1, 2, 4), compiler_options=options)
 
 
-def _init_state(model, optimizer, inputs, seed):
+def _init_state(model, optimizer, inputs, seed, averaged):
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, *(jnp.zeros(leaf.shape, leaf.dtype) for leaf in inputs))
+    learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
     return TrainState(
         step=jnp.int32(0),
-        params=variables['params'],
+        **learned,
         masks=variables.get('partition', {}),
-        batch_stats=variables.get('batch_stats', {}),
         optimizer_state=optimizer.init(variables['params']),
         key=run_key,
         round=jnp.int32(0),
+        average=learned if averaged else {},
     )

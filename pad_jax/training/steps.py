@@ -14,6 +14,8 @@ import optax
 from flax import linen as nn
 
 from pad_jax.partition import FLAX, Problem, sown_routing
+from pad_jax.training.averaging import update_average
+from pad_jax.training.mixup import PARTNER, draw_share, mix_neighbours
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.state import TrainState
 from pad_jax.training.tasks import Task, summarize_routers
@@ -29,6 +31,9 @@ def train_step(
     temperature: float,
     temperature_steps: int,
     accumulate_steps: int = 1,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step.
@@ -38,16 +43,25 @@ def train_step(
       model: with `axis_name` of its own, its norms and routers take their statistics over all replicas.
       accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
         memory falls and the step stays the same but for batch statistics and the balance of routers. Divides B.
+      label_smoothing: see `Task.losses`.
+      mixup: α of `mixup`, 0 for none; else B is even.
+      ema_decay: in [0, 1), of the state's average; 0 where it keeps none.
 
     Returns:
-      (new state, metrics): loss (the task's, without that of routers), gradient_norm, and as far as there are such:
-      accuracy in [0, 1], temperature, and what `summarize_routers` says.
+      (new state, metrics): loss (the task's, on smoothed and mixed labels, without that of routers), gradient_norm, and
+      as far as there are such: accuracy in [0, 1], temperature, and what `summarize_routers` says.
     """
     current = make_temperature_schedule(temperature, temperature_steps)(state.step)
-    # Drawn anew for each step, replica and microbatch.
+    # Drawn anew for each step, replica and microbatch; what is mixed, for each step alone.
     step_key = jax.random.fold_in(state.key, state.step)
+    if mixup:
+        share = draw_share(step_key, mixup)
+        batch = mix_neighbours(batch, share)
     if axis_name is not None:
         step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+
+    def measure(outputs, labels):
+        return {'loss': task.losses(outputs, labels, label_smoothing), **task.hits(outputs, labels)}
 
     def loss_fn(params, batch_stats, batch, key):
         variables = state.replace(params=params, batch_stats=batch_stats).variables
@@ -55,10 +69,13 @@ def train_step(
         (outputs, aux), updates = task.apply(
             model, variables, batch, current, train=True, rngs=rngs, mutable=['batch_stats']
         )
-        loss = task.losses(outputs, batch['label']).mean()
+        found = measure(outputs, batch['label'])
+        if mixup:
+            partners = measure(outputs, batch[PARTNER])
+            found = {name: share * found[name] + (1 - share) * partners[name] for name in found}
         router_loss, reported = summarize_routers(aux)
-        means = {name: jnp.mean(values) for name, values in task.hits(outputs, batch['label']).items()}
-        return loss + router_loss, (updates.get('batch_stats', batch_stats), {'loss': loss, **means, **reported})
+        means = {name: jnp.mean(values) for name, values in found.items()}
+        return means['loss'] + router_loss, (updates.get('batch_stats', batch_stats), {**means, **reported})
 
     def add_microbatch(carry, microbatch):
         gradients, batch_stats, sums = carry
@@ -93,12 +110,10 @@ def train_step(
     metrics = {**values, 'gradient_norm': optax.tree.norm(gradients)}
     if task.heated:
         metrics['temperature'] = jnp.asarray(current, jnp.float32)
-    new_state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        optimizer_state=optimizer_state,
-    )
+    step = state.step + 1
+    learned = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
+    average = update_average(state.average, learned, step, ema_decay) if ema_decay else state.average
+    new_state = state.replace(step=step, **learned, optimizer_state=optimizer_state, average=average)
     return new_state, metrics
 
 
@@ -114,11 +129,12 @@ def eval_step(
 ) -> dict[str, jax.Array]:
     """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 count in none of them.
 
-    The temperature is that of the state's step, as the network was trained with it. A task that collects also gets the
+    The temperature is that of the state's step, as the network was trained with it; where the state keeps an average,
+    that is evaluated. A task that collects also gets the
     `outputs` [B, O] of all replicas' examples, in the order of the batch.
     """
     current = make_temperature_schedule(temperature, temperature_steps)(state.step)
-    outputs, _ = task.apply(model, state.variables, batch, current, train=False)
+    outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)
     weight = batch['weight']
     values = {'loss': task.losses(outputs, batch['label']), **task.hits(outputs, batch['label'])}
     # Not a product: rows that only fill up a batch may have any loss.

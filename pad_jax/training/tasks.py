@@ -37,10 +37,17 @@ class Task:
         heat = [temperature] if self.heated else []
         return model.apply(variables, *inputs, *heat, train=train, **options)
 
-    def losses(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """float32[B]: cross entropy in nats, or squared error."""
+    def losses(self, outputs: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+        """float32[B]: cross entropy in nats, or squared error.
+
+        With `smoothing` in [0, 1), which numbers have no use for, that share of a label is spread over all classes
+        (Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7).
+        """
         if self.regression:
             return jnp.square(outputs[:, 0] - labels)
+        if smoothing:
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, outputs.shape[-1]), smoothing)
+            return optax.softmax_cross_entropy(outputs, targets)
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
     def hits(self, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

@@ -25,6 +25,7 @@ from pad_jax.training.setup import (
     make_inputs,
     make_model,
     make_run_optimizer,
+    make_step_options,
     make_task,
     measure_lengths,
     open_source,
@@ -91,6 +92,11 @@ def _check_devices(config, num_devices: int) -> None:
             f'data.batch_size must be a multiple of {share} ({num_devices} devices × optim.accumulate_steps = '
             f'{config.optim.accumulate_steps}), got {config.data.batch_size}'
         )
+    if config.train.get('mixup') and config.data.batch_size % (2 * num_devices):
+        raise BadInput(
+            f'data.batch_size must be a multiple of {2 * num_devices} ({num_devices} devices × 2): train.mixup mixes '
+            f'neighbouring examples of a device, got {config.data.batch_size}'
+        )
 
 
 def _check_lengths(config, lengths: Lengths, source: Source) -> None:
@@ -125,7 +131,7 @@ class _Run:
             task=self.task,
             model=make_model(config, AXIS),
             optimizer=optimizer,
-            accumulate_steps=config.optim.accumulate_steps,
+            **make_step_options(config),
             **heat,
         )
         self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)
@@ -135,12 +141,12 @@ class _Run:
         self.rounds = _plan_rounds(config)
         self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
         self.inputs = make_inputs(config)
-        said = []
+        averaged, said = config.optim.ema_decay > 0, []
         if self.checkpoints.latest_step() is None:
-            state = init_state(self.model, optimizer, self.inputs, config.train.seed)
+            state = init_state(self.model, optimizer, self.inputs, config.train.seed, averaged)
             state, said = start_from_pretrained(config, self.model, state)
         else:
-            state = self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs))
+            state = self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs, averaged))
         state = index_columns(state)
         self.start = int(state.step)
         self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
@@ -220,7 +226,7 @@ class _Run:
         with self.clock.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas)
             # Not the whole state: the optimizer's part of it is the largest.
-            params, masks = self.replicas.fetch((self.state.params, self.state.masks))
+            params, masks = self.replicas.fetch((self.state.averaged_variables['params'], self.state.masks))
             values |= compare_experts(params, masks, self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}

@@ -174,8 +174,10 @@ def test_bad_workdirs(refused, finished_run, tmp_path):
     assert 'must be in (0, 1]' in refused('train', *flags, '--config.partition.dynamic_fraction=2')
 
     config = json.loads((workdir / 'config.json').read_text())
-    (workdir / 'config.json').write_text(json.dumps({**config, 'model': {**config['model'], 'width': 8}}))
-    for command, more in (('train', [*SAME_RUN, '--config.model.width=8']), ('evaluate', [])):
+    (workdir / 'config.json').write_text(
+        json.dumps({**config, 'model': {**config['model'], 'width_multiplier': 0.125}})
+    )
+    for command, more in (('train', [*SAME_RUN, '--config.model.width_multiplier=0.125']), ('evaluate', [])):
         line = refused(command, *more, f'--workdir={workdir}')
         assert 'checkpoints/6 does not fit the model: ' in line and 'in the checkpoint, ' in line
 

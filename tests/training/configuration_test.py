@@ -21,7 +21,7 @@ IMAGE_REFUSED = {
     'model.conv': ['depthwise'],
     'model.num_kernels': ['0', '-4', '4.0', 'True', '1025', '{[]: 1}'],
     'model.reduction': ['0', '1e3', str(2**16 + 1)],
-    'model.width': ['0', '8193', str(10**20)],
+    'model.width_multiplier': ['0', '-1', '0.015', '129', 'nan', 'wide'],
     'model.stem': ['cfar'],
     'model.sync_batch_norm': ['8'],
     'model.plan': ['fastest'],
@@ -53,11 +53,14 @@ IMAGE_REFUSED = {
     'optim.weight_decay': ['-1e-4', 'nan', 'inf', '1e40'],
     'optim.clip_norm': ['-1', 'nan', '1e40'],
     'optim.accumulate_steps': ['0', str(2**20 + 1)],
+    'optim.ema_decay': ['1', '-0.1', 'nan', '0,999'],
     'train.steps': ['-1', '1e3', str(2**31), str(10**20)],
     'train.epochs': ['-1', 'nan', 'inf', '1e300'],
     'train.seed': ['-1', str(2**32), '0.5'],
     'train.temperature': ['0', '0.5', 'nan', 'inf', '1e40', '3.403e38'],
     'train.temperature_epochs': ['-1', 'nan', '1e300'],
+    'train.label_smoothing': ['1', '-0.1', 'nan', 'a tenth'],
+    'train.mixup': ['-0.2', 'nan', '1001'],
     'train.eval_every_steps': ['0', str(2**31)],
     'train.log_every_steps': ['0', '-10'],
     'train.checkpoint_every_steps': ['0'],
@@ -88,7 +91,7 @@ TEXT_REFUSED = COMMON_REFUSED | {
     'data.max_length': ['7', '128.0', str(2**20 + 1)],
 }
 # Any text will do.
-IMAGE_FREE = {'data.path'}
+IMAGE_FREE = {'data.path', 'model.pretrained'}
 TEXT_FREE = {'data.path', 'data.text_columns', 'data.label_column', 'data.vocabulary', 'model.pretrained'}
 
 
@@ -243,7 +246,10 @@ BASE = 'def get_config():\n    config = base.get_config()\n    '
     ('body', 'says'),
     [
         (BASE + 'config.modle = ConfigDict()\n    config.modle.width = 3\n    return config', 'unknown config key mod'),
-        (BASE + 'config.model.widht = 3\n    return config', 'widht, did you mean model.width?'),
+        (
+            BASE + 'config.model.widht_multiplier = 3\n    return config',
+            'widht_multiplier, did you mean model.width_multiplier?',
+        ),
         (BASE + 'del config.optim.name\n    return config', 'config key optim.name is missing'),
         (BASE + 'config.unlock()\n    config.model = ConfigDict()\n    return config', 'model.name is missing; config'),
         (BASE + 'config.model.name = "resnet11"\n    return config', 'config key model.name must be one of resnet10'),
@@ -280,8 +286,10 @@ def test_a_diff_of_a_base_works_from_any_folder(tmp_path):
 
 
 def test_an_override_mends_a_value_of_the_wrong_type(tmp_path):
-    path = write(tmp_path, BASE + 'with config.ignore_type():\n        config.model.width = "wide"\n    return config')
-    assert load_config(str(path), ['model.width=4']).model.width == 4
+    path = write(
+        tmp_path, BASE + 'with config.ignore_type():\n        config.model.width_multiplier = "wide"\n    return config'
+    )
+    assert load_config(str(path), ['model.width_multiplier=4']).model.width_multiplier == 4
 
 
 @pytest.mark.parametrize(
@@ -361,8 +369,8 @@ def test_the_config_of_a_workdir_with_overrides(tmp_path):
     found = read_workdir_config(tmp_path, [f'{name}={value}' for name, value in FREE.items()])
     assert differing_keys(flatten(load()), flatten(found)) == []
     assert {name: flatten(found)[name] for name in FREE} == FREE
-    with pytest.raises(BadInput, match=r'train\.seed, model\.width cannot be changed for the run in'):
-        read_workdir_config(tmp_path, ['train.seed=1', 'data.path=x', 'model.width=8'])
+    with pytest.raises(BadInput, match=r'train\.seed, model\.width_multiplier cannot be changed for the run in'):
+        read_workdir_config(tmp_path, ['train.seed=1', 'data.path=x', 'model.width_multiplier=8'])
     with pytest.raises(BadInput, match='parallel must be one of pmap, shard_map'):
         read_workdir_config(tmp_path, ['parallel=xmap'])
 

@@ -26,6 +26,7 @@ GOLDEN = {
     'resnet10': {0: 5.42, 1: 20.12, 0.1: 6.92, 0.3: 9.85, 0.5: 12.79, 0.7: 15.72},
     'resnet18': {0: 11.69, 1: 45.24, 0.1: 15.11, 0.3: 21.81, 0.5: 28.50, 0.7: 35.20},
     'resnet50': {0: 25.56, 1: 97.14, 0.1: 33.84, 0.3: 47.90, 0.5: 61.97, 0.7: 76.04},
+    'mobilenet_v2': {0: 3.50, 1: 10.65, 0.1: 4.74, 0.3: 6.06, 0.5: 7.37, 0.7: 8.68},
 }
 
 
@@ -112,7 +113,7 @@ def test_the_command_prints_one_json_object_and_allocates_nothing(capsys, monkey
 
 
 def test_the_count_of_a_small_network_by_hand(capsys):
-    commands.count([f'--config={DIGITS}', '--config.model.width=2', '--config.model.num_kernels=3'])
+    commands.count([f'--config={DIGITS}', '--config.model.width_multiplier=0.03125', '--config.model.num_kernels=3'])
     layers = json.loads(capsys.readouterr().out)['layers']
     conv = layers['stage1_block1/conv1']
     # 3·3·2·2 positions; the attention has 2·1 + 1·3 + 3, and φ is one more.

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
@@ -28,10 +29,12 @@ from pad_jax.training.setup import (
     measure_lengths,
     open_source,
     plan_layers,
+    start_from_pretrained,
 )
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from pad_jax.training.writers import read_metrics
+from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.tiny import DIGITS, SMALL, one_device
 
 pytestmark = pytest.mark.usefixtures('one_block')
@@ -83,6 +86,13 @@ def partitioned(config):
         exclusions=make_exclusions(config),
     )
     return as_values({'masks': state.masks, 'params': state.params})
+
+
+def started(config):
+    """The parameters before the first step."""
+    model, optimizer = make_model(config), make_run_optimizer(config, lengths(config))
+    state = init_state(model, optimizer, make_inputs(config), config.train.seed)
+    return as_values(start_from_pretrained(config, model, state)[0].params)
 
 
 def as_values(tree):
@@ -143,6 +153,12 @@ def placed(config, monkeypatch, tmp_path):
     return trained(config, monkeypatch, tmp_path, observe)
 
 
+def averaged(config, monkeypatch, tmp_path):
+    """What is evaluated after three steps."""
+    observe = lambda run, losses: as_values(run.replicas.fetch(run.state).averaged_variables['params'])  # noqa: E731
+    return trained(config, monkeypatch, tmp_path, observe)
+
+
 def run_files(config, tmp_path):
     """How many rows of which split a run writes, and which checkpoints stay."""
     workdir = tmp_path / 'run'
@@ -167,9 +183,10 @@ EFFECTS = {
     'model.conv': ('static', shapes, {}),
     'model.num_kernels': (2, shapes, {}),
     'model.reduction': (2, shapes, {}),
-    'model.width': (8, shapes, {}),
+    'model.width_multiplier': (0.125, shapes, {}),
     'model.stem': ('imagenet', shapes, {'data.image_size': 64}),
     'model.sync_batch_norm': (False, trained, {}),
+    'model.pretrained': ('{weights}', started, {'model.name': 'resnet18', 'model.conv': 'static'}),
     'model.plan': ('shift', program, {'model.plan': 'outputs'}),
     'model.dtype': ('bfloat16', program, {}),
     'partition.dynamic_fraction': (0.6, planned, {}),
@@ -200,11 +217,14 @@ EFFECTS = {
     'optim.weight_decay': (0.5, updates, {}),
     'optim.clip_norm': (0.5, updates, {}),
     'optim.accumulate_steps': (2, trained, {}),
+    'optim.ema_decay': (0.9, averaged, {'optim.ema_decay': 0.5}),
     'train.steps': (7, lengths, {}),
     'train.epochs': (0.1, lengths, {'train.steps': 0}),
     'train.seed': (1, partitioned, {'partition.criterion': 'magnitude'}),
     'train.temperature': (10.0, trained, {}),
     'train.temperature_epochs': (0.02, trained, {}),
+    'train.label_smoothing': (0.1, trained, {}),
+    'train.mixup': (0.2, trained, {}),
     'train.eval_every_steps': (2, run_files, {}),
     'train.log_every_steps': (4, run_files, {}),
     'train.checkpoint_every_steps': (5, run_files, {}),
@@ -230,13 +250,15 @@ def folders(tmp_path_factory):
                     pixels = np.random.default_rng([seed, label, number]).integers(0, 255, (12, 12, 3), np.uint8)
                     Image.fromarray(pixels).save(folder / split / name / f'{number}.png')
     (found['broken'] / 'train' / 'bee' / '0.png').write_text('no image')
-    return found
+    weights = root / 'resnet18.safetensors'
+    save_file(make_resnet((2, 2, 2, 2), 4, 10, bottleneck=False, image_channels=1, stem_side=3), weights)
+    return {**found, 'weights': weights}
 
 
 @pytest.mark.parametrize('key', EFFECTS)
 def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
     changed, observe, further = EFFECTS[key]
-    if observe in (trained, placed):
+    if observe in (trained, placed, averaged):
         observe = functools.partial(observe, monkeypatch=monkeypatch, tmp_path=tmp_path)
     if observe is run_files:
         observe = functools.partial(observe, tmp_path=tmp_path)

@@ -162,6 +162,7 @@ EFFECTS = {
     'optim.weight_decay': (0.5, images.updates, {}),
     'optim.clip_norm': (0.5, images.updates, {'optim__name': 'sgd'}),
     'optim.accumulate_steps': (2, devices_and_step, {'data__batch_size': 16}),
+    'optim.ema_decay': (0.9, devices_and_step, {}),
     'train.steps': (7, images.lengths, {}),
     'train.epochs': (0.5, images.lengths, {'train__steps': 0}),
     'train.seed': (1, started, {}),

@@ -19,7 +19,7 @@ ONE_BLOCK = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
 
 # The same in as many tests as possible: equal steps compile once in a process.
 SMALL = {
-    'model.width': 4,
+    'model.width_multiplier': 1 / 16,
     'data.batch_size': 16,
     'partition.batches': 1,
     'partition.batch_size': 32,

@@ -59,7 +59,7 @@ def load_state(workdir, config):
     source = open_source(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, source.spec.num_train))
     return Checkpoints(workdir / 'checkpoints').restore(
-        abstract_state(make_model(config), optimizer, make_inputs(config))
+        abstract_state(make_model(config), optimizer, make_inputs(config), config.optim.ema_decay > 0)
     )
 
 
@@ -256,9 +256,9 @@ def test_a_run_of_another_config_is_left_alone(finished_run, tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
     config = json.loads((workdir / 'config.json').read_text())
-    config['model']['width'] = 8
+    config['model']['width_multiplier'] = 0.125
     (workdir / 'config.json').write_text(json.dumps(config))
     with pytest.raises(BadInput, match=re.escape('/checkpoints/6 does not fit the model')):
-        train(small_config(**IN_ROUNDS, model__width=8), workdir, devices=one_device())
+        train(small_config(**IN_ROUNDS, model__width_multiplier=0.125), workdir, devices=one_device())
     with pytest.raises(BadInput, match='does not fit the model'):
         evaluate_workdir(workdir)

@@ -1,0 +1,18 @@
+"""MobileNetV2 in the place of configs/imagenet_resnet50_pad.py's network.
+
+    python train.py --config=configs/imagenet_mobilenet_v2_pad.py --workdir=runs/mobilenet --config.data.path=FOLDER
+
+--config.model.width_multiplier=0.5 is a narrower one. Written for one GPU of 80 GB, or any number of accelerators that
+divides the batch of 256. Its accuracy has not been measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet_resnet50_pad as base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.model.name = 'mobilenet_v2'
+    config.optim.weight_decay = 4e-5
+    return config

@@ -4,6 +4,7 @@ import sys
 
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
+from pad_jax.training.processes import add_flags, all_or_none, join
 from pad_jax.training.trainer import train
 
 
@@ -13,8 +14,12 @@ def main() -> None:
     parser.add_argument(
         '--workdir', required=True, help='folder of the run; one that holds checkpoints is gone on with'
     )
+    add_flags(parser)
     flags, overrides = parse_with_overrides(parser, sys.argv[1:])
-    train(load_config(flags.config, overrides), flags.workdir)
+    join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
+    with all_or_none():
+        config = load_config(flags.config, overrides)
+    train(config, flags.workdir)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,7 @@
-"""Checkpoints of a run, by orbax: the whole TrainState, independent of the number of devices it came from."""
+"""Checkpoints of a run, by orbax: the whole TrainState, independent of the devices and processes it came from.
+
+Where several processes train, all of them call everything here.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from pad_jax.errors import BadInput
+from pad_jax.training.parallel import as_global
 from pad_jax.training.state import TrainState
 from pad_jax.training.writers import check_folder
 
@@ -50,12 +54,12 @@ class Checkpoints:
         return self._manager.latest_step() if self._manager else None
 
     def save(self, state: TrainState) -> None:
-        """Writes a state that lives on one device; returns when it is complete."""
+        """Writes a state that lives on one device, of each process; returns when it is complete."""
         if self._manager is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_stored_fields(state)), about=ocp.args.JsonSave({'format': FORMAT})
+            state=ocp.args.StandardSave(as_global(_stored_fields(state))), about=ocp.args.JsonSave({'format': FORMAT})
         )
         self._manager.save(int(state.step), args=arguments)
 

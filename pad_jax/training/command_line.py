@@ -4,10 +4,14 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+
+import jax
 
 from pad_jax.errors import BadInput
 from pad_jax.partition import PartitionError
+from pad_jax.training.processes import AgreedProblem, leave_at_once
 
 BAD_INPUT = 2
 
@@ -50,11 +54,19 @@ def exit_status(command: Callable[[], None]) -> int:
         sys.stdout.flush()
     except (BadInput, PartitionError) as error:
         print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        if not isinstance(error, AgreedProblem):
+            leave_at_once(BAD_INPUT)
         return BAD_INPUT
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
+        leave_at_once(130)
         return 130
     except BrokenPipeError:  # who read stdout has seen enough; at its end Python would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+        leave_at_once(1)
+        raise
     return 0

@@ -29,7 +29,8 @@ def evaluate_state(
     """
     if isinstance(source, TextSource):
         return _evaluate_splits(step, state, source, replicas)
-    totals = _sum_up([replicas.fetch(step(state, replicas.place_batch(batch))) for batch in source.eval_batches()])
+    batches = source.eval_batches(rows=replicas.rows(source.batch_size))
+    totals = _sum_up([replicas.fetch(step(state, replicas.place_batch(batch))) for batch in batches])
     weight = totals.pop('weight')
     return {name: total / weight for name, total in totals.items()}
 
@@ -37,14 +38,12 @@ def evaluate_state(
 def _evaluate_splits(step, state, source, replicas):
     splits, sums, values = source.spec.eval_splits, [], {}
     for split in splits:
-        outputs, labels = [], []
-        for batch in source.eval_batches(split):
+        labels, outputs = source.eval[split].labels, []
+        for batch in source.eval_batches(split, replicas.rows(source.batch_size)):
             found = replicas.fetch(step(state, replicas.place_batch(batch)))
-            used = batch['weight'] > 0
-            outputs.append(np.asarray(found.pop('outputs'))[used])
-            labels.append(batch['label'][used])
+            outputs.append(np.asarray(found.pop('outputs')))  # of all replicas, whoever asked for which rows
             sums.append(found)
-        measured = score(source.spec.metrics, np.concatenate(labels), np.concatenate(outputs))
+        measured = score(source.spec.metrics, labels, np.concatenate(outputs)[: len(labels)])
         values |= {name if len(splits) == 1 else f'{split}/{name}': value for name, value in measured.items()}
     totals = _sum_up(sums)
     return {'loss': totals['loss'] / totals['weight'], **values}

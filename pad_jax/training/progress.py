@@ -30,14 +30,15 @@ class StepProgress:
       label: what is running.
       total: steps of the whole run.
       start: steps that were done before.
+      quiet: shows nothing, and keeps the rate alone.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0):
+    def __init__(self, label: str, total: int, start: int = 0, quiet: bool = False):
         self.label, self.total = label, total
         self._values: dict[str, float] = {}
         self._step, self._said = start, 0.0
         self._first: tuple[int, float] | None = None  # the first step done here: before it everything compiled
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=quiet)
         self._bar = None
         if self._console.is_terminal:
             self._bar = Progress(_Line(self), console=self._console)
@@ -68,7 +69,7 @@ class StepProgress:
         self._values |= values
         if self._bar:
             self._bar.update(self._task, completed=step)
-        elif values and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+        elif values and not self._console.quiet and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             left = f'{(self.total - step) / self.rate:.0f} s left' if self.rate else 'compiled'
             shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())

@@ -1,5 +1,7 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ import ml_collections
 from pad_jax.data import METRICS, Prefetch, Source, TextSource
 from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import find_late_round, is_partial
+from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.mixtures import compare_experts, forget_columns, index_columns
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
+from pad_jax.training.processes import all_or_none, check_same, check_shared, is_first
 from pad_jax.training.progress import StepClock, StepProgress
 from pad_jax.training.setup import (
     Lengths,
@@ -35,8 +38,8 @@ from pad_jax.training.setup import (
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
-from pad_jax.training.workdir import check_data, check_workdir, write_identity
-from pad_jax.training.writers import MetricWriter, read_metrics, write_json
+from pad_jax.training.workdir import DataRecord, check_data, check_workdir, write_identity
+from pad_jax.training.writers import MetricWriter, NoWriter, read_metrics, write_json
 
 _NO_VALUES = ('step', 'split')
 
@@ -52,11 +55,13 @@ def train(
     Leaves in workdir: config.json, data.json, for texts tokenizer.json, metrics.jsonl, tensorboard/, partition.json,
     timing.json, checkpoints/.
 
+    Of several processes all have to call it. The first writes; what is bad input to one is refused by all.
+
     Args:
       config: as `load_config` returns it.
       workdir: folder of the run; created.
       label: what progress calls the run.
-      devices: those to train on; all local ones if None.
+      devices: those to train on; all of the run if None.
 
     Returns:
       The last row of metrics that was evaluated.
@@ -69,14 +74,12 @@ def train(
         raise BadInput('workdir must name a folder, got an empty text')
     workdir = Path(workdir)
     replicas = Replicas(config.parallel, devices)
-    check_workdir(workdir, config)
-    _check_devices(config, len(replicas.devices))
-    if is_partial(config):
-        plan_layers(config)  # says whether the exclusions fit the network
-    source = open_source(config, workdir)
-    check_data(workdir, source.spec)
-    lengths = measure_lengths(config, source.spec.num_train)
-    _check_lengths(config, lengths, source)
+    check_same('config', flatten(config))
+    check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
+    with all_or_none():
+        source, lengths = _prepare(config, workdir, replicas)
+    check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
+    check_shared(workdir)
     with jax.debug_nans(config.debug), StopSignals() as signals:
         run = _Run(config, workdir, source, lengths, replicas, label)
         try:
@@ -85,16 +88,32 @@ def train(
             run.close()
 
 
-def _check_devices(config, num_devices: int) -> None:
-    share = num_devices * config.optim.accumulate_steps
+def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source | TextSource, Lengths]:
+    """Data and lengths of a run, once nothing is known to be wrong with it."""
+    check_workdir(workdir, config)
+    _check_devices(config, replicas)
+    if is_partial(config):
+        plan_layers(config)  # says whether the exclusions fit the network
+    source = open_source(config, workdir)
+    check_data(workdir, source.spec)
+    lengths = measure_lengths(config, source.spec.num_train)
+    _check_lengths(config, lengths, source)
+    return source, lengths
+
+
+def _check_devices(config, replicas: Replicas) -> None:
+    share = len(replicas.devices) * config.optim.accumulate_steps
+    devices = f'{len(replicas.local_devices)} devices'
+    if replicas.num_processes > 1:
+        devices = f'{replicas.num_processes} processes × {devices}'
     if config.data.batch_size % share:
         raise BadInput(
-            f'data.batch_size must be a multiple of {share} ({num_devices} devices × optim.accumulate_steps = '
+            f'data.batch_size must be a multiple of {share} ({devices} × optim.accumulate_steps = '
             f'{config.optim.accumulate_steps}), got {config.data.batch_size}'
         )
-    if config.train.get('mixup') and config.data.batch_size % (2 * num_devices):
+    if config.train.get('mixup') and config.data.batch_size % (2 * len(replicas.devices)):
         raise BadInput(
-            f'data.batch_size must be a multiple of {2 * num_devices} ({num_devices} devices × 2): train.mixup mixes '
+            f'data.batch_size must be a multiple of {2 * len(replicas.devices)} ({devices} × 2): train.mixup mixes '
             f'neighbouring examples of a device, got {config.data.batch_size}'
         )
 
@@ -139,25 +158,32 @@ class _Run:
         optim = config.optim
         self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
         self.rounds = _plan_rounds(config)
-        self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
         self.inputs = make_inputs(config)
-        averaged, said = config.optim.ema_decay > 0, []
-        if self.checkpoints.latest_step() is None:
-            state = init_state(self.model, optimizer, self.inputs, config.train.seed, averaged)
-            state, said = start_from_pretrained(config, self.model, state)
-        else:
-            state = self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs, averaged))
-        state = index_columns(state)
-        self.start = int(state.step)
-        self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
-        self._open_workdir()
-        self.progress = StepProgress(label, lengths.total, self.start)
+        with all_or_none():
+            self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
+            state, said = self._begin(optimizer)
+            self.start = int(state.step)
+            self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
+            self._open_workdir()
+        state = index_columns(replicas.share(state))
+        self.progress = StepProgress(label, lengths.total, self.start, quiet=not is_first())
         for line in said:
             self.progress.say(line)
-        self.partition = self._write_partition(state)
+        self.partition = self._summarize_partition(state)
         self.state = replicas.place_state(state)
 
+    def _begin(self, optimizer) -> tuple[TrainState, list[str]]:
+        """The state of the newest checkpoint or before the first step, and what to say of it."""
+        averaged = self.config.optim.ema_decay > 0
+        if self.checkpoints.latest_step() is not None:
+            return self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs, averaged)), []
+        state = init_state(self.model, optimizer, self.inputs, self.config.train.seed, averaged)
+        return start_from_pretrained(self.config, self.model, state)
+
     def _open_workdir(self) -> None:
+        self.writer = NoWriter()
+        if not is_first():
+            return
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
             write_identity(self.workdir, self.config, self.source)
@@ -170,9 +196,10 @@ class _Run:
         if self.evaluated is not None:
             self._say_result('is finished already')
             return self.evaluated
+        rows = self.replicas.rows(self.config.data.batch_size)
         with (
             self.progress,
-            Prefetch(self.source.train_batch, self.start, self.lengths.total) as batches,
+            Prefetch(functools.partial(self.source.train_batch, rows=rows), self.start, self.lengths.total) as batches,
         ):
             if self.start:
                 self.progress.say(f'resumes from the checkpoint of step {self.start}')
@@ -180,11 +207,11 @@ class _Run:
             for step, batch in batches:
                 self._partition_if_due(step)
                 self._train(step + 1, batch)
-                if signals.received:
+                if signals.stop_after(step + 1):
                     self._save(step + 1)
                     self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
                     raise SystemExit(128 + signals.received)
-        write_json(self.workdir / 'timing.json', {'seconds_per_step': self.clock.seconds_per_step})
+        self._write('timing.json', {'seconds_per_step': self.clock.seconds_per_step})
         self._say_result('done')
         return self.evaluated
 
@@ -264,15 +291,20 @@ class _Run:
                     f'partition round {values["round"]} of {len(self.rounds)}: κ {values["dynamic_fraction"]:.4g}, '
                     f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
                 )
-            self.partition = self._write_partition(state)
+            state = self.replicas.share(state)
+            self.partition = self._summarize_partition(state)
             self.state = self.replicas.place_state(index_columns(state))
 
-    def _write_partition(self, state: TrainState) -> dict[str, Any]:
+    def _summarize_partition(self, state: TrainState) -> dict[str, Any]:
         shapes = abstract_variables(self.model, self.inputs)
         granularity = self.config.partition.granularity if is_partial(self.config) else 'none'
         summary = summarize_partition(shapes, state.masks, granularity, int(state.round), len(self.rounds))
-        write_json(self.workdir / 'partition.json', summary)
+        self._write('partition.json', summary)
         return summary
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        if is_first():
+            write_json(self.workdir / name, content)
 
     def close(self) -> None:
         self.writer.close()

@@ -110,6 +110,19 @@ class MetricWriter:
         self._board.close()
 
 
+class NoWriter:
+    """In the place of a MetricWriter, for a process that is not the one that writes."""
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        pass
+
+    def write_board(self, step: int, name: str, value: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _belongs(row: Mapping[str, Any], resumed_step: int) -> bool:
     # A round due after s steps comes when the checkpoint of s steps is already written.
     return row['step'] < resumed_step or (row['step'] == resumed_step and row['split'] != 'partition')

@@ -41,12 +41,16 @@ def get_config() -> ConfigDict:
     config.partition.keep_static = ''  # regular expression: layers that become static, outside κ
 
     config.data = ConfigDict()
-    config.data.name = 'digits'  # digits, folder
+    config.data.name = 'digits'  # digits; folder, kept in memory; imagenet, read while it trains
     config.data.path = ''  # where the data lies; digits are embedded
     config.data.batch_size = 64  # global
     config.data.image_size = 8  # pixels
+    config.data.augment = 'crop'  # see all of an image, moved; imagenet also: resized_crop, a random part
     config.data.crop_padding = 1  # pixels that a random crop may move by
     config.data.flip = False  # mirror at random
+    config.data.color_jitter = 0.0  # strength of random brightness, contrast and saturation; 0 = none
+    config.data.randaugment_layers = 0  # RandAugment's operations on each image; 0 = none
+    config.data.randaugment_magnitude = 9  # of each, to 10
     config.data.on_bad = 'stop'  # an unreadable image: stop, skip (and say so)
 
     config.optim = ConfigDict()

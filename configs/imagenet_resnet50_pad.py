@@ -18,10 +18,11 @@ def get_config() -> ConfigDict:
     config.model.stem = 'imagenet'
     config.model.dtype = 'bfloat16'
     config.partition.batch_size = 256
-    config.data.name = 'folder'
+    config.data.name = 'imagenet'
     config.data.batch_size = 256
     config.data.image_size = 224
-    config.data.crop_padding = 28
+    config.data.augment = 'resized_crop'
+    config.data.crop_padding = 0
     config.data.flip = True
     config.optim.warmup_steps = 25000
     config.train.epochs = 100.0

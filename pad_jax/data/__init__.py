@@ -8,35 +8,47 @@ import operator
 from collections.abc import Callable
 
 from pad_jax.data.digits import open_digits
+from pad_jax.data.distortions import MOST_MAGNITUDE, make_distortion
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.image_folder import open_image_folder
+from pad_jax.data.imagenet import open_imagenet
 from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
-from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.source import DataSpec, Source
+from pad_jax.data.streaming import StreamedSource
 from pad_jax.data.text_source import TextSource, TextSpec
 from pad_jax.data.text_sources import ON_BAD, TEXT_SOURCES, make_text_source
 from pad_jax.data.text_tables import shorten
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
+from pad_jax.data.views import AUGMENTS
 from pad_jax.errors import BadInput
 
-SOURCES: dict[str, Callable[..., Source]] = {'digits': open_digits, 'folder': open_image_folder}
-CHANNELS = {'digits': 1, 'folder': 3}
+ImageSource = Source | StreamedSource
+SOURCES: dict[str, Callable[..., ImageSource]] = {
+    'digits': open_digits,
+    'folder': open_image_folder,
+    'imagenet': open_imagenet,
+}
+CHANNELS = {'digits': 1, 'folder': 3, 'imagenet': 3}
 """Of the images of each source, known before there is data to open."""
 
 __all__ = [
+    'AUGMENTS',
     'CHANNELS',
     'GLUE_TASKS',
     'METRICS',
+    'MOST_MAGNITUDE',
     'ON_BAD',
     'SOURCES',
     'TEXT_SOURCES',
     'DataSpec',
-    'Prefetch',
+    'ImageSource',
     'Source',
+    'StreamedSource',
     'TextSource',
     'TextSpec',
     'WordPieces',
+    'check_augmentation',
     'make_source',
     'make_text_source',
     'open_vocabulary',
@@ -53,9 +65,13 @@ def make_source(
     image_size: int,
     seed: int = 0,
     on_bad: str = 'stop',
+    augment: str = 'crop',
     crop_padding: int | None = None,
     flip: bool | None = None,
-) -> Source:
+    color_jitter: float = 0.0,
+    randaugment_layers: int = 0,
+    randaugment_magnitude: int = 9,
+) -> ImageSource:
     """Opens a source of images by name.
 
     Args:
@@ -65,8 +81,12 @@ def make_source(
         image_size: side of the square images in pixels, at least 1.
         seed: in [0, 2⁶⁴), of the order and the augmentation.
         on_bad: what an unreadable image does: `stop` raises, `skip` leaves it out and says so.
+        augment: what training sees of an image: all of it, moved (`crop`), or a random part (`resized_crop`).
         crop_padding: pixels in [0, image_size] that a random crop may move; None is the source's own choice.
         flip: whether images are mirrored at random; None is the source's own choice.
+        color_jitter: strength in [0, 1] of random brightness, contrast and saturation; 0 = none.
+        randaugment_layers: RandAugment's operations on each image; 0 = none.
+        randaugment_magnitude: of each, in [0, 10].
 
     Raises:
         BadInput: an argument is out of range, whether or not this source would use it, or the data is wrong.
@@ -82,15 +102,37 @@ def make_source(
     image_size = _at_least_one('image_size', image_size)
     if crop_padding is not None and not 0 <= operator.index(crop_padding) <= image_size:
         raise BadInput(f'crop_padding must be in [0, image_size] = [0, {image_size}], got {crop_padding}')
+    check_augmentation(name, augment, crop_padding, color_jitter, randaugment_layers)
     return SOURCES[name](
         path=path,
         batch_size=batch_size,
         image_size=image_size,
         seed=check_seed(seed),
         on_bad=on_bad,
+        augment=augment,
         crop_padding=crop_padding,
         flip=flip,
+        distortion=make_distortion(color_jitter, randaugment_layers, randaugment_magnitude),
     )
+
+
+def check_augmentation(
+    name: str, augment: str, crop_padding: int | None, color_jitter: float, randaugment_layers: int
+) -> None:
+    """Raises `BadInput` for what would have no effect on images of that source.
+
+    >>> check_augmentation('imagenet', 'resized_crop', 0, color_jitter=0.4, randaugment_layers=2)
+    """
+    if augment not in AUGMENTS:
+        raise BadInput(f'augment must be one of {", ".join(AUGMENTS)}, got {augment!r}')
+    if augment == 'resized_crop' and SOURCES[name] is not open_imagenet:
+        raise BadInput(f'data.augment=resized_crop cuts photos of any size: it needs data.name=imagenet, got {name}')
+    if augment == 'resized_crop' and crop_padding:
+        raise BadInput(
+            f'data.crop_padding must be 0 with data.augment=resized_crop, which pads nothing, got {crop_padding}'
+        )
+    if CHANNELS[name] != 3 and (color_jitter or randaugment_layers):
+        raise BadInput(f'data.color_jitter and data.randaugment_layers must be 0 for {name}, which have no colours')
 
 
 def _at_least_one(name: str, value: int) -> int:

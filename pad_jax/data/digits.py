@@ -6,6 +6,7 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machi
 import numpy as np
 from sklearn.datasets import load_digits
 
+from pad_jax.data.distortions import Distortion
 from pad_jax.data.source import DataSpec, Examples, Source
 from pad_jax.errors import BadInput
 
@@ -25,8 +26,10 @@ def open_digits(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
     on_bad: str = 'stop',
+    augment: str = 'crop',
     crop_padding: int | None = None,
     flip: bool | None = None,
+    distortion: Distortion | None = None,
 ) -> Source:
     """The digits as float32[B, 8, 8, 1]. Arguments as for `pad_jax.data.make_source`.
 
@@ -37,7 +40,8 @@ def open_digits(
     Raises:
         BadInput: for any image size but 8, and for a path: there is none to read.
     """
-    del on_bad  # Nothing embedded is unreadable; make_source has checked the word.
+    # Nothing embedded is unreadable, and nothing grey is distorted; make_source has checked the words.
+    del on_bad, augment, distortion
     if image_size != IMAGE_SIZE:
         raise BadInput(f'image_size must be {IMAGE_SIZE} for the digits, got {image_size}')
     if path:

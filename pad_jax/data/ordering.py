@@ -21,7 +21,7 @@ import numpy as np
 from pad_jax.errors import BadInput
 
 # The top word of Philox's counter: what is drawn for one use never coincides with what is drawn for another.
-ORDER, AUGMENTATION, SCORING = range(3)
+ORDER, AUGMENTATION, SCORING, DISTORTION, VIEW = range(5)
 
 
 def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
@@ -29,8 +29,8 @@ def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
 
     Args:
         seed: in [0, 2⁶⁴).
-        number: the epoch or the step that they are for, in [0, 2⁶⁴).
-        use: `ORDER`, `AUGMENTATION` or `SCORING`.
+        number: the epoch, step or position that they are for, in [0, 2⁶⁴).
+        use: one of the constants above.
         count: at least 0.
 
     >>> bool((draw_bits(0, 7, ORDER, 3) == draw_bits(0, 7, ORDER, 3)).all())
@@ -80,6 +80,16 @@ class Order:
             permutation = _permutation(self.num_examples, self.seed, int(epoch), self.use)
             indices[here] = permutation[positions[here] % self.num_examples]
         return indices
+
+    def index_at(self, position: int) -> int:
+        """The example at a position (at least 0) of the run.
+
+        >>> order = Order(num_examples=5, seed=0)
+        >>> [order.index_at(position) for position in range(3, 6)] == order.indices(1, 3).tolist()
+        True
+        """
+        epoch, place = divmod(position, self.num_examples)
+        return int(_permutation(self.num_examples, self.seed, epoch, self.use)[place])
 
 
 # Four: training and scoring, each with the two epochs that a batch can straddle.

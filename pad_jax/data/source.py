@@ -4,12 +4,15 @@ Legend: B global batch, b rows of it that are asked for, H/W space, C channels, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from pad_jax.data import transforms
-from pad_jax.data.ordering import AUGMENTATION, SCORING, Order, draw_bits
+from pad_jax.data.distortions import Distortion
+from pad_jax.data.ordering import AUGMENTATION, DISTORTION, SCORING, Order, draw_bits
+from pad_jax.data.prefetch import Prefetch
 from pad_jax.errors import BadInput
 
 Batch = dict[str, np.ndarray]
@@ -56,6 +59,7 @@ class Source:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    distortion: Distortion | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -69,7 +73,15 @@ class Source:
         bits = draw_bits(self.seed, step, AUGMENTATION, 3 * self.batch_size).reshape(self.batch_size, 3)
         images = self.train.take(indices)
         images = transforms.crop_and_flip(images, bits[rows or slice(None)], self.crop_padding, self.flip)
+        if self.distortion:
+            count = self.distortion.num_words
+            bits = draw_bits(self.seed, step, DISTORTION, count * self.batch_size).reshape(self.batch_size, count)
+            images = np.stack([self.distortion.apply(*pair) for pair in zip(images, bits[rows or slice(None)])])
         return {'image': self._normalize(images), 'label': self.train.labels[indices]}
+
+    def train_batches(self, start: int, stop: int, rows: slice | None = None) -> Prefetch[Batch]:
+        """For a `with` block: iterates over (step, its batch) for the steps in [start, stop), made ahead of time."""
+        return Prefetch(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
         """Training examples as they are, for scores and statistics; a pure function of (seed, index)."""

@@ -4,11 +4,13 @@ Legend: B global batch, b rows of it that are asked for, T sequence length, N ex
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 
 from pad_jax.data.ordering import SCORING, Order
+from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.text_examples import TextExamples
 from pad_jax.data.tokenization import Tokens, WordPieces
 
@@ -103,6 +105,10 @@ class TextSource:
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of a step (at least 0); a pure function of (seed, step)."""
         return self.train.take(Order(len(self.train), self.seed).indices(step, self.batch_size), rows)
+
+    def train_batches(self, start: int, stop: int, rows: slice | None = None) -> Prefetch[Batch]:
+        """For a `with` block: iterates over (step, its batch) for the steps in [start, stop), made ahead of time."""
+        return Prefetch(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
         """Training examples for scores and statistics; a pure function of (seed, index)."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from pad_jax.data import GLUE_TASKS
+from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
 from pad_jax.partition import round_fractions, round_steps
@@ -161,9 +161,12 @@ def _find_conflicts(config) -> list[str]:
     if is_text(config):
         problems += _find_text_conflicts(config)
     else:
-        checks.append((check_image_size, (config.model.stem, config.data.image_size)))
         if config.model.pretrained:
             checks.append((find_layout, (config.model.name,)))
+        data = config.data
+        checks.append((check_image_size, (config.model.stem, data.image_size)))
+        augmentation = (data.name, data.augment, data.crop_padding, data.color_jitter, data.randaugment_layers)
+        checks.append((check_augmentation, augmentation))
     if is_partial(config):
         partition = config.partition
         checks.append((round_fractions, (partition.dynamic_fraction, partition.rounds, partition.schedule)))

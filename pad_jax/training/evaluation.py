@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pad_jax.data import Source, TextSource, score
+from pad_jax.data import ImageSource, TextSource, score
 from pad_jax.errors import BadInput
 from pad_jax.training.parallel import Replicas
 from pad_jax.training.restoring import restore_run
@@ -17,7 +17,7 @@ from pad_jax.training.workdir import describe_classes
 
 
 def evaluate_state(
-    step: Callable, state: TrainState, source: Source | TextSource, replicas: Replicas
+    step: Callable, state: TrainState, source: ImageSource | TextSource, replicas: Replicas
 ) -> dict[str, float]:
     """loss over the evaluation examples, and accuracy in [0, 1] or the metrics that the source names.
 

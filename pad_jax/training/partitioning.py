@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pad_jax.data import Source, TextSource
+from pad_jax.data import ImageSource, TextSource
 from pad_jax.partition import (
     Exclusions,
     Problem,
@@ -42,7 +42,7 @@ def partition_state(
     dynamic_fraction: float,
     *,
     problem: Problem,
-    source: Source | TextSource,
+    source: ImageSource | TextSource,
     temperature: optax.Schedule | None,
     batches: int,
     batch_size: int,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pad_jax.data import GLUE_TASKS, ON_BAD, SOURCES, TEXT_SOURCES
+from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.layers import CONVS, DISPATCHER_NAMES, DISPATCHERS, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
@@ -56,6 +56,7 @@ _TEXT = Rule(str, lambda value: True, 'text')
 _PATTERN = Rule(str, _pattern_holds, 'a regular expression')
 _FRACTION = Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]')
 
+_STRENGTH = Rule(float, lambda value: 0 <= value <= 1, 'in [0, 1]')
 _SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
 # Parameters are float32, and without a switch of its own jax turns float64 into that.
 _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
@@ -112,8 +113,12 @@ IMAGE_RULES = _COMMON | {
     'partition.granularity': _one_of(GRANULARITIES),
     'data.name': _one_of(SOURCES),
     'data.image_size': _integer(1, 2**14),
+    'data.augment': _one_of(AUGMENTS),
     'data.crop_padding': _integer(0, 2**14),
     'data.flip': _FLAG,
+    'data.color_jitter': _STRENGTH,
+    'data.randaugment_layers': _integer(0, 100),
+    'data.randaugment_magnitude': _integer(0, MOST_MAGNITUDE),
     'train.temperature': _number(1),
     'train.temperature_epochs': _number(0),
     'train.label_smoothing': _SHARE,

@@ -13,7 +13,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, Source, TextSource, make_source
+from pad_jax.data import CHANNELS, ImageSource, TextSource, make_source
 from pad_jax.errors import BadInput
 from pad_jax.models import build_encoder, build_model
 from pad_jax.partition import (
@@ -84,7 +84,7 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
     return image_inputs((size, size, CHANNELS[config.data.name]))
 
 
-def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Source | TextSource:
+def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> ImageSource | TextSource:
     """The data of a config, known to fit its model.
 
     Args:

@@ -1,7 +1,6 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pad_jax.data import METRICS, Prefetch, Source, TextSource
+from pad_jax.data import METRICS, ImageSource, TextSource
 from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
@@ -67,7 +66,7 @@ def train(
       The last row of metrics that was evaluated.
 
     Raises:
-      BadInput: before anything is written.
+      BadInput: before anything is written; or later, at an image that was not decoded until then and is damaged.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
     if not str(workdir):
@@ -118,7 +117,7 @@ def _check_devices(config, replicas: Replicas) -> None:
         )
 
 
-def _check_lengths(config, lengths: Lengths, source: Source) -> None:
+def _check_lengths(config, lengths: Lengths, source: ImageSource | TextSource) -> None:
     problems = []
     if lengths.total <= config.optim.warmup_steps:
         problems.append(f'optim.warmup_steps must be below the {lengths.total} steps of the run')
@@ -137,7 +136,7 @@ def _check_lengths(config, lengths: Lengths, source: Source) -> None:
 class _Run:
     """One process' part of a run: from the start or the newest checkpoint to the end."""
 
-    def __init__(self, config, workdir: Path, source: Source | TextSource, lengths: Lengths, replicas, label: str):
+    def __init__(self, config, workdir: Path, source: ImageSource | TextSource, lengths: Lengths, replicas, label: str):
         self.config, self.workdir, self.source = config, workdir, source
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config)
@@ -199,7 +198,7 @@ class _Run:
         rows = self.replicas.rows(self.config.data.batch_size)
         with (
             self.progress,
-            Prefetch(functools.partial(self.source.train_batch, rows=rows), self.start, self.lengths.total) as batches,
+            self.source.train_batches(self.start, self.lengths.total, rows) as batches,
         ):
             if self.start:
                 self.progress.say(f'resumes from the checkpoint of step {self.start}')
@@ -213,7 +212,13 @@ class _Run:
                     raise SystemExit(128 + signals.received)
         self._write('timing.json', {'seconds_per_step': self.clock.seconds_per_step})
         self._say_result('done')
+        if self._counts_skipped and self.source.skipped:
+            self.progress.say(f'{len(self.source.skipped)} images could not be read and were skipped')
         return self.evaluated
+
+    @property
+    def _counts_skipped(self) -> bool:
+        return self.config.data.on_bad == 'skip' and not isinstance(self.source, TextSource)
 
     def _say_result(self, how: str) -> None:
         values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_VALUES)
@@ -244,6 +249,8 @@ class _Run:
         self.clock.passed(step)
         values['learning_rate'] = float(self.rate(step - 1))
         values['dynamic_fraction'] = self.partition['totals']['dynamic_fraction']
+        if self._counts_skipped:
+            values['skipped'] = len(self.source.skipped)
         self.writer.write(step, 'train', values)
         self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
         shown = {name: values[name] for name in ('loss', 'accuracy') if name in values}

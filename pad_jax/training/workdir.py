@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pad_jax.data import DataSpec, Source, TextSource, TextSpec, shorten
+from pad_jax.data import DataSpec, ImageSource, TextSource, TextSpec, shorten
 from pad_jax.errors import BadInput
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.writers import check_writable, read_metrics, write_json
@@ -149,7 +149,7 @@ def find_tokenizer(workdir: Path) -> Path | None:
     return path
 
 
-def write_identity(workdir: Path, config, source: Source | TextSource) -> None:
+def write_identity(workdir: Path, config, source: ImageSource | TextSource) -> None:
     """Writes data.json, for texts tokenizer.json, and config.json.
 
     That comes last: where there is a config, there is what its run is trained on.

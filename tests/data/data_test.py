@@ -24,7 +24,7 @@ def test_every_source_checks_every_argument(name, wrong, message):
 
 
 def test_refuses_an_unknown_source():
-    with pytest.raises(BadInput, match="data name must be one of digits, folder, got 'mnist'"):
+    with pytest.raises(BadInput, match="data name must be one of digits, folder, imagenet, got 'mnist'"):
         data.make_source('mnist', batch_size=4, image_size=8)
 
 

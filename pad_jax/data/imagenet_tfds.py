@@ -1,0 +1,129 @@
+"""ImageNet as TFDS prepares it in array_record, or another set with the same features, read without TensorFlow."""
+
+import bisect
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pad_jax.data.decoding import quote
+from pad_jax.data.records import Record
+from pad_jax.errors import BadInput
+
+NAME = 'imagenet2012'
+FORMAT = 'array_record'
+INFO = 'dataset_info.json'
+SPLITS = ('train', 'validation')
+NUM_THREADS = 16
+
+
+def find_prepared(root: pathlib.Path) -> pathlib.Path | None:
+    """The newest version of a set: `root`/imagenet2012/VERSION, `root`/VERSION or `root` itself; None without one.
+
+    Raises:
+        BadInput: it was prepared as TFRecord or the like, of which no single record can be read.
+    """
+    for pattern in (f'{NAME}/*/{INFO}', f'*/{INFO}', INFO):
+        infos = sorted(root.glob(pattern), key=_version)
+        if infos:
+            break
+    else:
+        return None
+    info = infos[-1]
+    try:
+        content = json.loads(info.read_text(encoding='utf-8'))
+        name, found = content['name'], content['fileFormat']
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f'{quote(info)} is no description of a TFDS set') from error
+    if found != FORMAT:
+        data_dir = info.parent.parent.parent
+        raise BadInput(
+            f'{quote(info.parent)} was prepared as {found}, of which no single record can be read: '
+            f'python -m pad_jax prepare convert --data-dir={data_dir} --dataset={name} writes it as {FORMAT}'
+        )
+    return info.parent
+
+
+class PreparedSplit:
+    """The records of one split of a prepared folder."""
+
+    def __init__(self, source: Sequence, shards: Sequence[pathlib.Path], lengths: Sequence[int], num_classes: int):
+        self._source, self._shards, self._num_classes = source, shards, num_classes
+        self._ends = list(itertools.accumulate(lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> Record:
+        shard = bisect.bisect_right(self._ends, index)
+        within = index - (self._ends[shard - 1] if shard else 0)
+        place = f'record {within} of {quote(self._shards[shard])}'
+        try:
+            row = self._source[index]
+            data, label, name = row['image'], int(row['label']), row.get('file_name', b'').decode('utf-8')
+        except Exception as error:  # A damaged shard fails in many ways, each of them a RuntimeError or a KeyError.
+            raise BadInput(f'cannot read {place}: {" ".join(str(error).split()) or type(error).__name__}') from error
+        if not 0 <= label < self._num_classes:
+            raise BadInput(f'{place} has the label {label}, expected 0 to {self._num_classes - 1}')
+        return Record(data, label, f'{name!r} ({place})' if name else f'of {place}')
+
+
+def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, PreparedSplit]:
+    """The class names, the training and the evaluation split of a prepared folder.
+
+    Raises:
+        BadInput: it lacks a split, a feature or a shard, or a shard holds another number of records than it should.
+    """
+    # Imported here: it takes a second, which nobody who reads other files should wait for.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        features, splits = builder.info.features, builder.info.splits
+        missing = [f'feature {name}' for name in ('image', 'label') if name not in features]
+        missing += [f'split {name}' for name in SPLITS if name not in splits]
+    except Exception as error:
+        # A description that was changed or cut short fails in many ways, none of them this program's fault.
+        raise _unreadable(folder, error) from error
+    if missing:
+        raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
+    names, opened = tuple(features['label'].names), []
+    for name in SPLITS:
+        lengths = list(splits[name].shard_lengths)
+        shards = [folder / file for file in splits[name].filenames]
+        _check_shards(shards, lengths)
+        try:
+            source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
+        except Exception as error:
+            raise _unreadable(folder, error) from error
+        opened.append(PreparedSplit(source, shards, lengths, len(names)))
+    return names, *opened
+
+
+def _check_shards(shards: Sequence[pathlib.Path], lengths: Sequence[int]) -> None:
+    """Raises `BadInput` unless every shard is whole: what it holds stands at its end."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def count(shard: pathlib.Path) -> int:
+        try:
+            reader = ArrayRecordReader(str(shard))
+            try:
+                return reader.num_records()
+            finally:
+                reader.close()
+        except Exception as error:
+            raise _unreadable(shard, error) from error
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for shard, length, found in zip(shards, lengths, pool.map(count, shards), strict=True):
+            if found != length:
+                raise BadInput(f'{quote(shard)} holds {found} records, expected {length}: prepare the set again')
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> BadInput:
+    return BadInput(f'cannot read {quote(path)}: {" ".join(str(error).split()) or type(error).__name__}')
+
+
+def _version(info: pathlib.Path) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in info.parent.name.split('.')]

@@ -1,0 +1,47 @@
+"""Labelled files that are read one at a time, wherever they lie."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from pad_jax.data.class_folders import LabelledFiles
+from pad_jax.data.decoding import describe_failure, quote
+from pad_jax.errors import BadInput
+
+
+class Record(NamedTuple):
+    """`data` is the file of an image, `place` names it in a message."""
+
+    data: bytes
+    label: int
+    place: str
+
+
+class Records(Protocol):
+    """One split; `read` may be called from many threads.
+
+    Raises:
+        BadInput: when a record cannot be read, with its place.
+    """
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record: ...
+
+
+class FileRecords:
+    """The records of files in class folders."""
+
+    def __init__(self, files: LabelledFiles):
+        self._paths: Sequence[str] = files.paths
+        self._labels = files.labels
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> Record:
+        path = self._paths[index]
+        try:
+            with open(path, 'rb') as file:
+                return Record(file.read(), int(self._labels[index]), quote(path))
+        except OSError as error:
+            raise BadInput(describe_failure(quote(path), error)) from error

@@ -71,8 +71,9 @@ def prepare(arguments: Sequence[str]) -> None:
     imagenet.add_argument('--subset', action='store_true', help='fewer classes and images than ImageNet has will do')
     glue = sets.add_parser('glue', help='one task, from its archive or its folder of TSV files')
     glue.add_argument('--task', required=True, help='a configuration of TFDS, as rte')
-    convert = sets.add_parser('convert', help='a set in TFRecord: adds array_record files, with the same records')
+    convert = sets.add_parser('convert', help='a set in TFRecord, record by record')
     convert.add_argument('--name', required=True, help='as imagenet2012 or glue/rte')
+    convert.add_argument('--output-dir', type=Path, help='another data_dir, to leave this one as it is')
     for made in (imagenet, glue):
         made.add_argument('--manual-dir', type=Path, required=True, help='folder of what was downloaded')
     for made in (imagenet, glue, convert):

@@ -70,7 +70,7 @@ def test_refuses_a_format_of_which_no_single_example_can_be_read(tmp_path):
     folder = tmp_path / 'glue' / 'rte' / '2.0.0'
     folder.mkdir(parents=True)
     (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord'}))
-    how = rf'prepared as tfrecord, which .*: run python -m pad_jax prepare convert --data-dir={tmp_path} --name=glue/rte$'
+    how = rf'as tfrecord, which .*: run python -m pad_jax prepare convert --data-dir={tmp_path} --name=glue/rte$'
     with pytest.raises(BadInput, match=how):
         glue_tfds.find_prepared(tmp_path, 'rte')
     for content in ('{', '[]', '{}'):

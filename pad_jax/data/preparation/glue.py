@@ -9,6 +9,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+import zlib
 
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.glue_files import read_glue_file
@@ -116,7 +117,7 @@ def _unpack(archive: pathlib.Path, target: pathlib.Path, folder: str) -> None:
                 for name in wanted:
                     zipped.extract(name, target)
                     progress.advance()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BadInput(f'{place} is no zip, damaged or cut short: {error}') from error
 
 
@@ -133,7 +134,9 @@ def _read_splits(
         files = _LocalFiles(builder.builder_config, manual_dir, pathlib.Path(unpacked))
         for generator in builder._split_generators(files):
             arguments = generator.gen_kwargs
-            path = pathlib.Path((arguments.get('mrpc_files') or {}).get(arguments['split']) or arguments['data_file'])
+            mrpc_files = arguments.get('mrpc_files')  # of which two splits share one
+            role = OPTIONAL if arguments['split'] == OPTIONAL else 'train'
+            path = pathlib.Path(mrpc_files[role] if mrpc_files else arguments['data_file'])
             if path.is_file():
                 splits[str(generator.name)] = _read_rows(builder, arguments, path, serialize)
             elif arguments['split'] != OPTIONAL:

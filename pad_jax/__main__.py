@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
@@ -62,6 +63,27 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
 
+def prepare(arguments: Sequence[str]) -> None:
+    """Writes a data set as TFDS prepares it, in array_record, without TensorFlow and without the network."""
+    parser = Parser(prog='python -m pad_jax prepare', description=prepare.__doc__)
+    sets = parser.add_subparsers(dest='set', required=True, metavar='|'.join(PREPARATIONS))
+    imagenet = sets.add_parser('imagenet2012', help='from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar')
+    imagenet.add_argument('--subset', action='store_true', help='fewer classes and images than ImageNet has will do')
+    glue = sets.add_parser('glue', help='one task, from its archive or its folder of TSV files')
+    glue.add_argument('--task', required=True, help='a configuration of TFDS, as rte')
+    convert = sets.add_parser('convert', help='a set in TFRecord, record by record')
+    convert.add_argument('--name', required=True, help='as imagenet2012 or glue/rte')
+    convert.add_argument('--output-dir', type=Path, help='another data_dir, to leave this one as it is')
+    for made in (imagenet, glue):
+        made.add_argument('--manual-dir', type=Path, required=True, help='folder of what was downloaded')
+    for made in (imagenet, glue, convert):
+        made.add_argument('--data-dir', type=Path, required=True, help="TFDS's: sets lie in DATA_DIR/NAME/VERSION")
+        made.add_argument('--overwrite', action='store_true', help='a set that is there may be replaced')
+    settings = vars(parser.parse_args(arguments))
+    folder = PREPARATIONS[settings.pop('set')](**settings)
+    print(f'prepared: {folder}', file=sys.stderr)
+
+
 def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parser:
     parser = Parser(prog=f'python -m pad_jax {verb}', description=description, epilog=epilog)
     parser.add_argument('--workdir', type=Path, required=True, help='folder of a run')
@@ -74,6 +96,12 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'predict': predict,
     'inspect': inspect,
     'demo': demo,
+    'prepare': prepare,
+}
+PREPARATIONS: dict[str, Callable[..., Path]] = {
+    'imagenet2012': prepare_imagenet2012,
+    'glue': prepare_glue,
+    'convert': convert_tfrecord,
 }
 
 

@@ -4,17 +4,17 @@ On disk the rows lie in the order of a hash; here they come in the order of the 
 sees the same batches from either.
 """
 
-import json
 import pathlib
+import shlex
 
 import numpy as np
 
 from pad_jax.data.glue import GlueTask
 from pad_jax.data.text_examples import TextExamples, check_texts
 from pad_jax.data.text_tables import quote
+from pad_jax.data.tfds_folders import find_readable_set
 from pad_jax.errors import BadInput
 
-FORMAT = 'array_record'
 CHUNK = 4096
 
 
@@ -24,19 +24,7 @@ def find_prepared(root: pathlib.Path, name: str) -> pathlib.Path | None:
     Raises:
         BadInput: it was prepared as TFRecord or the like, of which no single example can be read.
     """
-    infos = sorted((root / 'glue' / name).glob('*/dataset_info.json'), key=_version)
-    if not infos:
-        return None
-    try:
-        found = json.loads(infos[-1].read_text(encoding='utf-8'))['fileFormat']
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f'{quote(infos[-1])} is no description of a TFDS set') from error
-    if found != FORMAT:
-        raise BadInput(
-            f'{quote(infos[-1].parent)} was prepared as {found}, which cannot be read in any order: delete it, then '
-            f'{explain_preparing(root, name)}'
-        )
-    return infos[-1].parent
+    return find_readable_set(root, f'glue/{name}')
 
 
 def find_data_dir(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -45,13 +33,8 @@ def find_data_dir(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def explain_preparing(root: pathlib.Path, name: str) -> str:
-    """What to run, once and with a network, to have `find_prepared` find it."""
-    # The second import: without h5py TFDS finds none of its own builders that were not imported by name.
-    return (
-        f'run python -c "import tensorflow_datasets as tfds, tensorflow_datasets.text.glue; '
-        f"tfds.builder('glue/{name}', data_dir={str(root)!r}, "
-        f"file_format='{FORMAT}').download_and_prepare()\""
-    )
+    """What to run, once, to have `find_prepared` find it."""
+    return f'run python -m pad_jax prepare glue --task={name} --manual-dir=DIR --data-dir={shlex.quote(str(root))}'
 
 
 def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples:
@@ -86,7 +69,3 @@ def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples
         first = rows[outside[0]]
         raise BadInput(f'label {first["label"]} of example {first["idx"]} in {place} is not in [{low:g}, {high:g}]')
     return TextExamples(texts, labels, [str(row['idx']) for row in rows])
-
-
-def _version(info: pathlib.Path) -> list[int]:
-    return [int(part) if part.isdigit() else -1 for part in info.parent.name.split('.')]

@@ -87,7 +87,7 @@ def train(
             run.close()
 
 
-def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source | TextSource, Lengths]:
+def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[ImageSource | TextSource, Lengths]:
     """Data and lengths of a run, once nothing is known to be wrong with it."""
     check_workdir(workdir, config)
     _check_devices(config, replicas)

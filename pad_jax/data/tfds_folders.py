@@ -1,0 +1,77 @@
+"""Sets that TFDS prepared, as folders: DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION."""
+
+import json
+import pathlib
+import re
+import shlex
+
+from pad_jax.data.text_tables import quote
+from pad_jax.errors import BadInput
+
+INFO = 'dataset_info.json'
+ARRAY_RECORD, TFRECORD = 'array_record', 'tfrecord'
+# What a preparation has not finished lies in VERSION.incomplete, which is no version.
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+
+
+def find_set(root: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The newest version of a set under `root`, in whatever format; None without one.
+
+    Args:
+        name: NAME or NAME/CONFIG, with or without a version.
+    """
+    folder = root / name
+    if _is_version(folder):
+        return folder
+    versions = filter(_is_version, folder.iterdir() if folder.is_dir() else ())
+    return max(versions, key=lambda version: [int(part) for part in version.name.split('.')], default=None)
+
+
+def find_readable_set(root: pathlib.Path, name: str) -> pathlib.Path | None:
+    """As `find_set`, of a set of which single examples can be read.
+
+    Raises:
+        BadInput: it was prepared as TFRecord or the like; with the command that helps.
+    """
+    folder = find_set(root, name)
+    if folder is None:
+        return None
+    formats = available_formats(read_info(folder))
+    if ARRAY_RECORD in formats:
+        return folder
+    how = explain_converting(root, name) if TFRECORD in formats else 'delete it, then prepare it anew'
+    raise BadInput(f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order: {how}')
+
+
+def explain_converting(root: pathlib.Path, name: str) -> str:
+    """What to run where a set has no array_record files yet."""
+    return f'run python -m pad_jax prepare convert --data-dir={shlex.quote(str(root))} --name={name}'
+
+
+def read_info(folder: pathlib.Path) -> dict:
+    """What dataset_info.json says of a set.
+
+    Raises:
+        BadInput: it cannot be read, or describes no set.
+    """
+    path = folder / INFO
+    try:
+        info = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{quote(path)} is no description of a TFDS set') from error
+    if not isinstance(info, dict) or not info.keys() & {'fileFormat', 'splits'}:
+        raise BadInput(f'{quote(path)} is no description of a TFDS set')
+    return info
+
+
+def available_formats(info: dict) -> list[str]:
+    """The formats of its files, the one that TFDS takes first; before it wrote any down there was but one.
+
+    >>> available_formats({'fileFormat': 'tfrecord', 'alternativeFileFormats': ['array_record']})
+    ['tfrecord', 'array_record']
+    """
+    return [info.get('fileFormat', TFRECORD), *info.get('alternativeFileFormats', ())]
+
+
+def _is_version(folder: pathlib.Path) -> bool:
+    return bool(_VERSION.fullmatch(folder.name)) and (folder / INFO).is_file()

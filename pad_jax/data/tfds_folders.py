@@ -19,11 +19,17 @@ def find_set(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
     Args:
         name: NAME or NAME/CONFIG, with or without a version.
+
+    Raises:
+        BadInput: it cannot be looked for.
     """
     folder = root / name
-    if _is_version(folder):
-        return folder
-    versions = filter(_is_version, folder.iterdir() if folder.is_dir() else ())
+    try:
+        if _is_version(folder):
+            return folder
+        versions = list(filter(_is_version, folder.iterdir() if folder.is_dir() else ()))
+    except OSError as error:
+        raise BadInput(f'{quote(folder)} cannot be read: {error.strerror}') from error
     return max(versions, key=lambda version: [int(part) for part in version.name.split('.')], default=None)
 
 

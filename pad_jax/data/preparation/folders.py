@@ -17,14 +17,16 @@ SUFFIX = '.incomplete'
 def check_folder(path: str | os.PathLike, flag: str) -> pathlib.Path:
     """An input folder, `~` resolved; `BadInput` with the name of its flag if there is none."""
     folder = pathlib.Path(path).expanduser()
+    if not _exists(folder):
+        raise BadInput(f'{flag} {quote(folder)} does not exist')
     if not folder.is_dir():
-        raise BadInput(f'{flag} {quote(folder)} {"is not a folder" if folder.exists() else "does not exist"}')
+        raise BadInput(f'{flag} {quote(folder)} is not a folder')
     return folder
 
 
 def check_vacant(folder: pathlib.Path, overwrite: bool) -> None:
     """Raises `BadInput` if `folder` holds a set already, unless that may be overwritten."""
-    if folder.exists() and not overwrite:
+    if _exists(folder) and not overwrite:
         raise BadInput(f'{quote(folder)} is there already: --overwrite puts a new one in its place')
 
 
@@ -82,6 +84,13 @@ def stage_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(incomplete, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # no permission to look
+        raise BadInput(f'{quote(path)} cannot be reached: {error.strerror}') from error
 
 
 def _lock(descriptor: int, folder: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ folder that it unpacks into; for MRPC the files of its authors and the list that
 for ax its only file.
 """
 
+import logging
 import os
 import pathlib
 import tempfile
@@ -19,6 +20,8 @@ from pad_jax.data.preparation.records import Serializer, write_info, write_split
 from pad_jax.data.preparation.tars import check_name
 from pad_jax.data.text_tables import quote
 from pad_jax.errors import BadInput
+
+logger = logging.getLogger(__name__)
 
 MRPC_FILES = {
     'train': 'msr_paraphrase_train.txt',
@@ -157,7 +160,20 @@ def _read_rows(builder, arguments: dict, path: pathlib.Path, serialize: Serializ
         raise BadInput(f'{quote(path)} cannot be read{after}: {reason}') from error
     if not labelled and arguments['split'] != OPTIONAL:
         raise BadInput(f'{quote(path)} has no labels in a column {builder.builder_config.label_column!r}')
+    if not arguments.get('mrpc_files'):
+        _check_lost_rows(builder.builder_config.name, arguments['split'], path, len(payloads))
     return payloads
+
+
+def _check_lost_rows(task: str, split: str, path: pathlib.Path, num_rows: int) -> None:
+    """TFDS leaves out rows with too few columns, and says nothing. QQP is known to have some."""
+    has_header = task != 'cola' or split == OPTIONAL
+    with path.open(encoding='utf-8') as file:
+        num_lost = sum(bool(line.rstrip('\n')) for line in file) - has_header - num_rows
+    if num_lost and not (task in GLUE_TASKS and GLUE_TASKS[task].has_broken_rows):
+        raise BadInput(f'{quote(path)} has {num_lost} rows with too few columns, beside {num_rows} whole ones')
+    if num_lost:
+        logger.warning('%s: left out %d rows with too few columns, as TFDS does', quote(path), num_lost)
 
 
 def _read_mrpc(folder: pathlib.Path) -> dict[str, list[dict]]:

@@ -23,7 +23,8 @@ def as_rgb_jpeg(content: bytes, place: str) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(content), formats=('JPEG', 'PNG')) as image:
-            if image.format == 'JPEG' and image.mode in ('RGB', 'L'):
+            # Not `== 'JPEG'`: one that holds a second picture, for the other eye, is an 'MPO' to Pillow.
+            if image.format != 'PNG' and image.mode in ('RGB', 'L'):
                 # Decoding takes a hundred times longer than reading: only what does not end as it should is decoded.
                 if not content.endswith(_END):
                     image.load()

@@ -197,6 +197,10 @@ def test_names_that_lead_out_of_their_folder_are_refused(tmp_path, name):
     [
         ('index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tb\tmaybe\n', "after row 0: .*'maybe'"),
         ('index\tsentence1\tsentence2\tlabel\n0\ta\tb\t7\n', 'read: '),
+        (
+            'index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tb',
+            '1 rows with too few columns, beside 1 whole',
+        ),
         ('index\tquestion\tsentence2\tlabel\n0\ta\tb\tentailment\n', "read: 'sentence1'"),
         ('index\tsentence1\tsentence2\n0\ta\tb\n', "no labels in a column 'label'"),
         ('index\tsentence1\tsentence2\tlabel\n', "no labels in a column 'label'"),
@@ -208,6 +212,14 @@ def test_a_wrong_table_is_refused_with_its_name(tmp_path, content, message):
     folder = miniatures.write_original(tmp_path, 'rte')
     (folder / 'train.tsv').write_bytes(content if isinstance(content, bytes) else content.encode())
     refuse(tmp_path, tmp_path, rf"RTE/train.tsv' (cannot be|has) .*{message}")
+
+
+def test_of_qqp_broken_rows_are_left_out_and_told(tmp_path, caplog):
+    path = miniatures.write_original(tmp_path, 'qqp') / 'train.tsv'
+    path.write_text(path.read_text() + '105\t1\t2\tthe half of a row\n')
+    folder = prepare_glue('qqp', tmp_path, tmp_path / 'data')
+    assert len(glue_tfds.read_split(folder, find_task('qqp'), 'train').ids) == 5
+    assert caplog.messages == [f"'{path}': left out 1 rows with too few columns, as TFDS does"]
 
 
 def test_a_set_that_is_there_is_replaced_only_on_request(tmp_path):

@@ -101,17 +101,26 @@ def test_a_split_of_several_files_reads_back_in_the_order_of_tfds(tmp_path):
     assert [(row['image'], row['label']) for row in source] == [(bytes([n]), n % 7) for n in order]
 
 
+def make_stereo_image():
+    """A JPEG with another one in it."""
+    one, other = (Image.open(io.BytesIO(small.make_image(seed))) for seed in (5, 6))
+    buffer = io.BytesIO()
+    one.save(buffer, 'MPO', save_all=True, append_images=[other])
+    return buffer.getvalue()
+
+
 def test_cmyk_and_png_become_rgb_and_everything_else_keeps_its_bytes(tars, tmp_path):
     images = {
         'n01440764_1.JPEG': (small.make_image(1, 'CMYK'), 0),
         'n01440764_2.JPEG': (small.make_image(2, format='PNG'), 0),
         'n01440764_3.JPEG': (small.make_image(3, 'L'), 0),
         'n01440764_4.JPEG': (small.make_image(4) + b'\0\0', 0),  # does not end as a JPEG, but is all there
+        'n01440764_5.JPEG': (make_stereo_image(), 0),
     }
     small.write_train(tars, images)
     prepare_imagenet2012(tars, tmp_path / 'data', subset=True)
     found = read_raw(tmp_path / 'data')['train']
-    for name in ('n01440764_3.JPEG', 'n01440764_4.JPEG'):
+    for name in ('n01440764_3.JPEG', 'n01440764_4.JPEG', 'n01440764_5.JPEG'):
         assert found[name] == images[name]
     for seed, name in ((1, 'n01440764_1.JPEG'), (2, 'n01440764_2.JPEG')):
         image = Image.open(io.BytesIO(found[name][0]))

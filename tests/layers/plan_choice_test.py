@@ -46,7 +46,10 @@ def test_accelerators_do_not_loop_over_samples():
 
 def test_weights_by_place_take_a_plan_that_has_places():
     geometry = resolve_geometry((1, 1), (3, 3), 1, 'SAME')
-    x, kernels = jax.ShapeDtypeStruct((64, 1, 1, 128), jnp.float32), jax.ShapeDtypeStruct((4, 3, 3, 128, 128), jnp.float32)
+    x, kernels = (
+        jax.ShapeDtypeStruct((64, 1, 1, 128), jnp.float32),
+        jax.ShapeDtypeStruct((4, 3, 3, 128, 128), jnp.float32),
+    )
     for platform in ('cpu', 'gpu'):
         assert not PLANS[choose_plan(x, kernels, geometry, platform)].by_place
         assert PLANS[choose_plan(x, kernels, geometry, platform, by_place=True)].by_place

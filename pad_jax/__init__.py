@@ -37,7 +37,7 @@ from pad_jax.partition import (
     sown_routing,
     split,
 )
-from pad_jax.pretrained import load_pretrained, upcycle
+from pad_jax.pretrained import load_pretrained, upcycle, upcycle_convolutions
 
 __all__ = [
     'CONVS',
@@ -79,4 +79,5 @@ __all__ = [
     'sown_routing',
     'split',
     'upcycle',
+    'upcycle_convolutions',
 ]

@@ -19,6 +19,7 @@ from pad_jax.partition.checks import NO_GRADIENT
 from pad_jax.partition.problem import Problem, Values
 
 _EXACT = jax.lax.Precision.HIGHEST
+_LEAST_SIZE = 1e-30  # of SynFlow's input
 
 
 def finish_unchanged(problem: Problem, params, masks, total):
@@ -72,7 +73,9 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
     """∂R/∂gate for R = the sum of the outputs with |params| on an input of ones.
 
     SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) through the gate. It sees the shapes of the data only;
-    integers (token ids) and scalars (a temperature) stay as they are.
+    integers (token ids) and scalars (a temperature) stay as they are. Without norms that do anything a deep network
+    overflows, above all one that multiplies what it generates with its input; then the ones are made smaller, which
+    changes nothing of the order in a network that is linear.
     """
 
     def of_floats(function, tree, least_axes):
@@ -81,8 +84,23 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
 
         return jax.tree.map(replace, tree)
 
-    positive, ones = of_floats(jnp.abs, params, 0), of_floats(jnp.ones_like, batch, 1)
-    return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, ones)))(gates)
+    positive = of_floats(jnp.abs, params, 0)
+
+    def flow_at(size):
+        inputs = of_floats(lambda leaf: jnp.full_like(leaf, size), batch, 1)
+        return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, inputs)))(gates)
+
+    def overflows(state):
+        size, flow = state
+        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(flow)])
+        return ~jnp.all(finite) & (size > _LEAST_SIZE)
+
+    def shrink(state):
+        size = state[0] / 16
+        return size, flow_at(size)
+
+    start = jax.tree.map(lambda gate: jnp.full_like(gate, jnp.nan), gates)
+    return jax.lax.while_loop(overflows, shrink, (jnp.float32(16), start))[1]
 
 
 def measure_random(problem: Problem, params, gates, batch, key):

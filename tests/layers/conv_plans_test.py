@@ -104,6 +104,39 @@ def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
         assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
 
 
+def by_place(case, geometry):
+    """The case with a weight for each place of each kernel."""
+    x, kernels, attention, cotangent = case
+    places = np.random.default_rng(7).normal(size=(*attention.shape, *geometry.kernel_size))
+    return x, kernels, places, cotangent
+
+
+@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.by_place])
+def test_a_weight_for_every_place_of_a_kernel(plan):
+    some = [*ODD_ONES[:1], *ODD_ONES[3:4], *ODD_ONES[5:7], *((size, geometry) for _, size, geometry in EMPTY_ONES[1:3])]
+    batches = [BATCH] * (len(some) - 2) + [BATCH, 0]
+    geometries = [geometry for _, geometry in some]
+    cases = [
+        by_place(draw_case(size, geometry, batch=batch), geometry) for (size, geometry), batch in zip(some, batches)
+    ]
+    with jax.enable_x64(True):
+        results = run_cases(plan, geometries, cases, gradients=True)
+    for geometry, case, result in zip(geometries, cases, results):
+        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
+
+
+@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.by_place])
+def test_places_that_weigh_the_same_are_a_weight_of_the_kernel(plan):
+    geometry = resolve_geometry((5, 4), (3, 2), 1, 'SAME')
+    x, kernels, attention, _ = (jnp.asarray(part, jnp.bfloat16) for part in draw_case((5, 4), geometry))
+    places = jnp.broadcast_to(attention[:, :, None, None], (*attention.shape, 3, 2))
+    apply = jit_quickly(lambda weights: PLANS[plan].function(x, kernels, weights, geometry))
+    with jax.numpy_dtype_promotion('strict'):
+        whole, by_places = (apply(weights.astype(jnp.float32)) for weights in (attention, places))
+    assert by_places.dtype == jnp.bfloat16
+    np.testing.assert_allclose(whole.astype(jnp.float32), by_places.astype(jnp.float32), rtol=2e-2, atol=2e-2)
+
+
 EMPTY_ONES = [
     (batch, size, resolve_geometry(size, (3, 2), 1, 'VALID', groups=groups))
     for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
@@ -321,6 +354,10 @@ def test_traces_with_a_symbolic_batch(plan):
     exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x, kernels, attention)
     assert str(exported.out_avals[0].shape) == '(b, 3, 3, 8)'
     assert PLANS[choose_plan(x, kernels, geometry)].symbolic_batch
+    if PLANS[plan].by_place:
+        assert PLANS[choose_plan(x, kernels, geometry, by_place=True)].symbolic_batch
+        attention = jax.ShapeDtypeStruct((batch, KERNELS, 3, 3), jnp.float32)
+        assert str(jax.export.export(function)(x, kernels, attention).out_avals[0].shape) == '(b, 3, 3, 8)'
 
 
 def assert_tree_close(found, expected, message):

@@ -12,16 +12,20 @@ def convolve_samples(x, kernels, attention, cotangent, geometry):
     """y and the gradients of <y, cotangent> with respect to x, kernels and attention.
 
     Args:
-      x: [B, *S, C]; kernels: [K, *kernel_size, c, F]; attention: [B, K]; cotangent: [B, *S', F].
+      x: [B, *S, C]; kernels: [K, *kernel_size, c, F]; attention: [B, K] or [B, K, *kernel_size];
+        cotangent: [B, *S', F].
     """
     x, kernels, attention, cotangent = map(np.asarray, (x, kernels, attention, cotangent))
     y, d_x = np.zeros(cotangent.shape), np.zeros(x.shape)
     d_kernels, d_attention = np.zeros(kernels.shape), np.zeros(attention.shape)
     for b in range(x.shape[0]):
-        kernel = np.tensordot(attention[b], kernels, axes=1)
+        # A weight of a kernel, or of one of its places, in the shape in which it broadcasts.
+        weights = attention[b].reshape(*attention.shape[1:], *(1,) * (kernels.ndim - attention.ndim + 1))
+        kernel = np.sum(weights * kernels, axis=0)
         y[b], d_x[b], d_kernel = convolve_one(x[b], kernel, cotangent[b], geometry)
-        d_kernels += attention[b].reshape(-1, *(1,) * d_kernel.ndim) * d_kernel
-        d_attention[b] = [np.sum(d_kernel * kernels[k]) for k in range(kernels.shape[0])]
+        d_kernels += weights * d_kernel
+        others = tuple(range(attention.ndim - 1, kernels.ndim))
+        d_attention[b] = np.sum(d_kernel * kernels, axis=others)
     return y, (d_x, d_kernels, d_attention)
 
 

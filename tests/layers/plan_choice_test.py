@@ -44,6 +44,17 @@ def test_accelerators_do_not_loop_over_samples():
         assert choose(side, channels, channels, 3, batch=64, platform='gpu') != 'fused'
 
 
+def test_weights_by_place_take_a_plan_that_has_places():
+    geometry = resolve_geometry((1, 1), (3, 3), 1, 'SAME')
+    x, kernels = (
+        jax.ShapeDtypeStruct((64, 1, 1, 128), jnp.float32),
+        jax.ShapeDtypeStruct((4, 3, 3, 128, 128), jnp.float32),
+    )
+    for platform in ('cpu', 'gpu'):
+        assert not PLANS[choose_plan(x, kernels, geometry, platform)].by_place
+        assert PLANS[choose_plan(x, kernels, geometry, platform, by_place=True)].by_place
+
+
 def test_every_automatic_plan_has_a_cost_that_grows_with_the_batch():
     small = ConvShape(batch=8, outputs=196, taps=9, channels=64, features=64, kernels=4, groups=1)
     for name, row in PLANS.items():

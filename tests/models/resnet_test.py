@@ -139,7 +139,7 @@ def test_bfloat16_leaves_parameters_and_logits_wide():
     [
         ('resnet11', {}, "model must be one of resnet10, .*got 'resnet11'"),
         ('resnet10', {'stem': 'mnist'}, "stem must be one of imagenet, cifar, got 'mnist'"),
-        ('resnet10', {'conv': 'odconv'}, "conv must be one of static, dynamic.*, got 'odconv'"),
+        ('resnet10', {'conv': 'involution'}, "conv must be one of static, dynamic.*, got 'involution'"),
         ('resnet10', {'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
         ('resnet10', {'granularity': 'row'}, "granularity must be one of .*got 'row'"),
         ('resnet10', {'scales': 'x'}, "scales must be one of .*got 'x'"),

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/imagenet_mobilenet_v2_pad.py --workdir=runs/mobilenet --config.data.path=FOLDER
 
---config.model.width_multiplier=0.5 is a narrower one. Written for one GPU of 80 GB, or any number of accelerators that
+--config.model.width_multiplier=0.5 is a narrower one. Written for one accelerator with 80 GB, or several whose number
 divides the batch of 256. Its accuracy has not been measured here.
 """
 

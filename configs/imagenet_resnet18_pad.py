@@ -2,7 +2,8 @@
 
     python train.py --config=configs/imagenet_resnet18_pad.py --workdir=runs/resnet18 --config.data.path=FOLDER
 
-Written for one host with 8 accelerators. Its accuracy has not been measured here.
+Written for one accelerator with 80 GB, or several whose number divides the batch of 256. Its accuracy has not been
+measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Every config file builds, and its diff from its base is what its docstring says."""
 
 import ast
+import re
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,26 @@ NAMES = [str(path.relative_to(ROOT / 'configs')) for path in FILES]
 REQUIRED = {
     'digits_resnet10_pad.py',
     'cifar_resnet10_pad.py',
-    *(f'imagenet_resnet{depth}_pad.py' for depth in (10, 18, 50)),
+    *(
+        f'imagenet_{model}_{kind}.py'
+        for model in ('resnet10', 'resnet18', 'resnet50', 'mobilenet_v2')
+        for kind in ('static', 'dynamic', 'pad')
+    ),
     *(f'glue_minilm_{kind}.py' for kind in ('dense', 'moe', 'pad')),
     'glue_bert_base_moe.py',
 }
+
+
+def scale_recipe(batch_size, learning_rate, warmup_steps, every_steps):
+    """What a config for other hardware changes."""
+    return {
+        'data.batch_size': batch_size,
+        'optim.learning_rate': learning_rate,
+        'optim.warmup_steps': warmup_steps,
+        'train.eval_every_steps': every_steps,
+        'train.checkpoint_every_steps': every_steps,
+    }
+
 
 # file: (its base, the keys that differ).
 DIFFS = {
@@ -42,6 +59,27 @@ DIFFS = {
     'digits_resnet10_random.py': ('digits_resnet10_pad.py', {'partition.criterion': 'random'}),
     'imagenet_resnet10_pad.py': ('imagenet_resnet50_pad.py', {'model.name': 'resnet10'}),
     'imagenet_resnet18_pad.py': ('imagenet_resnet50_pad.py', {'model.name': 'resnet18'}),
+    'imagenet_mobilenet_v2_pad.py': (
+        'imagenet_resnet50_pad.py',
+        {'model.name': 'mobilenet_v2', 'optim.weight_decay': 4e-5},
+    ),
+    **{
+        f'imagenet_{model}_{kind}.py': (f'imagenet_{model}_pad.py', change)
+        for model in ('resnet10', 'resnet18', 'resnet50', 'mobilenet_v2')
+        for kind, change in (('static', {'model.conv': 'static'}), ('dynamic', {'partition.dynamic_fraction': 1.0}))
+    },
+    'imagenet_resnet50_pad_gpu.py': (
+        'imagenet_resnet50_pad.py',
+        {'partition.batch_size': 128, **scale_recipe(128, 0.05, warmup_steps=50000, every_steps=10000)},
+    ),
+    'imagenet_resnet50_pad_8gpu.py': (
+        'imagenet_resnet50_pad.py',
+        scale_recipe(1024, 0.4, warmup_steps=6250, every_steps=1250),
+    ),
+    'imagenet_resnet50_pad_tpu_v4_32.py': (
+        'imagenet_resnet50_pad.py',
+        scale_recipe(4096, 1.6, warmup_steps=1560, every_steps=310),
+    ),
     'glue_minilm_dense.py': ('glue_minilm_pad.py', {'model.ffn': 'dense'}),
     'glue_minilm_moe.py': ('glue_minilm_pad.py', {'partition.dynamic_fraction': 1.0}),
     'glue_bert_base_moe.py': (
@@ -55,14 +93,28 @@ def load(name, *overrides):
     return load_config(str(ROOT / 'configs' / name), overrides)
 
 
+def find_networks(names):
+    """The first of the names that describe the same network: tracing a large one takes seconds."""
+    found = {}
+    for name in names:
+        config = load(name)
+        sizes = config.data.get('image_size'), config.partition.dynamic_fraction, config.partition.granularity
+        found.setdefault((config.model.to_json(), config.partition.scales, *sizes), name)
+    return list(found.values())
+
+
+NETWORKS = find_networks(NAMES)
+# Of ImageNet's, which differ in their depth or in one key, two are enough to be run.
+BUILT = [name for name in NETWORKS if not name.startswith('imagenet') or re.search('(50|v2)_pad', name)]
+
+
 def test_the_files_that_are_promised_exist():
     assert set(NAMES) >= REQUIRED | DIFFS.keys()
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', BUILT)
 def test_a_config_builds_and_runs_under_eval_shape(name):
     config = load(name)
-    assert flatten(config).keys() == choose_rules(flatten(config)).keys()
     model, task, inputs = make_model(config), make_task(config), make_inputs(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, 1_281_167))
     state = abstract_state(model, optimizer, inputs)
@@ -75,13 +127,26 @@ def test_a_config_builds_and_runs_under_eval_shape(name):
     apply = lambda state, batch: task.apply(model, state.variables, batch, 2.0, train=False)  # noqa: E731
     outputs, aux = jax.eval_shape(apply, state, batch)
     assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
-    static = config.model.ffn == 'dense' if is_text(config) else config.model.conv == 'static'
-    assert bool(aux) == (is_text(config) and not static)
-    report = report_counts(plan_layers(config))
-    fraction = 0 if static else config.partition.dynamic_fraction
-    assert report['dynamic_fraction'] == pytest.approx(fraction, abs=1e-4)
+    assert bool(aux) == (is_text(config) and not is_static(config))
     roles = make_exclusions(config).roles(state.masks) if is_partial(config) else []
     assert len(jax.tree.leaves(state.masks)) == len(roles)
+
+
+def is_static(config):
+    return config.model.ffn == 'dense' if is_text(config) else config.model.conv == 'static'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_has_every_key(name):
+    flat = flatten(load(name))
+    assert flat.keys() == choose_rules(flat).keys()
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_network_counts(name):
+    config = load(name)
+    fraction = 0 if is_static(config) else config.partition.dynamic_fraction
+    assert report_counts(plan_layers(config))['dynamic_fraction'] == pytest.approx(fraction, abs=1e-4)
 
 
 @pytest.mark.parametrize('name', DIFFS)
@@ -109,7 +174,7 @@ def test_channels_are_known_of_every_source():
     assert open_source(small_config()).spec.image_shape[-1] == CHANNELS['digits']
 
 
-@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py', *DIFFS])
+@pytest.mark.parametrize('name', [name for name in BUILT if '50' not in name])
 def test_parameters_are_counted_as_they_are_trained(name):
     config = load(name)
     params = abstract_variables(make_model(config), make_inputs(config))['params']
@@ -135,6 +200,25 @@ def test_bert_base_is_the_quick_start_of_the_authors():
     params = abstract_variables(make_model(config), make_inputs(config))['params']
     assert params['layer_11']['ffn']['down']['kernel'].shape == (8, 3072, 768)
     assert np.shape(params['embeddings']['tokens']['embedding']) == (30522, 768)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('imagenet')])
+def test_recipes_of_imagenet_scale_with_the_batch(name):
+    config = load(name)
+    batch_size, optim, train = config.data.batch_size, config.optim, config.train
+    assert optim.learning_rate == pytest.approx(0.1 * batch_size / 256)
+    epoch = 1_281_167 / batch_size
+    assert optim.warmup_steps == pytest.approx(5 * epoch, rel=0.01)
+    assert train.eval_every_steps == train.checkpoint_every_steps == pytest.approx(epoch, rel=0.01)
+    assert (optim.name, optim.schedule) == ('sgd', 'cosine')
+    assert optim.weight_decay == (4e-5 if 'mobilenet' in name else 1e-4)
+    assert (train.epochs, train.temperature, train.temperature_epochs, train.label_smoothing) == (100, 30, 15, 0.1)
+    assert (config.model.width_multiplier, config.model.dtype, config.data.image_size) == (1, 'bfloat16', 224)
+    assert config.partition.batch_size * config.partition.batches >= 1280
+    text = ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text()))
+    assert 'Written for' in text and 'has not been\nmeasured here' in text.replace(
+        'not been measured', 'not been\nmeasured'
+    )
 
 
 # Sentences and pairs to train on.

@@ -1,0 +1,18 @@
+"""The static network to configs/imagenet_resnet10_pad.py.
+
+    python train.py --config=configs/imagenet_resnet10_static.py --workdir=runs/resnet10_static \
+        --config.data.path=FOLDER
+
+Written for one accelerator with 80 GB, or several whose number divides the batch of 256. Its accuracy has not been
+measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet_resnet10_pad as base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.model.conv = 'static'
+    return config

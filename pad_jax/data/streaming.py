@@ -136,8 +136,8 @@ class StreamedSource:
 
     def _load_train(self, index: int, bits: np.ndarray | None = None) -> _Example:
         """Example `index` of the training split or what stands in for it; `bits` augment it."""
-        size = self.spec.image_shape[0]
-        for candidate in range(index, index + min(MOST_IN_A_ROW, len(self.train))):
+        size, tries = self.spec.image_shape[0], min(MOST_IN_A_ROW, len(self.train))
+        for candidate in range(index, index + tries):
             candidate %= len(self.train)
             try:
                 if bits is None:
@@ -146,7 +146,7 @@ class StreamedSource:
             except BadInput as error:
                 self._refuse_or_note('train', candidate, error, 'the next example stands in for it')
                 last = error
-        raise BadInput(f'no example can be read after {index} of the training data, the last: {last}')
+        raise BadInput(f'{tries} examples of the training data in a row cannot be read, the last: {last}')
 
     def _load_eval(self, index: int) -> _Example | None:
         if index >= len(self.eval):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pad_jax.data import ImageSource, TextSource, score
+from pad_jax.data import ImageSource, StreamedSource, TextSource, score
 from pad_jax.errors import BadInput
 from pad_jax.training.parallel import Replicas
 from pad_jax.training.restoring import restore_run
@@ -70,4 +70,8 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
     with jax.debug_nans(run.config.debug):
         values = evaluate_state(run.eval_step, run.state, source, run.replicas)
-    return {'step': int(run.replicas.fetch(run.state).step), 'examples': source.spec.num_eval, **values}
+    counts = {'examples': source.spec.num_eval}
+    if isinstance(source, StreamedSource) and run.config.data.on_bad == 'skip':
+        # Which examples are bad is known by now, and not when the data is opened.
+        counts = {'examples': source.spec.num_eval - len(source.skipped), 'skipped': len(source.skipped)}
+    return {'step': int(run.replicas.fetch(run.state).step), **counts, **values}

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from pad_jax.data.digits import open_digits
+from pad_jax.data.distortions import Distortion
+from pad_jax.data.ordering import DISTORTION, draw_bits
 from pad_jax.data.source import DataSpec, Examples, Source
 from pad_jax.errors import BadInput
 
@@ -70,6 +72,27 @@ def test_shares_concatenate_to_the_global_batch(num_shares):
     assert_same(join([source.scoring_batch(5, 16, r) for r in rows]), source.scoring_batch(5, 16))
     *_, whole = source.eval_batches()
     assert_same(join([list(source.eval_batches(r))[-1] for r in rows]), whole)
+
+
+def test_distortions_are_drawn_for_the_global_batch():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 4, 4, 3), np.uint8)
+    plain = make_tiny(
+        6,
+        train=Examples(np.arange(6, dtype=np.int32), pixels.__getitem__),
+        spec=DataSpec(6, tuple('abcdef'), (4, 4, 3), 6, 5),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    source = dataclasses.replace(plain, distortion=Distortion(0.4, 1, 9))
+    before, batch = plain.train_batch(2), source.train_batch(2)
+    words = draw_bits(0, 2, DISTORTION, 4 * 6).reshape(4, 6)
+    for row in range(4):
+        expected = source.distortion.apply(before['image'][row].astype(np.uint8), words[row])
+        np.testing.assert_array_equal(batch['image'][row], expected)
+    assert (batch['image'] != before['image']).any()
+    assert_same({key: values[1:3] for key, values in batch.items()}, source.train_batch(2, slice(1, 3)))
+    assert_same(source.scoring_batch(0, 4), plain.scoring_batch(0, 4))
 
 
 def test_golden_augmentation():

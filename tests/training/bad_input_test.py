@@ -60,6 +60,11 @@ def photos(tmp_path):
         (['model.stem=imagenet'], "image_size must be at least 64 for stem 'imagenet', got 8"),
         (['data.image_size=16'], 'image_size must be 8 for the digits, got 16'),
         (['data.path=/tmp'], 'the digits are embedded and read no path'),
+        (
+            ['data.augment=resized_crop'],
+            'data.augment=resized_crop cuts photos of any size: it needs data.name=imagenet',
+        ),
+        (['data.color_jitter=0.4'], 'data.color_jitter and data.randaugment_layers must be 0 for digits'),
         (['data.crop_padding=9'], 'crop_padding must be in [0, image_size] = [0, 8], got 9'),
         (['model.num_classes=9'], 'model.num_classes is 9, the data has 10 classes: --config.model.num_classes=10'),
         (['partition.keep_dynamic=stage9'], "keep_dynamic = 'stage9' matches none of the parameters stage1_block1/con"),

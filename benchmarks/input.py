@@ -1,0 +1,115 @@
+"""How fast photos become batches, against how fast they are decoded at all, in one run.
+
+    python benchmarks/input.py                           # writes 256 photos of 500 × 375 into a temporary folder
+    python benchmarks/input.py --data=FOLDER             # train/CLASS/*.JPEG, or a data_dir of TFDS
+
+The bare decoder opens a file and makes an array of its pixels, with Pillow, as the pipeline does. The pipeline reads,
+decodes, chooses a part, resizes it with antialiasing, mirrors, normalises and collects batches. Both are counted per
+second of processor time, whatever the number of threads, so that a busy machine or a slow disk changes neither. Rounds
+of all are interleaved, after one that fills the disk's cache; the median of the rounds' ratios counts. The goal is 0.8
+for resized_crop.
+
+The photos that it writes hold as many bytes as ImageNet's (110 kB on average), which is what decoding depends on.
+"""
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+# A script's own folder is on the path, the checkout is not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pad_jax.data import make_source
+
+DECODER = 'bare decoder'
+VARIANTS = {
+    'resized_crop': {},
+    'with colour jitter': {'color_jitter': 0.4},
+    'with RandAugment': {'randaugment_layers': 2, 'randaugment_magnitude': 9},
+    'evaluation': {},
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data', type=Path, help='photos to read; without it some are written')
+    parser.add_argument('--photos', type=int, default=256, help='in a round, and how many are written')
+    parser.add_argument('--image-size', type=int, default=224)
+    parser.add_argument('--repeats', type=int, default=5, help='rounds')
+    options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    with tempfile.TemporaryDirectory() as folder, console.status('writing photos ...') as status:
+        if options.data is None:
+            options.data = Path(folder)
+            write_photos(options.data, options.photos)
+        status.update('measuring ...')
+        rounds = measure(options)
+    bare = rounds[DECODER]
+    table = Table(title=f'photos a second of processor time, {options.photos} photos, {options.repeats} rounds')
+    for column in ('', 'photos / s', '/ decoder'):
+        table.add_column(column, justify='right' if column else 'left')
+    for name, seconds in rounds.items():
+        ratio = statistics.median(one / other for one, other in zip(bare, seconds, strict=True))
+        table.add_row(name, f'{options.photos / statistics.median(seconds):.0f}', f'{ratio:.2f}')
+    console.print(table)
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of processor time of every round, for as many photos each."""
+    sources = {
+        name: make_source(
+            'imagenet',
+            path=str(options.data),
+            batch_size=options.photos,
+            image_size=options.image_size,
+            augment='resized_crop',
+            **changes,
+        )
+        for name, changes in VARIANTS.items()
+    }
+    train = sources['resized_crop'].train
+
+    def decode() -> None:
+        for index in range(options.photos):
+            np.asarray(Image.open(io.BytesIO(train.read(index % len(train)).data)))
+
+    calls: dict[str, Callable[[], object]] = {DECODER: decode}
+    calls |= {name: lambda source=source: source.train_batch(0) for name, source in sources.items()}
+    # The same photos as evaluation sees them.
+    calls['evaluation'] = lambda: sources['evaluation'].scoring_batch(0, options.photos)
+    seconds = {name: [] for name in calls}
+    for number in range(options.repeats + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if number:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Photos of two classes: smooth shapes under the noise of a camera, at 4:2:0 and quality 95."""
+    rng = np.random.default_rng(0)
+    for number in range(count + 2):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        pixels = np.asarray(coarse) + rng.normal(0, 9, (375, 500, 3))
+        path = folder / ('train' if number < count else 'val') / f'class{number % 2}' / f'{number}.JPEG'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+if __name__ == '__main__':
+    main()

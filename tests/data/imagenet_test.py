@@ -1,0 +1,223 @@
+import contextlib
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from pad_jax.data import make_source
+from pad_jax.errors import BadInput
+from tests.data.photos import CLASSES, claim_size, make_photo, truncate, write_folders, write_prepared
+
+SIZE = 16
+
+
+@pytest.fixture(scope='module')
+def originals(tmp_path_factory):
+    """Folders and, of the same files, a data_dir of TFDS."""
+    root = tmp_path_factory.mktemp('originals')
+    write_prepared(root / 'tfds', write_folders(root / 'folders'))
+    return root
+
+
+@pytest.fixture
+def folders(originals, tmp_path):
+    shutil.copytree(originals / 'folders', tmp_path / 'folders')
+    return tmp_path / 'folders'
+
+
+@pytest.fixture
+def prepared(originals, tmp_path):
+    shutil.copytree(originals / 'tfds', tmp_path / 'tfds')
+    return tmp_path / 'tfds' / 'imagenet2012' / '5.1.0'
+
+
+def open_data(path, **changes):
+    values = {'path': str(path), 'batch_size': 6, 'image_size': SIZE, 'augment': 'resized_crop'}
+    return make_source('imagenet', **(values | changes))
+
+
+def refused(path, message, **changes):
+    with pytest.raises(BadInput, match=re.escape(message)) as caught:
+        open_data(path, **changes)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def by_photo(images, labels):
+    """Images and labels in an order that doesn't depend on theirs."""
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+def pass_over(source, split):
+    """Every example once, as evaluation sees it."""
+    if split == 'eval':
+        batches = list(source.eval_batches())
+        used = np.concatenate([batch['weight'] for batch in batches]) > 0
+    else:
+        batches, used = [source.scoring_batch(0, source.spec.num_train)], slice(None)
+    return by_photo(*(np.concatenate([batch[key] for batch in batches])[used] for key in ('image', 'label')))
+
+
+@pytest.mark.parametrize('split', ['train', 'eval'])
+def test_folders_and_tfds_give_the_same_pixels_and_labels(originals, split):
+    one, other = open_data(originals / 'folders'), open_data(originals / 'tfds')
+    assert one.spec == other.spec
+    assert one.spec.class_names == CLASSES and (one.spec.num_train, one.spec.num_eval) == (12, 6)
+    found = pass_over(one, split)
+    assert found == pass_over(other, split) and len(set(found)) == {'train': 12, 'eval': 6}[split]
+
+
+def test_labels_are_those_of_the_folders(originals):
+    source = open_data(originals / 'folders')
+    labels = np.concatenate([batch['label'] for batch in source.eval_batches()])
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
+    record = source.train.read(4)
+    path = originals / 'folders' / 'train' / CLASSES[1] / f'{CLASSES[1]}_0.JPEG'
+    assert record == (path.read_bytes(), 1, repr(str(path)))
+
+
+def test_any_number_of_processes_shares_the_batches_of_tfds(originals):
+    source = open_data(originals / 'tfds')
+    whole = source.train_batch(3)
+    for size in (3, 2):
+        parts = [open_data(originals / 'tfds').train_batch(3, slice(row, row + size)) for row in range(0, 6, size)]
+        for key, expected in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), expected)
+
+
+@pytest.mark.parametrize('inner', ['.', 'imagenet2012', 'imagenet2012/5.1.0'])
+def test_finds_a_prepared_set_from_each_of_its_folders(originals, inner):
+    assert open_data(originals / 'tfds' / inner).spec.num_train == 12
+
+
+def test_takes_the_newest_version(prepared):
+    shutil.copytree(prepared, prepared.parent / '5.10.0')
+    (prepared / 'dataset_info.json').write_text('{}')
+    assert open_data(prepared.parent.parent).spec.num_train == 12
+
+
+def test_augmentation_defaults(originals):
+    augmentation = open_data(originals / 'folders', augment='crop').augmentation
+    assert (augmentation.crop_padding, augmentation.flip, augmentation.distortion) == (2, True, None)
+    augmentation = open_data(originals / 'folders', flip=False, color_jitter=0.4).augmentation
+    assert not augmentation.flip and augmentation.distortion.color_jitter == 0.4
+
+
+HOW = 'python -m pad_jax prepare imagenet2012 --manual-dir=DIR_OF_THE_TARS --data-dir='
+
+
+def test_missing_data_says_how_to_prepare_it(tmp_path):
+    assert HOW + 'DIR' in refused('', 'data.path must name a data_dir of TFDS')
+    assert f'{HOW}{tmp_path}/nowhere' in refused(tmp_path / 'nowhere', f"'{tmp_path}/nowhere' does not exist")
+    assert f'{HOW}{tmp_path}' in refused(tmp_path, f"'{tmp_path}' holds no photos")
+    (tmp_path / 'file').write_text('')
+    refused(tmp_path / 'file', f"'{tmp_path}/file' is not a folder")
+    (tmp_path / 'train').mkdir()
+    refused(tmp_path, 'has no folder val/')
+
+
+def test_a_set_in_another_format_says_how_to_convert_it(prepared):
+    info = prepared / 'dataset_info.json'
+    info.write_text(json.dumps(json.loads(info.read_text()) | {'fileFormat': 'tfrecord'}))
+    data_dir = prepared.parent.parent
+    message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, of which no single record can be read: ")
+    assert f'python -m pad_jax prepare convert --data-dir={data_dir} --dataset=imagenet2012' in message
+    info.write_text('{')
+    refused(data_dir, f"'{info}' is no description of a TFDS set")
+
+
+def test_a_set_without_labels_or_splits_is_refused(originals, tmp_path):
+    paths = {'train': [next((originals / 'folders').rglob('*.JPEG'))]}
+    with contextlib.suppress(KeyError):
+        write_prepared(tmp_path, paths | {'val': paths['train']}, 1, features=('image', 'file_name'))
+    refused(tmp_path, 'has no feature label')
+
+
+def shard_of(prepared, number=1, split='train'):
+    return prepared / f'imagenet2012-{split}.array_record-{number:05}-of-00002'
+
+
+def test_missing_cut_and_foreign_shards_are_found_when_the_set_is_opened(prepared):
+    shard, whole = shard_of(prepared), shard_of(prepared).read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    refused(prepared, f"cannot read '{shard}'")
+    shard.write_bytes(shard_of(prepared, split='validation').read_bytes())
+    refused(prepared, f"'{shard}' holds 3 records, expected 6: prepare the set again")
+    shard.unlink()
+    refused(prepared, f"cannot read '{shard}'")
+
+
+def damage(shard, payload):
+    """Flips one byte in the middle of where `payload` lies."""
+    data = bytearray(shard.read_bytes())
+    data[data.index(payload) + len(payload) // 2] ^= 255
+    shard.write_bytes(data)
+
+
+def test_a_corrupt_record_is_named_by_shard_and_index(prepared):
+    data = open_data(prepared).train.read(7).data
+    damage(shard_of(prepared), data[-64:])
+    source = open_data(prepared)
+    with pytest.raises(BadInput, match=re.escape(f"cannot read record 1 of '{shard_of(prepared)}': ")) as caught:
+        source.scoring_batch(0, 12)
+    assert 'orrupt' in str(caught.value) and '\n' not in str(caught.value)
+    skipping = open_data(prepared, on_bad='skip')
+    skipping.scoring_batch(0, 12)
+    assert len(skipping.skipped) == 1 and 'record 1 of' in skipping.skipped[0]
+
+
+def test_a_label_beyond_the_classes_is_named(prepared):
+    (prepared / 'label.labels.txt').write_text('\n'.join(CLASSES[:2]))
+    content = json.loads((prepared / 'features.json').read_text())
+    content['featuresDict']['features']['label']['classLabel']['numClasses'] = '2'
+    (prepared / 'features.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=re.escape('has the label 2, expected 0 to 1')):
+        open_data(prepared).scoring_batch(0, 12)
+
+
+def test_a_truncated_photo_is_named_in_folders_and_in_tfds(originals, folders, tmp_path):
+    path = folders / 'train' / CLASSES[0] / f'{CLASSES[0]}_2.JPEG'
+    truncate(path)
+    with pytest.raises(BadInput, match=re.escape(f"cannot read the image '{path}': ")):
+        open_data(folders).scoring_batch(0, 12)
+    paths = {'train': sorted((folders / 'train').rglob('*.JPEG')), 'val': sorted((folders / 'val').rglob('*.JPEG'))}
+    folder = write_prepared(tmp_path / 'tfds', paths)
+    with pytest.raises(BadInput) as caught:
+        open_data(folder).scoring_batch(0, 12)
+    place = rf"'{path.name}' \(record \d of '{folder}/imagenet2012-train.array_record-0000\d-of-00002'\)"
+    assert re.match(f'cannot read the image {place}: ', str(caught.value))
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize('sides', [(100_000, 100_000), (12_000, 12_000)])
+def test_an_image_that_claims_to_be_huge_is_not_decoded(folders, sides):
+    path = folders / 'val' / CLASSES[0] / f'{CLASSES[0]}_0.JPEG'
+    path.write_bytes(claim_size(*sides))
+    with pytest.raises(BadInput, match=re.escape(f"'{path}': {sides[0] * sides[1]:,} pixels")) as caught:
+        next(open_data(folders).eval_batches())
+    assert 'at most 89,478,485 are read' in str(caught.value)
+
+
+def test_a_file_that_is_gone_is_named(folders):
+    source = open_data(folders)
+    path = folders / 'train' / CLASSES[2] / f'{CLASSES[2]}_3.JPEG'
+    path.unlink()
+    with pytest.raises(BadInput, match=re.escape(f"'{path}': No such file or directory")):
+        source.scoring_batch(0, 12)
+
+
+def test_any_layout_of_classes_will_do(tmp_path):
+    for split in ('train', 'val'):
+        for name in ('ant', 'bee'):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / 'x.png').write_bytes(make_photo(0, format='PNG'))
+    spec = open_data(tmp_path).spec
+    assert (spec.class_names, spec.num_train, spec.num_eval) == (('ant', 'bee'), 2, 2)
+
+
+def test_nothing_is_decoded_and_no_file_opened_at_the_start(folders):
+    for path in folders.rglob('*.JPEG'):
+        path.write_text('no image')
+    assert open_data(folders).spec.num_train == 12

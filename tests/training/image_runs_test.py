@@ -1,0 +1,87 @@
+"""Runs on photos that are read while the network trains."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.trainer import train
+from pad_jax.training.writers import read_metrics
+from tests.data.photos import CLASSES, truncate, write_folders
+from tests.training.conftest import compiled_quickly, run_command
+from tests.training.tiny import DIGITS, SMALL, one_device, small_config
+
+pytestmark = pytest.mark.usefixtures('one_block')
+
+# Twelve examples to train on and six to evaluate on.
+PHOTOS = {
+    'model.num_classes': 3,
+    'data.name': 'imagenet',
+    'data.batch_size': 8,
+    'data.augment': 'resized_crop',
+    'data.crop_padding': 0,
+    'partition.dynamic_fraction': 1.0,
+    'data.on_bad': 'skip',
+}
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with compiled_quickly():
+        yield
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """One photo to train on is cut off, and one to evaluate on."""
+    paths = write_folders(tmp_path / 'photos')
+    truncate(paths['train'][5])
+    truncate(paths['val'][3])
+    return tmp_path / 'photos'
+
+
+def photo_config(folder, **changes):
+    return small_config(**PHOTOS, **{'data.path': folder}, **changes)
+
+
+def test_a_run_that_skips_says_how_many_and_resumes_bit_for_bit(photos, tmp_path, capfd):
+    config, straight, resumed = photo_config(photos), tmp_path / 'straight', tmp_path / 'resumed'
+    train(config, straight, devices=one_device())
+    said = capfd.readouterr().err
+    assert '2 images could not be read and were skipped' in said
+    assert [row['skipped'] for row in read_metrics(straight) if row['split'] == 'train'][-1] >= 1
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / 'checkpoints' / '6')
+    train(config, resumed, devices=one_device())
+    assert 'resumes from the checkpoint of step 4' in capfd.readouterr().err
+    rows = [
+        [{name: value for name, value in row.items() if name != 'skipped'} for row in read_metrics(workdir)]
+        for workdir in (straight, resumed)
+    ]
+    assert rows[0] == rows[1]
+    values = evaluate_workdir(resumed)
+    assert (values['examples'], values['skipped']) == (5, 1)
+    assert np.isclose(values['loss'], rows[0][-1]['loss'], rtol=1e-6)
+
+
+def test_a_run_stops_at_a_damaged_photo_with_its_name(photos, tmp_path):
+    flags = [f'--config.{name}={value}' for name, value in (SMALL | PHOTOS | {'data.on_bad': 'stop'}).items()]
+    status, out, err = run_command(
+        'train', f'--config={DIGITS}', f'--workdir={tmp_path}/run', f'--config.data.path={photos}', *flags
+    )
+    path = photos / 'train' / CLASSES[1] / f'{CLASSES[1]}_1.JPEG'
+    assert status == 2 and out == ''
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: cannot read the image '{path}': ")
+    assert last.endswith('(data.on_bad=skip goes on without such images)') and 'Traceback' not in err
+
+
+def test_the_number_of_classes_is_that_of_the_photos(photos, tmp_path):
+    flags = [f'--config.{name}={value}' for name, value in (SMALL | PHOTOS | {'model.num_classes': 1000}).items()]
+    status, _, err = run_command(
+        'train', f'--config={DIGITS}', f'--workdir={tmp_path}/run', f'--config.data.path={photos}', *flags
+    )
+    expected = 'error: model.num_classes is 1000, the data has 3 classes: --config.model.num_classes=3\n'
+    assert (status, err) == (2, expected)
+    assert not (tmp_path / 'run').exists()

@@ -136,8 +136,8 @@ def leave_at_once(status: int) -> None:
     """
     if jax.distributed.is_initialized():
         print(
-            f'process {jax.process_index()} of {jax.process_count()} ends by itself (if that is because another did, see '
-            'what that one said). Start all again: the run goes on from its newest checkpoint',
+            f'process {jax.process_index()} of {jax.process_count()} ends by itself (because of another? See what '
+            'that one said). Start all again: the run goes on from its newest checkpoint',
             file=sys.stderr,
         )
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pad_jax.pretrained.safetensors_folder import read_weights
 from pad_jax.pretrained.tensor_check import check_tensors
+from pad_jax.pretrained.upcycling_convolutions import upcycle_convolutions
 
 PyTree = Any
 ModulePath = tuple[str, ...]
@@ -158,6 +159,4 @@ def _to_flax(tensor: np.ndarray) -> np.ndarray:
 def _upcycle(loaded: PyTree, params: PyTree) -> PyTree:
     if jax.tree.structure(loaded) == jax.tree.structure(dict(params)):
         return loaded
-    from pad_jax.pretrained.upcycling_convolutions import upcycle_convolutions
-
     return upcycle_convolutions(loaded, params)

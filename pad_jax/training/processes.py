@@ -64,6 +64,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         missing = [name for name, number in numbers.items() if number is None]
         if missing:
             raise BadInput(f'--coordinator={coordinator} needs {" and ".join(missing)}')
+        if num_processes < 1:
+            raise BadInput(f'--num-processes must be at least 1, got {num_processes}')
         if not 0 <= process_id < num_processes:
             raise BadInput(f'--process-id must be from 0 to {num_processes - 1}, got {process_id}')
     if join_seconds < 1:
@@ -134,8 +136,8 @@ def leave_at_once(status: int) -> None:
     """
     if jax.distributed.is_initialized():
         print(
-            f'process {jax.process_index()} of {jax.process_count()} ends alone; the others end when they miss it. '
-            'Start all again: the run goes on from its newest checkpoint',
+            f'process {jax.process_index()} of {jax.process_count()} ends by itself (because of another? See what '
+            'that one said). Start all again: the run goes on from its newest checkpoint',
             file=sys.stderr,
         )
         sys.stdout.flush()

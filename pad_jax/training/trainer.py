@@ -1,6 +1,7 @@
 """The training loop: on the host, over pure steps, with everything that a run writes."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pad_jax.data import METRICS, ImageSource, TextSource
 from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
+from pad_jax.training.debugging import find_nan
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.mixtures import compare_experts, forget_columns, index_columns
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
@@ -143,14 +145,12 @@ class _Run:
         optimizer = make_run_optimizer(config, lengths)
         self.task = make_task(config)
         heat = make_heat(config, lengths)
+        self.step_arguments = {'task': self.task, 'optimizer': optimizer, **make_step_options(config), **heat}
         self.train_step = replicas.map_step(
             train_step,
             donate=True,
-            task=self.task,
             model=make_model(config, AXIS),
-            optimizer=optimizer,
-            **make_step_options(config),
-            **heat,
+            **self.step_arguments,
         )
         self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)
         self.temperature = make_temperature_schedule(*heat.values()) if self.task.heated else None
@@ -234,7 +234,10 @@ class _Run:
 
     def _train(self, step: int, batch) -> None:
         every, last = self.config.train, step == self.lengths.total
-        self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
+        try:
+            self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
+        except FloatingPointError as error:  # with config.debug, under which jax doesn't donate the state
+            raise FloatingPointError(self._explain_nan(step, batch)) from error
         if step % every.log_every_steps == 0 or last:
             self._log(step, metrics)
         else:
@@ -243,6 +246,11 @@ class _Run:
             self._evaluate(step)
         if step % every.checkpoint_every_steps == 0 or last:
             self._save(step)
+
+    def _explain_nan(self, step: int, batch) -> str:
+        alone = functools.partial(train_step, model=self.model, **self.step_arguments | {'accumulate_steps': 1})
+        found = find_nan(alone, self.replicas.fetch(self.state), batch)
+        return f'step {step} makes a NaN: {found or "but not when it is run operation by operation on one device"}'
 
     def _log(self, step: int, metrics) -> None:
         values = {name: float(value) for name, value in self.replicas.fetch(metrics).items()}

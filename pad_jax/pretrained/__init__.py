@@ -1,4 +1,4 @@
-"""Pretrained weights from safetensors: BERT's family and torchvision's networks; upcycling of static parts to dynamic."""
+"""Pretrained weights from safetensors: BERT's family and torchvision's networks; upcycling of static parts."""
 
 from pad_jax.pretrained.bert import Loaded, load_pretrained
 from pad_jax.pretrained.packaged import PACKAGES, find_weights

@@ -1,4 +1,4 @@
-"""A whole training step of ResNets, fully and partially dynamic against static, in one run.
+r"""A whole training step of ResNets, fully and partially dynamic against static, in one run.
 
     python benchmarks/models.py                      # ResNet-18 and ResNet-50; on a CPU most of it is compiling
     python benchmarks/models.py --models=resnet18 --rows=pad,pad\ output --batch-size=4 --image-size=64

@@ -5,6 +5,7 @@ opened: which classes, files and shards there are, and that they are whole.
 """
 
 import pathlib
+import shlex
 
 from pad_jax.data.class_folders import list_class_folders, warn_of_unseen
 from pad_jax.data.decoding import quote
@@ -79,4 +80,6 @@ def open_imagenet(
 
 
 def _explain_preparing(data_dir: str) -> str:
-    return f'python -m pad_jax prepare {NAME} --manual-dir=DIR_OF_THE_TARS --data-dir={data_dir} prepares it'
+    return (
+        f'python -m pad_jax prepare {NAME} --manual-dir=DIR_OF_THE_TARS --data-dir={shlex.quote(data_dir)} prepares it'
+    )

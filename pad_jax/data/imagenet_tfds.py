@@ -4,6 +4,8 @@ import bisect
 import itertools
 import json
 import pathlib
+import re
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +16,7 @@ from pad_jax.errors import BadInput
 NAME = 'imagenet2012'
 FORMAT = 'array_record'
 INFO = 'dataset_info.json'
+VERSION = re.compile(r'\d+\.\d+\.\d+')
 SPLITS = ('train', 'validation')
 NUM_THREADS = 16
 
@@ -24,25 +27,29 @@ def find_prepared(root: pathlib.Path) -> pathlib.Path | None:
     Raises:
         BadInput: it was prepared as TFRecord or the like, of which no single record can be read.
     """
-    for pattern in (f'{NAME}/*/{INFO}', f'*/{INFO}', INFO):
-        infos = sorted(root.glob(pattern), key=_version)
-        if infos:
+    for folder in (root / NAME, root):
+        # What a preparation has not finished lies in VERSION.incomplete, which is no version.
+        versions = [info.parent for info in folder.glob(f'*/{INFO}') if VERSION.fullmatch(info.parent.name)]
+        if versions:
+            found = max(versions, key=lambda version: [int(part) for part in version.name.split('.')])
             break
     else:
-        return None
-    info = infos[-1]
+        if not (root / INFO).is_file():
+            return None
+        found = root.absolute()
     try:
-        content = json.loads(info.read_text(encoding='utf-8'))
-        name, found = content['name'], content['fileFormat']
+        info = json.loads((found / INFO).read_text(encoding='utf-8'))
+        formats = [info['fileFormat'], *info.get('alternativeFileFormats', ())]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f'{quote(info)} is no description of a TFDS set') from error
-    if found != FORMAT:
-        data_dir = info.parent.parent.parent
+        raise BadInput(f'{quote(found / INFO)} is no description of a TFDS set') from error
+    if FORMAT not in formats:
+        name = found.parents[1 if info.get('configName') else 0]
         raise BadInput(
-            f'{quote(info.parent)} was prepared as {found}, of which no single record can be read: '
-            f'python -m pad_jax prepare convert --data-dir={data_dir} --dataset={name} writes it as {FORMAT}'
+            f'{quote(found)} was prepared as {formats[0]}, of which no single record can be read: '
+            f'python -m pad_jax prepare convert --data-dir={shlex.quote(str(name.parent))} '
+            f'--name={found.parent.relative_to(name.parent)}'
         )
-    return info.parent
+    return found
 
 
 class PreparedSplit:
@@ -91,7 +98,8 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
     names, opened = tuple(features['label'].names), []
     for name in SPLITS:
         lengths = list(splits[name].shard_lengths)
-        shards = [folder / file for file in splits[name].filenames]
+        files = splits[name].filename_template.replace(filetype_suffix=FORMAT)
+        shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(lengths))]
         _check_shards(shards, lengths)
         try:
             source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
@@ -123,7 +131,3 @@ def _check_shards(shards: Sequence[pathlib.Path], lengths: Sequence[int]) -> Non
 
 def _unreadable(path: pathlib.Path, error: Exception) -> BadInput:
     return BadInput(f'cannot read {quote(path)}: {" ".join(str(error).split()) or type(error).__name__}')
-
-
-def _version(info: pathlib.Path) -> list[int]:
-    return [int(part) if part.isdigit() else -1 for part in info.parent.name.split('.')]

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pad_jax.data import transforms
 from pad_jax.data.decoding import open_image, to_rgb, turn_upright
@@ -66,9 +66,7 @@ class Augmentation:
             crop_bits = np.array([[*crop[-2:], mirror]], np.uint64)
             (pixels,) = transforms.crop_and_flip(view_middle(data, size)[None], crop_bits, self.crop_padding, self.flip)
         else:
-            pixels = view_part(data, size, crop)
-            if self.flip and int(mirror) % 2:
-                pixels = pixels[:, ::-1]
+            pixels = view_part(data, size, crop, mirrored=self.flip and int(mirror) % 2 == 1)
         return self.distortion.apply(pixels, np.array(distorted)) if self.distortion else pixels
 
 
@@ -83,8 +81,8 @@ def view_middle(data: bytes, size: int) -> np.ndarray:
         return resize(image, find_middle(*image.size, size), size)
 
 
-def view_part(data: bytes, size: int, bits: np.ndarray) -> np.ndarray:
-    """The part of a photo that uint64[CROP_WORDS] choose: uint8[S, S, 3].
+def view_part(data: bytes, size: int, bits: np.ndarray, mirrored: bool = False) -> np.ndarray:
+    """The part of a photo that uint64[CROP_WORDS] choose, left and right exchanged or not: uint8[S, S, 3].
 
     Raises:
         Exception: as `open_image` does.
@@ -97,10 +95,11 @@ def view_part(data: bytes, size: int, bits: np.ndarray) -> np.ndarray:
         # something to antialias.
         image.draft(None, (math.ceil(2 * size * width / (right - left)), math.ceil(2 * size * height / (bottom - top))))
         across, down = image.width / width, image.height / height
-        return resize(to_rgb(image), (left * across, top * down, right * across, bottom * down), size)
+        box = (left * across, top * down, right * across, bottom * down)
+        return resize(to_rgb(image), box, size, mirrored)
 
 
-def resize(image: Image.Image, box: Box, size: int) -> np.ndarray:
+def resize(image: Image.Image, box: Box, size: int, mirrored: bool = False) -> np.ndarray:
     """The box of an RGB image as uint8[S, S, 3].
 
     >>> resize(Image.new('RGB', (40, 20), (255, 0, 0)), (10, 0, 30, 20), 8)[0, 0].tolist()
@@ -110,7 +109,7 @@ def resize(image: Image.Image, box: Box, size: int) -> np.ndarray:
     resized = Image.new('RGB', (size, size))
     options = ResizeOptions(BILINEAR, crop_box=CropBox(left, top, right - left, bottom - top))
     Resizer().resize_pil(image, resized, options)
-    return np.asarray(resized)
+    return np.asarray(ImageOps.mirror(resized) if mirrored else resized)
 
 
 def find_middle(width: int, height: int, size: int) -> Box:

@@ -94,7 +94,9 @@ def test_finds_a_prepared_set_from_each_of_its_folders(originals, inner):
 
 def test_takes_the_newest_version(prepared):
     shutil.copytree(prepared, prepared.parent / '5.10.0')
-    (prepared / 'dataset_info.json').write_text('{}')
+    shutil.copytree(prepared, prepared.parent / '6.0.0.incomplete')
+    for name in ('5.1.0', '6.0.0.incomplete'):
+        (prepared.parent / name / 'dataset_info.json').write_text('{}')
     assert open_data(prepared.parent.parent).spec.num_train == 12
 
 
@@ -123,9 +125,20 @@ def test_a_set_in_another_format_says_how_to_convert_it(prepared):
     info.write_text(json.dumps(json.loads(info.read_text()) | {'fileFormat': 'tfrecord'}))
     data_dir = prepared.parent.parent
     message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, of which no single record can be read: ")
-    assert f'python -m pad_jax prepare convert --data-dir={data_dir} --dataset=imagenet2012' in message
+    assert f'python -m pad_jax prepare convert --data-dir={data_dir} --name=imagenet2012' in message
+    assert message == refused(prepared, 'as tfrecord') == refused(prepared.parent, 'as tfrecord')
+    info.write_text(json.dumps(json.loads(info.read_text()) | {'configName': 'small'}))
+    small = shutil.copytree(prepared, prepared.parent / 'small' / '5.1.0')
+    assert f'--data-dir={data_dir} --name=imagenet2012/small' in refused(small, 'as tfrecord')
     info.write_text('{')
     refused(data_dir, f"'{info}' is no description of a TFDS set")
+
+
+def test_a_set_in_two_formats_is_read_in_the_right_one(prepared):
+    info = prepared / 'dataset_info.json'
+    formats = {'fileFormat': 'tfrecord', 'alternativeFileFormats': ['array_record']}
+    info.write_text(json.dumps(json.loads(info.read_text()) | formats))
+    assert len(open_data(prepared).scoring_batch(0, 12)['label']) == 12
 
 
 def test_a_set_without_labels_or_splits_is_refused(originals, tmp_path):

@@ -131,16 +131,20 @@ def _mesh(devices):
 
 @functools.lru_cache
 def _map_step(form, devices, step, donate, static):
-    replica = functools.partial(step, **dict(static), axis_name=AXIS)
-    donated = (0,) if donate else ()
     if form == 'pmap':
-        return jax.pmap(replica, axis_name=AXIS, devices=devices, donate_argnums=donated)
+        replica = functools.partial(step, **dict(static), axis_name=AXIS)
+        return jax.pmap(replica, axis_name=AXIS, devices=devices, donate_argnums=(0,) if donate else ())
+    return map_over_mesh(step, _mesh(devices), donate, **dict(static))
+
+
+def map_over_mesh(step: Callable, mesh, donate: bool, **static: Hashable) -> Callable:
+    """`Replicas.map_step` by shard_map over a mesh of one axis, `AXIS`; an abstract one lowers for what isn't there."""
     mapped = jax.shard_map(
-        replica,
-        mesh=_mesh(devices),
+        functools.partial(step, **static, axis_name=AXIS),
+        mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
         out_specs=PartitionSpec(),
         # What the replicas hold is equal by the means over the axis; the checker can't follow it through scan.
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=donated)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())

@@ -1,0 +1,112 @@
+"""The train steps lower for machines that aren't there, and don't keep a second copy of the state."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from pad_jax.training.configuration import load_config
+from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.parallel import AXIS, PARALLEL, Replicas, map_over_mesh
+from pad_jax.training.setup import make_heat, make_inputs, make_model, make_run_optimizer, make_task, measure_lengths
+from pad_jax.training.state import abstract_state, init_state
+from pad_jax.training.steps import train_step
+from pad_jax.training.tasks import IMAGES, image_inputs
+from tests.training.tiny import GLUE, ROOT, NormFree, small_config
+
+NUM_CHIPS = 256
+IMAGENET = ROOT / 'configs' / 'imagenet_resnet50_pad.py'
+BERT = ROOT / 'configs' / 'glue_bert_base_moe.py'
+
+
+def lower(config, platforms):
+    """(exported train step of a run with this config over the chips, leaves of its state)."""
+    lengths = measure_lengths(config, num_train=1_281_167)
+    optimizer = make_run_optimizer(config, lengths)
+    mesh = AbstractMesh((NUM_CHIPS,), (AXIS,), axis_types=(AxisType.Auto,))
+    step = map_over_mesh(
+        train_step,
+        mesh,
+        donate=True,
+        task=make_task(config),
+        model=make_model(config, AXIS),
+        optimizer=optimizer,
+        accumulate_steps=config.optim.accumulate_steps,
+        **make_heat(config, lengths),
+    )
+    inputs = make_inputs(config)
+    state = abstract_state(make_model(config), optimizer, inputs)
+    names = make_task(config).inputs
+    shapes = [leaf.shape[1:] if len(leaf.shape) > 2 else (128,) for leaf in inputs]  # images, or texts of 128 tokens
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, leaf.dtype) for name, shape, leaf in zip(names, shapes, inputs, strict=True)
+    }
+    batch['label'] = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def place(tree, rows, spec):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*rows, *leaf.shape), leaf.dtype, sharding=NamedSharding(mesh, spec)),
+            tree,
+        )
+
+    placed = place(state, (), PartitionSpec()), place(batch, (config.data.batch_size,), PartitionSpec(AXIS))
+    return export.export(step, platforms=platforms)(*placed), len(jax.tree.leaves(state))
+
+
+def assert_lowers(config, platforms):
+    exported, num_leaves = lower(config, platforms)
+    assert exported.platforms == tuple(platforms) and exported.nr_devices == NUM_CHIPS
+    program = exported.mlir_module()
+    assert program.count('jax.buffer_donor = true') == num_leaves  # the whole state's memory is given away
+    assert 'stablehlo.all_reduce' in program
+
+
+@pytest.mark.usefixtures('one_block')
+def test_a_small_network_of_images_lowers_for_256_chips():
+    assert_lowers(small_config(data__batch_size=512, optim__accumulate_steps=2), ['tpu', 'cuda'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+@pytest.mark.parametrize(
+    ('path', 'batch_size'), [(IMAGENET, 4096), (BERT, 1024), (GLUE, 1024)], ids=lambda value: getattr(value, 'stem', '')
+)
+def test_the_train_steps_of_the_recipes_lower_for_256_chips(path, batch_size, platform):
+    config = load_config(str(path), ['data.path=FOLDER', f'data.batch_size={batch_size}', 'model.dtype=bfloat16'])
+    assert_lowers(config, [platform])
+
+
+@functools.cache
+def optimizer():
+    return make_optimizer('sgd', 0.1, 'constant', 0, 1e-4, 0.0, 5)
+
+
+@pytest.mark.parametrize('form', PARALLEL)
+def test_the_step_takes_the_memory_of_the_state_that_it_is_given(form):
+    replicas = Replicas(form, jax.local_devices()[:2])
+    static = {'task': IMAGES, 'model': NormFree(), 'optimizer': optimizer(), 'temperature': 1.0, 'temperature_steps': 1}
+    step = replicas.map_step(train_step, donate=True, **static)
+    state = replicas.place_state(init_state(NormFree(), optimizer(), image_inputs((8, 8, 1)), 0))
+    batch = replicas.place_batch({'image': np.ones((4, 8, 8, 1), np.float32), 'label': np.zeros(4, np.int32)})
+    memory = step.lower(state, batch).compile().memory_analysis()
+    size = sum(
+        leaf.nbytes
+        for leaf in jax.tree.leaves(
+            jax.tree.map(
+                lambda leaf: (
+                    jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+                ),
+                replicas.fetch(state),
+            )
+        )
+    )
+    # On one device; what is returned beside the state are a few scalars.
+    assert memory.alias_size_in_bytes == size
+    assert size <= memory.output_size_in_bytes < size + 1000
+    new, _ = step(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))

@@ -1,0 +1,378 @@
+"""Several processes: what they agree on, by threads that stand in for them, and real ones that train together."""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.training import processes
+from pad_jax.training.command_line import Parser, parse_with_overrides
+from pad_jax.training.configuration import load_config
+from pad_jax.training.parallel import PARALLEL
+from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, check_shared, join
+from pad_jax.training.trainer import train
+from pad_jax.training.writers import read_metrics
+from tests.training.conftest import IN_ROUNDS, compiled_quickly
+from tests.training.tiny import DIGITS, ROOT, SMALL
+from tests.training.trainer_test import load_state
+
+SMALL_TRAIN = ROOT / 'tests' / 'training' / 'small_train.py'
+SHORT = SMALL | {
+    'train.steps': 3,
+    'train.checkpoint_every_steps': 2,
+    'train.eval_every_steps': 3,
+    'partition.start_step': 1,
+}
+
+
+class Several:
+    """Processes by threads: each runs the same function, and what they say to one another is real."""
+
+    def __init__(self, monkeypatch, count):
+        self.count, self.here, self.texts = count, threading.local(), [''] * count
+        self.barrier = threading.Barrier(count, timeout=10)
+        monkeypatch.setattr(jax, 'process_count', lambda: count)
+        monkeypatch.setattr(jax, 'process_index', lambda: self.here.index)
+        monkeypatch.setattr(processes, 'gather_texts', self.gather)
+
+    def gather(self, text):
+        self.texts[self.here.index] = text
+        self.barrier.wait()
+        found = list(self.texts)
+        self.barrier.wait()
+        return found
+
+    def run(self, function):
+        """What `function(index)` returns or raises on each of them."""
+        found = [None] * self.count
+
+        def one(index):
+            self.here.index = index
+            try:
+                found[index] = function(index)
+            except Exception as error:
+                found[index] = error
+
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        return found
+
+
+def test_bad_input_of_one_is_that_of_all(monkeypatch):
+    def body(index):
+        with all_or_none():
+            if index == 1:
+                raise BadInput('no data in /here')
+            return 'went well'
+
+    for found in Several(monkeypatch, 3).run(body):
+        assert type(found) is AgreedProblem and str(found) == 'on process 1: no data in /here'
+
+
+def test_what_all_have_is_said_once_and_what_none_has_not_at_all(monkeypatch):
+    def fail(index):
+        with all_or_none():
+            raise BadInput('no data')
+
+    def succeed(index):
+        with all_or_none():
+            pass
+        return index
+
+    several = Several(monkeypatch, 2)
+    assert [str(found) for found in several.run(fail)] == ['no data', 'no data']
+    assert several.run(succeed) == [0, 1]
+
+
+def test_one_process_keeps_its_own_error():
+    with pytest.raises(BadInput) as caught, all_or_none():
+        raise BadInput('mine')
+    assert type(caught.value) is BadInput
+    check_same('config', {'seed': 1})
+
+
+def test_disagreements_name_the_keys_on_every_process(monkeypatch):
+    configs = [{'seed': 0, 'rate': 0.1}, {'seed': 0, 'rate': 0.1}, {'seed': 3, 'rate': 0.1, 'more': None}]
+    for found in Several(monkeypatch, 3).run(lambda index: check_same('config', configs[index])):
+        assert str(found) == (
+            "the processes disagree on the config: more: 'missing' on process 0, None on process 2; "
+            'seed: 0 on process 0, 3 on process 2'
+        )
+    assert Several(monkeypatch, 2).run(lambda index: check_same('config', configs[0])) == [None, None]
+
+
+def test_a_workdir_has_to_be_the_same_folder_for_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, 'SECONDS_TO_APPEAR', 0.1)
+    several = Several(monkeypatch, 3)
+    for found in several.run(lambda index: check_shared(tmp_path / f'disk{index == 2}' / 'a' / 'run')):
+        assert isinstance(found, AgreedProblem)
+        assert str(found).startswith(f'on process 2: workdir {tmp_path}/diskTrue/a/run on ')
+        assert str(found).endswith('is not the folder that process 0 writes into: it must be on storage that all '
+                                   'processes share')  # fmt: skip
+    assert not list(tmp_path.iterdir())
+    assert several.run(lambda index: check_shared(tmp_path / 'deep' / 'run')) == [None] * 3
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'deep', tmp_path / 'deep' / 'run']
+
+
+def test_a_file_that_appears_late_is_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, 'SECONDS_TO_APPEAR', 10)
+    monkeypatch.setattr(processes, '_write_marker', lambda marker: threading.Timer(0.7, marker.touch).start())
+    assert Several(monkeypatch, 2).run(lambda index: check_shared(tmp_path)) == [None, None]
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_gather_texts_of_any_length(monkeypatch):
+    """The other process' part is played by what `process_allgather` returns."""
+    theirs, sent = 'κ, longer than ours', []
+
+    def gathers(mine):
+        sent.append(mine)
+        if np.ndim(mine) == 0:
+            return np.array([mine, len(theirs.encode())])
+        return np.stack([mine, np.frombuffer(theirs.encode().ljust(len(mine), b'\0'), np.uint8)])
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, 'process_allgather', gathers)
+    assert processes.gather_texts('ours') == ['ours', theirs]
+    assert [np.shape(part) for part in sent] == [(), (len(theirs.encode()),)]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'says'),
+    [
+        (['--num-processes=2'], '--num-processes needs --coordinator=HOST:PORT'),
+        (['--coordinator=auto', '--process-id=0'], '--process-id needs --coordinator=HOST:PORT'),
+        (['--coordinator=here:1', '--process-id=0'], '--coordinator=here:1 needs --num-processes'),
+        (['--coordinator=here', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here.'),
+        (['--coordinator=here:x', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here:x.'),
+        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], '--num-processes must be at least 1, got 0'),
+        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], '--process-id must be from 0 to 1, got 2'),
+        (['--coordinator=auto', '--join-seconds=0'], '--join-seconds must be at least 1, got 0'),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, says):
+    parser = Parser()
+    add_flags(parser)
+    flags, _ = parse_with_overrides(parser, flags)
+    with pytest.raises(BadInput, match=says):
+        join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
+
+
+def test_no_flags_leave_a_process_alone():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    join(**vars(parser.parse_args([])))
+    assert not jax.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(('', 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            BadInput, match=f'process 0 cannot listen on port {port} of --coordinator=localhost:{port}: '
+        ):
+            join(f'localhost:{port}', 2, 0, 5)
+
+
+def free_port():
+    with socket.create_server(('', 0)) as found:
+        return found.getsockname()[1]
+
+
+def start(workdir, index, changes, *, port, count=2, devices=1, more=()):
+    """One process of a run; `changes` are config keys."""
+    flags = [f'--config.{name}={value}' for name, value in (SHORT | changes).items()]
+    together = [f'--coordinator=localhost:{port}', f'--num-processes={count}', f'--process-id={index}', *more]
+    environment = os.environ | {
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
+    return subprocess.Popen(
+        [sys.executable, SMALL_TRAIN, f'--config={DIGITS}', f'--workdir={workdir}', *flags, *together],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(running, timeout=240):
+    """[(status, lines of stderr)] of processes, which have to come to their end."""
+    try:
+        found = [process.communicate(timeout=timeout)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, said.splitlines()) for process, said in zip(running, found, strict=True)]
+
+
+def run_two(workdir, changes=None, **options):
+    port = free_port()
+    each = changes if isinstance(changes, list) else [changes or {}] * 2
+    return end([start(workdir, index, each[index], port=port, **options) for index in range(2)])
+
+
+def run_one(workdir, changes=None):
+    """The same in this process, on as many devices."""
+    config = small(changes)
+    with compiled_quickly():
+        train(config, workdir, devices=jax.local_devices()[:2])
+
+
+def small(changes=None):
+    return load_config(str(DIGITS), [f'{name}={value}' for name, value in (SHORT | (changes or {})).items()])
+
+
+def assert_close(workdir, other, rtol=1e-5):
+    """Masks to the bit, the rest to what float32 may differ by in another order of addition."""
+    assert (workdir / 'partition.json').read_text() == (other / 'partition.json').read_text()
+    rows, others = read_metrics(workdir), read_metrics(other)
+    assert [(row.pop('step'), row.pop('split')) for row in rows] == [
+        (row.pop('step'), row.pop('split')) for row in others
+    ]
+    for row, theirs in zip(rows, others, strict=True):
+        assert row == pytest.approx(theirs, rel=rtol)
+    states = [load_state(folder, small()) for folder in (workdir, other)]
+    jax.tree.map(np.testing.assert_array_equal, *(state.masks for state in states))
+    assert 0 < sum(int(mask.sum()) for mask in jax.tree.leaves(states[0].masks)) < 288
+    for name in ('params', 'batch_stats', 'optimizer_state'):
+        jax.tree.map(
+            lambda one, two: np.testing.assert_allclose(one, two, rtol=rtol, atol=rtol / 100),
+            *(getattr(state, name) for state in states),
+        )
+
+
+@pytest.mark.usefixtures('one_block')
+def test_two_processes_train_what_one_trains(finished_run, tmp_path):
+    """With rounds of the partition and a checkpoint in the middle. Only the first says and writes anything."""
+    workdir = tmp_path / 'two'
+    rounds = {name.replace('__', '.'): value for name, value in IN_ROUNDS.items()}
+    (first, said), (second, silent) = run_two(workdir, SMALL | rounds)
+    assert first == second == 0, (said, silent)
+    assert any(line.startswith('train: done: 6 steps') for line in said)
+    assert not any(line.startswith('train') for line in silent)
+    assert_close(workdir, finished_run, rtol=1e-3)
+    assert (workdir / 'config.json').read_text() == (finished_run / 'config.json').read_text()
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in finished_run.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_block')
+@pytest.mark.parametrize('form', PARALLEL)
+def test_two_processes_of_two_devices_train_what_one_trains(tmp_path, form):
+    changes = {'parallel': form}
+    assert [status for status, _ in run_two(tmp_path / 'two', changes, devices=2)] == [0, 0]
+    with compiled_quickly():
+        train(small(changes), tmp_path / 'one', devices=jax.local_devices()[:4])
+    assert_close(tmp_path / 'two', tmp_path / 'one')
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_block')
+def test_checkpoints_go_from_two_processes_to_one_and_back(tmp_path):
+    run_one(tmp_path / 'one')
+    for name, begin, go_on in (('two_one', run_two, run_one), ('one_two', run_one, run_two)):
+        workdir = tmp_path / name
+        begin(workdir)
+        assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['2', '3']
+        for path in sorted((workdir / 'checkpoints' / '3').rglob('*'), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (workdir / 'checkpoints' / '3').rmdir()
+        go_on(workdir)
+        assert_close(workdir, tmp_path / 'one')
+
+
+def wait_for_steps(workdir, running):
+    """Until the first row is written."""
+    end = time.monotonic() + 120
+    while not (workdir / 'metrics.jsonl').exists() or not read_metrics(workdir):
+        assert time.monotonic() < end and all(process.poll() is None for process in running)
+        time.sleep(0.2)
+
+
+ENDLESS = {'train.steps': 10**6, 'train.checkpoint_every_steps': 10**6, 'train.eval_every_steps': 10**6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('victim', 'number'), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, victim, number):
+    port, workdir = free_port(), tmp_path / 'run'
+    running = [start(workdir, index, ENDLESS, port=port) for index in range(2)]
+    wait_for_steps(workdir, running)
+    running[victim].send_signal(number)
+    (first, said), (second, _) = end(running)
+    assert first == second == 143
+    (line,) = [line for line in said if 'SIGTERM: checkpoint' in line]
+    (checkpoint,) = (workdir / 'checkpoints').iterdir()
+    assert line == f'train: SIGTERM: checkpoint of step {checkpoint.name} is written'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_who_loses_the_other_ends_too(tmp_path, victim):
+    port, workdir = free_port(), tmp_path / 'run'
+    running = [start(workdir, index, ENDLESS, port=port) for index in range(2)]
+    wait_for_steps(workdir, running)
+    running[victim].kill()
+    status, said = end(running, timeout=processes.HEARTBEAT_SECONDS + 60)[1 - victim]
+    assert status in (1, -signal.SIGABRT)
+    assert any('ends by itself' in line or 'another task died' in line for line in said)
+
+
+def last_lines(found):
+    """The one line that each has to say, gloo's own aside."""
+    return [[line for line in said if line.startswith('error: ')] for _, said in found]
+
+
+def test_two_processes_that_disagree_both_say_on_what(tmp_path):
+    found = run_two(tmp_path / 'run', [{'train.seed': 1}, {'train.seed': 2, 'data.batch_size': 31}])
+    assert [status for status, _ in found] == [2, 2]
+    says = 'the processes disagree on the config: data.batch_size: 16 on process 0, 31 on process 1; train.seed: 1 on p'
+    for (line,) in last_lines(found):
+        assert says in line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_devices_of_all_processes_do_not_divide(tmp_path):
+    found = run_two(tmp_path / 'run', {'data.batch_size': 18}, devices=2)
+    assert [status for status, _ in found] == [2, 2]
+    for (line,) in last_lines(found):
+        assert 'must be a multiple of 4 (2 processes × 2 devices × optim.accumulate_steps = 1), got 18' in line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_process_that_waits_for_others_in_vain(tmp_path, index):
+    process = start(tmp_path / 'run', index, {}, port=free_port(), more=['--join-seconds=2'])
+    ((status, said),) = end([process])
+    assert status == 2 and len(said) == 1
+    reasons = ['not all processes came; --num-processes', 'process 0 cannot be reached from here (Connection refused)']
+    assert said[0].startswith('error: waited 2 s at --coordinator=localhost:') and reasons[index] in said[0]
+
+
+@pytest.mark.slow
+def test_a_command_that_finds_no_cluster(tmp_path):
+    with contextlib.chdir(ROOT):
+        found = subprocess.run(
+            [sys.executable, 'train.py', f'--config={DIGITS}', f'--workdir={tmp_path}/run', '--coordinator=auto'],
+            capture_output=True,
+            text=True,
+        )
+    assert found.returncode == 2 and found.stderr.count('\n') == 1
+    assert '--coordinator=auto finds no TPU pod, Slurm or Open MPI' in found.stderr

@@ -29,8 +29,8 @@ FROM_LAW = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal', batch_axis
 
 
 def scale_activation(logits: jax.Array) -> jax.Array:
-    """min(max(logits + 3, 0), 6) / 3 in [0, 2], one at zero: what the authors' code has for Λ, the paper nothing."""
-    return 2 * jax.nn.hard_sigmoid(logits)
+    """relu6(logits + 3) / 3 in [0, 2], exactly one at zero: what the authors' code has for Λ, the paper nothing."""
+    return jnp.clip(logits / 3 + 1, 0, 2)
 
 
 def keep(logits: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pad_jax.layers.factors import declare_static
 from pad_jax.layers.routing import EXPAND_LAW
-from pad_jax.partition.masks import split
+from pad_jax.partition.masks import blend
 
 
 class GeneratedTensor(nn.Module):
@@ -58,9 +58,7 @@ class GeneratedTensor(nn.Module):
         self.sow('intermediates', 'values', values)
         if self.granularity is None:
             return values
-        static, *rest = declare_static(self, 'tensor', nn.initializers.constant(self.start), self.shape)
-        dynamic_part, static_part = split(values, static.astype(values.dtype), *rest)
-        return dynamic_part + static_part[None]
+        return blend(values, *declare_static(self, 'tensor', nn.initializers.constant(self.start), self.shape))
 
 
 def _draw(key, shape, dtype):

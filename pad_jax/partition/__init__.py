@@ -28,6 +28,7 @@ from pad_jax.partition.iterative import (
 from pad_jax.partition.masks import (
     GRANULARITIES,
     SCALES,
+    blend,
     count_dynamic,
     count_positions,
     dynamic_fraction,

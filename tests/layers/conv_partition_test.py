@@ -1,0 +1,143 @@
+"""Networks of every dynamic convolution under the partition: criteria, scopes, and what the handoff takes over."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pad_jax.layers import make_conv_spec
+from pad_jax.layers.conv_spec import ConvSpec
+from pad_jax.partition import (
+    CRITERIA,
+    FLAX,
+    Problem,
+    as_gates,
+    count_dynamic,
+    partition_round,
+    positions_of,
+    sown_routing,
+)
+from tests.layers.compiling import jit_quickly
+
+NAMES = ('condconv', 'odconv', 'dcd')
+
+
+class Network(nn.Module):
+    conv: ConvSpec
+
+    @nn.compact
+    def __call__(self, x, temperature):
+        for index in range(2):
+            x = nn.relu(self.conv(6, (3, 3), strides=2, use_bias=False, name=f'conv{index}')(x, temperature))
+        return nn.Dense(3, name='head')(x.mean((1, 2)))
+
+
+@functools.cache
+def setting(name, granularity='element'):
+    """(problem, params, masks, batches); the heads are sharp, so that samples differ."""
+    spec = make_conv_spec(name, num_kernels=3, reduction=1, granularity=granularity, plan='shift')
+    network = Network(spec)
+    rng = np.random.default_rng(0)
+    batches = [
+        {'x': rng.normal(size=(8, 8, 8, 4)).astype(np.float32) + rng.normal(size=(8, 1, 1, 4)).astype(np.float32),
+         'label': rng.integers(0, 3, 8)}
+        for _ in range(2)
+    ]  # fmt: skip
+    variables = jit_quickly(network.init)(jax.random.key(1), batches[0]['x'], 1.0)
+
+    @jax.jit
+    def run(params, gates, batch):
+        return network.apply({'params': params, 'partition': gates}, batch['x'], 1.0, mutable=['intermediates'])
+
+    def loss(params, gates, batch):
+        return -jnp.mean(jax.nn.log_softmax(run(params, gates, batch)[0])[jnp.arange(8), batch['label']])
+
+    def output(params, gates, batch):
+        return run(params, gates, batch)[0]
+
+    def routing(params, gates, batch):
+        return sown_routing(run(params, gates, batch)[1]['intermediates'], gates)
+
+    return Problem(loss, FLAX['both'], output, routing), variables['params'], variables['partition'], batches
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+@pytest.mark.parametrize('name', NAMES)
+def test_every_criterion_in_both_scopes(name, criterion):
+    problem, params, masks, batches = setting(name)
+    positions = positions_of(problem.layout, params, masks)
+    found = {}
+    for scope in ('global', 'layer'):
+        new, same = partition_round(problem, params, masks, batches, 0.4, criterion=criterion, scope=scope)
+        assert same is params
+        if scope == 'global':
+            total = sum(leaf.size for leaf in jax.tree.leaves(positions))
+            assert count_dynamic(new, positions) == round(0.4 * total)
+        else:
+            for mask, leaf in zip(jax.tree.leaves(new), jax.tree.leaves(positions)):
+                assert int(mask.sum()) == round(0.4 * leaf.size)
+        found[scope] = [mask.tolist() for mask in jax.tree.leaves(new)]
+    assert found['global'] != found['layer']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_handoff_mean_barely_moves_the_function(name):
+    problem, params, masks, batches = setting(name)
+    # Inputs that are much alike: each is then routed nearly as the mean is.
+    batches = [{**batch, 'x': batches[0]['x'][:1] + 0.1 * batch['x']} for batch in batches]
+    new, handed = partition_round(problem, params, masks, batches, 0.05, criterion='random', handoff='mean')
+    before, moved, shocked = (
+        jnp.concatenate([problem.output(*of, batch) for batch in batches])
+        for of in ((params, as_gates(masks)), (handed, as_gates(new)), (params, as_gates(new)))
+    )
+    assert 0 < jnp.abs(moved - before).mean() < jnp.abs(shocked - before).mean() / 10
+
+
+@pytest.mark.parametrize(
+    ('name', 'head'), [('odconv', 'channel'), ('odconv', 'spatial'), ('dcd', 'scaling'), ('dcd', 'fusion')]
+)
+def test_generated_values_are_handed_off_by_their_mean(name, head):
+    """λs·static = λd·mean of the activated values, and the criterion `variance` is the variance of these."""
+    problem, params, masks, batches = setting(name)
+    params = {**params, 'conv1': {**params['conv1'], head: {**params['conv1'][head], 'phi': jnp.float32(0.5)}}}
+    gates = as_gates(masks)
+    sown = [problem.routing(params, gates, batch)['conv1'][head]['tensor'].values for batch in batches]
+    values = np.concatenate(sown).astype(np.float64)
+    new, handed = partition_round(
+        problem, params, masks, batches, 0.5, criterion='variance', scope='layer', handoff='mean'
+    )
+    kept = np.asarray(new['conv1'][head]['tensor'])
+    dynamic_scale = 2 / (1 + np.exp(-0.5))
+    expected = np.where(
+        kept, params['conv1'][head]['static_tensor'], dynamic_scale / (2 - dynamic_scale) * values.mean(0)
+    )
+    np.testing.assert_allclose(handed['conv1'][head]['static_tensor'], expected, rtol=1e-4, atol=1e-6)
+    variance = values.var(0)
+    assert variance[kept].min() >= variance[~kept].max() * (1 - 1e-4)
+
+
+def test_the_mean_of_what_is_generated_needs_its_values():
+    problem, params, masks, batches = setting('dcd')
+    blind = Problem(problem.loss, problem.layout)
+    with pytest.raises(ValueError, match='the mean of conv0/fusion/tensor needs the values of scoring batches'):
+        partition_round(blind, params, masks, batches, 0.5, criterion='random', handoff='mean')
+
+
+def test_synflow_of_a_network_that_overflows():
+    """Its input shrinks until nothing does: (60 · size)^32 is 8e56 at size 1, and 2e18 at 1/16."""
+
+    def output(params, gates, batch):
+        x = batch * (gates * params['dynamic'][0]).sum()
+        for _ in range(5):
+            x = x * x
+        return x * gates * params['dynamic'][0]
+
+    problem = Problem(lambda params, gates, batch: 0.0, output=output)
+    params = {'dynamic': jnp.array([[10.0, 20.0, 30.0]]), 'static': jnp.zeros(3)}
+    scores = jax.grad(lambda gates: output(params, gates, jnp.ones(3)).sum())(jnp.ones(3))
+    assert not np.isfinite(scores).all()
+    masks, _ = partition_round(problem, params, jnp.ones(3, bool), [jnp.ones(3)], 1 / 3, criterion='synflow')
+    assert masks.tolist() == [False, False, True]

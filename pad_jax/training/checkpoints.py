@@ -130,8 +130,9 @@ class Checkpoints:
 
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
-    """All that a checkpoint holds of a state: columns follow from the masks."""
-    return {name: value for name, value in vars(state).items() if name != 'columns'}
+    """All that a checkpoint holds of a state: columns follow from the masks, and an average is not always kept."""
+    left_out = {'columns'} if state.average else {'columns', 'average'}
+    return {name: value for name, value in vars(state).items() if name not in left_out}
 
 
 def _check_arrays(folder: Path) -> None:

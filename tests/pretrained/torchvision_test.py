@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import make_conv_spec
+from pad_jax.layers import CONVS, make_conv_spec
 from pad_jax.models import MODELS, BasicBlock, BottleneckBlock, MobileNetV2, ResNet, build_model
 from pad_jax.models.mobilenet import Stage
 from pad_jax.pretrained import LAYOUTS, find_layout, load_torchvision
@@ -15,6 +15,7 @@ from tests.layers.compiling import jit_quickly
 from tests.pretrained import torchvision_twin as twin
 
 STATIC = make_conv_spec('static')
+DYNAMIC = [name for name in CONVS if name != 'static']
 # Two kinds of blocks, with and without strides, shortcuts and expansion; 8 channels are the fewest.
 STAGES = (Stage(1, 8, 1, 1), Stage(2, 8, 2, 2), Stage(3, 16, 1, 2))
 
@@ -73,6 +74,34 @@ def test_the_function_is_that_of_the_twin(name, tmp_path):
     expected = run(tensors, images.transpose(0, 3, 1, 2))
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('name', 'conv'),
+    [
+        ('mobilenet_v2', 'dynamic'),
+        pytest.param('resnet50', 'dynamic', marks=pytest.mark.slow),
+        *(pytest.param('mobilenet_v2', conv, marks=pytest.mark.slow) for conv in DYNAMIC if conv != 'dynamic'),
+    ],
+)
+def test_an_upcycled_network_is_the_static_one(name, conv, tmp_path):
+    """Whatever the temperature and the masks: every third position dynamic."""
+    pytest.importorskip('pad_jax.pretrained.upcycling_convolutions')
+    build, make, run = NETWORKS[name]
+    tensors, model = make(), build().clone(conv=make_conv_spec(conv, num_kernels=2, granularity='element'))
+    images = np.random.default_rng(1).normal(size=(2, 66, 66, 3))
+    shapes = shapes_of(model)
+    # As an initialised network has them: routers are drawn, scale parameters zero.
+    draw = np.random.default_rng(2).normal
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.float32(0 if path[-1].key == 'phi' else draw(size=leaf.shape)), shapes['params']
+    )
+    loaded = load_torchvision(write(tmp_path, tensors), name, shapes_of(build()), params)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
+    masks = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), shapes['partition'])
+    upcycled = {'params': loaded.params, 'batch_stats': loaded.batch_stats, 'partition': masks}
+    logits, _ = jit_quickly(model.apply)(upcycled, images.astype(np.float32), 30.0)
+    np.testing.assert_allclose(logits, run(tensors, images.transpose(0, 3, 1, 2)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,18 @@ def test_the_whole_state_comes_back(tmp_path, state):
 
 
 def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
-    """Another set of names is another format. Columns are none of them: they follow from the masks."""
-    saved = Checkpoints(tmp_path / 'checkpoints', keep=1)
+    """Another set of names is another format. Columns, which follow from the masks, are none; averages may be kept."""
+    saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
     saved.save(state.replace(columns={'conv': jnp.arange(3)}))
+    saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 8))
     names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
     assert FORMAT == 1 and set(saved._manager.item_metadata(7).state) == names
-    assert saved.restore(like()).columns == {}
+    assert set(saved._manager.item_metadata(8).state) == names | {'average'}
+    assert saved.restore(like(), 7).columns == {} == saved.restore(like(), 7).average
+    with pytest.raises(
+        BadInput, match=r'8 does not fit the model: average/params/.* in the checkpoint, missing in the m'
+    ):
+        saved.restore(like())
 
 
 def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):

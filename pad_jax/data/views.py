@@ -115,8 +115,8 @@ def resize(image: Image.Image, box: Box, size: int, mirrored: bool = False) -> n
 def find_middle(width: int, height: int, size: int) -> Box:
     """Where the middle `size` pixels lie once the shorter side is resized to 256 / 224 of that.
 
-    >>> find_middle(500, 375, 224)  # 256 / 375 makes 341 × 256; cutting leaves 58 (59 on the right) and 16
-    (85.0439882697947, 23.4375, 413.4897360703812, 351.5625)
+    >>> find_middle(1024, 512, 224)  # resized to 512 × 256, of which 144 pixels go on the left and 16 at the top
+    (288.0, 32.0, 736.0, 480.0)
     """
     shorter = round(MARGIN * size)
     spans = []

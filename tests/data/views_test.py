@@ -237,6 +237,11 @@ def test_it_lies_the_way_its_camera_says():
         assert_two_colours(view, BLUE, RED)
 
 
+def test_damaged_notes_of_a_camera_leave_the_picture():
+    for view in both_views(encode(two_colours(), exif=b'Exif\0\0no notes')):
+        assert_two_colours(view)
+
+
 def test_parts_are_chosen_of_the_upright_photo():
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6  # to be turned by 90° clockwise

@@ -85,5 +85,5 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 1  # the newest
 
     config.parallel = 'pmap'  # pmap, shard_map
-    config.debug = False  # stop where a NaN is made
+    config.debug = False  # stop where a NaN is made, and name the operation and the line of the model
     return config

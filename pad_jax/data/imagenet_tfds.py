@@ -2,21 +2,16 @@
 
 import bisect
 import itertools
-import json
 import pathlib
-import re
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pad_jax.data.decoding import quote
 from pad_jax.data.records import Record
+from pad_jax.data.tfds_folders import find_readable_set
 from pad_jax.errors import BadInput
 
 NAME = 'imagenet2012'
-FORMAT = 'array_record'
-INFO = 'dataset_info.json'
-VERSION = re.compile(r'\d+\.\d+\.\d+')
 SPLITS = ('train', 'validation')
 NUM_THREADS = 16
 
@@ -27,29 +22,9 @@ def find_prepared(root: pathlib.Path) -> pathlib.Path | None:
     Raises:
         BadInput: it was prepared as TFRecord or the like, of which no single record can be read.
     """
-    for folder in (root / NAME, root):
-        # What a preparation has not finished lies in VERSION.incomplete, which is no version.
-        versions = [info.parent for info in folder.glob(f'*/{INFO}') if VERSION.fullmatch(info.parent.name)]
-        if versions:
-            found = max(versions, key=lambda version: [int(part) for part in version.name.split('.')])
-            break
-    else:
-        if not (root / INFO).is_file():
-            return None
-        found = root.absolute()
-    try:
-        info = json.loads((found / INFO).read_text(encoding='utf-8'))
-        formats = [info['fileFormat'], *info.get('alternativeFileFormats', ())]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f'{quote(found / INFO)} is no description of a TFDS set') from error
-    if FORMAT not in formats:
-        name = found.parents[1 if info.get('configName') else 0]
-        raise BadInput(
-            f'{quote(found)} was prepared as {formats[0]}, of which no single record can be read: '
-            f'python -m pad_jax prepare convert --data-dir={shlex.quote(str(name.parent))} '
-            f'--name={found.parent.relative_to(name.parent)}'
-        )
-    return found
+    root = root.absolute()
+    places = [(root, NAME), (root.parent, root.name), (root.parent.parent, f'{root.parent.name}/{root.name}')]
+    return next(filter(None, (find_readable_set(data_dir, name) for data_dir, name in places)), None)
 
 
 class PreparedSplit:

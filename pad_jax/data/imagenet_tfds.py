@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pad_jax.data.decoding import quote
 from pad_jax.data.records import Record
-from pad_jax.data.tfds_folders import find_readable_set
+from pad_jax.data.tfds_folders import ARRAY_RECORD, find_readable_set, find_set, read_info
 from pad_jax.errors import BadInput
 
 NAME = 'imagenet2012'
@@ -23,8 +23,12 @@ def find_prepared(root: pathlib.Path) -> pathlib.Path | None:
         BadInput: it was prepared as TFRecord or the like, of which no single record can be read.
     """
     root = root.absolute()
-    places = [(root, NAME), (root.parent, root.name), (root.parent.parent, f'{root.parent.name}/{root.name}')]
-    return next(filter(None, (find_readable_set(data_dir, name) for data_dir, name in places)), None)
+    found = find_set(root, NAME) or find_set(root.parent, root.name)
+    if found is None:
+        return None
+    # DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION.
+    data_dir = found.parents[2 if read_info(found).get('configName') else 1]
+    return find_readable_set(data_dir, str(found.relative_to(data_dir)))
 
 
 class PreparedSplit:
@@ -73,7 +77,7 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
     names, opened = tuple(features['label'].names), []
     for name in SPLITS:
         lengths = list(splits[name].shard_lengths)
-        files = splits[name].filename_template.replace(filetype_suffix=FORMAT)
+        files = splits[name].filename_template.replace(filetype_suffix=ARRAY_RECORD)
         shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(lengths))]
         _check_shards(shards, lengths)
         try:

@@ -124,7 +124,7 @@ def test_a_set_in_another_format_says_how_to_convert_it(prepared):
     info = prepared / 'dataset_info.json'
     info.write_text(json.dumps(json.loads(info.read_text()) | {'fileFormat': 'tfrecord'}))
     data_dir = prepared.parent.parent
-    message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, of which no single record can be read: ")
+    message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, which cannot be read in any order: ")
     assert f'python -m pad_jax prepare convert --data-dir={data_dir} --name=imagenet2012' in message
     assert message == refused(prepared, 'as tfrecord') == refused(prepared.parent, 'as tfrecord')
     info.write_text(json.dumps(json.loads(info.read_text()) | {'configName': 'small'}))

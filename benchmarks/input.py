@@ -13,6 +13,8 @@ The photos that it writes hold as many bytes as ImageNet's (110 kB on average), 
 """
 
 import argparse
+import collections
+import functools
 import io
 import statistics
 import sys
@@ -29,14 +31,14 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pad_jax.data import make_source
+from pad_jax.data import StreamedSource, make_source
 
 DECODER = 'bare decoder'
 VARIANTS = {
     'resized_crop': {},
     'with colour jitter': {'color_jitter': 0.4},
     'with RandAugment': {'randaugment_layers': 2, 'randaugment_magnitude': 9},
-    'evaluation': {},
+    'evaluation': {},  # training photos, as evaluation sees them
 }
 
 
@@ -44,24 +46,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, help='photos to read; without it some are written')
-    parser.add_argument('--photos', type=int, default=256, help='in a round, and how many are written')
+    parser.add_argument('--batches', type=int, default=4, help='in a round')
+    parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--image-size', type=int, default=224)
     parser.add_argument('--repeats', type=int, default=5, help='rounds')
     options = parser.parse_args(arguments)
+    num_photos = options.batches * options.batch_size
     console = Console(width=None if sys.stdout.isatty() else 100)
     with tempfile.TemporaryDirectory() as folder, console.status('writing photos ...') as status:
         if options.data is None:
             options.data = Path(folder)
-            write_photos(options.data, options.photos)
+            write_photos(options.data, num_photos)
         status.update('measuring ...')
         rounds = measure(options)
     bare = rounds[DECODER]
-    table = Table(title=f'photos a second of processor time, {options.photos} photos, {options.repeats} rounds')
+    table = Table(title=f'photos a second of processor time, {options.repeats} rounds of {num_photos}')
     for column in ('', 'photos / s', '/ decoder'):
         table.add_column(column, justify='right' if column else 'left')
     for name, seconds in rounds.items():
         ratio = statistics.median(one / other for one, other in zip(bare, seconds, strict=True))
-        table.add_row(name, f'{options.photos / statistics.median(seconds):.0f}', f'{ratio:.2f}')
+        table.add_row(name, f'{num_photos / statistics.median(seconds):.0f}', f'{ratio:.2f}')
     console.print(table)
 
 
@@ -71,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         name: make_source(
             'imagenet',
             path=str(options.data),
-            batch_size=options.photos,
+            batch_size=options.batch_size,
             image_size=options.image_size,
             augment='resized_crop',
             **changes,
@@ -81,13 +85,20 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     train = sources['resized_crop'].train
 
     def decode() -> None:
-        for index in range(options.photos):
+        for index in range(options.batches * options.batch_size):
             np.asarray(Image.open(io.BytesIO(train.read(index % len(train)).data)))
 
-    calls: dict[str, Callable[[], object]] = {DECODER: decode}
-    calls |= {name: lambda source=source: source.train_batch(0) for name, source in sources.items()}
-    # The same photos as evaluation sees them.
-    calls['evaluation'] = lambda: sources['evaluation'].scoring_batch(0, options.photos)
+    def make_batches(source: StreamedSource) -> None:
+        with source.train_batches(0, options.batches) as batches:
+            collections.deque(batches, maxlen=0)
+
+    def evaluate() -> None:
+        for index in range(options.batches):
+            sources['evaluation'].scoring_batch(index, options.batch_size)
+
+    calls: dict[str, Callable[[], None]] = {DECODER: decode}
+    calls |= {name: functools.partial(make_batches, source) for name, source in sources.items()}
+    calls['evaluation'] = evaluate
     seconds = {name: [] for name in calls}
     for number in range(options.repeats + 1):
         for name, call in calls.items():

@@ -47,11 +47,7 @@ class _TooLarge(Exception):
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image the way its camera says that it was held: itself, still undecoded, where it says nothing."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Notes of a camera that are damaged say nothing; the picture beside them may well be whole.
-        orientation = 1
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

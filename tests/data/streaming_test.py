@@ -101,12 +101,13 @@ def test_processes_share_the_same_global_batches_and_read_only_their_rows(num_pr
         assert_same(join(found), expected)
 
 
-@pytest.mark.parametrize('num_threads', [1, 5])
-def test_any_start_and_any_number_of_threads_give_the_same_batches(monkeypatch, num_threads):
+@pytest.mark.parametrize('num_threads, chunk', [(1, 1), (5, 3), (2, 4)])
+def test_any_start_and_any_threads_give_the_same_batches(monkeypatch, num_threads, chunk):
     with make_source().train_batches(0, 6) as batches:
         straight = dict(batches)
     monkeypatch.setattr(streaming, 'NUM_THREADS', num_threads)
     monkeypatch.setattr(streaming, 'NUM_WAITING', 2)
+    monkeypatch.setattr(streaming, 'CHUNK', chunk)
     with make_source().train_batches(4, 6) as batches:
         resumed = dict(batches)
     assert list(straight) == [0, 1, 2, 3, 4, 5] and list(resumed) == [4, 5]

@@ -23,7 +23,8 @@ from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, ch
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
 from tests.training.conftest import IN_ROUNDS, compiled_quickly
-from tests.training.tiny import DIGITS, ROOT, SMALL
+from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
+from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags
 from tests.training.trainer_test import load_state
 
 SMALL_TRAIN = ROOT / 'tests' / 'training' / 'small_train.py'
@@ -193,16 +194,17 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(workdir, index, changes, *, port, count=2, devices=1, more=()):
+def start(workdir, index, changes, *, port, count=2, devices=1, more=(), config=DIGITS):
     """One process of a run; `changes` are config keys."""
-    flags = [f'--config.{name}={value}' for name, value in (SHORT | changes).items()]
+    changes = SHORT | changes if config == DIGITS else changes
+    flags = [f'--config.{name}={value}' for name, value in changes.items()]
     together = [f'--coordinator=localhost:{port}', f'--num-processes={count}', f'--process-id={index}', *more]
     environment = os.environ | {
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     }
     return subprocess.Popen(
-        [sys.executable, SMALL_TRAIN, f'--config={DIGITS}', f'--workdir={workdir}', *flags, *together],
+        [sys.executable, SMALL_TRAIN, f'--config={config}', f'--workdir={workdir}', *flags, *together],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -279,6 +281,22 @@ def test_two_processes_of_two_devices_train_what_one_trains(tmp_path, form):
     with compiled_quickly():
         train(small(changes), tmp_path / 'one', devices=jax.local_devices()[:4])
     assert_close(tmp_path / 'two', tmp_path / 'one')
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_layer')
+def test_two_processes_fine_tune_what_one_fine_tunes(texts, tmp_path):
+    """Each evaluates its rows of every batch; what metrics need comes from all of them."""
+    changes = dict(flag.split('=', 1) for flag in small_text_flags(texts, **TEXT_ROUNDS))
+    found = run_two(tmp_path / 'two', changes, config=GLUE)
+    assert [status for status, _ in found] == [0, 0], found
+    train(small_text_config(texts, **TEXT_ROUNDS), tmp_path / 'one', devices=jax.local_devices()[:2])
+    assert (tmp_path / 'two' / 'partition.json').read_text() == (tmp_path / 'one' / 'partition.json').read_text()
+    rows, others = read_metrics(tmp_path / 'two'), read_metrics(tmp_path / 'one')
+    assert any('accuracy' in row for row in rows if row['split'] == 'eval')
+    for row, theirs in zip(rows, others, strict=True):
+        assert row.pop('split') == theirs.pop('split')
+        assert row == pytest.approx(theirs, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.slow

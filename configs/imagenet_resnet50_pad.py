@@ -1,4 +1,4 @@
-"""A partially dynamic ResNet-50 at 224², κ = 0.3, on ImageNet in the usual folders.
+"""A partially dynamic ResNet-50 at 224², κ = 0.3, on ImageNet, from TFDS or in the usual folders.
 
     python train.py --config=configs/imagenet_resnet50_pad.py --workdir=runs/resnet50 --config.data.path=FOLDER
 

@@ -22,6 +22,9 @@ from pad_jax.layers.plans.windows import tap_windows
 from pad_jax.layers.routing import EXPAND_LAW, squeeze_space
 from pad_jax.layers.wide_dtype import at_least_float32
 
+LEAST_WIDTH = 4
+"""Of the hidden layer, the authors' code: a single unit that happens to be dead would leave nothing dynamic."""
+
 # Each group's matrix is a draw by itself. Qᵀ keeps the size of what it is given: the authors' code has a norm behind
 # it instead, the paper's equation has none.
 INTO_LAW = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', batch_axis=(0,))
@@ -113,7 +116,7 @@ class DCDConv(ConvLayer):
     """y = Λ(x) ⊙ (W0 * x) + P Φ(x) Qᵀ x; called as `flax.linen.Conv`.
 
     Λ (a scale for each filter) and Φ (an L×L matrix, L = max(1, ⌊√c⌋)) are generated from one hidden layer of
-    max(1, C // reduction) units over pooled features. The residual sits on the kernel's centre tap, as in the paper's
+    max(4, C // reduction) units over pooled features. The residual sits on the kernel's centre tap, as in the paper's
     static-plus-fusion form for k×k kernels. Each feature group has a P, Φ and Q of its own.
 
     What is dynamic are the entries of Λ and Φ; partially dynamic, a mask says which are, and the others are shared by
@@ -144,7 +147,7 @@ class DCDConv(ConvLayer):
         out_of = self.param('out_of_latent', FROM_LAW, (groups, latent, features // groups), self.param_dtype)
         bias = self.param('bias', self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x = self._promote(x, kernel, into, out_of, bias)
-        width = max(1, channels // self.reduction)
+        width = max(LEAST_WIDTH, channels // self.reduction)
         hidden = squeeze_space(x, self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype))
         generate = partial(
             GeneratedTensor, granularity=self.granularity, scales=self.scales, param_dtype=self.param_dtype

@@ -43,8 +43,8 @@ def build_model(
       name: a key of MODELS.
       num_classes: outputs, at least 1.
       conv: a key of `layers.CONVS`: which convolution all but the stem is.
-      num_kernels, reduction, granularity, scales, plan: of dynamic convolutions (`layers.DynamicConv`);
-        without effect where the convolution has no such argument.
+      num_kernels, reduction, granularity, scales, plan: of dynamic convolutions (`layers.DynamicConv`,
+        `CondConv`, `ODConv`, `DCDConv`); without effect where the convolution has no such argument.
       width_multiplier: > 0, of the channels of every layer; 1 is the network of the paper.
       stem: a key of `stems.STEMS`.
       dtype: name of the dtype to compute in.

@@ -75,7 +75,7 @@ def load_torchvision(
     )
     if note:
         loaded['params'][CLASSIFIER] = params[CLASSIFIER]
-    return LoadedNetwork(_upcycle(loaded['params'], params), loaded['batch_stats'], (note,) if note else ())
+    return LoadedNetwork(upcycle_convolutions(loaded['params'], params), loaded['batch_stats'], (note,) if note else ())
 
 
 def find_layout(name: str) -> Callable[[Mapping[str, PyTree]], dict[ModulePath, str]]:
@@ -155,8 +155,3 @@ def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _to_flax(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
-
-def _upcycle(loaded: PyTree, params: PyTree) -> PyTree:
-    if jax.tree.structure(loaded) == jax.tree.structure(dict(params)):
-        return loaded
-    return upcycle_convolutions(loaded, params)

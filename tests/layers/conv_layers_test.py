@@ -197,6 +197,7 @@ def test_hidden_and_latent_widths():
     assert shapes(CondConv(8, (1, 1)), 64)['attention'] == {'expand': (64, 4), 'bias': (4,)}
     found = shapes(DCDConv(8, (3, 3), feature_group_count=4), 80)
     assert (found['squeeze'], found['into_latent'], found['out_of_latent']) == ((80, 5), (4, 20, 4), (4, 4, 2))
+    assert shapes(DCDConv(8, (1, 1)), 8)['squeeze'] == (8, 4)
     assert found['fusion']['tensor'] == (6, 4, 4, 4) and found['kernel'] == (3, 3, 20, 8)
     assert [latent_width(channels) for channels in (1, 3, 4, 8, 9, 512)] == [1, 1, 2, 2, 3, 22]
 

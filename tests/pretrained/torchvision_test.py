@@ -86,7 +86,6 @@ def test_the_function_is_that_of_the_twin(name, tmp_path):
 )
 def test_an_upcycled_network_is_the_static_one(name, conv, tmp_path):
     """Whatever the temperature and the masks: every third position dynamic."""
-    pytest.importorskip('pad_jax.pretrained.upcycling_convolutions')
     build, make, run = NETWORKS[name]
     tensors, model = make(), build().clone(conv=make_conv_spec(conv, num_kernels=2, granularity='element'))
     images = np.random.default_rng(1).normal(size=(2, 66, 66, 3))

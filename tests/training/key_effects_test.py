@@ -4,6 +4,7 @@ An observation is a function of a config whose result differs between the base a
 """
 
 import functools
+import itertools
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
+from pad_jax.layers import CONVS
 from pad_jax.training import trainer
 from pad_jax.training.configuration import load_config
 from pad_jax.training.partitioning import partition_state
@@ -273,6 +275,11 @@ def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
         configs.append(load_config(str(DIGITS), overrides))
     before, after = map(observe, configs)
     assert before != after
+
+
+def test_every_convolution_is_a_network_of_its_own():
+    found = [shapes(load_config(str(DIGITS), [f'model.conv={name}', 'model.width=4'])) for name in CONVS]
+    assert all(one != other for one, other in itertools.combinations(found, 2))
 
 
 def test_observations_repeat_themselves(tmp_path, monkeypatch):

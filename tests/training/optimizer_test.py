@@ -31,11 +31,20 @@ def sample_params():
             'bias': draw(2, 4),
             'attention': {'squeeze': draw(3, 2), 'expand': draw(2, 2), 'bias': draw(2)},
         },
+        'generated': {
+            'tensor': draw(3, 4),
+            'static_tensor': draw(4),
+            'into_latent': draw(3, 2),
+            'out_of_latent': draw(2, 3),
+        },
         'norm': {'scale': draw(4), 'bias': draw(4)},
     }
 
 
-DECAYED = {'conv/kernel', 'conv/static_kernel', 'conv/attention/squeeze', 'conv/attention/expand'}
+DECAYED = {
+    *('conv/kernel', 'conv/static_kernel', 'conv/attention/squeeze', 'conv/attention/expand'),
+    *('generated/tensor', 'generated/into_latent', 'generated/out_of_latent'),
+}
 
 
 def by_path(tree):

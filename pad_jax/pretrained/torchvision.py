@@ -154,4 +154,3 @@ def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _to_flax(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-

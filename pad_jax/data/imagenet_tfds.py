@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pad_jax.data.decoding import quote
 from pad_jax.data.records import Record
 from pad_jax.data.tfds_folders import ARRAY_RECORD, find_readable_set, find_set, read_info
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 NAME = 'imagenet2012'
 SPLITS = ('train', 'validation')

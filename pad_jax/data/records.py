@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pad_jax.data.class_folders import LabelledFiles
-from pad_jax.data.decoding import describe_failure, quote
-from pad_jax.errors import BadInput
+from pad_jax.data.decoding import describe_failure
+from pad_jax.errors import BadInput, quote
 
 
 class Record(NamedTuple):

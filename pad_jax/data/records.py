@@ -8,6 +8,14 @@ from pad_jax.data.decoding import describe_failure
 from pad_jax.errors import BadInput, quote
 
 
+class BrokenSet(BadInput):
+    """A set contradicts itself, so that nobody can tell how many of its examples are wrong: leaving one out is no help.
+
+    >>> issubclass(BrokenSet, BadInput)
+    True
+    """
+
+
 class Record(NamedTuple):
     """`data` is the file of an image, `place` names it in a message."""
 
@@ -21,6 +29,7 @@ class Records(Protocol):
 
     Raises:
         BadInput: when a record cannot be read, with its place.
+        BrokenSet: when the record is whole, but cannot belong to this set.
     """
 
     def __len__(self) -> int: ...

@@ -4,7 +4,6 @@ What can be wrong with the folder is found when it is opened, before anything el
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,11 +14,12 @@ from pad_jax.data import transforms
 from pad_jax.data.class_folders import ClassFolders, list_class_folders, warn_of_unseen
 from pad_jax.data.decoding import describe_failure, open_image, to_rgb, turn_upright
 from pad_jax.data.distortions import Distortion
+from pad_jax.data.processors import usable_processors
 from pad_jax.data.source import DataSpec, Examples, Source
 from pad_jax.errors import BadInput, quote
 
 CACHE_BYTES = 2 * 2**30
-NUM_THREADS = min(8, os.cpu_count() or 1)
+NUM_THREADS = min(8, len(usable_processors()))
 # Images handed to the threads at once: few enough to stop soon after a bad one.
 CHUNK = 512
 
@@ -90,6 +90,7 @@ def open_image_folder(
         flip=True if flip is None else flip,
         distortion=distortion,
         skipped=skipped,
+        skipped_eval=len(folders.val.paths) - len(evaluation),
     )
 
 

@@ -47,7 +47,8 @@ class Source:
     `rows` is the slice of the global batch that the calling process wants (all of it when left out). The
     global batch is the same however many processes share it.
 
-    `skipped` lists what was left out under `on_bad='skip'`, one line each.
+    `skipped` lists what was left out under `on_bad='skip'`, one line each; `skipped_eval` of them were to be evaluated
+    on.
     """
 
     spec: DataSpec
@@ -61,10 +62,16 @@ class Source:
     flip: bool
     distortion: Distortion | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped_eval: int = 0
 
     def __post_init__(self):
         if self.spec.num_eval < 1:
             raise BadInput('the data holds no example to evaluate on')
+
+    @property
+    def num_eval_images(self) -> int:
+        """Images to evaluate on, whether or not they can be read."""
+        return self.spec.num_eval + self.skipped_eval
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
         """The augmented batch of a step (at least 0); a pure function of (seed, step)."""

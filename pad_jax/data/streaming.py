@@ -10,7 +10,6 @@ Legend: B global batch, b rows of it that are asked for, S side of the square im
 import contextlib
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -21,16 +20,16 @@ from pad_jax.data import transforms
 from pad_jax.data.decoding import describe_failure
 from pad_jax.data.ordering import SCORING, VIEW, Order, draw_bits
 from pad_jax.data.prefetch import Prefetch
+from pad_jax.data.processors import usable_processors
 from pad_jax.data.records import BrokenSet, Record, Records
 from pad_jax.data.source import Batch, DataSpec
 from pad_jax.data.views import Augmentation, view_middle
 from pad_jax.errors import BadInput
 
-NUM_THREADS = os.cpu_count() or 1
 # Rows of a batch that a thread makes at once: waking one thread from another takes as long as a tenth of a photo.
 CHUNK = 8
-# Chunks that are under way or wait for the rest of their batch.
-NUM_WAITING = 2 * NUM_THREADS
+# Chunks that are under way or wait for the rest of their batch, for each thread.
+NUM_WAITING = 2
 # More bad examples than that in a row are no accident: a disk is gone.
 MOST_IN_A_ROW = 100
 # Of the bad examples; the rest is only counted.
@@ -62,6 +61,10 @@ class BadExamples:
                 more = ' (further ones are only counted)' if len(self._lines) == MOST_SAID else ''
                 logger.warning('%s: %s%s', line, instead, more)
 
+    def line(self, split: str, index: int) -> str:
+        with self._lock:
+            return self._lines[split, index]
+
     @property
     def lines(self) -> list[str]:
         with self._lock:
@@ -78,6 +81,8 @@ class StreamedSource:
     An example that cannot be read raises `BadInput` with `on_bad='stop'`. With `skip` the next one in the order of the
     data stands in for it in training, under the same random words; in evaluation it has no weight. A set that is broken
     stops either way (`pad_jax.data.records.BrokenSet`).
+
+    `num_threads` decode at once: one for each processor when left out.
     """
 
     spec: DataSpec
@@ -87,12 +92,18 @@ class StreamedSource:
     seed: int
     augmentation: Augmentation
     on_bad: str
+    num_threads: int = dataclasses.field(default_factory=lambda: len(usable_processors()))
     bad: BadExamples = dataclasses.field(default_factory=BadExamples)
 
     @property
     def skipped(self) -> list[str]:
         """What was left out so far, one line each."""
         return self.bad.lines
+
+    @property
+    def num_eval_images(self) -> int:
+        """Images to evaluate on, whether or not they can be read."""
+        return len(self.eval)
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
         """The augmented batch of a step (at least 0); a pure function of (seed, step)."""
@@ -109,7 +120,7 @@ class StreamedSource:
             bits = draw_bits(self.seed, position, VIEW, self.augmentation.num_words)
             return self._load_train(order.index_at(position), bits)
 
-        with _Assembly(load, start, stop, len(share), self.spec.image_shape) as batches:
+        with _Assembly(load, start, stop, len(share), self.spec.image_shape, self.num_threads) as batches:
             yield ((step, _without_weight(batch)) for step, batch in batches)
 
     def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
@@ -119,7 +130,7 @@ class StreamedSource:
         def load(_, row: int) -> _Example:
             return self._load_train(int(indices[row]))
 
-        with _Assembly(load, 0, 1, len(indices), self.spec.image_shape) as batches:
+        with _Assembly(load, 0, 1, len(indices), self.spec.image_shape, self.num_threads) as batches:
             return _without_weight(next(batches)[1])
 
     def eval_batches(self, rows: slice | None = None) -> Iterator[Batch]:
@@ -127,14 +138,23 @@ class StreamedSource:
 
         Besides image and label each batch holds `weight` float32[b]: 1 for an example, 0 for the rows that fill up the
         last batch and in the place of bad ones. A mean is exact as Σ weight · value / Σ weight.
+
+        Raises:
+            BadInput: an example is bad under `on_bad='stop'`; with `skip`, `MOST_IN_A_ROW` of `rows`, or all there are.
         """
+        tries, in_a_row = min(MOST_IN_A_ROW, len(self.eval)), 0
         share, num_batches = range(self.batch_size)[rows or slice(None)], -(-len(self.eval) // self.batch_size)
 
         def load(number: int, row: int) -> _Example | None:
             return self._load_eval(number * self.batch_size + share[row])
 
-        with _Assembly(load, 0, num_batches, len(share), self.spec.image_shape) as batches:
-            for _, batch in batches:
+        with _Assembly(load, 0, num_batches, len(share), self.spec.image_shape, self.num_threads) as batches:
+            for number, batch in batches:
+                for place, weight in zip(share, batch['weight'], strict=True):
+                    index = number * self.batch_size + place
+                    in_a_row = 0 if weight or index >= len(self.eval) else in_a_row + 1
+                    if in_a_row == tries:
+                        raise _in_a_row(tries, 'evaluation', self.bad.line('eval', index))
                 yield batch
 
     def _load_train(self, index: int, bits: np.ndarray | None = None) -> _Example:
@@ -149,7 +169,7 @@ class StreamedSource:
             except BadInput as error:
                 self._refuse_or_note('train', candidate, error, 'the next example stands in for it')
                 last = error
-        raise BadInput(f'{tries} examples of the training data in a row cannot be read, the last: {last}')
+        raise _in_a_row(tries, 'training', last)
 
     def _load_eval(self, index: int) -> _Example | None:
         if index >= len(self.eval):
@@ -176,6 +196,10 @@ def _view(records: Records, index: int, view: Callable[[bytes], np.ndarray]) -> 
         raise BadInput(describe_failure(record.place, error)) from error
 
 
+def _in_a_row(count: int, split: str, last: str | BadInput) -> BadInput:
+    return BadInput(f'{count} examples of the {split} data in a row cannot be read, the last: {last}')
+
+
 def _without_weight(batch: Batch) -> Batch:
     return {name: values for name, values in batch.items() if name != 'weight'}
 
@@ -188,6 +212,7 @@ class _Assembly:
     Args:
         load: a function of a batch's number and a row of it; None leaves the row empty, with no weight.
         count: rows in a batch.
+        num_threads: that load.
     """
 
     def __init__(
@@ -197,6 +222,7 @@ class _Assembly:
         stop: int,
         count: int,
         shape: tuple[int, int, int],
+        num_threads: int,
     ):
         # Imported here: it takes a second, which nobody who keeps images in memory should wait for.
         import grain
@@ -206,7 +232,7 @@ class _Assembly:
         self._lock = threading.Lock()
         self._num_chunks = -(-count // CHUNK)
         chunks = grain.MapDataset.range(start * self._num_chunks, stop * self._num_chunks).map(self._fill_chunk)
-        options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=NUM_WAITING)
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=NUM_WAITING * num_threads)
         self._chunks = iter(chunks.to_iter_dataset(options))
         self._batches = Prefetch(self._finish, start, stop)
 

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from pad_jax.data import ImageSource, StreamedSource, TextSource, score
+from pad_jax.data import ImageSource, TextSource, score
 from pad_jax.errors import BadInput
 from pad_jax.training.parallel import Replicas
+from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.restoring import restore_run
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import TrainState
@@ -17,22 +18,31 @@ from pad_jax.training.workdir import describe_classes
 
 
 def evaluate_state(
-    step: Callable, state: TrainState, source: ImageSource | TextSource, replicas: Replicas
+    step: Callable, state: TrainState, source: ImageSource | TextSource, replicas: Replicas, on_bad: str = 'stop'
 ) -> dict[str, float]:
     """loss over the evaluation examples, and accuracy in [0, 1] or the metrics that the source names.
 
-    A source of several splits has its metrics as `SPLIT/METRIC`.
+    A source of several splits has its metrics as `SPLIT/METRIC`. Before them come `examples`, how many counted, and of
+    images under `on_bad='skip'` `skipped`, how many could not be read: by all processes together.
 
     Args:
       step: `eval_step` mapped over the replicas.
       state: placed on them.
+
+    Raises:
+      BadInput: no example can be read, or one cannot that has to be.
     """
     if isinstance(source, TextSource):
         return _evaluate_splits(step, state, source, replicas)
     batches = source.eval_batches(rows=replicas.rows(source.batch_size))
     totals = _sum_up([replicas.fetch(step(state, replicas.place_batch(batch))) for batch in batches])
     weight = totals.pop('weight')
-    return {name: total / weight for name, total in totals.items()}
+    if not weight:
+        raise AgreedProblem(f'not one of the {source.num_eval_images} images to evaluate on can be read')
+    counts = {'examples': int(weight)}
+    if on_bad == 'skip':
+        counts['skipped'] = source.num_eval_images - int(weight)
+    return counts | {name: total / weight for name, total in totals.items()}
 
 
 def _evaluate_splits(step, state, source, replicas):
@@ -46,7 +56,7 @@ def _evaluate_splits(step, state, source, replicas):
         measured = score(source.spec.metrics, labels, np.concatenate(outputs)[: len(labels)])
         values |= {name if len(splits) == 1 else f'{split}/{name}': value for name, value in measured.items()}
     totals = _sum_up(sums)
-    return {'loss': totals['loss'] / totals['weight'], **values}
+    return {'examples': int(totals['weight']), 'loss': totals['loss'] / totals['weight'], **values}
 
 
 def _sum_up(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
@@ -69,9 +79,5 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
     with jax.debug_nans(run.config.debug):
-        values = evaluate_state(run.eval_step, run.state, source, run.replicas)
-    counts = {'examples': source.spec.num_eval}
-    if isinstance(source, StreamedSource) and run.config.data.on_bad == 'skip':
-        # Which examples are bad is known by now, and not when the data is opened.
-        counts = {'examples': source.spec.num_eval - len(source.skipped), 'skipped': len(source.skipped)}
-    return {'step': int(run.replicas.fetch(run.state).step), **counts, **values}
+        values = evaluate_state(run.eval_step, run.state, source, run.replicas, run.config.data.on_bad)
+    return {'step': int(run.replicas.fetch(run.state).step), **values}

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pad_jax.data.processors import usable_processors
 from pad_jax.errors import BadInput
 from pad_jax.partition import PartitionError
 
@@ -160,6 +161,26 @@ def gather_texts(text: str) -> list[str]:
     padded[: len(content)] = content
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather_lines(lines: Iterable[str]) -> list[str]:
+    """The lines of all processes, sorted, each of them once. All have to call it.
+
+    >>> gather_lines(['two', 'one', 'two'])
+    ['one', 'two']
+    """
+    return sorted(set().union(*map(json.loads, gather_texts(json.dumps(list(lines))))))
+
+
+def count_own_processors() -> int:
+    """How many of a machine's processors are one process' own, at least 1. All have to call it.
+
+    Those that it may run on, divided by the processes there that may run on the same ones: Slurm gives each of its own,
+    and where nobody does all share all of them.
+    """
+    usable = usable_processors()
+    place = json.dumps([socket.gethostname(), usable])
+    return max(len(usable) // gather_texts(place).count(place), 1)
 
 
 @contextlib.contextmanager

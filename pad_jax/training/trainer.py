@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pad_jax.data import METRICS, ImageSource, TextSource
+from pad_jax.data import METRICS, ImageSource, StreamedSource, TextSource
 from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
@@ -19,7 +19,14 @@ from pad_jax.training.mixtures import compare_experts, forget_columns, index_col
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
-from pad_jax.training.processes import all_or_none, check_same, check_shared, is_first
+from pad_jax.training.processes import (
+    all_or_none,
+    check_same,
+    check_shared,
+    count_own_processors,
+    gather_lines,
+    is_first,
+)
 from pad_jax.training.progress import StepClock, StepProgress
 from pad_jax.training.setup import (
     Lengths,
@@ -42,7 +49,7 @@ from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.workdir import DataRecord, check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, NoWriter, read_metrics, write_json
 
-_NO_VALUES = ('step', 'split')
+_NO_MEASURES = ('step', 'split', 'examples', 'skipped')
 
 
 def train(
@@ -81,6 +88,8 @@ def train(
         source, lengths = _prepare(config, workdir, replicas)
     check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
     check_shared(workdir)
+    if isinstance(source, StreamedSource):
+        source = dataclasses.replace(source, num_threads=count_own_processors())
     with jax.debug_nans(config.debug), StopSignals() as signals:
         run = _Run(config, workdir, source, lengths, replicas, label)
         try:
@@ -212,21 +221,27 @@ class _Run:
                     raise SystemExit(128 + signals.received)
         self._write('timing.json', {'seconds_per_step': self.clock.seconds_per_step})
         self._say_result('done')
-        if self._counts_skipped and self.source.skipped:
-            self.progress.say(f'{len(self.source.skipped)} images could not be read and were skipped')
+        if self.config.data.on_bad == 'skip' and not isinstance(self.source, TextSource):
+            self._say_skipped()
         return self.evaluated
 
-    @property
-    def _counts_skipped(self) -> bool:
-        return self.config.data.on_bad == 'skip' and not isinstance(self.source, TextSource)
+    def _say_skipped(self) -> None:
+        """How many images no process could read; all have to call it.
+
+        No row of metrics says it: which images training has met depends on where it began and how far ahead it read.
+        """
+        skipped = gather_lines(self.source.skipped)
+        if skipped:
+            since = f' since step {self.start}' if self.start else ''
+            self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
 
     def _say_result(self, how: str) -> None:
-        values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_VALUES)
+        values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_MEASURES)
         self.progress.say(f'{how}: {self.evaluated["step"]} steps, {values}, in {self.workdir}')
 
     def _read_last_evaluation(self) -> dict[str, Any]:
         for row in reversed(read_metrics(self.workdir)):
-            values = [value for name, value in row.items() if name not in _NO_VALUES]
+            values = [value for name, value in row.items() if name not in _NO_MEASURES]
             is_last = (row['step'], row['split']) == (self.start, 'eval')
             if is_last and 'loss' in row and all(type(value) is float for value in values):
                 return row
@@ -257,8 +272,6 @@ class _Run:
         self.clock.passed(step)
         values['learning_rate'] = float(self.rate(step - 1))
         values['dynamic_fraction'] = self.partition['totals']['dynamic_fraction']
-        if self._counts_skipped:
-            values['skipped'] = len(self.source.skipped)
         self.writer.write(step, 'train', values)
         self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
         shown = {name: values[name] for name in ('loss', 'accuracy') if name in values}
@@ -266,7 +279,7 @@ class _Run:
 
     def _evaluate(self, step: int) -> None:
         with self.clock.paused(step, self.state):
-            values = evaluate_state(self.eval_step, self.state, self.source, self.replicas)
+            values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: the optimizer's part of it is the largest.
             params, masks = self.replicas.fetch((self.state.averaged_variables['params'], self.state.masks))
             values |= compare_experts(params, masks, self.config.partition.scales)

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import re
 import threading
@@ -105,10 +106,8 @@ def test_processes_share_the_same_global_batches_and_read_only_their_rows(num_pr
 def test_any_start_and_any_threads_give_the_same_batches(monkeypatch, num_threads, chunk):
     with make_source().train_batches(0, 6) as batches:
         straight = dict(batches)
-    monkeypatch.setattr(streaming, 'NUM_THREADS', num_threads)
-    monkeypatch.setattr(streaming, 'NUM_WAITING', 2)
     monkeypatch.setattr(streaming, 'CHUNK', chunk)
-    with make_source().train_batches(4, 6) as batches:
+    with make_source(num_threads=num_threads).train_batches(4, 6) as batches:
         resumed = dict(batches)
     assert list(straight) == [0, 1, 2, 3, 4, 5] and list(resumed) == [4, 5]
     for step in resumed:
@@ -189,6 +188,23 @@ def test_a_damaged_photo_has_no_weight_in_evaluation():
     assert not first['image'][1].any() and len(source.skipped) == 1
     with pytest.raises(BadInput, match=re.escape("cannot read the image 'photo 8'")):
         list(make_source(damaged_eval=[1]).eval_batches())
+
+
+@pytest.mark.parametrize('batch_size', [3, 4, 8])
+def test_evaluation_gives_up_where_nothing_can_be_read(batch_size):
+    source = make_source(damaged_eval=range(5), batch_size=batch_size, on_bad='skip')
+    with pytest.raises(BadInput, match=r"^5 examples of the evaluation data in a row .*, the last: .*'photo 11': "):
+        list(source.eval_batches())
+
+
+def test_evaluation_gives_up_after_as_many_bad_examples_in_a_row_as_training(monkeypatch):
+    monkeypatch.setattr(streaming, 'MOST_IN_A_ROW', 2)
+    source = make_source(damaged_eval=[0, 2, 4], on_bad='skip')
+    assert sum(batch['weight'].sum() for batch in source.eval_batches()) == 2
+    for rows, gives_up in ((None, True), (slice(0, 2), False), (slice(2, 4), True)):
+        source = make_source(damaged_eval=[2, 3], on_bad='skip')
+        with pytest.raises(BadInput, match=r'^2 examples of the') if gives_up else contextlib.nullcontext():
+            list(source.eval_batches(rows))
 
 
 def test_gives_up_where_nothing_can_be_read():

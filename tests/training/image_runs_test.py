@@ -2,28 +2,20 @@
 
 import shutil
 
+import grain
 import numpy as np
 import pytest
 
+from pad_jax.training import trainer
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
 from tests.data.photos import CLASSES, truncate, write_folders
 from tests.training.conftest import compiled_quickly, run_command
 from tests.training.tiny import DIGITS, SMALL, one_device, small_config
+from tests.training.tiny_photos import PHOTOS
 
 pytestmark = pytest.mark.usefixtures('one_block')
-
-# Twelve examples to train on and six to evaluate on.
-PHOTOS = {
-    'model.num_classes': 3,
-    'data.name': 'imagenet',
-    'data.batch_size': 8,
-    'data.augment': 'resized_crop',
-    'data.crop_padding': 0,
-    'partition.dynamic_fraction': 1.0,
-    'data.on_bad': 'skip',
-}
 
 
 @pytest.fixture(autouse=True)
@@ -45,24 +37,30 @@ def photo_config(folder, **changes):
     return small_config(**PHOTOS, **{'data.path': folder}, **changes)
 
 
-def test_a_run_that_skips_says_how_many_and_resumes_bit_for_bit(photos, tmp_path, capfd):
+def test_a_run_that_skips_says_how_many_and_resumes_to_the_same_bytes(photos, tmp_path, capfd, monkeypatch):
+    used, make_options = set(), grain.ReadOptions
+    monkeypatch.setattr(trainer, 'count_own_processors', lambda: 3)
+    monkeypatch.setattr(
+        grain, 'ReadOptions', lambda **options: used.add(options['num_threads']) or make_options(**options)
+    )
     config, straight, resumed = photo_config(photos), tmp_path / 'straight', tmp_path / 'resumed'
     train(config, straight, devices=one_device())
+    assert used == {3}
     said = capfd.readouterr().err
     assert '2 images could not be read and were skipped' in said
-    assert [row['skipped'] for row in read_metrics(straight) if row['split'] == 'train'][-1] >= 1
+    for row in read_metrics(straight):
+        counts = row.get('examples'), row.get('skipped')
+        assert counts == ((5, 1) if row['split'] == 'eval' else (None, None))
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / 'checkpoints' / '6')
     train(config, resumed, devices=one_device())
-    assert 'resumes from the checkpoint of step 4' in capfd.readouterr().err
-    rows = [
-        [{name: value for name, value in row.items() if name != 'skipped'} for row in read_metrics(workdir)]
-        for workdir in (straight, resumed)
-    ]
-    assert rows[0] == rows[1]
+    said = capfd.readouterr().err
+    assert 'resumes from the checkpoint of step 4' in said
+    assert 'images could not be read and were skipped since step 4' in said.splitlines()[-1]
+    assert (resumed / 'metrics.jsonl').read_bytes() == (straight / 'metrics.jsonl').read_bytes()
     values = evaluate_workdir(resumed)
     assert (values['examples'], values['skipped']) == (5, 1)
-    assert np.isclose(values['loss'], rows[0][-1]['loss'], rtol=1e-6)
+    assert np.isclose(values['loss'], read_metrics(straight)[-1]['loss'], rtol=1e-6)
 
 
 def test_a_run_stops_at_a_damaged_photo_with_its_name(photos, tmp_path):

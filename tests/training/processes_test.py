@@ -22,8 +22,10 @@ from pad_jax.training.parallel import PARALLEL
 from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, check_shared, join
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
+from tests.data.photos import truncate, write_folders
 from tests.training.conftest import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
+from tests.training.tiny_photos import PHOTOS
 from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags
 from tests.training.trainer_test import load_state
 
@@ -134,6 +136,21 @@ def test_a_file_that_appears_late_is_waited_for(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, '_write_marker', lambda marker: threading.Timer(0.7, marker.touch).start())
     assert Several(monkeypatch, 2).run(lambda index: check_shared(tmp_path)) == [None, None]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_several_processes_met_counts_once(monkeypatch):
+    met = [['a', 'b'], ['b', 'κ\n'], []]
+    found = Several(monkeypatch, 3).run(lambda index: processes.gather_lines(met[index]))
+    assert found == [['a', 'b', 'κ\n']] * 3
+
+
+def test_processes_share_the_processors_that_they_may_both_run_on(monkeypatch):
+    places = [('a', range(16)), ('a', range(16)), ('a', range(16)), ('b', range(16)), ('b', range(16, 20)), ('c', [7])]
+    places.append(places[-1])
+    several = Several(monkeypatch, len(places))
+    monkeypatch.setattr(socket, 'gethostname', lambda: places[several.here.index][0])
+    monkeypatch.setattr(processes, 'usable_processors', lambda: list(places[several.here.index][1]))
+    assert several.run(lambda index: processes.count_own_processors()) == [5, 5, 5, 16, 4, 1, 1]
 
 
 def test_several_processes_gather_texts_of_any_length(monkeypatch):
@@ -281,6 +298,28 @@ def test_two_processes_of_two_devices_train_what_one_trains(tmp_path, form):
     with compiled_quickly():
         train(small(changes), tmp_path / 'one', devices=jax.local_devices()[:4])
     assert_close(tmp_path / 'two', tmp_path / 'one')
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_block')
+def test_two_processes_skip_what_one_skips(tmp_path):
+    """One bad photo to evaluate on among the rows of each process; what training met is said once."""
+    paths = write_folders(tmp_path / 'photos')
+    bad = [paths['train'][5], paths['val'][0], paths['val'][5]]
+    for path in bad:
+        truncate(path)
+    changes = PHOTOS | {'data.path': tmp_path / 'photos'}
+    (first, said), (second, others) = run_two(tmp_path / 'two', changes)
+    assert first == second == 0, (said, others)
+    assert said[-1] == 'train: 3 images could not be read and were skipped'
+    assert all(any(str(path) in line for line in said + others) for path in bad)
+    assert str(bad[1]) in '\n'.join(said) and str(bad[2]) in '\n'.join(others)
+    run_one(tmp_path / 'one', changes)
+    rows, expected = read_metrics(tmp_path / 'two'), read_metrics(tmp_path / 'one')
+    assert (rows[-1]['examples'], rows[-1]['skipped']) == (4, 2)
+    for row, one in zip(rows, expected, strict=True):
+        assert row.pop('split') == one.pop('split')
+        assert row == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow

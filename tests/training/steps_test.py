@@ -1,10 +1,12 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pad_jax.errors import BadInput
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.parallel import Replicas
@@ -160,6 +162,16 @@ def test_evaluation_counts_the_padded_batch_exactly(source):
         correct += logits.argmax() == label
     assert found['accuracy'] == correct / 355
     assert found['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_evaluation_without_a_single_example_that_can_be_read():
+    """As several processes come to it, each with a few rows of its own."""
+    bad = {'image': np.zeros((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32), 'weight': np.zeros(2, 'f4')}
+    unread = types.SimpleNamespace(batch_size=2, num_eval_images=3, eval_batches=lambda rows: [bad, bad])
+    model, replicas = NormFree(), Replicas('pmap', one_device())
+    mapped = replicas.map_step(eval_step, donate=False, model=model, **STATIC)
+    with pytest.raises(BadInput, match=r'^not one of the 3 images to evaluate on can be read$'):
+        evaluate_state(mapped, replicas.place_state(start(model)), unread, replicas, 'skip')
 
 
 def test_evaluation_takes_the_temperature_of_its_step(source):

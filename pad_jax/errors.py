@@ -1,4 +1,6 @@
-"""The one exception that a command turns into one line and exit status 2."""
+"""The one exception that a command turns into one line and exit status 2, and how that line names a file."""
+
+import os
 
 
 class BadInput(ValueError):
@@ -10,3 +12,12 @@ class BadInput(ValueError):
     >>> issubclass(BadInput, ValueError)
     True
     """
+
+
+def quote(path: str | os.PathLike) -> str:
+    r"""In quotes, with anything escaped that would break the line.
+
+    >>> print(quote('a\nb'))
+    'a\nb'
+    """
+    return repr(str(path))

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pad_jax.data.decoding import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 LAYOUT = 'PATH/train/CLASS/*.png|jpg|jpeg and PATH/val/CLASS/...'

@@ -3,7 +3,6 @@
 What can be wrong with a file is one line: its place and the reason.
 """
 
-import pathlib
 import re
 import warnings
 from typing import BinaryIO
@@ -71,8 +70,3 @@ def describe_failure(place: str, error: Exception) -> str:
     else:
         reason = ' '.join(str(error).split()) or type(error).__name__
     return f'cannot read the image {place}: {reason}'
-
-
-def quote(path: str | pathlib.Path) -> str:
-    """In quotes, with anything escaped that would break the line."""
-    return repr(str(path))

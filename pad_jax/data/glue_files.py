@@ -9,8 +9,8 @@ import pathlib
 
 from pad_jax.data.glue import GLUE_TASKS, GlueTask
 from pad_jax.data.text_examples import TextExamples, parse_class, parse_number, read_examples
-from pad_jax.data.text_tables import open_table, quote
-from pad_jax.errors import BadInput
+from pad_jax.data.text_tables import open_table
+from pad_jax.errors import BadInput, quote
 
 TRAIN_FILE = 'train.tsv'
 

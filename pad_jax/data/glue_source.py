@@ -8,9 +8,8 @@ from pad_jax.data.glue import GlueTask, find_task
 from pad_jax.data.glue_files import TRAIN_FILE, find_folder, read_glue_file
 from pad_jax.data.text_examples import TextExamples
 from pad_jax.data.text_source import TextSource, make_text_batches
-from pad_jax.data.text_tables import quote
 from pad_jax.data.tokenization import WordPieces
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 logger = logging.getLogger(__name__)
 

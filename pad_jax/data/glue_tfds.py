@@ -11,9 +11,8 @@ import numpy as np
 
 from pad_jax.data.glue import GlueTask
 from pad_jax.data.text_examples import TextExamples, check_texts
-from pad_jax.data.text_tables import quote
 from pad_jax.data.tfds_folders import find_readable_set
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 CHUNK = 4096
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from pad_jax.data import transforms
 from pad_jax.data.class_folders import ClassFolders, list_class_folders, warn_of_unseen
-from pad_jax.data.decoding import describe_failure, open_image, quote, to_rgb, turn_upright
+from pad_jax.data.decoding import describe_failure, open_image, to_rgb, turn_upright
 from pad_jax.data.distortions import Distortion
 from pad_jax.data.source import DataSpec, Examples, Source
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 CACHE_BYTES = 2 * 2**30
 NUM_THREADS = min(8, os.cpu_count() or 1)

@@ -8,14 +8,13 @@ import pathlib
 import shlex
 
 from pad_jax.data.class_folders import list_class_folders, warn_of_unseen
-from pad_jax.data.decoding import quote
 from pad_jax.data.distortions import Distortion
 from pad_jax.data.imagenet_tfds import NAME, find_prepared, open_splits
 from pad_jax.data.records import FileRecords
 from pad_jax.data.source import DataSpec
 from pad_jax.data.streaming import StreamedSource
 from pad_jax.data.views import Augmentation
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 EXPECTED = f'a data_dir of TFDS that holds {NAME}/VERSION, or a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG'
 

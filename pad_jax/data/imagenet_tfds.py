@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pad_jax.data.decoding import quote
-from pad_jax.data.records import Record
+from pad_jax.data.records import BrokenSet, Record
 from pad_jax.data.tfds_folders import ARRAY_RECORD, find_readable_set, find_set, read_info
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 NAME = 'imagenet2012'
 SPLITS = ('train', 'validation')
@@ -51,7 +50,8 @@ class PreparedSplit:
         except Exception as error:  # A damaged shard fails in many ways, each of them a RuntimeError or a KeyError.
             raise BadInput(f'cannot read {place}: {" ".join(str(error).split()) or type(error).__name__}') from error
         if not 0 <= label < self._num_classes:
-            raise BadInput(f'{place} has the label {label}, expected 0 to {self._num_classes - 1}')
+            expected = f'expected 0 to {self._num_classes - 1}'
+            raise BrokenSet(f'{place} has the label {label}, {expected}: prepare the set again')
         return Record(data, label, f'{name!r} ({place})' if name else f'of {place}')
 
 
@@ -59,7 +59,8 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
     """The class names, the training and the evaluation split of a prepared folder.
 
     Raises:
-        BadInput: it lacks a split, a feature or a shard, or a shard holds another number of records than it should.
+        BadInput: it lacks a split, a feature or a shard, has more or fewer class names than classes, or a shard holds
+            another number of records than it should.
     """
     # Imported here: it takes a second, which nobody who reads other files should wait for.
     import tensorflow_datasets as tfds
@@ -74,7 +75,7 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
         raise _unreadable(folder, error) from error
     if missing:
         raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
-    names, opened = tuple(features['label'].names), []
+    names, opened = _check_names(folder, features['label']), []
     for name in SPLITS:
         lengths = list(splits[name].shard_lengths)
         files = splits[name].filename_template.replace(filetype_suffix=ARRAY_RECORD)
@@ -86,6 +87,15 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
             raise _unreadable(folder, error) from error
         opened.append(PreparedSplit(source, shards, lengths, len(names)))
     return names, *opened
+
+
+def _check_names(folder: pathlib.Path, label) -> tuple[str, ...]:
+    number = getattr(label, 'num_classes', None)
+    if not number:
+        raise BadInput(f'the feature label of {quote(folder)} has no classes')
+    if len(label.names) != number:
+        raise BadInput(f'{quote(folder)} names {len(label.names)} classes, expected {number}: prepare the set again')
+    return tuple(label.names)
 
 
 def _check_shards(shards: Sequence[pathlib.Path], lengths: Sequence[int]) -> None:

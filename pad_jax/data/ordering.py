@@ -15,6 +15,7 @@ Legend: B batch, N examples.
 import dataclasses
 import functools
 import operator
+import threading
 
 import numpy as np
 
@@ -92,9 +93,18 @@ class Order:
         return int(_permutation(self.num_examples, self.seed, epoch, self.use)[place])
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
+    # A cache alone would let each thread that comes to a new epoch compute it, all at once.
+    with _ONE_AT_A_TIME:
+        return _draw_permutation(num_examples, seed, epoch, use)
+
+
 # Four: training and scoring, each with the two epochs that a batch can straddle.
 @functools.lru_cache(maxsize=4)
-def _permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
+def _draw_permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
     permutation = np.argsort(draw_bits(seed, epoch, use, num_examples), kind='stable')
     permutation.flags.writeable = False
     return permutation

@@ -12,8 +12,8 @@ import scipy.special
 
 from pad_jax.data.glue import GlueTask
 from pad_jax.data.metrics import choose_predictions
-from pad_jax.data.text_tables import check_output, quote, write_table
-from pad_jax.errors import BadInput
+from pad_jax.data.text_tables import check_output, write_table
+from pad_jax.errors import BadInput, quote
 
 
 def write_submission(path: str | os.PathLike, task: GlueTask, ids: Sequence[str], logits: np.ndarray) -> None:

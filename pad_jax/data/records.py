@@ -4,8 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pad_jax.data.class_folders import LabelledFiles
-from pad_jax.data.decoding import describe_failure, quote
-from pad_jax.errors import BadInput
+from pad_jax.data.decoding import describe_failure
+from pad_jax.errors import BadInput, quote
+
+
+class BrokenSet(BadInput):
+    """A set contradicts itself, so that nobody can tell how many of its examples are wrong: leaving one out is no help.
+
+    >>> issubclass(BrokenSet, BadInput)
+    True
+    """
 
 
 class Record(NamedTuple):
@@ -21,6 +29,7 @@ class Records(Protocol):
 
     Raises:
         BadInput: when a record cannot be read, with its place.
+        BrokenSet: when the record is whole, but cannot belong to this set.
     """
 
     def __len__(self) -> int: ...

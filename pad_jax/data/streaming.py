@@ -21,7 +21,7 @@ from pad_jax.data import transforms
 from pad_jax.data.decoding import describe_failure
 from pad_jax.data.ordering import SCORING, VIEW, Order, draw_bits
 from pad_jax.data.prefetch import Prefetch
-from pad_jax.data.records import Record, Records
+from pad_jax.data.records import BrokenSet, Record, Records
 from pad_jax.data.source import Batch, DataSpec
 from pad_jax.data.views import Augmentation, view_middle
 from pad_jax.errors import BadInput
@@ -76,7 +76,8 @@ class StreamedSource:
     is the same however many processes share it, and no process reads a file of another's rows.
 
     An example that cannot be read raises `BadInput` with `on_bad='stop'`. With `skip` the next one in the order of the
-    data stands in for it in training, under the same random words; in evaluation it has no weight.
+    data stands in for it in training, under the same random words; in evaluation it has no weight. A set that is broken
+    stops either way (`pad_jax.data.records.BrokenSet`).
     """
 
     spec: DataSpec
@@ -160,6 +161,8 @@ class StreamedSource:
             return None
 
     def _refuse_or_note(self, split: str, index: int, error: BadInput, instead: str) -> None:
+        if isinstance(error, BrokenSet):
+            raise error
         if self.on_bad == 'stop':
             raise BadInput(f'{error} (data.on_bad=skip goes on without such images)') from error
         self.bad.note(split, index, str(error), instead)

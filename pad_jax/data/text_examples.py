@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pad_jax.data.text_tables import Table, quote, shorten
-from pad_jax.errors import BadInput
+from pad_jax.data.text_tables import Table, shorten
+from pad_jax.errors import BadInput, quote
 
 ID_COLUMNS = ('index', 'id')
 """Names of the column that numbers the rows; GLUE's files have either, or none."""

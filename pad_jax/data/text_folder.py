@@ -9,9 +9,9 @@ import numpy as np
 
 from pad_jax.data.text_examples import TextExamples, parse_class, parse_number, read_examples
 from pad_jax.data.text_source import TextSource, make_text_batches
-from pad_jax.data.text_tables import SUFFIXES, open_table, quote, shorten
+from pad_jax.data.text_tables import SUFFIXES, open_table, shorten
 from pad_jax.data.tokenization import WordPieces
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 LAYOUT = f'a file ({", ".join(SUFFIXES)}), or a folder with train and val as such files'
 EVAL_EVERY = 5

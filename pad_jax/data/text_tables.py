@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
 NUM_CHARACTERS = 40
@@ -156,11 +156,6 @@ def check_suffix(path: pathlib.Path) -> None:
     """`BadInput` unless the path ends as one of `SUFFIXES`."""
     if path.suffix not in SUFFIXES:
         raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
-
-
-def quote(path: str | os.PathLike) -> str:
-    """In quotes, with anything escaped that would break the line."""
-    return repr(str(path))
 
 
 def shorten(text: str) -> str:

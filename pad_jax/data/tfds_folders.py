@@ -5,8 +5,7 @@ import pathlib
 import re
 import shlex
 
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 INFO = 'dataset_info.json'
 ARRAY_RECORD, TFRECORD = 'array_record', 'tfrecord'

@@ -15,8 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pad_jax.data.text_tables import quote, read_text
-from pad_jax.errors import BadInput
+from pad_jax.data.text_tables import read_text
+from pad_jax.errors import BadInput, quote
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MIN_LENGTH = 8

@@ -181,13 +181,28 @@ def test_a_corrupt_record_is_named_by_shard_and_index(prepared):
     assert len(skipping.skipped) == 1 and 'record 1 of' in skipping.skipped[0]
 
 
-def test_a_label_beyond_the_classes_is_named(prepared):
-    (prepared / 'label.labels.txt').write_text('\n'.join(CLASSES[:2]))
+def claim_classes(prepared, names, number):
+    (prepared / 'label.labels.txt').write_text('\n'.join(names))
     content = json.loads((prepared / 'features.json').read_text())
-    content['featuresDict']['features']['label']['classLabel']['numClasses'] = '2'
+    content['featuresDict']['features']['label']['classLabel']['numClasses'] = str(number)
     (prepared / 'features.json').write_text(json.dumps(content))
-    with pytest.raises(BadInput, match=re.escape('has the label 2, expected 0 to 1')):
-        open_data(prepared).scoring_batch(0, 12)
+
+
+@pytest.mark.parametrize('on_bad', ['stop', 'skip'])
+def test_a_label_beyond_the_classes_stops_whatever_is_done_with_bad_images(prepared, on_bad):
+    claim_classes(prepared, CLASSES[:2], 2)
+    for read in (lambda source: source.scoring_batch(0, 12), lambda source: list(source.eval_batches())):
+        with pytest.raises(BadInput, match=r"^record \d of '.*' has the label 2, expected 0 to 1: ") as caught:
+            read(open_data(prepared, on_bad=on_bad))
+        assert 'on_bad' not in str(caught.value)
+
+
+def test_class_names_have_to_be_as_many_as_the_classes(prepared):
+    claim_classes(prepared, CLASSES[:2], 3)
+    refused(prepared, f"'{prepared}' names 2 classes, expected 3: prepare the set again")
+    (prepared / 'label.labels.txt').unlink()
+    claim_classes(prepared, (), 0)
+    refused(prepared, f"the feature label of '{prepared}' has no classes")
 
 
 def test_a_truncated_photo_is_named_in_folders_and_in_tfds(originals, folders, tmp_path):

@@ -1,3 +1,7 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,9 +38,28 @@ def test_sequence_does_not_depend_on_the_batch_size(batch_size, other):
 def test_order_is_pure_and_needs_no_history():
     order = Order(100, seed=1)
     forward = [order.indices(step, 32) for step in range(20)]
-    ordering._permutation.cache_clear()
+    ordering._draw_permutation.cache_clear()
     for step in (19, 3, 11, 0):
         np.testing.assert_array_equal(Order(100, seed=1).indices(step, 32), forward[step])
+
+
+def test_threads_that_come_to_an_epoch_together_compute_it_once(monkeypatch):
+    epochs, together = [], threading.Barrier(8, timeout=10)
+
+    def draw_slowly(seed, epoch, use, count):
+        epochs.append(epoch)
+        time.sleep(0.05)
+        return draw_bits(seed, epoch, use, count)
+
+    def come(position):
+        together.wait()
+        return Order(100, seed=17).index_at(position)
+
+    monkeypatch.setattr(ordering, 'draw_bits', draw_slowly)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(come, range(100, 108)))
+    assert epochs == [1]
+    assert found == Order(100, seed=17).indices(1, 100)[:8].tolist()
 
 
 def test_golden_order():

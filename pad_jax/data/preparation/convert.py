@@ -9,9 +9,8 @@ from pad_jax.data.preparation.folders import check_folder, check_room, fill_fold
 from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import write_file
 from pad_jax.data.preparation.tfrecord import read_records
-from pad_jax.data.text_tables import quote
 from pad_jax.data.tfds_folders import ARRAY_RECORD, INFO, TFRECORD, available_formats, find_set, read_info
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 
 def convert_tfrecord(

@@ -7,8 +7,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 SUFFIX = '.incomplete'
 """TFDS knows a set by a folder whose name is a version; with this behind it, it is none."""

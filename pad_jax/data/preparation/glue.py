@@ -18,8 +18,7 @@ from pad_jax.data.preparation.folders import check_folder, check_vacant, fill_fo
 from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import Serializer, write_info, write_split
 from pad_jax.data.preparation.tars import check_name
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from pad_jax.data.preparation.jpegs import as_rgb_jpeg
 from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import Serializer, write_info, write_split
 from pad_jax.data.preparation.tars import Member, MemberReader, list_members
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 NAME = 'imagenet2012'
 TARS = {

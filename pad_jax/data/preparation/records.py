@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.preparation.progress import CountProgress
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 OPTIONS = 'group_size:1'
 """As TFDS: one record in a group is what can be read in any order."""

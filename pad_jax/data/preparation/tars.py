@@ -7,8 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 _BLOCK = 512
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 import google_crc32c
 
-from pad_jax.data.text_tables import quote
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
 _HEADER = struct.Struct('<QI')
 _FOOTER = struct.Struct('<I')

@@ -31,15 +31,7 @@ from _timing import time_interleaved
 
 from pad_jax.models import DTYPES, MODELS, STEMS
 from pad_jax.training.configuration import load_config
-from pad_jax.training.setup import (
-    Lengths,
-    make_heat,
-    make_inputs,
-    make_model,
-    make_run_optimizer,
-    make_step_options,
-    make_task,
-)
+from pad_jax.training.setup import Lengths, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 
@@ -136,17 +128,16 @@ def describe(seconds: float, static: float, work: int, options: argparse.Namespa
 
 def prepare_step(config, batch_size: int):
     """A call without arguments that takes one optimizer step and keeps the new state."""
-    model, lengths, inputs = make_model(config), Lengths(total=1_000_000, temperature=0), make_inputs(config)
-    optimizer = make_run_optimizer(config, lengths)
-    state = init_state(model, optimizer, inputs, seed=0)
+    inputs = make_inputs(config)
+    arguments = make_step_arguments(config, Lengths(total=1_000_000, temperature=0))
+    state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
     thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
-    arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, **make_heat(config, lengths)}
     batch = {
         'image': jax.random.normal(jax.random.key(0), (batch_size, *inputs[0].shape[1:])),
         'label': jnp.arange(batch_size) % config.model.num_classes,
     }
-    step = jax.jit(functools.partial(train_step, **arguments, **make_step_options(config)), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
     step, held = step.lower(state, batch).compile(), [state]
 
     def call():

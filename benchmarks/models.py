@@ -37,16 +37,7 @@ from _timing import Call, time_interleaved
 from pad_jax.layers import CONVS
 from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet
 from pad_jax.training.configuration import load_config
-from pad_jax.training.setup import (
-    Lengths,
-    abstract_variables,
-    make_heat,
-    make_inputs,
-    make_model,
-    make_run_optimizer,
-    make_step_options,
-    make_task,
-)
+from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 
@@ -182,13 +173,12 @@ def make_batch(config, batch_size: int) -> dict[str, jax.Array]:
 
 def prepare_step(config, batch_size: int) -> Call:
     """A call without arguments that takes one optimizer step and keeps the new state."""
-    (model, inputs), lengths = build(config), Lengths(total=1_000_000, temperature=0)
-    optimizer = make_run_optimizer(config, lengths)
-    state = init_state(model, optimizer, inputs, seed=0)
+    inputs = make_inputs(config)
+    arguments = make_step_arguments(config, Lengths(total=1_000_000, temperature=0))
+    state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
     thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
-    arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, **make_heat(config, lengths)}
-    step = jax.jit(functools.partial(train_step, **arguments, **make_step_options(config)), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
     return keep_state(step, state, make_batch(config, batch_size))
 
 

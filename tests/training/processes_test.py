@@ -25,8 +25,8 @@ from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
 from tests.data.photos import truncate, write_folders
 from tests.training.conftest import IN_ROUNDS, compiled_quickly
-from tests.training.image_runs_test import PHOTOS
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
+from tests.training.tiny_photos import PHOTOS
 from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags
 from tests.training.trainer_test import load_state
 

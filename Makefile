@@ -28,8 +28,9 @@ help:
 demo: $(RUN)
 	@$(PY) -m pad_jax demo
 
+# Files of tests go to as many processes as there are cores; more than four would rather wait for memory.
 test: lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(TEST)
 	@$(PY) -m ruff check

@@ -1,11 +1,15 @@
-r"""A whole training step of ResNets, fully and partially dynamic against static, in one run.
+r"""A whole training step of networks of images: static, fully and partially dynamic, and plain Flax, in one run.
 
-    python benchmarks/models.py                      # ResNet-18 and ResNet-50; on a CPU most of it is compiling
-    python benchmarks/models.py --models=resnet18 --rows=pad,pad\ output --batch-size=4 --image-size=64
+    python benchmarks/models.py                      # ResNet-18, on an accelerator ResNet-50 too
+    python benchmarks/models.py --models=resnet50 --batch-size=4 --image-size=64
+    python benchmarks/models.py --convs=condconv,odconv,dcd --rows=full,pad
+    python benchmarks/models.py --models=mobilenet_v2 --rows=full,pad,pad\ output
 
-A number is a time divided by the static network's, median over repeats. The repeats of all rows are interleaved, so
-that a busy moment of the machine hits all of them. A step is forward, backward and SGD, as configs/imagenet_* say, on
-random images; in the partially dynamic rows three of ten positions are dynamic (κ = 0.3).
+A number is a time divided by the static network's, median over repeats. Each network is compiled once, one after the
+other; the repeats of all rows of a model are interleaved, so that a busy moment of the machine hits all of them. A step
+is forward, backward and SGD, as configs/imagenet_* say, on random images; in the partially dynamic rows three of ten
+positions are dynamic (κ = 0.3). Row `flax` is a static ResNet of as many parameters on the same batch with nothing of
+this package in it (_flax_resnet.py): how far the static row lies from it is what the package itself costs.
 
 On an accelerator it also prints images/s and the model FLOP utilisation: 2 · 3 · multiply-adds of the static network's
 forward pass · images/s / the device's peak. What a dynamic layer computes beyond that counts as time, not as work; a
@@ -14,9 +18,9 @@ device, or a dtype of it, whose peak is not in PEAKS has none.
 
 import argparse
 import functools
-import itertools
 import math
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -27,29 +31,25 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _timing import time_interleaved
+from _flax_resnet import FlaxResNet, flax_train_step, init_flax_state
+from _timing import Call, time_interleaved
 
-from pad_jax.models import DTYPES, MODELS, STEMS
+from pad_jax.layers import CONVS
+from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet
 from pad_jax.training.configuration import load_config
-from pad_jax.training.setup import (
-    Lengths,
-    make_heat,
-    make_inputs,
-    make_model,
-    make_run_optimizer,
-    make_step_options,
-    make_task,
-)
+from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 
 BASE = Path(__file__).resolve().parents[1] / 'configs' / 'imagenet_resnet50_pad.py'
-ROWS = {
-    'static': ['model.conv=static'],
-    'dynamic': ['partition.dynamic_fraction=1'],
+STATIC = ['model.conv=static']
+# Of each dynamic convolution.
+FORMS = {
+    'full': ['partition.dynamic_fraction=1'],
     'pad': [],
     'pad output': ['partition.granularity=output'],
 }
+ROWS = ('flax', *FORMS)
 # FLOP/s of dense products in bfloat16 or float16, from the vendors' data sheets, by jax's name of the device.
 PEAKS = {
     'NVIDIA A100-SXM4-40GB': 312e12,
@@ -65,47 +65,44 @@ PEAKS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints a table for each model."""
+    """Measures and prints a table for each model, and how far it is to stderr."""
     options = parse_options(arguments)
     device = jax.devices()[0]
     console = Console(width=None if sys.stdout.isatty() else 100)
-    steps = {}
-    with console.status('') as status:
-        for model, row in itertools.product(options.models, options.rows):
-            status.update(f'compiling {model}, {row} ...')
-            steps[model, row] = prepare_step(load(model, ROWS[row], options), options.batch_size)
-        status.update('measuring ...')
-        seconds = time_interleaved(steps, options.repeats)
     for model in options.models:
+        seconds = measure(model, options)
         title = f'{model}, {options.batch_size} × {options.image_size}², {options.dtype}, {device.device_kind}'
         table, columns = Table(title=title), ['seconds a step', '/ static']
         columns += ['images/s', 'FLOP utilisation'] if device.platform != 'cpu' else []
         for column in ('', *columns):
             table.add_column(column, justify='right' if column else 'left')
-        work = count_multiply_adds(load(model, ROWS['static'], options))
-        for row in options.rows:
-            cells = describe(seconds[model, row], seconds[model, 'static'], work, options, device.device_kind)
+        network, inputs = build(load(model, STATIC, options))
+        work = count_multiply_adds(network, *inputs)
+        for row, found in seconds.items():
+            cells = describe(found, seconds['static'], work, options, device.device_kind)
             table.add_row(row, *cells[: len(columns)])
         console.print(table)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     on_cpu = jax.devices()[0].platform == 'cpu'
+    convs = [name for name in CONVS if name != 'static']
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--models', default='resnet18,resnet50', help=f'some of {",".join(MODELS)}')
+    models = 'resnet18' if on_cpu else 'resnet18,resnet50'
+    parser.add_argument('--models', default=models, help=f'some of {",".join(MODELS)}')
+    parser.add_argument('--convs', default='dynamic', help=f'some of {",".join(convs)}')
+    parser.add_argument('--rows', default='flax,full,pad', help=f'some of {",".join(ROWS)}; static is always there')
     parser.add_argument('--batch-size', type=int, default=16 if on_cpu else 256)
     parser.add_argument('--image-size', type=int, default=112 if on_cpu else 224, help='pixels')
     parser.add_argument('--dtype', default='float32' if on_cpu else 'bfloat16', help=f'one of {",".join(DTYPES)}')
-    parser.add_argument('--repeats', type=int, default=5, help='timed steps of each row; the median counts')
-    parser.add_argument(
-        '--rows', default='static,dynamic,pad', help=f'some of {",".join(ROWS)}; static is always there'
-    )
+    parser.add_argument('--repeats', type=int, default=3 if on_cpu else 20, help='timed steps of each row')
     options = parser.parse_args(arguments)
-    options.models = options.models.split(',')
-    options.rows = ['static', *(name for name in options.rows.split(',') if name != 'static')]
-    for flag, names, known in (('models', options.models, MODELS), ('rows', options.rows, ROWS)):
+    for flag, known in (('models', MODELS), ('convs', convs), ('rows', ROWS)):
+        # Each once, in the order given.
+        names = list(dict.fromkeys(getattr(options, flag).split(',')))
         if not set(names) <= set(known):
             parser.error(f'--{flag} must be some of {",".join(known)}, got {",".join(names)}')
+        setattr(options, flag, names)
     if options.dtype not in DTYPES:
         parser.error(f'--dtype must be one of {",".join(DTYPES)}, got {options.dtype}')
     least = STEMS['imagenet'].least_size
@@ -117,6 +114,32 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         if value < allowed:
             parser.error(f'--{flag} must be at least {allowed}, got {value}')
     return options
+
+
+def measure(model: str, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of a step of every row of a model."""
+    prepare = {'static': functools.partial(prepare_step, load(model, STATIC, options), options.batch_size)}
+    if 'flax' in options.rows:
+        if isinstance(build(load(model, STATIC, options))[0], ResNet):
+            prepare['flax'] = functools.partial(prepare_flax_step, load(model, STATIC, options), options.batch_size)
+        else:
+            say(f'{model}: no row flax, which is of ResNets')
+    for conv in options.convs:
+        for form in (row for row in options.rows if row in FORMS):
+            config = load(model, [f'model.conv={conv}', *FORMS[form]], options)
+            prepare[f'{conv} {form}'] = functools.partial(prepare_step, config, options.batch_size)
+    steps = {}
+    for number, (row, compile_row) in enumerate(prepare.items(), start=1):
+        start = time.perf_counter()
+        steps[row] = compile_row()
+        say(f'{model}: {number} of {len(prepare)} compiled, {row}, in {time.perf_counter() - start:.0f} s')
+    say(f'{model}: measuring {1 + options.repeats} × {len(steps)} steps')
+    return time_interleaved(steps, options.repeats)
+
+
+def say(line: str) -> None:
+    """How far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def load(model: str, changes: list[str], options: argparse.Namespace):
@@ -134,31 +157,59 @@ def describe(seconds: float, static: float, work: int, options: argparse.Namespa
     return [f'{seconds:.3f}', f'{seconds / static:.2f}', f'{rate:.0f}', utilisation]
 
 
-def prepare_step(config, batch_size: int):
-    """A call without arguments that takes one optimizer step and keeps the new state."""
-    model, lengths, inputs = make_model(config), Lengths(total=1_000_000, temperature=0), make_inputs(config)
-    optimizer = make_run_optimizer(config, lengths)
-    state = init_state(model, optimizer, inputs, seed=0)
-    thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
-    state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
-    arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, **make_heat(config, lengths)}
-    batch = {
-        'image': jax.random.normal(jax.random.key(0), (batch_size, *inputs[0].shape[1:])),
+def build(config):
+    """The network of a config and the inputs of one example, as shapes."""
+    return make_model(config), make_inputs(config)
+
+
+def make_batch(config, batch_size: int) -> dict[str, jax.Array]:
+    """Random images, the same for every row."""
+    shape = batch_size, *make_inputs(config)[0].shape[1:]
+    return {
+        'image': jax.random.normal(jax.random.key(0), shape),
         'label': jnp.arange(batch_size) % config.model.num_classes,
     }
-    step = jax.jit(functools.partial(train_step, **arguments, **make_step_options(config)), donate_argnums=0)
+
+
+def prepare_step(config, batch_size: int) -> Call:
+    """A call without arguments that takes one optimizer step and keeps the new state."""
+    inputs = make_inputs(config)
+    arguments = make_step_arguments(config, Lengths(total=1_000_000, temperature=0))
+    state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
+    thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
+    state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
+    step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
+    return keep_state(step, state, make_batch(config, batch_size))
+
+
+def prepare_flax_step(config, batch_size: int) -> Call:
+    """The same of the static ResNet of a config in plain Flax, which is known to have as many parameters."""
+    (ours, inputs), batch = build(config), make_batch(config, batch_size)
+    state = init_flax_state(make_twin(ours), batch['image'])
+    theirs = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    expected = sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(ours, inputs)['params']))
+    assert theirs == expected, f'{theirs} parameters in plain Flax, {expected} in the static network'
+    return keep_state(flax_train_step, state, batch)
+
+
+def make_twin(network: ResNet) -> FlaxResNet:
+    """A static ResNet in plain Flax."""
+    return FlaxResNet(network.stage_sizes, network.block is BottleneckBlock, network.num_classes, network.dtype)
+
+
+def keep_state(step, state, batch) -> Call:
+    """Compiles a jitted (state, batch) -> (state, metrics) into a call that goes on from its own state."""
     step, held = step.lower(state, batch).compile(), [state]
 
     def call():
         held[0], metrics = step(held[0], batch)
-        return metrics
+        return held[0], metrics
 
     return call
 
 
-def count_multiply_adds(config) -> int:
-    """Of one image's way forward through the network: its convolutions and its classifier."""
-    model, inputs = make_model(config), make_inputs(config)
+def count_multiply_adds(model, *inputs) -> int:
+    """Of one example's way forward through a network of images: its convolutions and its classifier."""
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return _count(jax.make_jaxpr(model.apply)(variables, *inputs).jaxpr)
 

@@ -4,7 +4,8 @@
 
 Written for one accelerator with 80 GB, or several whose number divides the batch of 256; diffs of it for other hardware
 end in _gpu, _8gpu and _tpu_v4_32, and the learning rate goes with the batch: 0.1 · batch / 256. A moving average of the
-parameters is an option, --config.optim.ema_decay=0.9999. Its accuracy has not been measured here.
+parameters is an option, --config.optim.ema_decay=0.9999. Neither the memory that this needs nor its accuracy has been
+measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
-"""configs/imagenet_resnet50_pad.py for a TPU v4-32: sixteen times the batch and, with it, the learning rate.
+"""configs/imagenet_resnet50_pad.py for a TPU v4-32: eight times the batch and, with it, the learning rate.
 
-    python train.py --config=configs/imagenet_resnet50_pad_tpu_v4_32.py --workdir=runs/resnet50 \
-        --config.data.path=FOLDER
+On each of the 4 hosts of the slice at once, as docs/pods.md shows:
 
-Run it on each of the 4 hosts of the slice. Written for its 16 chips, 256 images on each.
-Its accuracy has not been measured here.
+    python train.py --config=configs/imagenet_resnet50_pad_tpu_v4_32.py --workdir=/shared/runs/resnet50 \
+        --config.data.path=FOLDER --config.parallel=shard_map --coordinator=auto
+
+Written for its 16 chips of 32 GB: 128 images on each, and on one of every host in rounds of the partition. Neither the
+memory that this needs nor its accuracy has been measured here.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +16,11 @@ from configs import imagenet_resnet50_pad as base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    config.data.batch_size = 4096
-    config.optim.learning_rate = 1.6
-    config.optim.warmup_steps = 1560
-    config.train.eval_every_steps = 310
-    config.train.checkpoint_every_steps = 310
+    config.partition.batches = 20
+    config.partition.batch_size = 128
+    config.data.batch_size = 2048
+    config.optim.learning_rate = 0.8
+    config.optim.warmup_steps = 3125
+    config.train.eval_every_steps = 625
+    config.train.checkpoint_every_steps = 625
     return config

@@ -15,6 +15,7 @@ from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.prediction import predict_file
 from pad_jax.training.rules import FREE_ON_RESUME
 from pad_jax.training.setup import plan_layers
+from pad_jax.training.signals import exit_on_sigterm
 
 
 def count(arguments: Sequence[str]) -> None:
@@ -76,11 +77,13 @@ def prepare(arguments: Sequence[str]) -> None:
     convert.add_argument('--output-dir', type=Path, help='another data_dir, to leave this one as it is')
     for made in (imagenet, glue):
         made.add_argument('--manual-dir', type=Path, required=True, help='folder of what was downloaded')
+        made.add_argument('--data-dir', type=Path, required=True, help='where to write, as DATA_DIR/NAME/VERSION')
+    convert.add_argument('--data-dir', type=Path, required=True, help='where the set is, as DATA_DIR/NAME/VERSION')
     for made in (imagenet, glue, convert):
-        made.add_argument('--data-dir', type=Path, required=True, help="TFDS's: sets lie in DATA_DIR/NAME/VERSION")
         made.add_argument('--overwrite', action='store_true', help='a set that is there may be replaced')
     settings = vars(parser.parse_args(arguments))
-    folder = PREPARATIONS[settings.pop('set')](**settings)
+    with exit_on_sigterm():
+        folder = PREPARATIONS[settings.pop('set')](**settings)
     print(f'prepared: {folder}', file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ import shlex
 
 from pad_jax.errors import BadInput, quote
 
-INFO = 'dataset_info.json'
+INFO, FEATURES = 'dataset_info.json', 'features.json'
 ARRAY_RECORD, TFRECORD = 'array_record', 'tfrecord'
 # What a preparation has not finished lies in VERSION.incomplete, which is no version.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -36,13 +36,14 @@ def find_readable_set(root: pathlib.Path, name: str) -> pathlib.Path | None:
     """As `find_set`, of a set of which single examples can be read.
 
     Raises:
-        BadInput: it was prepared as TFRecord or the like; with the command that helps.
+        BadInput: it was prepared as TFRecord or the like, with the command that helps; features.json is missing.
     """
     folder = find_set(root, name)
     if folder is None:
         return None
     formats = available_formats(read_info(folder))
     if ARRAY_RECORD in formats:
+        check_features(folder)
         return folder
     how = explain_converting(root, name) if TFRECORD in formats else 'delete it, then prepare it anew'
     raise BadInput(f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order: {how}')
@@ -67,6 +68,15 @@ def read_info(folder: pathlib.Path) -> dict:
     if not isinstance(info, dict) or not info.keys() & {'fileFormat', 'splits'}:
         raise BadInput(f'{quote(path)} is no description of a TFDS set')
     return info
+
+
+def check_features(folder: pathlib.Path) -> None:
+    """Raises `BadInput` if a set lacks the file that says what a record is; TFDS would call it an old one."""
+    if not (folder / FEATURES).is_file():
+        raise BadInput(
+            f'{quote(folder / FEATURES)} is missing: copy it from where the set was prepared, or delete the folder and '
+            'prepare the set anew'
+        )
 
 
 def available_formats(info: dict) -> list[str]:

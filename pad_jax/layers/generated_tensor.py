@@ -18,9 +18,10 @@ from pad_jax.partition.masks import blend
 class GeneratedTensor(nn.Module):
     """values(x) = activation((hidden(x)·weights + bias) / temperature), of any shape.
 
-    Weights and bias are one parameter `tensor` [D + 1, *shape], the bias its last row: these are the dynamic factors
-    of every position. With `granularity=None` all of it is dynamic; otherwise a mask says which positions are, and
-    the others have a value that all samples share:
+    The weights `tensor` [D, *shape] are the dynamic factors of every position. The `bias` [*shape] is none, as those of
+    convolutions are none: weight decay spares it and counts have it among the other parameters. With
+    `granularity=None` all positions are dynamic; otherwise a mask says which are, and the others have a value that all
+    samples share:
 
         values(x) = λd·mask·activation(...) + λs·(1 − mask)·static_tensor
 
@@ -36,7 +37,7 @@ class GeneratedTensor(nn.Module):
     >>> layer = GeneratedTensor((1, 4), 0.5, granularity='output')
     >>> values, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((2, 3)))
     >>> values.shape, variables['params']['tensor'].shape, values[0].tolist()
-    ((2, 1, 4), (4, 1, 4), [[0.5, 0.5, 0.5, 0.5]])
+    ((2, 1, 4), (3, 1, 4), [[0.5, 0.5, 0.5, 0.5]])
     """
 
     shape: tuple[int, ...]
@@ -50,10 +51,11 @@ class GeneratedTensor(nn.Module):
     def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """float[B, D] -> [B, *shape] of the same dtype; temperature > 0, may be traced."""
         batch, width = hidden.shape
-        factors = self.param('tensor', _draw, (width + 1, *self.shape), self.param_dtype)
-        weights = factors.astype(hidden.dtype).reshape(width + 1, -1)
+        factors = self.param('tensor', _draw, (width, *self.shape), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), self.shape, self.param_dtype)
+        weights, bias = (array.astype(hidden.dtype).reshape(rows, -1) for array, rows in ((factors, width), (bias, 1)))
         # The highest precision, as for all attention: these products are tiny.
-        logits = jnp.dot(hidden, weights[:-1], precision=jax.lax.Precision.HIGHEST) + weights[-1:]
+        logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST) + bias
         values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *self.shape)
         self.sow('intermediates', 'values', values)
         if self.granularity is None:
@@ -62,6 +64,5 @@ class GeneratedTensor(nn.Module):
 
 
 def _draw(key, shape, dtype):
-    """Weights by the law of an attention over all entries together, and a bias of zero."""
-    weights = EXPAND_LAW(key, (shape[0] - 1, math.prod(shape[1:])), dtype)
-    return jnp.concatenate([weights, jnp.zeros_like(weights[:1])]).reshape(shape)
+    """Weights by the law of an attention over all entries together."""
+    return EXPAND_LAW(key, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)

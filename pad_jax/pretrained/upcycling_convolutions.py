@@ -94,14 +94,16 @@ def fill_cond(params, kernel, bias):
 
 def fill_od(params, kernel, bias):
     """Vectors of σ(0) = ½, whatever the temperature; the kernels make up for them."""
-    vectors = {name: _replace(params[name], tensor=0.0, static_tensor=0.5) for name in VECTORS if name in params}
+    vectors = {
+        name: _replace(params[name], tensor=0.0, bias=0.0, static_tensor=0.5) for name in VECTORS if name in params
+    }
     kernel = kernel * 2 ** len(vectors)
     return {**_replace(params, kernel=kernel, static_kernel=kernel, bias=bias), **vectors}
 
 
 def fill_dcd(params, kernel, bias):
     """Λ = 1, which is its activation at zero, and P = 0."""
-    scaling = _replace(params['scaling'], tensor=0.0, static_tensor=1.0)
+    scaling = _replace(params['scaling'], tensor=0.0, bias=0.0, static_tensor=1.0)
     return {**_replace(params, kernel=kernel, bias=bias, out_of_latent=0.0), 'scaling': scaling}
 
 

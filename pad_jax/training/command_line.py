@@ -11,9 +11,13 @@ import jax
 
 from pad_jax.errors import BadInput
 from pad_jax.partition import PartitionError
-from pad_jax.training.processes import AgreedProblem, leave_at_once
+from pad_jax.training.processes import AgreedProblem, is_lost_connection, leave_at_once
 
 BAD_INPUT = 2
+LEFT_ALONE = (
+    'ends because another process ended: see what that one said; start all again, the run goes on from its newest '
+    'checkpoint if it has one'
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,8 +68,10 @@ def exit_status(command: Callable[[], None]) -> int:
     except BrokenPipeError:  # who read stdout has seen enough; at its end Python would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
         if jax.distributed.is_initialized():
+            if is_lost_connection(error):
+                leave_at_once(1, LEFT_ALONE)
             traceback.print_exc()
         leave_at_once(1)
         raise

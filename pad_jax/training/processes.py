@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -31,6 +32,11 @@ HEARTBEAT_SECONDS = 100
 SECONDS_TO_APPEAR = 60
 """Network file systems may show a new file to other machines only after a while."""
 _MARKER = '.seen-by-all-'
+_LOST = re.compile(
+    r'Gloo [\w-]+ failed: .*(Connection (reset|closed) by peer|Broken pipe)'
+    r'|NCCL .* failed: remote process exited or there was a network error',
+    re.DOTALL,
+)
 
 
 class AgreedProblem(BadInput):
@@ -130,20 +136,27 @@ def _give_up(arrived: threading.Event, seconds: int, address: str | None, proces
     os._exit(2)  # the main thread is in C++ and can't be interrupted
 
 
-def leave_at_once(status: int) -> None:
-    """Ends a process that fails alone; returns where there is only one.
+def leave_at_once(status: int, why: str = 'ends by itself') -> None:
+    """Ends a process that fails alone, with a line; returns where there is only one.
 
     In an orderly exit it would wait for the others, and they for it in the next step.
     """
     if jax.distributed.is_initialized():
-        print(
-            f'process {jax.process_index()} of {jax.process_count()} ends by itself (because of another? See what '
-            'that one said). Start all again: the run goes on from its newest checkpoint',
-            file=sys.stderr,
-        )
+        print(f'process {jax.process_index()} of {jax.process_count()} {why}', file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether that is what gloo (CPU) or NCCL (GPU) raises in one of several processes when another has ended.
+
+    >>> is_lost_connection(jax.errors.JaxRuntimeError('INTERNAL: Gloo all-reduce failed: Connection reset by peer'))
+    True
+    >>> is_lost_connection(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'))
+    False
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) and bool(_LOST.search(str(error)))
 
 
 def is_first() -> bool:

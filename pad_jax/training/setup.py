@@ -137,10 +137,22 @@ def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> o
     return make_optimizer(**arguments, total_steps=lengths.total)
 
 
-def make_step_options(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Arguments of the train step that say how it goes about a batch; texts are neither smoothed nor mixed."""
-    options = {name: config.optim[name] for name in _STEP_KEYS}
-    return {**options, **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')}}
+def make_step_arguments(
+    config: ml_collections.ConfigDict, lengths: Lengths, axis_name: str | None = None
+) -> dict[str, Any]:
+    """All arguments of the train step beside state and batch, but for the axis; texts are neither smoothed nor mixed.
+
+    Args:
+      axis_name: of `make_model`.
+    """
+    return {
+        'task': make_task(config),
+        'model': make_model(config, axis_name),
+        'optimizer': make_run_optimizer(config, lengths),
+        **make_heat(config, lengths),
+        **{name: config.optim[name] for name in _STEP_KEYS},
+        **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')},
+    }
 
 
 def start_from_pretrained(

@@ -1,6 +1,8 @@
-"""Asks a run to end after its step, when the machine wants it to."""
+"""What the machine wants to end ends in order: a run after its step, with a checkpoint; other commands cleaned up."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -45,3 +47,21 @@ class StopSignals:
 
     def __exit__(self, *exception) -> None:
         self._restore()
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """While the `with` block runs, SIGTERM raises SystemExit(143) in it; a second one ends the process at once.
+
+    What the block has begun to write is so cleaned up as after Ctrl-C. For the main thread.
+    """
+
+    def leave(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

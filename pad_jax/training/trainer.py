@@ -35,8 +35,7 @@ from pad_jax.training.setup import (
     make_heat,
     make_inputs,
     make_model,
-    make_run_optimizer,
-    make_step_options,
+    make_step_arguments,
     make_task,
     measure_lengths,
     open_source,
@@ -151,16 +150,10 @@ class _Run:
         self.config, self.workdir, self.source = config, workdir, source
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config)
-        optimizer = make_run_optimizer(config, lengths)
         self.task = make_task(config)
+        self.step_arguments = make_step_arguments(config, lengths, AXIS)
+        self.train_step = replicas.map_step(train_step, donate=True, **self.step_arguments)
         heat = make_heat(config, lengths)
-        self.step_arguments = {'task': self.task, 'optimizer': optimizer, **make_step_options(config), **heat}
-        self.train_step = replicas.map_step(
-            train_step,
-            donate=True,
-            model=make_model(config, AXIS),
-            **self.step_arguments,
-        )
         self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)
         self.temperature = make_temperature_schedule(*heat.values()) if self.task.heated else None
         optim = config.optim
@@ -169,7 +162,7 @@ class _Run:
         self.inputs = make_inputs(config)
         with all_or_none():
             self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
-            state, said = self._begin(optimizer)
+            state, said = self._begin(self.step_arguments['optimizer'])
             self.start = int(state.step)
             self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
             self._open_workdir()
@@ -263,7 +256,7 @@ class _Run:
             self._save(step)
 
     def _explain_nan(self, step: int, batch) -> str:
-        alone = functools.partial(train_step, model=self.model, **self.step_arguments | {'accumulate_steps': 1})
+        alone = functools.partial(train_step, **self.step_arguments | {'model': self.model, 'accumulate_steps': 1})
         found = find_nan(alone, self.replicas.fetch(self.state), batch)
         return f'step {step} makes a NaN: {found or "but not when it is run operation by operation on one device"}'
 

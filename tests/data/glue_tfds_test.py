@@ -54,8 +54,12 @@ def test_the_newest_version_is_read(data_dir, tmp_path):
         folder = tmp_path / 'glue' / 'rte' / version
         folder.mkdir(parents=True)
         (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'array_record'}))
+        (folder / 'features.json').touch()
     (tmp_path / 'glue' / 'rte' / '11.0.0').mkdir()
     assert glue_tfds.find_prepared(tmp_path, 'rte').name == '10.0.0'
+    (tmp_path / 'glue/rte/10.0.0/features.json').unlink()
+    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing: copy it from where"):
+        glue_tfds.find_prepared(tmp_path, 'rte')
 
 
 def test_what_is_not_prepared_is_not_found_and_explained_at_once(tmp_path):

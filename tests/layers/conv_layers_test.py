@@ -124,7 +124,9 @@ def test_all_static_is_a_static_convolution(name, case):
         np.testing.assert_allclose(apply(params, x + 100) - apply(params, x), apply(params, 100 + 0 * x), atol=1e-9)
 
         def moved(path, leaf):
-            routes = any(part.key in ('attention', 'squeeze', 'tensor') for part in path)
+            routes = any(part.key in ('attention', 'squeeze', 'tensor') for part in path) or (
+                path[0].key in ('channel', 'filter', 'spatial', 'scaling', 'fusion') and path[-1].key == 'bias'
+            )
             return leaf + 1.5 if routes else leaf
 
         others = jax.tree_util.tree_map_with_path(moved, params)
@@ -198,7 +200,7 @@ def test_hidden_and_latent_widths():
     found = shapes(DCDConv(8, (3, 3), feature_group_count=4), 80)
     assert (found['squeeze'], found['into_latent'], found['out_of_latent']) == ((80, 5), (4, 20, 4), (4, 4, 2))
     assert shapes(DCDConv(8, (1, 1)), 8)['squeeze'] == (8, 4)
-    assert found['fusion']['tensor'] == (6, 4, 4, 4) and found['kernel'] == (3, 3, 20, 8)
+    assert found['fusion'] == {'tensor': (5, 4, 4, 4), 'bias': (4, 4, 4)} and found['kernel'] == (3, 3, 20, 8)
     assert [latent_width(channels) for channels in (1, 3, 4, 8, 9, 512)] == [1, 1, 2, 2, 3, 22]
 
 
@@ -216,13 +218,15 @@ def test_counts_by_hand():
     # 3·3·8·8 = 576 positions. Routing 8·4 + 4; φ is one more parameter of each stack.
     assert count('condconv', None) == {'': (576, 576, 4, 36)}
     assert count('condconv', 'element') == {'': (576, 0, 4, 37)}
-    # The hidden layer 8·16, the head over kernels 16·4 + 4; a vector has a factor for each unit and its bias.
+    # The hidden layer 8·16, the head over kernels 16·4 + 4; a vector has a factor for each unit, and a bias.
     vectors = {'channel': 8, 'filter': 8, 'spatial': 9}
-    assert count('odconv', None) == {'': (576, 576, 4, 196)} | {name: (n, n, 17, 0) for name, n in vectors.items()}
-    assert count('odconv', 'element') == {'': (576, 0, 4, 197)} | {name: (n, 0, 17, 1) for name, n in vectors.items()}
+    assert count('odconv', None) == {'': (576, 576, 4, 196)} | {name: (n, n, 16, n) for name, n in vectors.items()}
+    assert count('odconv', 'element') == {'': (576, 0, 4, 197)} | {
+        name: (n, 0, 16, n + 1) for name, n in vectors.items()
+    }
     # L = 2: the kernel 576, Q 8·2, P 2·8 and the hidden layer 8·8 are ordinary parameters; 8 units and a bias.
-    assert count('dcd', None) == {'': (0, 0, 0, 672), 'scaling': (8, 8, 9, 0), 'fusion': (4, 4, 9, 0)}
-    assert count('dcd', 'output') == {'': (0, 0, 0, 672), 'scaling': (8, 0, 9, 1), 'fusion': (4, 0, 9, 1)}
+    assert count('dcd', None) == {'': (0, 0, 0, 672), 'scaling': (8, 8, 8, 8), 'fusion': (4, 4, 8, 4)}
+    assert count('dcd', 'output') == {'': (0, 0, 0, 672), 'scaling': (8, 0, 8, 9), 'fusion': (4, 0, 8, 5)}
 
 
 @pytest.mark.parametrize('name', NEW)

@@ -92,8 +92,8 @@ def part(params, masks, name, dynamic):
 
 def generated(params, masks, name, hidden, activation):
     """The tensor of a submodule, one position after the other."""
-    *weights, bias = own = params[name]['tensor']
-    values = np.zeros(own.shape[1:])
+    weights, bias = params[name]['tensor'], params[name]['bias']
+    values = np.zeros(bias.shape)
     for place in np.ndindex(*values.shape):
         logit = math.fsum(unit * row[place] for unit, row in zip(hidden, weights, strict=True)) + bias[place]
         values[place] = activation(logit)

@@ -139,7 +139,8 @@ def test_golden_values():
     # A pointwise kernel has two vectors of ½: four times the kernel.
     _, found = fill('odconv')
     np.testing.assert_array_equal(found['kernel'], np.stack([kernel * 4] * 3))
-    assert not found['channel']['tensor'].any() and found['filter']['static_tensor'].tolist() == [[[[0.5, 0.5]]]]
+    assert not found['channel']['tensor'].any() and not found['channel']['bias'].any()
+    assert found['filter']['static_tensor'].tolist() == [[[[0.5, 0.5]]]]
     _, found = fill('dcd')
     np.testing.assert_array_equal(found['kernel'], kernel)
     assert not found['out_of_latent'].any() and found['scaling']['static_tensor'].tolist() == [[[[1, 1]]]]

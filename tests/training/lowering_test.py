@@ -1,6 +1,7 @@
 """The train steps lower for machines that aren't there, and don't keep a second copy of the state."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ import pytest
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from pad_jax.training.configuration import load_config
+from pad_jax.training.configuration import is_text, load_config
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.parallel import AXIS, PARALLEL, Replicas, map_over_mesh
-from pad_jax.training.setup import make_heat, make_inputs, make_model, make_run_optimizer, make_task, measure_lengths
+from pad_jax.training.setup import make_inputs, make_model, make_step_arguments, measure_lengths
 from pad_jax.training.state import abstract_state, init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
@@ -25,23 +26,13 @@ BERT = ROOT / 'configs' / 'glue_bert_base_moe.py'
 
 def lower(config, platforms):
     """(exported train step of a run with this config over the chips, leaves of its state)."""
-    lengths = measure_lengths(config, num_train=1_281_167)
-    optimizer = make_run_optimizer(config, lengths)
+    arguments = make_step_arguments(config, measure_lengths(config, num_train=1_281_167), AXIS)
     mesh = AbstractMesh((NUM_CHIPS,), (AXIS,), axis_types=(AxisType.Auto,))
-    step = map_over_mesh(
-        train_step,
-        mesh,
-        donate=True,
-        task=make_task(config),
-        model=make_model(config, AXIS),
-        optimizer=optimizer,
-        accumulate_steps=config.optim.accumulate_steps,
-        **make_heat(config, lengths),
-    )
+    step = map_over_mesh(train_step, mesh, donate=True, **arguments)
     inputs = make_inputs(config)
-    state = abstract_state(make_model(config), optimizer, inputs)
-    names = make_task(config).inputs
-    shapes = [leaf.shape[1:] if len(leaf.shape) > 2 else (128,) for leaf in inputs]  # images, or texts of 128 tokens
+    state = abstract_state(make_model(config), arguments['optimizer'], inputs, averaged=config.optim.ema_decay > 0)
+    names = arguments['task'].inputs
+    shapes = [(config.data.max_length,) if is_text(config) else leaf.shape[1:] for leaf in inputs]
     batch = {
         name: jax.ShapeDtypeStruct(shape, leaf.dtype) for name, shape, leaf in zip(names, shapes, inputs, strict=True)
     }
@@ -66,18 +57,50 @@ def assert_lowers(config, platforms):
 
 
 @pytest.mark.usefixtures('one_block')
-def test_a_small_network_of_images_lowers_for_256_chips():
-    assert_lowers(small_config(data__batch_size=512, optim__accumulate_steps=2), ['tpu', 'cuda'])
+def test_a_small_network_of_images_lowers_for_256_chips_with_all_that_a_step_can_do():
+    changes = {'optim__accumulate_steps': 2, 'optim__ema_decay': 0.9, 'train__mixup': 0.2}
+    assert_lowers(small_config(data__batch_size=1024, train__label_smoothing=0.1, **changes), ['tpu', 'cuda'])
+
+
+def test_no_argument_of_the_step_is_left_to_its_default():
+    config = small_config(optim__accumulate_steps=2, optim__ema_decay=0.9, train__mixup=0.2, train__label_smoothing=0.1)
+    arguments = make_step_arguments(config, measure_lengths(config, 100))
+    taken = {
+        name: found
+        for name, found in inspect.signature(train_step).parameters.items()
+        if found.kind == found.KEYWORD_ONLY
+    }
+    assert arguments.keys() == taken.keys() - {'axis_name'}
+    assert all(arguments[name] != found.default for name, found in taken.items() if name in arguments)
+
+
+RECIPES = [(IMAGENET, 4096, 'tpu'), (BERT, 1024, 'cuda')]
+
+
+def assert_recipe_lowers(path, batch_size, platform):
+    assert_lowers(
+        load_config(str(path), ['data.path=FOLDER', f'data.batch_size={batch_size}', 'model.dtype=bfloat16']),
+        [platform],
+    )
+
+
+def name_of(value):
+    return getattr(value, 'stem', str(value))
+
+
+@pytest.mark.parametrize(('path', 'batch_size', 'platform'), RECIPES, ids=name_of)
+def test_the_train_steps_of_the_recipes_lower_for_256_chips(path, batch_size, platform):
+    assert_recipe_lowers(path, batch_size, platform)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 @pytest.mark.parametrize(
-    ('path', 'batch_size'), [(IMAGENET, 4096), (BERT, 1024), (GLUE, 1024)], ids=lambda value: getattr(value, 'stem', '')
+    ('path', 'batch_size', 'platform'),
+    [(IMAGENET, 4096, 'cuda'), (BERT, 1024, 'tpu'), (GLUE, 1024, 'tpu'), (GLUE, 1024, 'cuda')],
+    ids=name_of,
 )
-def test_the_train_steps_of_the_recipes_lower_for_256_chips(path, batch_size, platform):
-    config = load_config(str(path), ['data.path=FOLDER', f'data.batch_size={batch_size}', 'model.dtype=bfloat16'])
-    assert_lowers(config, [platform])
+def test_the_train_steps_of_the_recipes_lower_for_the_other_platform_too(path, batch_size, platform):
+    assert_recipe_lowers(path, batch_size, platform)
 
 
 @functools.cache

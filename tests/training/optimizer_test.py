@@ -33,6 +33,7 @@ def sample_params():
         },
         'generated': {
             'tensor': draw(3, 4),
+            'bias': draw(4),
             'static_tensor': draw(4),
             'into_latent': draw(3, 2),
             'out_of_latent': draw(2, 3),

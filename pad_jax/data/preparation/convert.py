@@ -9,7 +9,15 @@ from pad_jax.data.preparation.folders import check_folder, check_room, fill_fold
 from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import write_file
 from pad_jax.data.preparation.tfrecord import read_records
-from pad_jax.data.tfds_folders import ARRAY_RECORD, INFO, TFRECORD, available_formats, find_set, read_info
+from pad_jax.data.tfds_folders import (
+    ARRAY_RECORD,
+    INFO,
+    TFRECORD,
+    available_formats,
+    check_features,
+    find_set,
+    read_info,
+)
 from pad_jax.errors import BadInput, quote
 
 
@@ -49,6 +57,7 @@ def convert_tfrecord(
     formats = available_formats(info)
     if TFRECORD not in formats:
         raise BadInput(f'{quote(folder)} was prepared as {", ".join(formats)}, not as {TFRECORD}: nothing to convert')
+    check_features(folder)
     if output_dir is None:
         if ARRAY_RECORD in formats and not overwrite:
             raise BadInput(f'{quote(folder)} holds {ARRAY_RECORD} already: --overwrite writes it anew')

@@ -35,7 +35,20 @@ def check_room(folder: pathlib.Path, num_bytes: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise BadInput(f'{quote(folder)} has {free / 1e9:.1f} GB of free space, {num_bytes / 1e9:.1f} GB are needed')
+        raise BadInput(f'{quote(folder)} has {format_size(free)} of free space, {format_size(num_bytes)} are needed')
+
+
+def format_size(num_bytes: int) -> str:
+    """Three digits and a unit.
+
+    >>> format_size(0), format_size(999_600), format_size(161_300_000_000)
+    ('0 B', '1 MB', '161 GB')
+    """
+    size, units = float(num_bytes), ['B', 'kB', 'MB', 'GB', 'TB']
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f'{size:.3g} {units[0]}'
 
 
 @contextlib.contextmanager

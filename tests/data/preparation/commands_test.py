@@ -1,6 +1,7 @@
 """python -m pad_jax prepare, as the user starts it."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from pad_jax import __main__ as commands
+from pad_jax.data.preparation import imagenet2012
 from pad_jax.training.command_line import exit_status
 from tests.data import glue_miniatures as miniatures
 from tests.data.preparation import small_imagenet as small
@@ -49,6 +51,29 @@ def test_bad_input_is_one_line(call, tmp_path):
     status, out, lines = call('imagenet2012', f'--manual-dir={tmp_path}', f'--data-dir={tmp_path}/data')
     assert (status, out, len(lines)) == (2, '', 1) and lines[0].startswith(f"error: '{tmp_path}' has no ILSVRC2012")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_cleans_up_as_an_interruption_does(monkeypatch, tmp_path):
+    small.write_tars(tmp_path / 'tars')
+    data_dir, seen = tmp_path / 'data', []
+
+    def stop(*arguments):
+        seen.extend(path.name for path in data_dir.rglob('*.incomplete'))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(imagenet2012, 'write_split', stop)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        commands.prepare(['imagenet2012', '--subset', f'--manual-dir={tmp_path}/tars', f'--data-dir={data_dir}'])
+    assert left.value.code == 143 and seen == ['5.1.0.incomplete'] and not data_dir.exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(('kind', 'says'), [('imagenet2012', 'where to write'), ('convert', 'where the set is')])
+def test_data_dir_is_explained(kind, says, capsys):
+    with pytest.raises(SystemExit):
+        commands.prepare([kind, '--help'])
+    assert says in ' '.join(capsys.readouterr().out.split())
 
 
 def test_glue_and_convert(call, tmp_path):

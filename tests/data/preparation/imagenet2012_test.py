@@ -299,4 +299,4 @@ def test_no_space_and_no_folder_to_write_into_are_told(tars, tmp_path, monkeypat
         patch.setattr(module, 'write_split', lambda *_: records.write_file(pathlib.Path('/dev/full'), [b'record']))
         refuse(tars, tmp_path, r"'/dev/full' cannot be written: .*No space left on device")
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 999))
-    refuse(tars, tmp_path, r"' has 0.0 GB of free space, 0.0 GB are needed")
+    refuse(tars, tmp_path, r"' has 999 B of free space, [0-9.]+ kB are needed")

@@ -18,7 +18,7 @@ import ml_collections
 from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
-from pad_jax.partition import round_fractions, round_steps
+from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
 from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules, is_free
 
@@ -174,6 +174,7 @@ def _find_conflicts(config) -> list[str]:
             problems.append("partition.scope 'layer' can't choose within one gate: granularity 'layer' needs 'global'")
         if config.train.steps:
             problems += find_late_round(config, config.train.steps)
+        problems += _find_copies(config)
     for check, arguments in checks:
         try:
             check(*arguments)
@@ -192,6 +193,22 @@ def find_late_round(config, num_steps: int) -> list[str]:
     return [
         f'the last round of the partition comes after {last} steps, the run has {num_steps}: lower '
         f'partition.start_step, every_steps or rounds, or raise {length}'
+    ]
+
+
+def _find_copies(config) -> list[str]:
+    """What is wrong with a partition of pretrained weights, whose copies only training moves apart.
+
+    Where layers are excluded there may be none that competes, which the network itself has to tell.
+    """
+    partition = config.partition
+    excluded = partition.keep_dynamic or partition.keep_static
+    if not config.model.pretrained or partition.start_step or excluded or not CRITERIA[partition.criterion].reads_data:
+        return []
+    return [
+        f'partition.start_step must be above 0 for model.pretrained with criterion {partition.criterion!r}: dynamic '
+        'factors begin as copies of the weights, whose scores say nothing before some steps of training, with handoff '
+        "'mean'; or take criterion 'magnitude' or 'random'"
     ]
 
 

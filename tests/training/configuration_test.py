@@ -3,6 +3,7 @@ import json
 import pytest
 
 from pad_jax.errors import BadInput
+from pad_jax.partition import CRITERIA
 from pad_jax.training.command_line import Parser, parse_with_overrides
 from pad_jax.training.configuration import (
     differing_keys,
@@ -228,6 +229,25 @@ def test_keys_that_contradict_one_another(overrides, says):
 )
 def test_keys_of_texts_that_contradict_one_another(overrides, says):
     assert says in refused(*overrides, file=GLUE)
+
+
+RESNET18 = ('model.name=resnet18', 'model.pretrained=FILE')
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+@pytest.mark.parametrize(('file', 'weights'), [(DIGITS, RESNET18), (GLUE, ('model.pretrained=FOLDER',))])
+def test_copies_are_not_scored_before_they_are_trained(file, weights, criterion):
+    first = (*weights, f'partition.criterion={criterion}', 'partition.start_step=0')
+    if criterion in ('magnitude', 'random'):
+        load(*first, file=file)
+    else:
+        line = refused(*first, file=file)
+        assert f'partition.start_step must be above 0 for model.pretrained with criterion {criterion!r}' in line
+        assert "with handoff 'mean'; or take criterion 'magnitude' or 'random'" in line
+    for change in ('partition.start_step=1', 'model.pretrained=', 'partition.dynamic_fraction=1'):
+        load(*first, change, file=file)
+    # It may be that no layer competes.
+    load(*first, 'partition.keep_dynamic=stage4', 'partition.keep_static=.*', file=file)
 
 
 def test_a_network_without_a_partition_asks_nothing_of_its_keys():

@@ -133,10 +133,14 @@ def find_problems(config: ml_collections.ConfigDict) -> list[str]:
     return find_value_problems(flatten(config)) or _find_conflicts(config)
 
 
-def find_value_problems(flat: dict[str, Any]) -> list[str]:
-    """What is wrong with the keys and values of a flattened config, each for itself."""
+def find_value_problems(flat: dict[str, Any], suggest: bool = True) -> list[str]:
+    """What is wrong with the keys and values of a flattened config, each for itself.
+
+    Args:
+      suggest: name the key that an unknown one resembles.
+    """
     rules = choose_rules(flat)
-    problems = [_unknown(name, rules) for name in flat if name not in rules]
+    problems = [_unknown(name, rules if suggest else ()) for name in flat if name not in rules]
     problems += [f'config key {name} is missing' for name in rules if name not in flat]
     for name, value in flat.items():
         if name not in rules:
@@ -266,7 +270,14 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     content = _read_object(path)
     flat = flatten(content)
     # On plain dicts: a ConfigDict takes no key with a dot in it.
-    problems = find_value_problems(flat) + [_unknown(name, choose_rules(flat)) for name in content if '.' in name]
+    dotted = [name for name in content if '.' in name]
+    # A key that resembles an old one may mean something else: nothing here is to be renamed.
+    problems = find_value_problems(flat, suggest=False) + [_unknown(name, ()) for name in dotted]
+    if dotted or flat.keys() != choose_rules(flat).keys():
+        problems.append(
+            'its keys are not those of this version of pad_jax: go on with the version that made it, or train anew in '
+            'another workdir'
+        )
     config = None if problems else ml_collections.ConfigDict(content)
     problems = problems or _find_conflicts(config)
     if problems:

@@ -364,9 +364,9 @@ def test_a_workdirs_config_comes_back(tmp_path):
         ('', 'config.json is damaged'),
         ('[]', 'config.json is damaged: it holds no object'),
         ('{}', 'config key model.name is missing'),
-        ('{"model": 3}', 'unknown config key model, did you mean model.'),
+        ('{"model": 3}', 'unknown config key model; config key model.dtype is missing'),
         ('{"model": 3, "a.b": 2}', 'unknown config key a.b; config key model.dtype is missing'),
-        ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model, did'),
+        ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model; '),
         ('{"model": {"name": {}}}', 'config key model.name must be one of resnet10'),
         ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a'),
         pytest.param('[' * 100_000, 'config.json is damaged', id='deep'),
@@ -378,6 +378,20 @@ def test_a_damaged_workdir_config(tmp_path, content, says):
     with pytest.raises(BadInput) as caught:
         read_workdir_config(tmp_path)
     assert says in str(caught.value)
+
+
+def test_a_workdir_of_another_version_is_not_to_be_edited(tmp_path):
+    """A width of 64 is not a multiplier of 64."""
+    content = load().to_dict()
+    content['model']['width'] = content['model'].pop('width_multiplier')
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput) as caught:
+        read_workdir_config(tmp_path)
+    assert str(caught.value) == (
+        f'{tmp_path}/config.json: unknown config key model.width; config key model.width_multiplier is missing; its '
+        'keys are not those of this version of pad_jax: go on with the version that made it, or train anew in another '
+        'workdir'
+    )
 
 
 def test_a_dot_in_a_key_is_no_section(tmp_path):

@@ -36,15 +36,6 @@ def test_linked_pages_exist():
         assert link.startswith('https://') or (ROOT / link).exists(), link
 
 
-def test_its_commands_are_of_configs_that_take_them():
-    commands = re.findall(r'^ +python train\.py (.*(?:\\\n.*)*)$', README, flags=re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
-        words = command.replace('\\\n', ' ').split()
-        path = next(word.removeprefix('--config=') for word in words if word.startswith('--config='))
-        load_config(str(ROOT / path), [word.removeprefix('--config.') for word in words if '--config.' in word])
-
-
 def test_three_keys_make_a_recipe_one_for_other_hardware():
     """All that the recipe for one GPU changes but for what counts steps."""
     base, gpu = (flatten(load_config(str(ROOT / f'configs/imagenet_resnet50_pad{end}.py'))) for end in ('', '_gpu'))

@@ -15,6 +15,7 @@ INDEX = 'model.safetensors.index.json'
 # tokenizer.json first: it says how text is normalised, which vocab.txt leaves to be guessed.
 VOCABULARIES = ('tokenizer.json', 'vocab.txt')
 
+SUFFIX = '.safetensors'
 PICKLES = ('.bin', '.pt', '.pth')
 
 # Of torch: a checkpoint may hold views, which safetensors refuses, and tensors that share memory.
@@ -51,22 +52,31 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor by name, from one file or, if there is none, from the shards that an index lists.
+    """Every tensor by name: from model.safetensors, else from the shards that an index lists, else from the only file.
 
     Raises:
-      BadInput: if there is no folder, no safetensors in it, or a file that is incomplete.
+      BadInput: if there is no folder, no safetensors in it or several by other names, or a file that is incomplete.
     """
     folder = _check_folder(folder)
     if (folder / WEIGHTS).is_file():
         return _read_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
+    others = sorted(path for path in folder.iterdir() if path.suffix == SUFFIX and path.is_file())
+    if len(others) == 1:
+        return _read_file(others[0])
+    if others:
+        names = ', '.join(path.name for path in others)
+        raise BadInput(
+            f'{folder} holds {names} and neither {WEIGHTS} nor {INDEX}: keep one of them, or for a network of images '
+            'name the file itself'
+        )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         shards = len(pickles) > 1 and all(name.endswith('.bin') for name in pickles)
         pattern = 'pytorch_model*.bin' if shards else pickles[0]
         raise BadInput(f'{folder} holds weights only as {_refuse_pickle(", ".join(pickles), pattern)}')
-    raise BadInput(f'{folder} holds no weights: {WEIGHTS} or {INDEX} is needed')
+    raise BadInput(f'{folder} holds no weights: {WEIGHTS}, {INDEX} or a single *{SUFFIX} is needed')
 
 
 def find_vocabulary(folder: str | Path) -> Path:
@@ -111,12 +121,26 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
+    _check_header(path)
     try:
         with safe_open(path, 'numpy') as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise BadInput(f'{path} is damaged or incomplete: {error}') from None
+
+
+def _check_header(path: Path) -> None:
+    """Raises BadInput for a file that is something else: safetensors begin with a length, 8 bytes, and an object."""
+    try:
+        with path.open('rb') as file:
+            start = file.read(9)
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from None
+    if len(start) == 9 and start[8:] != b'{':
+        pickle = start.startswith((b'PK', b'\x80'))
+        what = f'but {_refuse_pickle(path.name)}' if pickle else 'whatever its name says: it has no header of theirs'
+        raise BadInput(f'{path} is not safetensors, {what}')
 
 
 def _read_shards(folder: Path) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def load_torchvision(
     Where the file has another number of classes, or no classifier, the network's keeps its initial values.
 
     Args:
-      path: a .safetensors file, or a folder that holds one model.safetensors.
+      path: a .safetensors file, or a folder that holds one or its shards.
       name: of the network, a key of LAYOUTS.
       static: `params` and `batch_stats` of the network with static convolutions, as shapes.
       params: initial params of the network to fill.

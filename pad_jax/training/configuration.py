@@ -18,7 +18,7 @@ import ml_collections
 from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
 from pad_jax.models import check_image_size
-from pad_jax.partition import round_fractions, round_steps
+from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
 from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules, is_free
 
@@ -133,10 +133,14 @@ def find_problems(config: ml_collections.ConfigDict) -> list[str]:
     return find_value_problems(flatten(config)) or _find_conflicts(config)
 
 
-def find_value_problems(flat: dict[str, Any]) -> list[str]:
-    """What is wrong with the keys and values of a flattened config, each for itself."""
+def find_value_problems(flat: dict[str, Any], suggest: bool = True) -> list[str]:
+    """What is wrong with the keys and values of a flattened config, each for itself.
+
+    Args:
+      suggest: name the key that an unknown one resembles.
+    """
     rules = choose_rules(flat)
-    problems = [_unknown(name, rules) for name in flat if name not in rules]
+    problems = [_unknown(name, rules if suggest else ()) for name in flat if name not in rules]
     problems += [f'config key {name} is missing' for name in rules if name not in flat]
     for name, value in flat.items():
         if name not in rules:
@@ -174,6 +178,7 @@ def _find_conflicts(config) -> list[str]:
             problems.append("partition.scope 'layer' can't choose within one gate: granularity 'layer' needs 'global'")
         if config.train.steps:
             problems += find_late_round(config, config.train.steps)
+        problems += _find_copies(config)
     for check, arguments in checks:
         try:
             check(*arguments)
@@ -192,6 +197,22 @@ def find_late_round(config, num_steps: int) -> list[str]:
     return [
         f'the last round of the partition comes after {last} steps, the run has {num_steps}: lower '
         f'partition.start_step, every_steps or rounds, or raise {length}'
+    ]
+
+
+def _find_copies(config) -> list[str]:
+    """What is wrong with a partition of pretrained weights, whose copies only training moves apart.
+
+    Where layers are excluded there may be none that competes, which the network itself has to tell.
+    """
+    partition = config.partition
+    excluded = partition.keep_dynamic or partition.keep_static
+    if not config.model.pretrained or partition.start_step or excluded or not CRITERIA[partition.criterion].reads_data:
+        return []
+    return [
+        f'partition.start_step must be above 0 for model.pretrained with criterion {partition.criterion!r}: dynamic '
+        'factors begin as copies of the weights, whose scores say nothing before some steps of training, with handoff '
+        "'mean'; or take criterion 'magnitude' or 'random'"
     ]
 
 
@@ -249,7 +270,14 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     content = _read_object(path)
     flat = flatten(content)
     # On plain dicts: a ConfigDict takes no key with a dot in it.
-    problems = find_value_problems(flat) + [_unknown(name, choose_rules(flat)) for name in content if '.' in name]
+    dotted = [name for name in content if '.' in name]
+    # A key that resembles an old one may mean something else: nothing here is to be renamed.
+    problems = find_value_problems(flat, suggest=False) + [_unknown(name, ()) for name in dotted]
+    if dotted or flat.keys() != choose_rules(flat).keys():
+        problems.append(
+            'its keys are not those of this version of pad_jax: go on with the version that made it, or train anew in '
+            'another workdir'
+        )
     config = None if problems else ml_collections.ConfigDict(content)
     problems = problems or _find_conflicts(config)
     if problems:

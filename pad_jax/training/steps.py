@@ -129,9 +129,9 @@ def eval_step(
 ) -> dict[str, jax.Array]:
     """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 count in none of them.
 
-    The temperature is that of the state's step, as the network was trained with it; where the state keeps an average,
-    that is evaluated. A task that collects also gets the
-    `outputs` [B, O] of all replicas' examples, in the order of the batch.
+    The temperature is that of the state's step, as the network was trained with it. Where the state keeps an average,
+    that takes the place of its parameters and of its batch statistics. A task that collects also gets the `outputs`
+    [B, O] of all replicas' examples, in the order of the batch.
     """
     current = make_temperature_schedule(temperature, temperature_steps)(state.step)
     outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pad_jax.data import CHANNELS, GLUE_TASKS, SOURCES
+from pad_jax.errors import BadInput
 from pad_jax.partition import report_counts
 from pad_jax.training.configuration import find_late_round, flatten, is_partial, is_text, load_config
 from pad_jax.training.rules import choose_rules
@@ -82,6 +83,17 @@ DIFFS = {
     'imagenet_resnet50_pad_tpu_v4_32.py': (
         'imagenet_resnet50_pad.py',
         scale_recipe(2048, 0.8, warmup_steps=3125, every_steps=625),
+    ),
+    'imagenet_resnet50_pad_pretrained.py': (
+        'imagenet_resnet50_pad.py',
+        {
+            'partition.start_step': 5000,
+            'partition.handoff': 'mean',
+            'optim.learning_rate': 0.01,
+            'optim.warmup_steps': 2500,
+            'train.epochs': 30.0,
+            'train.temperature_epochs': 5.0,
+        },
     ),
     'glue_minilm_dense.py': ('glue_minilm_pad.py', {'model.ffn': 'dense'}),
     'glue_minilm_moe.py': ('glue_minilm_pad.py', {'partition.dynamic_fraction': 1.0}),
@@ -205,7 +217,20 @@ def test_bert_base_is_the_quick_start_of_the_authors():
     assert np.shape(params['embeddings']['tokens']['embedding']) == (30522, 768)
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('imagenet')])
+def test_the_recipe_from_pretrained_weights_takes_them():
+    """Its partition comes after the warm-up and while there is training left; the others are told so."""
+    weights = 'model.pretrained=FILE'
+    config = load('imagenet_resnet50_pad_pretrained.py', weights)
+    assert config.optim.warmup_steps < config.partition.start_step
+    assert find_late_round(config, measure_lengths(config, 1_281_167).total) == []
+    with pytest.raises(BadInput, match='start_step must be above 0'):
+        load('imagenet_resnet50_pad.py', weights)
+
+
+FROM_SCRATCH = [name for name in NAMES if name.startswith('imagenet') and 'pretrained' not in name]
+
+
+@pytest.mark.parametrize('name', FROM_SCRATCH)
 def test_recipes_of_imagenet_scale_with_the_batch(name):
     config = load(name)
     batch_size, optim, train = config.data.batch_size, config.optim, config.train

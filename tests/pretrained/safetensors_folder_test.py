@@ -1,6 +1,7 @@
 """Folders of weights: one file or shards, whatever dtype; every wrong folder gets one line."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from safetensors.flax import save_file as save_jax_file
 
 from pad_jax.errors import BadInput
-from pad_jax.pretrained.safetensors_folder import find_vocabulary, read_config, read_tensors
+from pad_jax.pretrained.safetensors_folder import find_vocabulary, read_config, read_tensors, read_weights
+from pad_jax.pretrained.tensor_check import check_tensors
 from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
 
 
@@ -62,9 +64,52 @@ def test_nothing_there(tmp_path):
     assert 'is not a folder' in refusal(read_tensors, tmp_path / 'no')
     assert 'is not a folder' in refusal(read_config, tmp_path / 'no')
     assert 'is not a folder' in refusal(find_vocabulary, tmp_path / 'no')
-    assert 'holds no weights: model.safetensors or model.safetensors.index.json' in refusal(read_tensors, tmp_path)
+    assert 'holds no weights: model.safetensors, model.safetensors.index.json or a single' in refusal(
+        read_tensors, tmp_path
+    )
     assert 'holds no config.json' in refusal(read_config, tmp_path)
     assert 'holds no vocabulary: tokenizer.json or vocab.txt' in refusal(find_vocabulary, tmp_path)
+
+
+def test_a_single_file_may_have_any_name(tmp_path):
+    write_folder(tmp_path, {'a': np.ones(2, np.float32)})
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'resnet18-f37072fd.safetensors')
+    assert list(read_tensors(tmp_path)) == list(read_weights(tmp_path)) == ['a']
+    shutil.copy(tmp_path / 'resnet18-f37072fd.safetensors', tmp_path / 'resnet50.safetensors')
+    message = refusal(read_tensors, tmp_path)
+    for part in ('holds resnet18-f37072fd.safetensors, resnet50.safetensors and neither', 'name the file itself'):
+        assert part in message
+    assert list(read_weights(tmp_path / 'resnet50.safetensors')) == ['a']
+    shutil.copy(tmp_path / 'resnet50.safetensors', tmp_path / 'model.safetensors')
+    assert list(read_tensors(tmp_path)) == ['a']
+
+
+def test_a_file_that_only_has_the_name(tmp_path):
+    path = tmp_path / 'weights.safetensors'
+    path.write_bytes(b'<html><body>404</body></html>')
+    assert 'is not safetensors, whatever its name says' in refusal(read_weights, path)
+    # What torch.save writes now, and what it once wrote.
+    for start in (b'PK\x03\x04', b'\x80\x02'):
+        path.write_bytes(start + b'archive/data.pkl')
+        assert 'is not safetensors, but a pickle' in refusal(read_weights, path)
+
+
+@pytest.mark.parametrize(
+    ('tensor', 'says'),
+    [
+        (np.ones(2, np.int8), 'not floating-point: b int8'),
+        (np.ones(2, bool), 'not floating-point: b bool'),
+        (np.ones(2, np.complex64), 'not floating-point: b complex64'),
+        (np.array([1, np.nan], np.float32), 'infinite or NaN: b'),
+        (np.array([np.inf, 1], jnp.bfloat16), 'infinite or NaN: b'),
+    ],
+)
+def test_weights_are_finite_floating_point_numbers(tensor, says):
+    fine = {'a': np.ones(2, np.float16), 'c': np.ones(2, jnp.bfloat16)}
+    check_tensors('here', fine, {'a': (2,), 'c': (2,)})
+    with pytest.raises(BadInput) as caught:
+        check_tensors('here', {**fine, 'b': tensor}, {'a': (2,), 'b': (2,), 'c': (2,)})
+    assert str(caught.value) == f'the weights in here do not fit the model; {says}'
 
 
 def test_damaged_files(tmp_path):

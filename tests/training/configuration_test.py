@@ -3,6 +3,7 @@ import json
 import pytest
 
 from pad_jax.errors import BadInput
+from pad_jax.partition import CRITERIA
 from pad_jax.training.command_line import Parser, parse_with_overrides
 from pad_jax.training.configuration import (
     differing_keys,
@@ -230,6 +231,25 @@ def test_keys_of_texts_that_contradict_one_another(overrides, says):
     assert says in refused(*overrides, file=GLUE)
 
 
+RESNET18 = ('model.name=resnet18', 'model.pretrained=FILE')
+
+
+@pytest.mark.parametrize('criterion', CRITERIA)
+@pytest.mark.parametrize(('file', 'weights'), [(DIGITS, RESNET18), (GLUE, ('model.pretrained=FOLDER',))])
+def test_copies_are_not_scored_before_they_are_trained(file, weights, criterion):
+    first = (*weights, f'partition.criterion={criterion}', 'partition.start_step=0')
+    if criterion in ('magnitude', 'random'):
+        load(*first, file=file)
+    else:
+        line = refused(*first, file=file)
+        assert f'partition.start_step must be above 0 for model.pretrained with criterion {criterion!r}' in line
+        assert "with handoff 'mean'; or take criterion 'magnitude' or 'random'" in line
+    for change in ('partition.start_step=1', 'model.pretrained=', 'partition.dynamic_fraction=1'):
+        load(*first, change, file=file)
+    # It may be that no layer competes.
+    load(*first, 'partition.keep_dynamic=stage4', 'partition.keep_static=.*', file=file)
+
+
 def test_a_network_without_a_partition_asks_nothing_of_its_keys():
     for network in ('model.conv=static', 'partition.dynamic_fraction=1'):
         load(network, 'train.steps=50', 'partition.start_step=50')
@@ -344,9 +364,9 @@ def test_a_workdirs_config_comes_back(tmp_path):
         ('', 'config.json is damaged'),
         ('[]', 'config.json is damaged: it holds no object'),
         ('{}', 'config key model.name is missing'),
-        ('{"model": 3}', 'unknown config key model, did you mean model.'),
+        ('{"model": 3}', 'unknown config key model; config key model.dtype is missing'),
         ('{"model": 3, "a.b": 2}', 'unknown config key a.b; config key model.dtype is missing'),
-        ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model, did'),
+        ('{"model": {}, "model.name": "resnet10"}', 'unknown config key model; '),
         ('{"model": {"name": {}}}', 'config key model.name must be one of resnet10'),
         ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a'),
         pytest.param('[' * 100_000, 'config.json is damaged', id='deep'),
@@ -358,6 +378,20 @@ def test_a_damaged_workdir_config(tmp_path, content, says):
     with pytest.raises(BadInput) as caught:
         read_workdir_config(tmp_path)
     assert says in str(caught.value)
+
+
+def test_a_workdir_of_another_version_is_not_to_be_edited(tmp_path):
+    """A width of 64 is not a multiplier of 64."""
+    content = load().to_dict()
+    content['model']['width'] = content['model'].pop('width_multiplier')
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput) as caught:
+        read_workdir_config(tmp_path)
+    assert str(caught.value) == (
+        f'{tmp_path}/config.json: unknown config key model.width; config key model.width_multiplier is missing; its '
+        'keys are not those of this version of pad_jax: go on with the version that made it, or train anew in another '
+        'workdir'
+    )
 
 
 def test_a_dot_in_a_key_is_no_section(tmp_path):

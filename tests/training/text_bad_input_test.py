@@ -83,15 +83,16 @@ def test_bad_configs(refuse, changes, says):
 
 def test_weights_that_do_not_fit(refuse, texts, tmp_path):
     folder = tmp_path / 'weights'
-    assert f'pretrained weights: {folder} is not a folder' in refuse(model__pretrained=str(folder))
+    pretrained = {'model__pretrained': str(folder), 'partition__start_step': 1}
+    assert f'pretrained weights: {folder} is not a folder' in refuse(**pretrained)
     shutil.copytree(texts / 'weights', folder)
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 32}))
-    line = refuse(model__pretrained=str(folder))
+    line = refuse(**pretrained)
     assert str(folder) in line and 'hidden_size' in line and '32' in line and '16' in line, line
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'model.safetensors').unlink()
-    assert f'{folder} holds no weights: model.safetensors' in refuse(model__pretrained=str(folder))
+    assert f'{folder} holds no weights: model.safetensors' in refuse(**pretrained)
 
 
 def write_own(folder, name, content):

@@ -130,7 +130,7 @@ EFFECTS = {
     'model.dropout': (0.2, gradient, {}),
     'model.dtype': ('bfloat16', program, {}),
     'model.remat': (True, gradient, {}),
-    'model.pretrained': ('{texts}/weights', started, {}),
+    'model.pretrained': ('{texts}/weights', started, {'partition__start_step': 1}),
     'partition.dynamic_fraction': (0.6, images.planned, {}),
     'partition.criterion': ('random', partitioned, MAGNITUDE),
     'partition.scope': ('layer', partitioned, MAGNITUDE),

@@ -44,4 +44,4 @@ from pad_jax.partition.masks import (
 from pad_jax.partition.problem import FLAX, PLAIN, Layout, Problem, Values, positions_of, sown_routing
 from pad_jax.partition.schedules import SCHEDULES, round_fractions, round_steps
 from pad_jax.partition.scores import CRITERIA, Criterion
-from pad_jax.partition.selection import SCOPES, num_dynamic_positions, select_positions
+from pad_jax.partition.selection import SCOPES, find_competitions, num_dynamic_positions, select_positions

@@ -4,12 +4,14 @@ All of it runs on the host, on values; under a trace nobody can look at them.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.masks import group_size, leaf_names
 from pad_jax.partition.problem import Problem
+from pad_jax.partition.selection import each_by_itself, find_competitions
 
 LATER = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
 NO_GRADIENT = (
@@ -70,15 +72,16 @@ def check_informative(
     scope: str = 'global',
     criterion: str = 'the criterion',
     hint: str = NO_GRADIENT,
+    layer_of: Callable[[str], str] = each_by_itself,
 ) -> None:
     """Raises `UninformativeScores` where the scores wouldn't decide a selection.
 
     That is so where all competing scores are equal (zero, above all), or so many are NaN that fewer positions than the
-    target have one: under scope `global` in the whole tree, under scope `layer` in any one parameter. A single score
+    target have one: under scope `global` in the whole tree, under scope `layer` in any one layer. A single score
     has nothing to be equal to.
 
     Args:
-      scores, masks, targets, positions, scope: as `select_positions` takes them.
+      scores, masks, targets, positions, scope, layer_of: as `select_positions` takes them.
       criterion: its name in the message.
       hint: what equal scores mean and what to do about them, in the message.
     """
@@ -89,13 +92,10 @@ def check_informative(
         (low, high, numbers, numbers * size, gates * size)
         for (low, high, gates, numbers), size in zip(found, sizes, strict=True)
     ]
-    if scope == 'global':
-        lows, highs, *sums = zip(*rows)
-        groups = [('all parameters', targets, min(lows), max(highs), *map(sum, sums))]
-    else:
-        groups = zip(leaf_names(masks), structure.flatten_up_to(targets), *zip(*rows))
-    for name, target, low, high, numbers, scored, candidates in groups:
-        wanted = min(int(target), int(candidates))
+    for name, members in find_competitions(leaf_names(masks), scope, layer_of).items():
+        lows, highs, *counts = zip(*(rows[index] for index in members))
+        low, high, (numbers, scored, candidates) = min(lows), max(highs), map(sum, counts)
+        wanted = min(int(targets if scope == 'global' else targets[name]), int(candidates))
         if scored < wanted:
             raise UninformativeScores(
                 f'{criterion} gave NaN for {candidates - scored} of the {candidates} positions of {name}, and {wanted} '
@@ -137,17 +137,21 @@ def check_distinct(layout, params, masks, competing: list[int], scope: str) -> l
 
     Their scores are zero but for rounding, and so would pass as different from each other.
 
+    That is so where all that compete with each other are copies: see `find_competitions`.
+
     Returns:
       For each leaf of masks, whether it is such copies; beside leaves that aren't, its scores count as zero.
     """
     copies, competes = jax.device_get(_are_copies(layout, params, masks))
     names = leaf_names(masks)
-    found = [names[i] for i in competing if copies[i]]
-    if found and (scope == 'layer' or len(found) == sum(competes[i] for i in competing)):
-        raise UninformativeScores(
-            f'the dynamic factors of {found[0]} all equal its static parameters, so the mask has no effect on the loss '
-            f'and the scores would be rounding errors; {LATER}'
-        )
+    names = [names[i] for i in competing if competes[i]]
+    copied = dict(zip(names, [copies[i] for i in competing if competes[i]], strict=True))
+    for members in find_competitions(names, scope, layout.layer_of).values():
+        if all(copied[names[member]] for member in members):
+            raise UninformativeScores(
+                f'the dynamic factors of {names[members[0]]} all equal its static parameters, so the mask has no '
+                f'effect on the loss and the scores would be rounding errors; {LATER}'
+            )
     return [bool(copied) for copied in copies]
 
 
@@ -174,22 +178,31 @@ def _are_copies(layout, params, masks):
     return [copied & there for copied, there in zip(copies, competes)], competes
 
 
-def check_not_empty(scores, candidates, selected, targets, positions, scope: str) -> None:
+def check_not_empty(
+    scores,
+    candidates,
+    selected,
+    targets,
+    positions,
+    scope: str,
+    layer_of: Callable[[str], str] = each_by_itself,
+) -> None:
     """Raises `NothingSelected` where the best-scored group has more positions than may stay dynamic.
 
     Args:
-      scores, candidates, targets, positions, scope: as `select_positions` took them, dicts by name.
+      scores, candidates, targets, positions, scope, layer_of: as `select_positions` took them, dicts by name.
       selected: what it gave.
     """
-    competing = [name for name, mask in candidates.items() if mask.any()]
-    empty = [name for name in competing if not selected[name].any()]
-    if not empty or (scope == 'global' and empty != competing):
-        return
-    best = {name: jnp.max(scores[name], where=candidates[name], initial=-jnp.inf) for name in empty}
-    first = max(empty, key=lambda name: best[name]) if scope == 'global' else empty[0]
-    target = targets if scope == 'global' else targets[first]
-    size = group_size(candidates[first], positions[first])
-    raise NothingSelected(
-        f'the best-scored group of positions, in {first or "the parameter"}, has {size} of them, and {int(target)} are '
-        'to stay dynamic: take a finer granularity or a larger dynamic_fraction'
-    )
+    names = [name for name, mask in candidates.items() if mask.any()]
+    for layer, members in find_competitions(names, scope, layer_of).items():
+        competing = [names[member] for member in members]
+        if any(selected[name].any() for name in competing):
+            continue
+        best = {name: jnp.max(scores[name], where=candidates[name], initial=-jnp.inf) for name in competing}
+        first = max(competing, key=lambda name: best[name])
+        target = targets if scope == 'global' else targets[layer]
+        size = group_size(candidates[first], positions[first])
+        raise NothingSelected(
+            f'the best-scored group of positions, in {first or "the parameter"}, has {size} of them, and '
+            f'{int(target)} are to stay dynamic: take a finer granularity or a larger dynamic_fraction'
+        )

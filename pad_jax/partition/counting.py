@@ -7,13 +7,14 @@ parameters at a dynamic position, one at a static position. Dynamic layers insid
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
 from pad_jax.partition.masks import group_size, leaf_names
+from pad_jax.partition.selection import each_by_itself, find_competitions
 
 FACTORS = ('kernel', 'neurons', 'tensor')
 """What a dynamic layer without masks may call its dynamic factors."""
@@ -131,15 +132,20 @@ def _num_parameters(tree) -> int:
 
 
 def plan_dynamic_positions(
-    positions, dynamic_fraction: float, scope: str = 'global', exclusions: Exclusions = NO_EXCLUSIONS
+    positions,
+    dynamic_fraction: float,
+    scope: str = 'global',
+    exclusions: Exclusions = NO_EXCLUSIONS,
+    layer_of: Callable[[str], str] = each_by_itself,
 ) -> dict[str, int]:
     """How many positions a partition will keep dynamic behind each mask, before there are scores.
 
-    Under scope `global` the total is exact and the layers, which only scores can tell apart, get it in proportion to
-    their size. Whole groups are not rounded for: the partition keeps at most this many.
+    What competes, the whole network or a layer, has an exact total; its parameters, which only scores can tell apart,
+    get it in proportion to their size. Whole groups are not rounded for: the partition keeps at most this many.
 
     Args:
       positions: pytree of shapes, as `positions_of` gives it.
+      layer_of: the layer that the parameter at a path is part of, of a `Layout`.
 
     >>> plan_dynamic_positions({'a': jax.ShapeDtypeStruct((5,), 'f4'), 'b': jax.ShapeDtypeStruct((10,), 'f4')}, 0.3)
     {'a': 1, 'b': 3}
@@ -151,12 +157,12 @@ def plan_dynamic_positions(
     competing = [(name, size) for name, size, role in zip(names, sizes, roles, strict=True) if role is None]
     if not competing:
         return planned
-    targets = selection_targets(positions, dynamic_fraction, scope, roles)
-    if scope == 'layer':
-        return planned | dict(zip([name for name, _ in competing], targets, strict=True))
-    total, passed = sum(size for _, size in competing), 0
-    for name, size in competing:
-        # Rounded running totals: every layer within one of its proportion, and their sum the target itself.
-        planned[name] = round(targets * (passed + size) / total) - round(targets * passed / total)
-        passed += size
+    targets = selection_targets(positions, dynamic_fraction, scope, roles, layer_of)
+    for layer, members in find_competitions([name for name, _ in competing], scope, layer_of).items():
+        target = targets if scope == 'global' else targets[layer]
+        total, passed = sum(competing[member][1] for member in members), 0
+        for name, size in (competing[member] for member in members):
+            # Rounded running totals: every parameter within one of its proportion, and their sum the target itself.
+            planned[name] = round(target * (passed + size) / total) - round(target * passed / total)
+            passed += size
     return planned

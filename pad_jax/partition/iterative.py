@@ -9,7 +9,7 @@ Scoring and selection compile once: parameters, masks and the number of position
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,13 @@ from pad_jax.partition.masks import group_size, init_masks, leaf_names
 from pad_jax.partition.problem import PLAIN, Layout, Problem, PyTree, positions_of
 from pad_jax.partition.schedules import round_fractions
 from pad_jax.partition.scores import get_criterion, is_moments, mean_routing, measure_routing
-from pad_jax.partition.selection import SCOPES, num_dynamic_positions, select_positions
+from pad_jax.partition.selection import (
+    SCOPES,
+    each_by_itself,
+    find_competitions,
+    num_dynamic_positions,
+    select_positions,
+)
 
 
 class Partition(NamedTuple):
@@ -67,12 +73,19 @@ class Exclusions(NamedTuple):
 NO_EXCLUSIONS = Exclusions()
 
 
-def selection_targets(positions, dynamic_fraction: float, scope: str, roles):
-    """Targets of `select_positions` for the competing leaves: one number, or one for each under scope `layer`."""
-    sizes = [leaf.size for leaf, role in zip(jax.tree.leaves(positions), roles, strict=True) if role is None]
+def selection_targets(
+    positions, dynamic_fraction: float, scope: str, roles, layer_of: Callable[[str], str] = each_by_itself
+):
+    """Targets of `select_positions` for the competing leaves: one number, or under scope `layer` a dict by layer."""
+    leaves = zip(leaf_names(positions), jax.tree.leaves(positions), roles, strict=True)
+    sizes = {name: leaf.size for name, leaf, role in leaves if role is None}
     if scope == 'global':
-        return num_dynamic_positions(sum(sizes), dynamic_fraction)
-    return [num_dynamic_positions(size, dynamic_fraction) for size in sizes]
+        return num_dynamic_positions(sum(sizes.values()), dynamic_fraction)
+    names = list(sizes)
+    return {
+        layer: num_dynamic_positions(sum(sizes[names[index]] for index in members), dynamic_fraction)
+        for layer, members in find_competitions(names, scope, layer_of).items()
+    }
 
 
 def as_gates(masks):
@@ -178,7 +191,8 @@ def partition_step(
       The new masks.
     """
     scores = score_positions(problem, params, masks, [batch], criterion, key, axis_name)
-    return select_positions(scores, masks, targets, positions_of(problem.layout, params, masks), scope)
+    positions = positions_of(problem.layout, params, masks)
+    return select_positions(scores, masks, targets, positions, scope, problem.layout.layer_of)
 
 
 def partition_round(
@@ -217,7 +231,8 @@ def partition_round(
         batches = _keep(batches)
     roles = exclusions.roles(masks)
     positions = positions_of(problem.layout, params, masks)
-    targets = selection_targets(positions, dynamic_fraction, scope, roles)
+    layer_of = problem.layout.layer_of
+    targets = selection_targets(positions, dynamic_fraction, scope, roles, layer_of)
     leaves, structure = jax.tree.flatten(masks)
     new_leaves = [
         mask if role is None else jnp.full_like(mask, role) & mask for mask, role in zip(leaves, roles, strict=True)
@@ -232,11 +247,9 @@ def partition_round(
         scores = [jnp.zeros_like(score) if copied else score for score, copied in zip(scores, copies, strict=True)]
         names, shapes = leaf_names(masks), jax.tree.leaves(positions)
         scored, candidates, shapes = ({names[i]: tree[i] for i in competing} for tree in (scores, leaves, shapes))
-        if scope == 'layer':
-            targets = {names[i]: target for i, target in zip(competing, targets, strict=True)}
-        check_informative(scored, candidates, targets, shapes, scope, f'criterion {criterion!r}', row.hint)
-        selected = select_positions(scored, candidates, targets, shapes, scope)
-        check_not_empty(scored, candidates, selected, targets, shapes, scope)
+        check_informative(scored, candidates, targets, shapes, scope, f'criterion {criterion!r}', row.hint, layer_of)
+        selected = select_positions(scored, candidates, targets, shapes, scope, layer_of)
+        check_not_empty(scored, candidates, selected, targets, shapes, scope, layer_of)
         for index in competing:
             new_leaves[index] = selected[names[index]]
     new_masks = structure.unflatten(new_leaves)

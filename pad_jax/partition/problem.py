@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.masks import SCALES, scale_factors
+from pad_jax.partition.selection import each_by_itself
 
 PyTree = Any
 
@@ -28,6 +29,8 @@ class Layout:
       static: the static parameters, float[*shape] each.
       with_static: `(params, masks, static) -> params` with the static parameters replaced.
       scales: (λd, λs) of each.
+      layer_of: the layer that the mask at that path is part of; under scope `layer` the masks of one layer compete
+        with each other. By default each is a layer by itself.
       generates: whether the factors of the mask at that path are weights of a generator: what the network computes
         with is no mixture of them but what they make, see `Values`.
     """
@@ -36,6 +39,7 @@ class Layout:
     static: Callable
     with_static: Callable
     scales: Callable
+    layer_of: Callable[[str], str] = each_by_itself
     generates: Callable[[str], bool] = lambda path: False
 
 
@@ -81,7 +85,8 @@ class Problem:
 
 # --- Flax: a mask stands in the collection 'partition' where its factors stand in 'params'. The static parameters
 # stand beside the factors under `static_<name>`, the scale parameter as `phi`, the routing weights are sown as
-# `routing`. A mask called `tensor` is that of a generator, whose values are sown as `values`.
+# `routing`. A mask called `tensor` is that of a generator, whose values are sown as `values`; it is part of the layer
+# that holds the generator.
 GENERATED = 'tensor'
 
 
@@ -116,12 +121,17 @@ def _is_generated(path: str) -> bool:
     return path.rsplit('/', maxsplit=1)[-1] == GENERATED
 
 
+def _layer_of(path: str) -> str:
+    return '/'.join(path.split('/')[: -2 if _is_generated(path) else -1])
+
+
 FLAX = {
     scales: Layout(
         dynamic=lambda params, masks: _at_masks(lambda module, name: module[name], params, masks),
         static=lambda params, masks: _at_masks(lambda module, name: module[f'static_{name}'], params, masks),
         with_static=_with_static,
         scales=_flax_scales(scales),
+        layer_of=_layer_of,
         generates=_is_generated,
     )
     for scales in SCALES

@@ -11,11 +11,12 @@ That is linear in the number of positions, and the target is traced, so one comp
 
 import functools
 import itertools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.masks import group_size
+from pad_jax.partition.masks import group_size, leaf_names
 from pad_jax.partition.schedules import check_fraction
 
 SCOPES = ('global', 'layer')
@@ -35,7 +36,32 @@ def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
     return max(1, round(dynamic_fraction * num_positions))
 
 
-def select_positions(scores, masks, targets, positions, scope: str = 'global'):
+def each_by_itself(path: str) -> str:
+    """Every parameter is a layer."""
+    return path
+
+
+def find_competitions(
+    names: Iterable[str], scope: str, layer_of: Callable[[str], str] = each_by_itself
+) -> dict[str, list[int]]:
+    """Which parameters compete with each other, by their indices, under the name of what they are together.
+
+    >>> find_competitions(['a/kernel', 'a/vector', 'b/kernel'], 'layer', lambda path: path.split('/')[0])
+    {'a': [0, 1], 'b': [2]}
+    >>> find_competitions(['a', 'b'], 'global')
+    {'all parameters': [0, 1]}
+    """
+    if scope not in SCOPES:
+        raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
+    found = {}
+    for index, name in enumerate(names):
+        found.setdefault('all parameters' if scope == 'global' else layer_of(name), []).append(index)
+    return found
+
+
+def select_positions(
+    scores, masks, targets, positions, scope: str = 'global', layer_of: Callable[[str], str] = each_by_itself
+):
     """New masks: the best-scored positions among those that are still dynamic.
 
     Args:
@@ -43,9 +69,10 @@ def select_positions(scores, masks, targets, positions, scope: str = 'global'):
         float32.
       masks: pytree of bool, the candidates: a position that is static stays static (nested rounds).
       targets: number of positions to keep, traced: under scope `global` one int32 scalar, under scope `layer` a
-        pytree of them, one for each mask. Every gate counts with the number of positions it decides for.
+        dict of them, by the name of the layer. Every gate counts with the number of positions it decides for.
       positions: pytree of arrays or shapes, the positions behind each mask.
-      scope: one of `SCOPES`: positions compete over the whole tree, or within their own parameter.
+      scope: one of `SCOPES`: positions compete over the whole tree, or within their layer.
+      layer_of: the layer that the mask at a path is part of.
 
     Returns:
       Pytree of bool like `masks`.
@@ -53,17 +80,16 @@ def select_positions(scores, masks, targets, positions, scope: str = 'global'):
     >>> select_positions(jnp.array([3., 1., 3., 2.]), jnp.ones(4, bool), 2, jnp.zeros(4)).tolist()
     [True, False, True, False]
     """
-    if scope not in SCOPES:
-        raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
+    competitions = find_competitions(leaf_names(masks), scope, layer_of)
     leaves, structure = jax.tree.flatten(masks)
     scores = structure.flatten_up_to(scores)
     sizes = tuple(group_size(mask, leaf) for mask, leaf in zip(leaves, structure.flatten_up_to(positions), strict=True))
-    if scope == 'global':
-        return structure.unflatten(_select(tuple(scores), tuple(leaves), targets, sizes))
-    kept = [
-        _select((score,), (mask,), target, (size,))[0]
-        for score, mask, target, size in zip(scores, leaves, structure.flatten_up_to(targets), sizes, strict=True)
-    ]
+    kept = list(leaves)
+    for name, members in competitions.items():
+        score, mask, size = (tuple(tree[index] for index in members) for tree in (scores, leaves, sizes))
+        selected = _select(score, mask, targets if scope == 'global' else targets[name], size)
+        for index, leaf in zip(members, selected, strict=True):
+            kept[index] = leaf
     return structure.unflatten(kept)
 
 

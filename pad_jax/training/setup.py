@@ -20,8 +20,11 @@ from pad_jax.partition import (
     FLAX,
     Exclusions,
     LayerCount,
+    Layout,
     count_layers,
+    find_competitions,
     group_size,
+    leaf_names,
     plan_dynamic_positions,
     positions_of,
     selection_targets,
@@ -209,30 +212,29 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     variables = abstract_variables(model, make_inputs(config))
     planned = None
     if is_partial(config):
-        positions = positions_of(FLAX[config.partition.scales], variables['params'], variables['partition'])
+        partition, layout = config.partition, FLAX[config.partition.scales]
+        positions = positions_of(layout, variables['params'], variables['partition'])
         try:
             planned = plan_dynamic_positions(
-                positions, config.partition.dynamic_fraction, config.partition.scope, make_exclusions(config)
+                positions, partition.dynamic_fraction, partition.scope, make_exclusions(config), layout.layer_of
             )
-            _check_groups_fit(config, positions, variables['partition'])
+            _check_groups_fit(config, layout, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
 
 
-def _check_groups_fit(config, positions, masks) -> None:
-    """ValueError where the network would be wholly dynamic or static without a word.
+def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
+    """ValueError where the network would be wholly dynamic or static without a word, or a round could select nothing.
 
-    That is if the exclusions leave no layer to compete, and take all to the same side; or if no gate is small enough
-    to stay dynamic.
+    That is if the exclusions leave no layer to compete, and take all to the same side; if no gate is small enough to
+    stay dynamic; or if under scope `layer` any gate isn't, which would end the run once it has the best score of its
+    layer.
     """
     partition = config.partition
     roles = make_exclusions(config).roles(masks)
-    sizes = [
-        group_size(mask, position)
-        for mask, position, role in zip(jax.tree.leaves(masks), jax.tree.leaves(positions), roles, strict=True)
-        if role is None
-    ]
+    leaves = zip(leaf_names(masks), jax.tree.leaves(masks), jax.tree.leaves(positions), roles, strict=True)
+    sizes = {name: group_size(mask, position) for name, mask, position, role in leaves if role is None}
     if not sizes:
         if len(set(roles)) == 1:
             side = 'dynamic' if roles[0] else 'static'
@@ -243,10 +245,22 @@ def _check_groups_fit(config, positions, masks) -> None:
                 f'network that is wholly {side} is --config.{instead}'
             )
         return  # a partition by hand
-    targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles)
-    targets = [targets] * len(sizes) if partition.scope == 'global' else targets
-    if all(size > target for size, target in zip(sizes, targets, strict=True)):
-        raise ValueError(
-            f'dynamic_fraction {partition.dynamic_fraction} leaves nothing dynamic: granularity '
-            f'{partition.granularity!r} decides for at least {min(sizes)} positions at once, {max(targets)} are to stay'
-        )
+    targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles, layout.layer_of)
+    if partition.scope == 'global':
+        if min(sizes.values()) > targets:
+            raise ValueError(
+                f'dynamic_fraction {partition.dynamic_fraction} leaves nothing dynamic: granularity '
+                f'{partition.granularity!r} decides for at least {min(sizes.values())} positions at once, {targets} '
+                'are to stay'
+            )
+        return
+    names = list(sizes)
+    for layer, members in find_competitions(names, partition.scope, layout.layer_of).items():
+        largest = max((names[member] for member in members), key=sizes.get)
+        if sizes[largest] > targets[layer]:
+            raise ValueError(
+                f'granularity {partition.granularity!r} decides for {sizes[largest]} positions of {largest} at once, '
+                f'and {targets[layer]} of its layer are to stay dynamic under scope {partition.scope!r}: leave such '
+                'layers out by the patterns partition.keep_dynamic or partition.keep_static, or take '
+                'partition.scope=global'
+            )

@@ -178,6 +178,20 @@ def test_a_group_that_does_not_fit_ends_the_prefix():
     assert [leaf.any() for leaf in found] == [False, False]
 
 
+def test_parameters_of_one_layer_compete_with_each_other():
+    positions = {'a/kernel': jnp.zeros((2, 3)), 'a/vector': jnp.zeros(2), 'b/kernel': jnp.zeros(2)}
+    masks = {'a/kernel': jnp.ones((1, 3), bool), 'a/vector': jnp.ones(2, bool), 'b/kernel': jnp.ones(2, bool)}
+    scores = {'a/kernel': jnp.array([[5.0, 1, 3]]), 'a/vector': jnp.array([4.0, 2]), 'b/kernel': jnp.array([9.0, 8])}
+    # In `a` the columns of 2 positions that score 5 and 3, and between them the entry that scores 4: five positions.
+    targets = {'a': 5, 'b': 1}
+    found = select_positions(scores, masks, targets, positions, 'layer', lambda path: path[0])
+    assert {name: leaf.ravel().tolist() for name, leaf in found.items()} == {
+        'a/kernel': [True, False, True],
+        'a/vector': [True, False],
+        'b/kernel': [True, False],
+    }
+
+
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
 def test_scores_of_other_dtypes(dtype):
     scores = jnp.array([0.5, -2, 3, 0.25], dtype)

@@ -35,7 +35,7 @@ def make_network(name, kind='separable', **arguments):
     spec = make_conv_spec(name, reduction=1, plan='shift', **arguments)
     if kind == 'separable':
         return Separable(spec)
-    return ResNet((1,), BasicBlock, num_classes=3, conv=spec, stem='cifar', width=4)
+    return ResNet((1,), BasicBlock, num_classes=3, conv=spec, stem='cifar', width_multiplier=1 / 16)
 
 
 def draw(network, x, seed):

@@ -76,6 +76,10 @@ def photos(tmp_path):
             ['partition.granularity=output', 'partition.dynamic_fraction=0.05'],
             'at least 36 positions at once, 14 are to',
         ),
+        (
+            ['partition.scope=layer', 'partition.granularity=input', 'model.conv=dcd'],
+            'positions of stage1_block1/conv1/scaling/tensor at once, and',
+        ),
         (['partition.keep_dynamic=.*'], "no layer is left to compete: keep_dynamic = '.*' matches all of them"),
         (['partition.keep_static=conv'], 'that is wholly static is --config.model.conv=static'),
         (['partition.keep_static=stage9'], "keep_static = 'stage9' matches none"),

@@ -98,6 +98,7 @@ def test_equal_arguments_make_equal_models():
     assert one != build(conv='dynamic', width_multiplier=0.35)
 
 
+@pytest.mark.slow
 def test_every_gate_has_a_gradient_at_the_start():
     spec = make_conv_spec('dynamic', num_kernels=2, granularity='output', plan='outputs')
     model = MobileNetV2(3, spec, stem='cifar', width_multiplier=0.1, stages=SMALL)

@@ -116,6 +116,7 @@ def test_a_slow_average_forgets_a_handoff_as_slowly_as_it_says():
     assert float(jax.lax.fori_loop(1, 6901, follow, jnp.float32(1))) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 def test_resumed_equals_uninterrupted_and_is_evaluated(monkeypatch, tmp_path):
     """With rounds of the partition in between, whose means the average takes over."""

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS
+from pad_jax.models import MODELS
 from pad_jax.training import trainer
 from pad_jax.training.configuration import load_config
 from pad_jax.training.partitioning import partition_state
@@ -37,7 +38,7 @@ from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from pad_jax.training.writers import read_metrics
 from tests.pretrained.torchvision_twin import make_resnet
-from tests.training.tiny import DIGITS, SMALL, one_device
+from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device
 
 pytestmark = pytest.mark.usefixtures('one_block')
 
@@ -155,10 +156,16 @@ def placed(config, monkeypatch, tmp_path):
     return trained(config, monkeypatch, tmp_path, observe)
 
 
-def averaged(config, monkeypatch, tmp_path):
-    """What is evaluated after three steps."""
-    observe = lambda run, losses: as_values(run.replicas.fetch(run.state).averaged_variables['params'])  # noqa: E731
-    return trained(config, monkeypatch, tmp_path, observe)
+def lowered(config, monkeypatch, tmp_path):
+    """The trainer's step as text: it takes a trace where what `trained` sees takes a compilation."""
+
+    def finish(run, signals):
+        batch = run.replicas.place_batch(run.source.train_batch(0))
+        return run.train_step.lower(run.state, batch).as_text()
+
+    monkeypatch.setattr(trainer._Run, 'finish', finish)
+    shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+    return trainer.train(config, tmp_path / 'run', devices=one_device())
 
 
 def run_files(config, tmp_path):
@@ -223,14 +230,14 @@ EFFECTS = {
     'optim.weight_decay': (0.5, updates, {}),
     'optim.clip_norm': (0.5, updates, {}),
     'optim.accumulate_steps': (2, trained, {}),
-    'optim.ema_decay': (0.9, averaged, {'optim.ema_decay': 0.5}),
+    'optim.ema_decay': (0.9, lowered, {'optim.ema_decay': 0.5}),
     'train.steps': (7, lengths, {}),
     'train.epochs': (0.1, lengths, {'train.steps': 0}),
     'train.seed': (1, partitioned, {'partition.criterion': 'magnitude'}),
     'train.temperature': (10.0, trained, {}),
     'train.temperature_epochs': (0.02, trained, {}),
-    'train.label_smoothing': (0.1, trained, {}),
-    'train.mixup': (0.2, trained, {}),
+    'train.label_smoothing': (0.1, lowered, {}),
+    'train.mixup': (0.2, lowered, {}),
     'train.eval_every_steps': (2, run_files, {}),
     'train.log_every_steps': (4, run_files, {}),
     'train.checkpoint_every_steps': (5, run_files, {}),
@@ -257,17 +264,19 @@ def folders(tmp_path_factory):
                     Image.fromarray(pixels).save(folder / split / name / f'{number}.png')
     (found['broken'] / 'train' / 'bee' / '0.png').write_text('no image')
     weights = root / 'resnet18.safetensors'
-    save_file(make_resnet((2, 2, 2, 2), 4, 10, bottleneck=False, image_channels=1, stem_side=3), weights)
+    save_file(make_resnet((1,), 4, 10, bottleneck=False, image_channels=1, stem_side=3), weights)
     return {**found, 'weights': weights}
 
 
 @pytest.mark.parametrize('key', EFFECTS)
 def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
     changed, observe, further = EFFECTS[key]
-    if observe in (trained, placed, averaged):
+    if observe in (trained, placed, lowered):
         observe = functools.partial(observe, monkeypatch=monkeypatch, tmp_path=tmp_path)
     if observe is run_files:
         observe = functools.partial(observe, tmp_path=tmp_path)
+    if key == 'model.pretrained':
+        monkeypatch.setitem(MODELS, 'resnet18', ONE_BLOCK)
     base = SMALL | further
     configs = []
     for values in (base, base | {key: changed}):
@@ -278,7 +287,7 @@ def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
 
 
 def test_every_convolution_is_a_network_of_its_own():
-    found = [shapes(load_config(str(DIGITS), [f'model.conv={name}', 'model.width=4'])) for name in CONVS]
+    found = [shapes(load_config(str(DIGITS), [f'model.conv={name}', 'model.width_multiplier=0.1'])) for name in CONVS]
     assert all(one != other for one, other in itertools.combinations(found, 2))
 
 
@@ -288,4 +297,5 @@ def test_observations_repeat_themselves(tmp_path, monkeypatch):
     for observe in (shapes, program, planned, rounds, partitioned, batches, updates, lengths):
         assert observe(config) == observe(config), observe.__name__
     assert run_files(config, tmp_path) == run_files(config, tmp_path)
+    assert lowered(config, monkeypatch, tmp_path) == lowered(config, monkeypatch, tmp_path)
     assert trained(config, monkeypatch, tmp_path) == trained(config, monkeypatch, tmp_path)

@@ -115,6 +115,7 @@ def test_microbatches_are_mixed_as_the_whole_batch(batch):
     assert float(metrics['loss']) == pytest.approx(float(whole_metrics['loss']), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(batch):
     found = []
     for num_devices in (1, 8):

@@ -163,7 +163,7 @@ def test_a_set_of_tfds_that_is_not_prepared(refuse, tmp_path):
         if prepared:
             write_prepared(tmp_path / 'tfds', 'wnli')
         line = refuse(**glue('rte', data__path=f'{tmp_path}/tfds'))
-        assert 'glue/rte (prepared by TFDS)' in line and 'download_and_prepare' in line, line
+        assert 'glue/rte (prepared by TFDS)' in line and 'python -m pad_jax prepare glue --task=rte' in line, line
 
 
 def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_path):

@@ -63,11 +63,11 @@ def test_config_and_partition_agree(monkeypatch, conv, granularity, scope):
         # In the whole network some group always fits, and the largest come last here.
         assert refused is None or granularity == 'spatial'
         if granularity in ('element', 'output'):
-            assert 0 < count_dynamic(partition(), positions)
+            assert count_dynamic(partition(), positions) > 0
     elif refused is None:
         assert granularity in ('element', 'output')
         new = partition()
-        assert all(0 < count_dynamic(new[name], positions[name]) for name in new)
+        assert all(count_dynamic(new[name], positions[name]) > 0 for name in new)
     else:
         # As soon as the group that is named has the best score, nothing can be selected.
         assert refused.endswith('or partition.keep_static, or take partition.scope=global')

@@ -16,7 +16,7 @@ from pad_jax.layers.mixture_linear import MixtureLinear
 from pad_jax.layers.neurons import join_neurons, split_neurons
 from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import ROUTINGS, Router
-from pad_jax.layers.routing import Attention, attend
+from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
 from pad_jax.layers.static_conv import StaticConv
 
@@ -41,7 +41,6 @@ __all__ = [
     'Router',
     'StaticConv',
     'assign_top_k',
-    'attend',
     'choose_dispatcher',
     'choose_plan',
     'dynamic_convolution',

@@ -12,9 +12,10 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike
 
+from pad_jax.layers.choices import check_choice
 from pad_jax.layers.conv_geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
-from pad_jax.layers.dynamic_convolution import check_choice, dynamic_convolution
+from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import declare_static, stack_law
 from pad_jax.layers.static_conv import KERNEL_LAW
 from pad_jax.partition.masks import GRANULARITIES, SCALES

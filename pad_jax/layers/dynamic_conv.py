@@ -43,6 +43,7 @@ class DynamicConv(MixingConv):
         if static is not None:  # attention sums to one, so the static part may be added to each factor
             kernels = merge(kernels, *static)
         x = self._promote(x, kernels, bias)
-        attention = Attention(self.num_kernels, self.reduction, self.param_dtype, name='attention')(x, temperature)
+        attend = Attention(self.num_kernels, reduction=self.reduction, param_dtype=self.param_dtype, name='attention')
+        attention = attend(x, temperature)
         self.sow('intermediates', 'routing', attention)
         return self._mix(x, kernels, attention, bias)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
+from pad_jax.layers.choices import check_choice
 from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan
 
@@ -92,9 +93,3 @@ def add_bias(y: jax.Array, attention: jax.Array, bias: jax.Array) -> jax.Array:
 def spread_places(vectors: jax.Array, num_axes: int) -> jax.Array:
     """A vector of channels for each sample, [B, *ones, C], as it broadcasts against [B, *S, C] of that many axes."""
     return vectors.reshape(vectors.shape[0], *(1,) * (num_axes - 2), vectors.shape[-1])
-
-
-def check_choice(name: str, value, allowed) -> None:
-    """ValueError, with what is allowed, where a value is not among it."""
-    if value not in allowed:
-        raise ValueError(f'{name} must be one of {", ".join(map(str, allowed))}, got {value!r}')

@@ -157,22 +157,17 @@ def check_distinct(layout, params, masks, competing: list[int], scope: str) -> l
 
 @functools.partial(jax.jit, static_argnames='layout')
 def _are_copies(layout, params, masks):
-    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?
-
-    Factors of which each input takes half on average, as sigmoids weigh them at the start, equal it at 2/K of it.
-    """
+    """Of each mask: do all factors equal the static parameter, scales included, where it is dynamic? Is it anywhere?"""
     structure = jax.tree.structure(masks)
 
-    def are_copies(mask, dynamic, static, scales):
+    def are_copies(mask, dynamic, static, scales, copy_scale):
         dynamic_scale, static_scale = scales
-        dynamic, static = dynamic_scale * dynamic, (static_scale * static)[None]
+        dynamic, copy = dynamic_scale * dynamic, (copy_scale * static_scale * static)[None]
+        tolerance = 0 if copy_scale == 1 else 4 * jnp.finfo(static.dtype).eps  # whoever made the copies has rounded
+        return jnp.all((jnp.abs(dynamic - copy) <= tolerance * jnp.abs(copy)) | ~mask[None])
 
-        def equal(static, tolerance):
-            return jnp.all((jnp.abs(dynamic - static) <= tolerance * jnp.abs(static)) | ~mask[None])
-
-        return equal(static, 0) | equal(static * 2 / dynamic.shape[0], 4 * jnp.finfo(static.dtype).eps)
-
-    trees = (layout.dynamic(params, masks), layout.static(params, masks), layout.scales(params, masks))
+    read = (layout.dynamic, layout.static, layout.scales, layout.copy_scales)
+    trees = [function(params, masks) for function in read]
     competes = [jnp.any(mask) for mask in jax.tree.leaves(masks)]
     copies = [are_copies(*leaves) for leaves in zip(jax.tree.leaves(masks), *map(structure.flatten_up_to, trees))]
     return [copied & there for copied, there in zip(copies, competes)], competes

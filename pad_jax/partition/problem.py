@@ -29,6 +29,8 @@ class Layout:
       static: the static parameters, float[*shape] each.
       with_static: `(params, masks, static) -> params` with the static parameters replaced.
       scales: (λd, λs) of each.
+      copy_scales: what a factor that is a copy of the static parameter is multiplied with, a Python number for each: 1
+        where the routing weights of an input sum to one. Where all are copies the mask has no effect.
       layer_of: the layer that the mask at that path is part of; under scope `layer` the masks of one layer compete
         with each other. By default each is a layer by itself.
       generates: whether the factors of the mask at that path are weights of a generator: what the network computes
@@ -39,6 +41,7 @@ class Layout:
     static: Callable
     with_static: Callable
     scales: Callable
+    copy_scales: Callable = lambda params, masks: jax.tree.map(lambda _: 1.0, masks)
     layer_of: Callable[[str], str] = each_by_itself
     generates: Callable[[str], bool] = lambda path: False
 
@@ -86,7 +89,8 @@ class Problem:
 # --- Flax: a mask stands in the collection 'partition' where its factors stand in 'params'. The static parameters
 # stand beside the factors under `static_<name>`, the scale parameter as `phi`, the routing weights are sown as
 # `routing`. A mask called `tensor` is that of a generator, whose values are sown as `values`; it is part of the layer
-# that holds the generator.
+# that holds the generator. An `attention` that is a head alone, without a hidden layer, is one of sigmoids: each input
+# takes half of every factor at the start, and so factors are copies at 2/K.
 GENERATED = 'tensor'
 
 
@@ -117,6 +121,11 @@ def _flax_scales(scales: str):
     return lambda params, masks: _at_masks(of_module, params, masks)
 
 
+def _copy_scale(module, name) -> float:
+    of_sigmoids = 'attention' in module and 'squeeze' not in {*module, *module['attention']}
+    return 2 / module[name].shape[0] if of_sigmoids else 1.0
+
+
 def _is_generated(path: str) -> bool:
     return path.rsplit('/', maxsplit=1)[-1] == GENERATED
 
@@ -131,6 +140,7 @@ FLAX = {
         static=lambda params, masks: _at_masks(lambda module, name: module[f'static_{name}'], params, masks),
         with_static=_with_static,
         scales=_flax_scales(scales),
+        copy_scales=lambda params, masks: _at_masks(_copy_scale, params, masks),
         layer_of=_layer_of,
         generates=_is_generated,
     )

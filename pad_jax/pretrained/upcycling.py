@@ -4,6 +4,8 @@ Komatsuzaki et al., "Sparse Upcycling: Training Mixture-of-Experts from Dense Ch
 arXiv:2212.05055: every expert starts as a copy of the dense weights; and so do the static parameters.
 
 The copies carry no signal for a partition: the gradient through every gate is zero until training has moved them apart.
+Weight decay knows no masks: static parameters shrink for as long as their positions are dynamic, so late rounds should
+take handoff `mean`.
 
 Legend: E experts, C width of the encoder, F hidden width.
 """

@@ -4,7 +4,9 @@ As of experts (see `pretrained.upcycling`) kernels start as copies, and so do th
 be all True or not. Routers and heads stay as they were drawn as far as the function allows, so that the copies move
 apart in training.
 
-Until they have, a mask has no effect on the loss: partition after some steps, with handoff `mean`.
+Until they have, a mask has no effect on the loss: partition after some steps, with handoff `mean`. That is so of late
+rounds above all: weight decay knows no masks, so static parameters shrink towards zero, with no gradient against it,
+for as long as their positions are dynamic.
 
 Legend: C input channels, K kernels.
 """

@@ -54,7 +54,17 @@ def settled(name, case):
     return layer, params, masks, x, resolve_geometry(x.shape[1:-1], layer.kernel_size, *geometry)
 
 
-@pytest.mark.parametrize(('name', 'case'), [(name, case) for name in NEW for case in CASES] + [('dynamic', 'groups')])
+# The others are slow: each argument that a layer treats in its own way is in one of these.
+QUICK = ('groups', 'depthwise', 'pointwise')
+
+
+@pytest.mark.parametrize(
+    ('name', 'case'),
+    [
+        *(pytest.param(name, case, marks=[] if case in QUICK else pytest.mark.slow) for name in NEW for case in CASES),
+        ('dynamic', 'groups'),
+    ],
+)
 def test_equals_a_loop_over_samples(name, case):
     with jax.enable_x64(True):
         layer, params, masks, x, geometry = settled(name, case)
@@ -107,7 +117,7 @@ def put_over(params, others):
     }
 
 
-@pytest.mark.parametrize('case', ['groups', 'depthwise'])
+@pytest.mark.parametrize('case', [pytest.param('groups', marks=pytest.mark.slow), 'depthwise'])
 @pytest.mark.parametrize('name', NEW)
 def test_all_static_is_a_static_convolution(name, case):
     with jax.enable_x64(True):
@@ -133,7 +143,7 @@ def test_all_static_is_a_static_convolution(name, case):
         np.testing.assert_allclose(apply(others, x), apply(params, x), atol=1e-10)
 
 
-@pytest.mark.parametrize('granularity', ['element', 'output'])
+@pytest.mark.parametrize('granularity', ['element', pytest.param('output', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', NEW)
 def test_gate_gradient_is_the_finite_difference(name, granularity):
     with jax.enable_x64(True):

@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.layers.routing import Attention, attend, pool_space
+from pad_jax.layers.routing import Attention, pool_space
 from tests.layers.compiling import jit_quickly
 
 
 def test_by_hand():
     # hidden = relu([1·1 + 2·1, -1]) = [3, 0]; logits = [3·1, 0] + [0, 1] = [3, 1]; at temperature 2: [1.5, .5]
-    pooled, squeeze = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, -1.0], [1.0, 0.0]])
-    expand, bias = jnp.array([[1.0, 0.0], [5.0, 5.0]]), jnp.array([0.0, 1.0])
-    found = attend(pooled, squeeze, expand, bias, 2.0)
+    x = jnp.array([[[0.0, 1.0], [2.0, 3.0]]])  # the mean over two places is [1, 2]
+    params = {
+        'squeeze': jnp.array([[1.0, -1.0], [1.0, 0.0]]),
+        'expand': jnp.array([[1.0, 0.0], [5.0, 5.0]]),
+        'bias': jnp.array([0.0, 1.0]),
+    }
+    found = Attention(2, reduction=1).apply({'params': params}, x, 2.0)
     np.testing.assert_allclose(found, [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]], rtol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """What a partition refuses: problems that don't fit, scores that say nothing, groups that are too large."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from pad_jax.partition import (
     FLAX,
+    PLAIN,
     NothingSelected,
     Problem,
     UninformativeScores,
@@ -166,6 +169,21 @@ def test_other_arguments_that_do_not_fit():
         iterative_mode_partition(Loss(), PARAMS, BATCHES, dynamic_fraction=0.5)
     with pytest.raises(ValueError, match=r'rounds must be at least 1 and whole, got 2\.5'):
         iterative_mode_partition(problems.loss_fn, PARAMS, BATCHES, dynamic_fraction=0.5, rounds=2.5)
+
+
+def test_the_layout_says_at_which_scale_factors_are_copies():
+    static = jnp.arange(1.0, 5)
+    params = {'dynamic': jnp.stack([static * 2 / 3] * 3), 'static': static}
+
+    def partition(layout):
+        def loss_fn(params, gates, batch):
+            return jnp.sum(batch * gates * params['dynamic'].sum(0))
+
+        return iterative_mode_partition(loss_fn, params, [jnp.ones(4)], dynamic_fraction=0.5, layout=layout).masks
+
+    assert partition(PLAIN).tolist() == [False, False, True, True]
+    with pytest.raises(UninformativeScores, match='all equal its static parameters'):
+        partition(dataclasses.replace(PLAIN, copy_scales=lambda params, masks: 2 / 3))
 
 
 def test_a_flax_layout_asks_for_masks():

@@ -67,7 +67,7 @@ def test_every_value_is_logged_by_its_name(finished_text_run):
         # Routers start from zero: uniform over four experts, ln 4 nats.
         assert row['router_entropy'] == pytest.approx(np.log(4), abs=1e-2)
     for row in rows_of(finished_text_run, 'eval'):
-        assert row.keys() == {'step', 'split', 'loss', 'accuracy', 'expert_similarity'}
+        assert row.keys() == {'step', 'split', 'examples', 'loss', 'accuracy', 'expert_similarity'}
         assert row['accuracy'] * NUM_VAL == pytest.approx(round(row['accuracy'] * NUM_VAL))
     # Experts are drawn apart; what is static is the same in all of them.
     first, last = (row['expert_similarity'] for row in rows_of(finished_text_run, 'eval'))
@@ -97,7 +97,7 @@ def test_a_run_of_regression(texts, tmp_path):
         workdir = tmp_path / name
         config = small_text_config(texts, **changes, model__ffn='dense')
         last = train(config, workdir, devices=one_device())
-        assert last.keys() == {'step', 'split', 'loss', 'pearson', 'spearman'}
+        assert last.keys() == {'step', 'split', 'examples', 'loss', 'pearson', 'spearman'}
         assert all(row.keys() == TRAINED for row in rows_of(workdir, 'train'))
         assert json.loads((workdir / 'data.json').read_text())['class_names'] == []
         found = evaluate_workdir(workdir)
@@ -113,7 +113,7 @@ def test_each_split_of_mnli_has_its_own_metrics_in_all_that_is_shown(texts, tmp_
     config = small_text_config(texts, **glue('mnli'), model__ffn='dense', train__steps=2)
     last = train(config, tmp_path, devices=one_device())
     names = {'validation_matched/accuracy', 'validation_mismatched/accuracy'}
-    assert last.keys() == {'step', 'split', 'loss'} | names
+    assert last.keys() == {'step', 'split', 'examples', 'loss'} | names
     assert {name: shown[f'eval_{name}'] for name in names} == {name: last[name] for name in names}
     found = evaluate_workdir(tmp_path)
     assert found['examples'] == 6 and {name: found[name] for name in names} == {name: last[name] for name in names}

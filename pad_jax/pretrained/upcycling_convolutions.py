@@ -36,6 +36,7 @@ def upcycle_convolutions(static_params: Mapping[str, PyTree], params: Mapping[st
     Raises:
       ValueError: naming the first parameter that only one of the networks has, or that has another shape.
 
+    >>> import jax
     >>> from pad_jax.layers import DynamicConv, StaticConv
     >>> x = jnp.ones((1, 4, 4, 2))
     >>> static, dynamic = (conv(3, (2, 2)).init(jax.random.key(0), x)['params'] for conv in (StaticConv, DynamicConv))

@@ -19,7 +19,7 @@ from pad_jax.layers.dynamic_convolution import spread_places
 from pad_jax.layers.generated_tensor import GeneratedTensor
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.windows import tap_windows
-from pad_jax.layers.routing import EXPAND_LAW, squeeze_space
+from pad_jax.layers.routing import EXPAND_LAW, normalize_units, squeeze_space
 from pad_jax.layers.wide_dtype import at_least_float32
 
 LEAST_WIDTH = 4
@@ -116,7 +116,7 @@ class DCDConv(ConvLayer):
     """y = Λ(x) ⊙ (W0 * x) + P Φ(x) Qᵀ x; called as `flax.linen.Conv`.
 
     Λ (a scale for each filter) and Φ (an L×L matrix, L = max(1, ⌊√c⌋)) are generated from one hidden layer of
-    max(4, C // reduction) units over pooled features. The residual sits on the kernel's centre tap, as in the paper's
+    max(4, C // reduction) units over pooled features, normalised (`normalize_units`). The residual sits on the kernel's centre tap, as in the paper's
     static-plus-fusion form for k×k kernels. Each feature group has a P, Φ and Q of its own.
 
     What is dynamic are the entries of Λ and Φ; partially dynamic, a mask says which are, and the others are shared by
@@ -148,7 +148,8 @@ class DCDConv(ConvLayer):
         bias = self.param('bias', self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x = self._promote(x, kernel, into, out_of, bias)
         width = max(LEAST_WIDTH, channels // self.reduction)
-        hidden = squeeze_space(x, self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype))
+        squeeze = self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype)
+        hidden = normalize_units(squeeze_space(x, squeeze))
         generate = partial(
             GeneratedTensor, granularity=self.granularity, scales=self.scales, param_dtype=self.param_dtype
         )

@@ -14,7 +14,7 @@ from pad_jax.layers.conv_layer import MixingConv
 from pad_jax.layers.conv_plans import PLAN_NAMES_BY_PLACE
 from pad_jax.layers.dynamic_convolution import add_bias, spread_places
 from pad_jax.layers.generated_tensor import GeneratedTensor
-from pad_jax.layers.routing import EXPAND_LAW, Head, squeeze_space
+from pad_jax.layers.routing import EXPAND_LAW, Head, normalize_units, squeeze_space
 from pad_jax.partition.masks import merge
 
 LEAST_WIDTH = 16
@@ -26,9 +26,9 @@ class ODConv(MixingConv):
 
     All four attentions are heads of one hidden layer of max(16, C // reduction) units over pooled features: that
     over kernels is a softmax(logits / temperature), the others are vectors of sigmoid(logits / temperature). The
-    hidden layer has no norm: the paper's equations have none, the authors' code has. As in that code there is no
-    attention over places where the kernel has one, and none over filters in a depthwise convolution, where it would
-    be the one over channels again.
+    hidden units are normalised by `normalize_units`, in the place of the batch norm that the authors' code has and the
+    paper's equations don't. As in that code there is no attention over places where the kernel has one, and none over
+    filters in a depthwise convolution, where it would be the one over channels again.
 
     Where it is partially dynamic a mask splits the kernels as in `DynamicConv`, and one more each vector, whose static
     entries are shared by all samples (see `GeneratedTensor`).
@@ -59,7 +59,7 @@ class ODConv(MixingConv):
         x = self._promote(x, kernels, bias)
         width = max(LEAST_WIDTH, channels // self.reduction)
         squeeze = self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype)
-        hidden = squeeze_space(x, squeeze)
+        hidden = normalize_units(squeeze_space(x, squeeze))
         logits = Head(self.num_kernels, param_dtype=self.param_dtype, name='attention')(hidden)
         attention = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
         self.sow('intermediates', 'routing', attention)

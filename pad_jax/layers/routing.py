@@ -10,6 +10,9 @@ from flax.typing import Initializer
 
 from pad_jax.layers.wide_dtype import at_least_float32
 
+LEAST_SQUARE = 1e-5
+"""Added to a mean square that is divided by, as in norms."""
+
 
 def squeeze_space(x: jax.Array, squeeze: jax.Array) -> jax.Array:
     """The hidden units that several heads share: relu(mean over space · squeeze), [B, *S, C] and [C, D] -> [B, D].
@@ -22,6 +25,19 @@ def squeeze_space(x: jax.Array, squeeze: jax.Array) -> jax.Array:
     """
     pooled = pool_space(x)
     return jax.nn.relu(jnp.dot(pooled, squeeze.astype(pooled.dtype), precision=jax.lax.Precision.HIGHEST))
+
+
+def normalize_units(hidden: jax.Array) -> jax.Array:
+    """Each sample's units divided by their root mean square: float[B, D] of the same dtype.
+
+    What is generated from them is then as large for features of any size. Without, a layer's outputs would grow with
+    the square of its inputs, or a sigmoid's slope vanish, and training at the learning rates of a static network fails.
+    The authors of ODConv and DCD have batch norms in such places; this needs no statistics, and leaves a sample alone.
+
+    >>> normalize_units(jnp.array([[3., 4., 0., 0.], [0., 0., 0., 0.]])).round(2).tolist()  # sqrt(25 / 4) = 2.5
+    [[1.2000000476837158, 1.600000023841858, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    return hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), axis=-1, keepdims=True) + LEAST_SQUARE)
 
 
 def pool_space(x: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ def cond_kernel(params, masks, pooled, temperature, geometry):
 
 def od_kernel(params, masks, pooled, temperature, geometry):
     """Li et al. 2022, eq. 3: Σ α_wi ⊙ α_fi ⊙ α_ci ⊙ α_si ⊙ W_i, here with vectors that the kernels share."""
-    hidden = np.maximum(pooled @ params['squeeze'], 0)
+    hidden = normalized(np.maximum(pooled @ params['squeeze'], 0))
     head = params['attention']
     alpha = softmax((hidden @ head['expand'] + head['bias']) / temperature)
     kernel = part(params, masks, 'kernel', weigh(alpha, params['kernel']))
@@ -65,7 +65,7 @@ def od_kernel(params, masks, pooled, temperature, geometry):
 
 def dcd_kernel(params, masks, pooled, temperature, geometry):
     """Li et al. 2021, eq. 6: Λ W0 + P Φ Qᵀ, the residual on the centre tap; each group has its own Φ."""
-    hidden = np.maximum(pooled @ params['squeeze'], 0)
+    hidden = normalized(np.maximum(pooled @ params['squeeze'], 0))
     scaling = generated(params, masks, 'scaling', hidden, lambda z: np.clip(z + 3, 0, 6) / 3)
     fusion = generated(params, masks, 'fusion', hidden, lambda z: z)
     kernel = params['kernel'] * scaling
@@ -88,6 +88,10 @@ def part(params, masks, name, dynamic):
     dynamic_scale = 2 * sigmoid(params['phi'])
     mask = np.asarray(masks[name], np.float64)
     return mask * dynamic_scale * dynamic + (1 - mask) * (2 - dynamic_scale) * params[f'static_{name}']
+
+
+def normalized(hidden):
+    return hidden / math.sqrt(sum(unit * unit for unit in hidden) / len(hidden) + 1e-5)
 
 
 def generated(params, masks, name, hidden, activation):

@@ -116,8 +116,9 @@ class DCDConv(ConvLayer):
     """y = Λ(x) ⊙ (W0 * x) + P Φ(x) Qᵀ x; called as `flax.linen.Conv`.
 
     Λ (a scale for each filter) and Φ (an L×L matrix, L = max(1, ⌊√c⌋)) are generated from one hidden layer of
-    max(4, C // reduction) units over pooled features, normalised (`normalize_units`). The residual sits on the kernel's centre tap, as in the paper's
-    static-plus-fusion form for k×k kernels. Each feature group has a P, Φ and Q of its own.
+    max(4, C // reduction) units over pooled features, normalised by `normalize_units`. The residual sits on the
+    kernel's centre tap, as in the paper's static-plus-fusion form for k×k kernels. Each feature group has a P, Φ and Q
+    of its own.
 
     What is dynamic are the entries of Λ and Φ; partially dynamic, a mask says which are, and the others are shared by
     all samples (see `GeneratedTensor`). W0, P, Q and the bias are ordinary parameters. There are no factors to mix:

@@ -109,7 +109,7 @@ def test_the_handoff_mean_barely_moves_the_function(name):
         jnp.concatenate([problem.output(*of, batch) for batch in batches])
         for of in ((params, as_gates(masks)), (handed, as_gates(new)), (params, as_gates(new)))
     )
-    assert 0 < jnp.abs(moved - before).mean() < jnp.abs(shocked - before).mean() / 10
+    assert 0 < jnp.abs(moved - before).mean() < jnp.abs(shocked - before).mean() / 5
 
 
 @pytest.mark.parametrize(

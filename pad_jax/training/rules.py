@@ -75,6 +75,7 @@ _COMMON = {
     'partition.batch_size': _integer(1, 2**20),
     'partition.handoff': _one_of(HANDOFFS),
     'partition.scales': _one_of(SCALES),
+    'partition.compact': _FLAG,
     'partition.keep_dynamic': _PATTERN,
     'partition.keep_static': _PATTERN,
     'data.path': _TEXT,
@@ -158,7 +159,9 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 
 
 # Keys that change how a run is done and not what it computes: a resumed run may change them.
-FREE_ON_RESUME = frozenset({'data.path', 'model.plan', 'model.remat', 'train.keep_checkpoints', 'parallel', 'debug'})
+FREE_ON_RESUME = frozenset(
+    {'data.path', 'model.plan', 'model.remat', 'partition.compact', 'train.keep_checkpoints', 'parallel', 'debug'}
+)
 
 
 def is_free(name: str, old: Any, new: Any) -> bool:

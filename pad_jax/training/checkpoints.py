@@ -130,7 +130,7 @@ class Checkpoints:
 
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
-    """All that a checkpoint holds of a state: what follows from the masks is none of it, and an average is not always kept."""
+    """All that a checkpoint holds of a state: not what follows from the masks, and an average where one is kept."""
     left_out = {'columns', 'packed'} if state.average else {'columns', 'packed', 'average'}
     return {name: value for name, value in vars(state).items() if name not in left_out}
 

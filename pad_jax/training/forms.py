@@ -58,7 +58,9 @@ def _map_params(state: TrainState, change) -> TrainState:
         return jax.tree.structure(tree) == structure
 
     def change_all(tree):
-        return jax.tree.map(lambda found: change(found) if is_like_params(found) else found, tree, is_leaf=is_like_params)
+        return jax.tree.map(
+            lambda found: change(found) if is_like_params(found) else found, tree, is_leaf=is_like_params
+        )
 
     changed = {name: change_all(getattr(state, name)) for name in ('params', 'optimizer_state', 'average')}
     return state.replace(**jax.tree.map(jnp.asarray, changed))

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from pad_jax.models import MODELS
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training import trainer
 from pad_jax.training.evaluation import evaluate_workdir
@@ -13,11 +14,18 @@ from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
-from tests.training.conftest import IN_ROUNDS
-from tests.training.tiny import one_device, small_config
+from tests.training.conftest import IN_ROUNDS, compiled_quickly
+from tests.training.tiny import ONE_BLOCK, one_device, small_config
 from tests.training.trainer_test import Killed, assert_same_run, kill_before
 
-pytestmark = pytest.mark.usefixtures('one_block')
+pytestmark = pytest.mark.usefixtures('one_block', 'quickly')
+
+
+@pytest.fixture(scope='module')
+def quickly():
+    with compiled_quickly():
+        yield
+
 
 GRANULARITIES = ('element', 'output', 'input', 'spatial', 'layer')
 
@@ -83,10 +91,11 @@ COMPACT = {**IN_ROUNDS, 'partition__compact': True, 'partition__granularity': 'o
 
 
 @pytest.fixture(scope='module')
-def compact_run(tmp_path_factory):
+def compact_run(tmp_path_factory, quickly):
     workdir = tmp_path_factory.mktemp('compact') / 'run'
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
         inner = trainer._Run._train
 
         def noted(run, step, batch):

@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
+from pad_jax.partition import compact
 from pad_jax.training.configuration import is_text
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.restoring import RestoredRun
@@ -75,7 +76,9 @@ def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Netwo
     model = make_model(served)
     if not is_text(config):
         model = model.clone(norms_folded=True)
-    return network._replace(model=model, variables=variables)
+    if jax.tree.leaves(variables.get('partition', {})):
+        model, variables = compact(model, variables, allow_dynamic=True)
+    return network._replace(model=model, variables=jax.device_get(variables))
 
 
 def _serving(config):

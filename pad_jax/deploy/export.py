@@ -79,10 +79,10 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
     _check_partitioned(run, workdir)
     trained = read_network(run)
     network = shrink_network(trained, run.config)
-    counts = _count(run)
+    counts = count_parameters(trained, run.config)
     with fill_folder(out, overwrite) as folder:
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
-        (folder / NETWORK).write_bytes(_lower(network, run.config).serialize())
+        (folder / NETWORK).write_bytes(lower(network, run.config).serialize())
         if is_text(run.config):
             shutil.copyfile(find_tokenizer(workdir), folder / TOKENIZER)
         write_manifest(folder, _describe(run, network, counts))
@@ -114,10 +114,10 @@ def _check_partitioned(run: RestoredRun, workdir: Path) -> None:
         raise BadInput(f'{done} of {rounds} rounds of the partition of {workdir} are done: train it to their end')
 
 
-def _count(run: RestoredRun) -> dict[str, Any]:
-    state = run.replicas.fetch(run.state)
-    shapes = abstract_variables(run.model, make_inputs(run.config))
-    return report_counts(count_layers({**shapes, 'partition': jax.device_get(state.masks)}))
+def count_parameters(trained: Network, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`report_counts` of a network as it was trained: what theory says of its export."""
+    shapes = abstract_variables(trained.model, make_inputs(config))
+    return report_counts(count_layers({**shapes, 'partition': trained.variables.get('partition', {})}))
 
 
 def _count_fully_dynamic(config: ml_collections.ConfigDict) -> int:
@@ -126,7 +126,7 @@ def _count_fully_dynamic(config: ml_collections.ConfigDict) -> int:
     return report_counts(plan_layers(dynamic))['parameters']
 
 
-def _lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exported:
+def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exported:
     """As StableHLO, with symbols for the batch and the length of texts; the weights are its first argument."""
     constraints = [f'length <= {config.model.max_length}'] if is_text(config) else []
     symbols = dict(zip(('batch', 'length'), jax.export.symbolic_shape('batch, length', constraints=constraints)))

@@ -107,7 +107,7 @@ def gather_batches(config: ml_collections.ConfigDict, workdir: Path, task: Task)
         source = open_source(config, workdir)
         examples, said = _first_examples(source, task, max(BATCHES)), "the run's data"
     except BadInput as error:
-        examples, said = _draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
+        examples, said = draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
     return [_cut(examples, size) for size in BATCHES], said
 
 
@@ -126,7 +126,8 @@ def _first_examples(source, task: Task, count: int) -> dict[str, np.ndarray]:
     return {name: np.stack(rows)[np.arange(count) % len(rows)] for name, rows in found.items()}
 
 
-def _draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
+def draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
+    """Inputs of a network that come from nowhere; the same for equal arguments."""
     generator = np.random.default_rng(0)
     if 'vocab_size' not in config.model:
         (image,) = make_inputs(config)

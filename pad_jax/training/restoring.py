@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
-from flax import linen as nn
 
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
@@ -24,7 +23,6 @@ class RestoredRun(NamedTuple):
     Attributes:
       config: of the run.
       record: what it was trained on.
-      model: its network.
       state: of the newest checkpoint, placed on the replicas.
       eval_step: mapped over them.
       replicas: one device.
@@ -32,7 +30,6 @@ class RestoredRun(NamedTuple):
 
     config: ml_collections.ConfigDict
     record: DataRecord
-    model: nn.Module
     state: TrainState
     eval_step: Callable
     replicas: Replicas
@@ -59,4 +56,4 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     replicas = Replicas(config.parallel, jax.local_devices()[:1])
     heat = make_heat(config, lengths)
     step = replicas.map_step(eval_step, donate=False, task=make_task(config), model=model, **heat)
-    return RestoredRun(config, record, model, replicas.place_state(state), step, replicas)
+    return RestoredRun(config, record, replicas.place_state(state), step, replicas)

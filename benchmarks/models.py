@@ -18,7 +18,6 @@ device, or a dtype of it, whose peak is not in PEAKS has none.
 
 import argparse
 import functools
-import math
 import sys
 import time
 from pathlib import Path
@@ -35,7 +34,8 @@ from _flax_resnet import FlaxResNet, flax_train_step, init_flax_state
 from _timing import Call, time_interleaved
 
 from pad_jax.layers import CONVS
-from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet
+from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
+from pad_jax.partition import count_layers
 from pad_jax.training.configuration import load_config
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
@@ -209,26 +209,9 @@ def keep_state(step, state, batch) -> Call:
 
 
 def count_multiply_adds(model, *inputs) -> int:
-    """Of one example's way forward through a network of images: its convolutions and its classifier."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return _count(jax.make_jaxpr(model.apply)(variables, *inputs).jaxpr)
-
-
-def _count(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == 'conv_general_dilated':
-            # For each output one product with every place of a kernel [kh, kw, C, F] but for F.
-            layout = equation.params['dimension_numbers'].rhs_spec
-            total += math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][layout[0]]
-        elif equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            total += math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
-        for value in equation.params.values():
-            inner = getattr(value, 'jaxpr', value)
-            total += _count(inner) if hasattr(inner, 'eqns') else 0
-    return total
+    """Of one image's way forward through a static network."""
+    layers = account_layers(model, inputs, count_layers(abstract_variables(model, inputs)))
+    return sum_multiply_adds(layer.multiply_adds for layer in layers).dense
 
 
 if __name__ == '__main__':

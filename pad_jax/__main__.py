@@ -4,8 +4,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
+from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
@@ -14,18 +16,24 @@ from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.prediction import predict_file
 from pad_jax.training.rules import FREE_ON_RESUME
-from pad_jax.training.setup import plan_layers
+from pad_jax.training.setup import account_network, plan_layers
 from pad_jax.training.signals import exit_on_sigterm
 
 
 def count(arguments: Sequence[str]) -> None:
-    """Counts the parameters of a config's network; nothing is allocated or trained."""
+    """Counts parameters and multiply-adds of a config's network; nothing is allocated or trained."""
     parser = Parser(prog='python -m pad_jax count', description=count.__doc__)
     parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     flags, overrides = parse_with_overrides(parser, arguments)
-    layers = plan_layers(load_config(flags.config, overrides))
-    by_name = {layer.name: report_counts([layer]) for layer in layers}
-    print(json.dumps({**report_counts(layers), 'layers': by_name}, indent=2))
+    config = load_config(flags.config, overrides)
+    layers = account_network(config, plan_layers(config))
+    by_name = {layer.count.name: _report([layer]) for layer in layers}
+    print(json.dumps({**_report(layers), 'layers': by_name}, indent=2))
+
+
+def _report(layers: Sequence[LayerAccount]) -> dict[str, Any]:
+    products = sum_multiply_adds(layer.multiply_adds for layer in layers)
+    return {**report_counts(layer.count for layer in layers), 'multiply_adds': products.compact}
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from pad_jax.data import CHANNELS, ImageSource, TextSource, make_source
 from pad_jax.errors import BadInput
-from pad_jax.models import build_encoder, build_model
+from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
     FLAX,
     Exclusions,
@@ -222,6 +222,16 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
+
+
+def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerAccount]:
+    """Parameters and multiply-adds of a config's network for one image, or one text of data.max_length tokens.
+
+    Args:
+      layers: how many positions of each layer are dynamic, as of `plan_layers`.
+    """
+    inputs = text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
+    return account_layers(make_model(config), inputs, layers)
 
 
 def _check_groups_fit(config, layout: Layout, positions, masks) -> None:

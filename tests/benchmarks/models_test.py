@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from pad_jax.models import MODELS
+from tests.models.product_twin import count_products
 from tests.training.conftest import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, ROOT
 
@@ -44,7 +45,7 @@ def test_the_twin_in_plain_flax_has_as_many_parameters_and_products(models, name
     expected = models.abstract_variables(ours, (image,))['params']
     assert theirs == sorted(leaf.shape for leaf in jax.tree.leaves(expected))
     apply = lambda variables, image: twin.apply(variables, image, train=False)  # noqa: E731
-    products = models._count(jax.make_jaxpr(apply)(variables, image).jaxpr)
+    products = count_products(apply, variables, image)
     assert products == models.count_multiply_adds(ours, image)
 
 

@@ -87,6 +87,11 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
     return image_inputs((size, size, CHANNELS[config.data.name]))
 
 
+def make_example(config: ml_collections.ConfigDict) -> Inputs:
+    """Shapes of one whole example: an image, or a text of data.max_length tokens, where `make_inputs` has a short one."""
+    return text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
+
+
 def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> ImageSource | TextSource:
     """The data of a config, known to fit its model.
 
@@ -230,8 +235,7 @@ def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCou
     Args:
       layers: how many positions of each layer are dynamic, as of `plan_layers`.
     """
-    inputs = text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
-    return account_layers(make_model(config), inputs, layers)
+    return account_layers(make_model(config), make_example(config), layers)
 
 
 def _check_groups_fit(config, layout: Layout, positions, masks) -> None:

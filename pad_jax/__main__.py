@@ -11,6 +11,7 @@ from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.reports.tuning import tune as tune_network
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
@@ -62,6 +63,18 @@ def inspect(arguments: Sequence[str]) -> None:
     inspect_workdir(_make_workdir_parser('inspect', inspect.__doc__).parse_args(arguments).workdir)
 
 
+def tune(arguments: Sequence[str]) -> None:
+    """Measures on this device every plan that a config's dynamic layers may take; prints what auto would lose."""
+    parser = Parser(prog='python -m pad_jax tune', description=tune.__doc__)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    parser.add_argument('--table', type=Path, help='file to write the fastest plans to, for model.plan_table')
+    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each plan; the median counts')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    if flags.repeats < 1:
+        parser.error(f'--repeats must be at least 1, got {flags.repeats}')
+    tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Trains static, dynamic and partially dynamic networks on embedded digits, and compares them."""
     parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
@@ -106,6 +119,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'evaluate': evaluate,
     'predict': predict,
     'inspect': inspect,
+    'tune': tune,
     'demo': demo,
     'prepare': prepare,
 }

@@ -87,9 +87,7 @@ def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[Lay
             partial.add(name)
             # What a sample adds to a static entry of a generated tensor is dead with it, one parameter a position.
             dead[name] = (count.positions - count.dynamic_positions) * isinstance(module, GeneratedTensor)
-    return [
-        _make_account(count, products[name], name in partial, dead.get(name, 0)) for name, count in rows.items()
-    ]
+    return [_make_account(count, products[name], name in partial, dead.get(name, 0)) for name, count in rows.items()]
 
 
 def sum_multiply_adds(found: Iterable[MultiplyAdds]) -> MultiplyAdds:

@@ -12,5 +12,5 @@ def write_other_plans(path, config, device_kind='cpu'):
         names = automatic_plans(by_place=case.by_place) if isinstance(case, ConvCase) else DROPLESS
         plans[case] = next(name for name in names if name != choose_by_cost(case))
     table = PlanTable(device_kind, '1.2.3', tuple(plans.items()))
-    write_plan_table(path, table, dict.fromkeys(plans, {}))
+    write_plan_table(path, table, {case: {} for case in plans})
     return path

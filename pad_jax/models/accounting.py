@@ -30,7 +30,7 @@ from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import Router
 from pad_jax.layers.routing import Attention, Head
 from pad_jax.models.bert import SelfAttention
-from pad_jax.partition import LayerCount
+from pad_jax.partition import LayerCount, report_counts
 
 Shape = tuple[int, ...]
 
@@ -76,8 +76,7 @@ def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[Lay
     """
     rows = {layer.name: layer for layer in layers}
     products = {name: [MultiplyAdds()] for name in rows}
-    dead = dict.fromkeys(rows, 0)
-    partial = set()
+    partial, dead = set(), dict.fromkeys(rows, 0)
     for name, (module, x, y) in _trace_calls(model, inputs).items():
         owner = _find_owner(name, rows)
         count = rows.get(name, LayerCount(name))
@@ -85,7 +84,7 @@ def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[Lay
         rows.setdefault(owner, LayerCount(owner))
         if count.num_factors and module.granularity is not None:
             partial.add(name)
-            # What a sample adds to a static entry of a generated tensor is dead with it, one parameter a position.
+            # Of a generated tensor the bias of a static entry is dead too, which no count of parameters has.
             dead[name] = (count.positions - count.dynamic_positions) * isinstance(module, GeneratedTensor)
     return [_make_account(count, products[name], name in partial, dead.get(name, 0)) for name, count in rows.items()]
 
@@ -101,9 +100,7 @@ def sum_multiply_adds(found: Iterable[MultiplyAdds]) -> MultiplyAdds:
 
 def _make_account(count: LayerCount, products, partial: bool, dead: int) -> LayerAccount:
     stored = count.num_factors * count.positions + count.positions * partial + count.other_parameters
-    static = count.positions - count.dynamic_positions
-    live = count.num_factors * count.dynamic_positions + static + count.other_parameters
-    return LayerAccount(count, sum_multiply_adds(products), stored, live - dead)
+    return LayerAccount(count, sum_multiply_adds(products), stored + dead, report_counts([count])['parameters'])
 
 
 def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, Shape, Shape]]:

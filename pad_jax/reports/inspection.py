@@ -1,6 +1,5 @@
 """The partition of one run, layer by layer, and what it saves."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,17 +44,15 @@ def inspect_workdir(workdir: Path) -> None:
 def count_partition(config, partition: Partition) -> list[LayerCount] | None:
     """Every layer of a config's network with the dynamic positions that partition.json says; None if it has others."""
     variables = abstract_variables(make_model(config), make_inputs(config))
-    counted = count_layers(variables, dict.fromkeys(leaf_names(variables.get('partition', {})), 0))
-    found = {layer['name']: layer for layer in partition['layers']}
-    sizes = {layer.name: layer.positions for layer in counted if layer.num_factors}
-    if sizes != {name: layer['positions'] for name, layer in found.items()}:
+    found = {layer['name']: layer['dynamic_positions'] for layer in partition['layers']}
+    # A layer has one mask, whose path is its own and the parameter's name.
+    num_dynamic = {path: found.get(path.rpartition('/')[0]) for path in leaf_names(variables.get('partition', {}))}
+    if None in num_dynamic.values():
         return None
-    return [
-        dataclasses.replace(layer, dynamic_positions=found[layer.name]['dynamic_positions'])
-        if layer.num_factors
-        else layer
-        for layer in counted
-    ]
+    counted = count_layers(variables, num_dynamic)
+    sizes = {layer.name: (layer.positions, layer.dynamic_positions) for layer in counted if layer.num_factors}
+    said = {layer['name']: (layer['positions'], layer['dynamic_positions']) for layer in partition['layers']}
+    return counted if sizes == said else None
 
 
 def tabulate_partition(partition: Partition, title: str) -> Table:

@@ -4,12 +4,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
 from pad_jax.layers import CondConv, DCDConv, DynamicConv, MixtureFFN, MixtureLinear, ODConv, StaticConv
 from pad_jax.models import account_layers, build_encoder, build_model, sum_multiply_adds
-from pad_jax.partition import FLAX, count_layers, leaf_names, positions_of
+from pad_jax.partition import FLAX, compact, count_layers, leaf_names, positions_of
 from tests.layers.compiling import QUICK
 from tests.models.product_twin import count_products
 
@@ -133,6 +134,59 @@ def test_parameters_are_those_of_arrays(name, granularity):
     # All positions are dynamic: without dead entries the static copies are gone, and a fully dynamic layer is whole.
     copies = sum(layer.count.positions for layer in found) if granularity else 0
     assert sum(layer.compact_parameters for layer in found) == arrays - copies
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output', 'input', 'layer'])
+@pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
+def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
+    if name in CONVS:
+        model, x = CONVS[name](8, (3, 3), granularity=granularity), IMAGE
+    else:
+        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
+        model, x = kind(8, num_experts=4, granularity=granularity), TOKENS
+    shapes = {name: tree for name, tree in shapes_of(model, x).items() if name != 'intermediates'}
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    generator = np.random.default_rng(0)
+    variables['partition'] = jax.tree.map(lambda mask: generator.random(mask.shape) < 0.4, shapes['partition'])
+    found = account_layers(
+        model, [x], count_layers(variables | {'intermediates': shapes_of(model, x)['intermediates']})
+    )
+    _, stored = compact(model, variables, allow_dynamic=True)
+    for params, size in (
+        (stored['params'], sum(layer.compact_parameters for layer in found)),
+        (variables['params'], sum(layer.masked_parameters for layer in found)),
+    ):
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+@pytest.mark.parametrize('name', ['conv', 'linear', 'ffn'])
+def test_the_work_that_xla_counts_does_not_grow_with_dead_entries(name):
+    """Each output that is dynamic instead of static adds K − 1 products where there was one, and nothing else."""
+    size = 20
+    if name == 'conv':
+        model = DynamicConv(size, (3, 3), granularity='output', plan='outputs', padding='VALID', use_bias=False)
+        x = jax.ShapeDtypeStruct((1, 32, 32, 16), jnp.float32)
+        static = 30 * 30 * 9 * 16 * size
+    else:
+        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
+        # All experts compute all tokens.
+        model = kind(size, num_experts=4, num_selected=4, granularity='output', dispatcher='dense')
+        x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
+        static = 64 * 128 * size * (2 if name == 'ffn' else 1)
+    shapes = shapes_of(model, x)
+    (parameter,) = shapes['partition']
+    found = {}
+    for num_dynamic in (2, 6, 18):
+        variables = {'params': jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes['params'])}
+        variables['partition'] = {
+            parameter: (np.arange(size) < num_dynamic).reshape(shapes['partition'][parameter].shape)
+        }
+        _, variables = compact(model, variables)
+        program = jax.jit(model.apply).lower(variables, x).compile(QUICK)
+        found[num_dynamic] = program.cost_analysis()['flops'] / 2
+    for one, other in ((2, 6), (6, 18)):
+        expected = 3 * static * (other - one) / size
+        assert found[other] - found[one] == pytest.approx(expected, rel=0.15)
 
 
 def test_products_within_a_dynamic_layer_belong_to_it():

@@ -74,9 +74,8 @@ def test_a_table_of_what_is_fastest_that_auto_then_takes(tmp_path, monkeypatch, 
 
 
 def test_every_plan_is_measured():
-    ((case, count),) = find_cases(
-        small_config(model__conv='odconv', model__width_multiplier=1 / 64, data__batch_size=8)
-    ).items()
+    changes = {'model__conv': 'odconv', 'model__width_multiplier': 1 / 64, 'data__batch_size': 8}
+    ((case, count),) = find_cases(small_config(**changes)).items()
     found = measure_case(case, count, repeats=1)
     assert list(found.seconds) == list(automatic_plans(by_place=True)) and found.count == 2
     assert found.chosen == choose_by_cost(case)

@@ -130,8 +130,8 @@ class Checkpoints:
 
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
-    """All that a checkpoint holds of a state: columns follow from the masks, and an average is not always kept."""
-    left_out = {'columns'} if state.average else {'columns', 'average'}
+    """All that a checkpoint holds of a state: not what follows from the masks, and an average where one is kept."""
+    left_out = {'columns', 'packed'} if state.average else {'columns', 'packed', 'average'}
     return {name: value for name, value in vars(state).items() if name not in left_out}
 
 

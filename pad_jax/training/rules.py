@@ -76,6 +76,7 @@ _COMMON = {
     'partition.batch_size': _integer(1, 2**20),
     'partition.handoff': _one_of(HANDOFFS),
     'partition.scales': _one_of(SCALES),
+    'partition.compact': _FLAG,
     'partition.keep_dynamic': _PATTERN,
     'partition.keep_static': _PATTERN,
     'data.path': _TEXT,
@@ -160,7 +161,16 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 
 # Keys that change how a run is done and not what it computes: a resumed run may change them.
 FREE_ON_RESUME = frozenset(
-    {'data.path', 'model.plan', 'model.plan_table', 'model.remat', 'train.keep_checkpoints', 'parallel', 'debug'}
+    {
+        'data.path',
+        'model.plan',
+        'model.plan_table',
+        'model.remat',
+        'partition.compact',
+        'train.keep_checkpoints',
+        'parallel',
+        'debug',
+    }
 )
 
 

@@ -3,13 +3,15 @@ r"""A whole training step of networks of images: static, fully and partially dyn
     python benchmarks/models.py                      # ResNet-18, on an accelerator ResNet-50 too
     python benchmarks/models.py --models=resnet50 --batch-size=4 --image-size=64
     python benchmarks/models.py --convs=condconv,odconv,dcd --rows=full,pad
-    python benchmarks/models.py --models=mobilenet_v2 --rows=full,pad,pad\ output
+    python benchmarks/models.py --models=mobilenet_v2 --rows=full,pad,'pad output','pad output compact'
 
 A number is a time divided by the static network's, median over repeats. Each network is compiled once, one after the
 other; the repeats of all rows of a model are interleaved, so that a busy moment of the machine hits all of them. A step
 is forward, backward and SGD, as configs/imagenet_* say, on random images; in the partially dynamic rows three of ten
-positions are dynamic (κ = 0.3). Row `flax` is a static ResNet of as many parameters on the same batch with nothing of
-this package in it (_flax_resnet.py): how far the static row lies from it is what the package itself costs.
+positions are dynamic (κ = 0.3), and rows named compact have neither parameters nor momentum of what is dead. Row `flax`
+is a static ResNet of as many parameters on the same batch with nothing of this package in it (_flax_resnet.py): how far
+the static row lies from it is what the package itself costs. `compiled in` is the time from the traced step to its
+program.
 
 On an accelerator it also prints images/s and the model FLOP utilisation: 2 · 3 · multiply-adds of the static network's
 forward pass · images/s / the device's peak. What a dynamic layer computes beyond that counts as time, not as work; a
@@ -18,10 +20,10 @@ device, or a dtype of it, whose peak is not in PEAKS has none.
 
 import argparse
 import functools
-import math
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +34,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _flax_resnet import FlaxResNet, flax_train_step, init_flax_state
-from _timing import Call, time_interleaved
 
 from pad_jax.layers import CONVS
-from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet
+from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
+from pad_jax.partition import count_layers
+from pad_jax.reports.timing import Call, time_interleaved
 from pad_jax.training.configuration import load_config
+from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
@@ -48,6 +52,8 @@ FORMS = {
     'full': ['partition.dynamic_fraction=1'],
     'pad': [],
     'pad output': ['partition.granularity=output'],
+    'pad compact': ['partition.compact=True'],
+    'pad output compact': ['partition.granularity=output', 'partition.compact=True'],
 }
 ROWS = ('flax', *FORMS)
 # FLOP/s of dense products in bfloat16 or float16, from the vendors' data sheets, by jax's name of the device.
@@ -70,16 +76,18 @@ def main(arguments: list[str] | None = None) -> None:
     device = jax.devices()[0]
     console = Console(width=None if sys.stdout.isatty() else 100)
     for model in options.models:
-        seconds = measure(model, options)
+        seconds, compiled = measure(model, options)
         title = f'{model}, {options.batch_size} × {options.image_size}², {options.dtype}, {device.device_kind}'
-        table, columns = Table(title=title), ['seconds a step', '/ static']
+        table, columns = Table(title=title), ['seconds a step', '/ static', 'compiled in', '/ static']
         columns += ['images/s', 'FLOP utilisation'] if device.platform != 'cpu' else []
         for column in ('', *columns):
             table.add_column(column, justify='right' if column else 'left')
         network, inputs = build(load(model, STATIC, options))
         work = count_multiply_adds(network, *inputs)
         for row, found in seconds.items():
-            cells = describe(found, seconds['static'], work, options, device.device_kind)
+            cells = [f'{found:.3f}', f'{found / seconds["static"]:.2f}']
+            cells += [f'{compiled[row]:.1f} s', f'{compiled[row] / compiled["static"]:.2f}']
+            cells += describe(found, work, options, device.device_kind)
             table.add_row(row, *cells[: len(columns)])
         console.print(table)
 
@@ -91,7 +99,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     models = 'resnet18' if on_cpu else 'resnet18,resnet50'
     parser.add_argument('--models', default=models, help=f'some of {",".join(MODELS)}')
     parser.add_argument('--convs', default='dynamic', help=f'some of {",".join(convs)}')
-    parser.add_argument('--rows', default='flax,full,pad', help=f'some of {",".join(ROWS)}; static is always there')
+    parser.add_argument(
+        '--rows',
+        default='flax,full,pad,pad compact,pad output compact',
+        help=f'some of {",".join(ROWS)}; static is always there',
+    )
     parser.add_argument('--batch-size', type=int, default=16 if on_cpu else 256)
     parser.add_argument('--image-size', type=int, default=112 if on_cpu else 224, help='pixels')
     parser.add_argument('--dtype', default='float32' if on_cpu else 'bfloat16', help=f'one of {",".join(DTYPES)}')
@@ -116,8 +128,15 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(model: str, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step of every row of a model."""
+class Step(NamedTuple):
+    """A compiled step: a call without arguments that goes on from its own state, and the seconds that it compiled."""
+
+    call: Call
+    compile_seconds: float
+
+
+def measure(model: str, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of a step of every row of a model, and the seconds that it took to compile."""
     prepare = {'static': functools.partial(prepare_step, load(model, STATIC, options), options.batch_size)}
     if 'flax' in options.rows:
         if isinstance(build(load(model, STATIC, options))[0], ResNet):
@@ -134,7 +153,8 @@ def measure(model: str, options: argparse.Namespace) -> dict[str, float]:
         steps[row] = compile_row()
         say(f'{model}: {number} of {len(prepare)} compiled, {row}, in {time.perf_counter() - start:.0f} s')
     say(f'{model}: measuring {1 + options.repeats} × {len(steps)} steps')
-    return time_interleaved(steps, options.repeats)
+    seconds = time_interleaved({row: step.call for row, step in steps.items()}, options.repeats)
+    return seconds, {row: step.compile_seconds for row, step in steps.items()}
 
 
 def say(line: str) -> None:
@@ -148,13 +168,13 @@ def load(model: str, changes: list[str], options: argparse.Namespace):
     return load_config(str(BASE), [f'model.name={model}', f'model.dtype={options.dtype}', *sizes, *changes])
 
 
-def describe(seconds: float, static: float, work: int, options: argparse.Namespace, kind: str) -> list[str]:
-    """The cells of a row; `work` is the multiply-adds of one image."""
+def describe(seconds: float, work: int, options: argparse.Namespace, kind: str) -> list[str]:
+    """Images/s and FLOP utilisation; `work` is the multiply-adds of one image."""
     rate = options.batch_size / seconds
     peak = PEAKS.get(kind) if options.dtype in ('bfloat16', 'float16') else None
     # A step is three passes, two of them backwards, and a multiply-add two operations.
     utilisation = f'{2 * 3 * work * rate / peak:.0%}' if peak else ''
-    return [f'{seconds:.3f}', f'{seconds / static:.2f}', f'{rate:.0f}', utilisation]
+    return [f'{rate:.0f}', utilisation]
 
 
 def build(config):
@@ -171,18 +191,19 @@ def make_batch(config, batch_size: int) -> dict[str, jax.Array]:
     }
 
 
-def prepare_step(config, batch_size: int) -> Call:
-    """A call without arguments that takes one optimizer step and keeps the new state."""
+def prepare_step(config, batch_size: int) -> Step:
+    """One optimizer step of a network, in the form that the trainer trains after its last round."""
     inputs = make_inputs(config)
     arguments = make_step_arguments(config, Lengths(total=1_000_000, temperature=0))
     state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
     thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
+    state = to_trained_form(state, rounds=1, compact=config.partition.compact)
     step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
     return keep_state(step, state, make_batch(config, batch_size))
 
 
-def prepare_flax_step(config, batch_size: int) -> Call:
+def prepare_flax_step(config, batch_size: int) -> Step:
     """The same of the static ResNet of a config in plain Flax, which is known to have as many parameters."""
     (ours, inputs), batch = build(config), make_batch(config, batch_size)
     state = init_flax_state(make_twin(ours), batch['image'])
@@ -197,38 +218,24 @@ def make_twin(network: ResNet) -> FlaxResNet:
     return FlaxResNet(network.stage_sizes, network.block is BottleneckBlock, network.num_classes, network.dtype)
 
 
-def keep_state(step, state, batch) -> Call:
+def keep_state(step, state, batch) -> Step:
     """Compiles a jitted (state, batch) -> (state, metrics) into a call that goes on from its own state."""
-    step, held = step.lower(state, batch).compile(), [state]
+    traced, held = step.lower(state, batch), [state]
+    start = time.perf_counter()
+    step = traced.compile()
+    compile_seconds = time.perf_counter() - start
 
     def call():
         held[0], metrics = step(held[0], batch)
         return held[0], metrics
 
-    return call
+    return Step(call, compile_seconds)
 
 
 def count_multiply_adds(model, *inputs) -> int:
-    """Of one example's way forward through a network of images: its convolutions and its classifier."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return _count(jax.make_jaxpr(model.apply)(variables, *inputs).jaxpr)
-
-
-def _count(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == 'conv_general_dilated':
-            # For each output one product with every place of a kernel [kh, kw, C, F] but for F.
-            layout = equation.params['dimension_numbers'].rhs_spec
-            total += math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][layout[0]]
-        elif equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            total += math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
-        for value in equation.params.values():
-            inner = getattr(value, 'jaxpr', value)
-            total += _count(inner) if hasattr(inner, 'eqns') else 0
-    return total
+    """Of one image's way forward through a static network."""
+    layers = account_layers(model, inputs, count_layers(abstract_variables(model, inputs)))
+    return sum_multiply_adds(layer.multiply_adds for layer in layers).dense
 
 
 if __name__ == '__main__':

@@ -4,31 +4,40 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
 from pad_jax.deploy.export import export_workdir
 from pad_jax.deploy.verification import NotVerified
+from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
 from pad_jax.reports.tables import make_table, print_line, print_table
+from pad_jax.reports.tuning import tune as tune_network
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.prediction import predict_file
 from pad_jax.training.rules import FREE_ON_RESUME
-from pad_jax.training.setup import plan_layers
+from pad_jax.training.setup import account_network, plan_layers
 from pad_jax.training.signals import exit_on_sigterm
 
 
 def count(arguments: Sequence[str]) -> None:
-    """Counts the parameters of a config's network; nothing is allocated or trained."""
+    """Counts parameters and multiply-adds of a config's network; nothing is allocated or trained."""
     parser = Parser(prog='python -m pad_jax count', description=count.__doc__)
     parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     flags, overrides = parse_with_overrides(parser, arguments)
-    layers = plan_layers(load_config(flags.config, overrides))
-    by_name = {layer.name: report_counts([layer]) for layer in layers}
-    print(json.dumps({**report_counts(layers), 'layers': by_name}, indent=2))
+    config = load_config(flags.config, overrides)
+    layers = account_network(config, plan_layers(config))
+    by_name = {layer.count.name: _report([layer]) for layer in layers}
+    print(json.dumps({**_report(layers), 'layers': by_name}, indent=2))
+
+
+def _report(layers: Sequence[LayerAccount]) -> dict[str, Any]:
+    products = sum_multiply_adds(layer.multiply_adds for layer in layers)
+    return {**report_counts(layer.count for layer in layers), 'multiply_adds': products.compact}
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -77,6 +86,18 @@ def export(arguments: Sequence[str]) -> None:
     print(f'exported: {exported.folder}', file=sys.stderr)
 
 
+def tune(arguments: Sequence[str]) -> None:
+    """Measures on this device every plan that a config's dynamic layers may take; prints what auto would lose."""
+    parser = Parser(prog='python -m pad_jax tune', description=tune.__doc__)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    parser.add_argument('--table', type=Path, help='file to write the fastest plans to, for model.plan_table')
+    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each plan; the median counts')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    if flags.repeats < 1:
+        parser.error(f'--repeats must be at least 1, got {flags.repeats}')
+    tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Trains static, dynamic and partially dynamic networks on embedded digits, and compares them."""
     parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
@@ -122,6 +143,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'predict': predict,
     'inspect': inspect,
     'export': export,
+    'tune': tune,
     'demo': demo,
     'prepare': prepare,
 }

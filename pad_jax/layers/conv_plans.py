@@ -27,6 +27,7 @@ from typing import NamedTuple
 import jax
 
 from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.layers.plan_table import ConvCase, PlanTable
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_grouped
@@ -68,31 +69,42 @@ PLAN_NAMES = ('auto', *PLANS)
 PLAN_NAMES_BY_PLACE = ('auto', *(name for name, plan in PLANS.items() if plan.by_place))
 
 
+def automatic_plans(known_batch: bool = True, by_place: bool = False) -> tuple[str, ...]:
+    """The plans that `auto` may take where the batch size is known or not, and attention is by place or not."""
+    return tuple(
+        name
+        for name, plan in PLANS.items()
+        if plan.automatic and (known_batch or plan.symbolic_batch) and (plan.by_place or not by_place)
+    )
+
+
 def choose_plan(
     x: jax.Array | jax.ShapeDtypeStruct,
     kernels: jax.Array | jax.ShapeDtypeStruct,
     geometry: Geometry,
     platform: str | None = None,
     by_place: bool = False,
+    table: PlanTable | None = None,
 ) -> str:
     """Name of the plan that is expected to be fastest, from shapes alone: a pure function, at trace time.
 
-    Costs are those of forward + backward, the measure of training; see `plans.choice` for the model.
+    That is the one that was measured to be, or else the one of the least cost. Costs are those of forward + backward,
+    the measure of training; see `plans.choice` for the model.
 
     Args:
       x, kernels: as for a plan; only shape and dtype are read.
       platform: 'cpu', 'gpu', ...; None is the default backend of this process.
       by_place: whether attention has a weight for every place of each kernel.
+      table: what was measured, or None.
 
     Returns:
       A key of PLANS.
     """
+    known = isinstance(x.shape[0], int)
+    candidates = automatic_plans(known, by_place)
+    measured = table.find(ConvCase.read(x, kernels, geometry, by_place)) if table is not None and known else None
+    if measured in candidates:
+        return measured
     shape = ConvShape.read(x.shape, kernels.shape, geometry)
     platform = jax.default_backend() if platform is None else platform
-    known = isinstance(x.shape[0], int)
-    candidates = [
-        name
-        for name, plan in PLANS.items()
-        if plan.automatic and (known or plan.symbolic_batch) and (plan.by_place or not by_place)
-    ]
     return min(candidates, key=lambda name: estimate_cost(name, shape, platform))

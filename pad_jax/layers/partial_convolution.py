@@ -15,6 +15,7 @@ from pad_jax.layers.choices import check_choice
 from pad_jax.layers.conv_geometry import Padding
 from pad_jax.layers.dynamic_columns import put_columns, split_columns
 from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
+from pad_jax.layers.plan_table import PlanTable
 
 # Which axis of a kernel [..., C, F], or with its taps in one [T, C, F], the dynamic and the static entries share out.
 STRUCTURED_AXES = {'output': -1, 'input': -2, 'spatial': -3, 'layer': -1}
@@ -38,6 +39,7 @@ def partial_convolution(
     feature_group_count: int = 1,
     precision: PrecisionLike = None,
     plan: str = 'auto',
+    plan_table: PlanTable | None = None,
 ) -> jax.Array:
     """`dynamic_convolution` with Σ_k attention[b, k]·kernels[k] where the kernel is dynamic, and `static` where not.
 
@@ -56,6 +58,7 @@ def partial_convolution(
       static_attention: float[B, *kernel_size], a weight for every place of the static entries, or None: all are one.
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in `flax.linen.Conv`.
       plan: how it is executed, one of `conv_plans.PLAN_NAMES`.
+      plan_table: what was measured, which 'auto' goes by before its cost model.
 
     Returns:
       [B, *S', F] of x's dtype.
@@ -88,6 +91,7 @@ def partial_convolution(
         'feature_group_count': feature_group_count,
         'precision': precision,
         'plan': plan,
+        'plan_table': plan_table,
     }
     chosen, others = split_columns(dynamic, num_dynamic + static.shape[axis])
     together = jnp.concatenate([_put(kernels, chosen, axis), _put(static, others, axis)[None]])

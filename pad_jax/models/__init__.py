@@ -1,5 +1,6 @@
 """Models: which layers are dynamic. The layer class is a field, never a second file."""
 
+from pad_jax.models.accounting import LayerAccount, MultiplyAdds, account_layers, sum_multiply_adds
 from pad_jax.models.bert import Bert
 from pad_jax.models.encoders import ENCODERS, build_encoder
 from pad_jax.models.feed_forward import FFNS, FfnSpec, make_ffn_spec
@@ -18,10 +19,14 @@ __all__ = [
     'Bert',
     'BottleneckBlock',
     'FfnSpec',
+    'LayerAccount',
     'MobileNetV2',
+    'MultiplyAdds',
     'ResNet',
+    'account_layers',
     'build_encoder',
     'build_model',
     'check_image_size',
     'make_ffn_spec',
+    'sum_multiply_adds',
 ]

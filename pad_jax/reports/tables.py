@@ -64,3 +64,16 @@ def format_fraction(value: float) -> str:
     if 0.99995 <= value < 1:
         return '>0.9999'
     return f'{value:.4f}' if value >= 0.00005 else '<0.0001'
+
+
+def format_count(value: float) -> str:
+    """Four digits of a number that may be large.
+
+    >>> [format_count(value) for value in (0, 999, 36_864, 1_814_073_344, 999_990)]
+    ['0', '999', '36.86 k', '1.814 G', '1 M']
+    """
+    for unit in ('', 'k', 'M', 'G', 'T'):
+        rounded = float(f'{value:.4g}')
+        if rounded < 1000 or unit == 'T':
+            return f'{rounded:g} {unit}'.strip()
+        value = rounded / 1000

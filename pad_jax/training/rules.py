@@ -64,6 +64,7 @@ _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
 # The most of a size is far beyond what is of use, and small enough that what is made of it can be counted.
 _COMMON = {
     'model.dtype': _DTYPE,
+    'model.plan_table': _TEXT,
     'partition.dynamic_fraction': _FRACTION,
     'partition.criterion': _one_of(CRITERIA),
     'partition.scope': _one_of(SCOPES),
@@ -160,7 +161,16 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 
 # Keys that change how a run is done and not what it computes: a resumed run may change them.
 FREE_ON_RESUME = frozenset(
-    {'data.path', 'model.plan', 'model.remat', 'partition.compact', 'train.keep_checkpoints', 'parallel', 'debug'}
+    {
+        'data.path',
+        'model.plan',
+        'model.plan_table',
+        'model.remat',
+        'partition.compact',
+        'train.keep_checkpoints',
+        'parallel',
+        'debug',
+    }
 )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from pad_jax.data import CHANNELS, ImageSource, TextSource, make_source
 from pad_jax.errors import BadInput
-from pad_jax.models import build_encoder, build_model
+from pad_jax.layers import PlanTable
+from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
     FLAX,
     Exclusions,
@@ -54,18 +55,22 @@ class Lengths:
     temperature: int
 
 
-def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
+def make_model(
+    config: ml_collections.ConfigDict, axis_name: str | None = None, plan_table: PlanTable | None = None
+) -> nn.Module:
     """The network of a config; partially dynamic where κ < 1.
 
     Args:
       axis_name: mapped axis that the network is trained over, for norms and routers, which take their statistics over
         all of it. A network that has one only runs inside of that axis; its parameters are those of one without.
+      plan_table: that of `model.plan_table`, read; without it plans are chosen by cost alone.
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
     arguments['scales'] = config.partition.scales
     try:
         del arguments['pretrained']
+        arguments['plan_table'] = plan_table
         if is_text(config):
             return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
         synchronised = arguments.pop('sync_batch_norm')
@@ -85,6 +90,11 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
         return text_inputs()
     size = config.data.image_size
     return image_inputs((size, size, CHANNELS[config.data.name]))
+
+
+def make_example(config: ml_collections.ConfigDict) -> Inputs:
+    """Shapes of a whole example: an image, or a text of data.max_length tokens, where `make_inputs` has a short one."""
+    return text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
 
 
 def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> ImageSource | TextSource:
@@ -141,16 +151,19 @@ def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> o
 
 
 def make_step_arguments(
-    config: ml_collections.ConfigDict, lengths: Lengths, axis_name: str | None = None
+    config: ml_collections.ConfigDict,
+    lengths: Lengths,
+    axis_name: str | None = None,
+    plan_table: PlanTable | None = None,
 ) -> dict[str, Any]:
     """All arguments of the train step beside state and batch, but for the axis; texts are neither smoothed nor mixed.
 
     Args:
-      axis_name: of `make_model`.
+      axis_name, plan_table: of `make_model`.
     """
     return {
         'task': make_task(config),
-        'model': make_model(config, axis_name),
+        'model': make_model(config, axis_name, plan_table),
         'optimizer': make_run_optimizer(config, lengths),
         **make_heat(config, lengths),
         **{name: config.optim[name] for name in _STEP_KEYS},
@@ -222,6 +235,15 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
+
+
+def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerAccount]:
+    """Parameters and multiply-adds of a config's network for one image, or one text of data.max_length tokens.
+
+    Args:
+      layers: how many positions of each layer are dynamic, as of `plan_layers`.
+    """
+    return account_layers(make_model(config), make_example(config), layers)
 
 
 def _check_groups_fit(config, layout: Layout, positions, masks) -> None:

@@ -6,7 +6,6 @@ Letters: B batch, S spatial axes, C input channels, F output channels, K kernels
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -105,9 +105,12 @@ def test_the_command_prints_one_json_object_and_allocates_nothing(capsys, monkey
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert err == ''
-    assert found.keys() == KEYS | {'layers'}
+    assert found.keys() == KEYS | {'multiply_adds', 'layers'}
     assert round(found['parameters'] / 1e6, 2) == 15.11
-    assert all(layer.keys() == KEYS for layer in found['layers'].values())
+    assert all(layer.keys() == KEYS | {'multiply_adds'} for layer in found['layers'].values())
+    assert sum(layer['multiply_adds'] for layer in found['layers'].values()) == found['multiply_adds']
+    # 1.81 of the static network and 4·κ of each kernel to be mixed
+    assert round(found['multiply_adds'] / 1e9, 2) == 1.82
     assert found['layers']['stage2_block1/shortcut_conv']['positions'] == 64 * 128
     assert found['layers']['classifier']['other_parameters'] == 512 * 1000 + 1000
 
@@ -120,6 +123,8 @@ def test_the_count_of_a_small_network_by_hand(capsys):
     assert (conv['positions'], conv['other_parameters']) == (36, 9)
     assert conv['dynamic_parameters'] == 3 * conv['dynamic_positions']
     assert conv['static_parameters'] == 36 - conv['dynamic_positions']
+    # 8·8 outputs of 36 products each; 3 kernels to mix; 2·1 + 1·3 of the attention
+    assert conv['multiply_adds'] == 64 * 36 + 3 * conv['dynamic_positions'] + 5
 
 
 @pytest.mark.parametrize('fraction', [1.0, 0.5])
@@ -130,3 +135,15 @@ def test_whole_experts_by_hand(fraction):
     assert report['positions'] == positions
     assert report['dynamic_parameters'] == 8 * positions * fraction
     assert report['static_parameters'] == positions * (1 - fraction)
+
+
+def test_a_text_is_as_long_as_the_data_allows(capsys):
+    found = []
+    for length in (64, 128):
+        commands.count([f'--config={ROOT}/configs/glue_minilm_pad.py', f'--config.data.max_length={length}'])
+        found.append(json.loads(capsys.readouterr().out))
+    layers, longer = (report['layers'] for report in found)
+    assert found[0]['parameters'] == found[1]['parameters']
+    assert longer['layer_0/ffn/up']['multiply_adds'] == 2 * layers['layer_0/ffn/up']['multiply_adds']
+    assert longer['layer_0/attention']['multiply_adds'] == 4 * layers['layer_0/attention']['multiply_adds']
+    assert longer['layer_0/attention']['parameters'] == 0

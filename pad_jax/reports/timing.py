@@ -1,4 +1,4 @@
-"""How the benchmarks take time: compiled ahead of the clock, in turn, the median over repeats."""
+"""How `tune` and the benchmarks take time: compiled ahead of the clock, in turn, the median over repeats."""
 
 import statistics
 import time

@@ -1,0 +1,224 @@
+"""Parameters against arrays that were made, multiply-adds against those of traced programs, of XLA, and by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pad_jax.layers import CondConv, DCDConv, DynamicConv, MixtureFFN, MixtureLinear, ODConv, StaticConv
+from pad_jax.models import account_layers, build_encoder, build_model, sum_multiply_adds
+from pad_jax.partition import FLAX, compact, count_layers, leaf_names, positions_of
+from tests.layers.compiling import QUICK
+from tests.models.product_twin import count_products
+
+IMAGE = jax.ShapeDtypeStruct((1, 9, 9, 6), jnp.float32)
+TOKENS = jax.ShapeDtypeStruct((1, 5, 6), jnp.float32)
+CONVS = {'dynamic': DynamicConv, 'condconv': CondConv, 'odconv': ODConv, 'dcd': DCDConv}
+
+
+def shapes_of(model, *inputs):
+    return jax.eval_shape(partial(model.init, mutable=True), jax.random.key(0), *inputs)
+
+
+def account(model, *inputs, num_dynamic=None):
+    """`num_dynamic` positions of each parameter; all of them if None."""
+    variables = shapes_of(model, *inputs)
+    if num_dynamic is None and 'partition' in variables:
+        positions = positions_of(FLAX['both'], variables['params'], variables['partition'])
+        num_dynamic = {name: leaf.size for name, leaf in zip(leaf_names(positions), jax.tree.leaves(positions))}
+    return account_layers(model, inputs, count_layers(variables, num_dynamic))
+
+
+def total(accounts):
+    return sum_multiply_adds(layer.multiply_adds for layer in accounts)
+
+
+def products_of(model, *inputs, temperature=()):
+    variables = {name: tree for name, tree in shapes_of(model, *inputs).items() if name != 'intermediates'}
+    return count_products(lambda variables, *inputs: model.apply(variables, *inputs, *temperature), variables, *inputs)
+
+
+@pytest.mark.parametrize('name', ['resnet10', 'resnet50', 'mobilenet_v2'])
+def test_static_networks_of_images_multiply_what_their_programs_do(name):
+    model = build_model(name, num_classes=7, conv='static', width_multiplier=0.25)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    found = total(account(model, image))
+    assert found.dense == found.masked == found.compact == products_of(model, image)
+
+
+# Millions of multiply-adds of the static networks at 224², as they are quoted everywhere.
+@pytest.mark.parametrize(('name', 'millions'), [('resnet18', 1814), ('resnet50', 4089), ('mobilenet_v2', 301)])
+def test_the_papers_networks(name, millions):
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert round(total(account(build_model(name, num_classes=1000, conv='static'), image)).dense / 1e6) == millions
+
+
+def test_a_dynamic_network_beside_its_static_counterpart():
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    static = total(account(build_model('resnet10', num_classes=10, conv='static'), image))
+    dynamic = total(account(build_model('resnet10', num_classes=10), image))
+    assert static.dense == dynamic.dense < dynamic.masked == dynamic.compact
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_dense_encoder_multiplies_what_its_program_does(remat):
+    model = build_encoder('bert_tiny', num_classes=3, ffn='dense', vocab_size=50, max_length=16, remat=remat)
+    tokens = jax.ShapeDtypeStruct((1, 12), jnp.int32)
+    valid = jax.ShapeDtypeStruct((1, 12), bool)
+    found = account(model, tokens, tokens, valid)
+    assert total(found).dense == products_of(model, tokens, tokens, valid)
+    by_name = {layer.count.name: layer for layer in found}
+    # 12² pairs of tokens, 128 features, weights and what they weigh; it holds no parameters of its own.
+    assert by_name['layer_1/attention'].multiply_adds.dense == 2 * 12 * 12 * 128
+    assert by_name['layer_1/attention'].masked_parameters == 0
+
+
+@pytest.mark.parametrize('strides', [1, 2])
+@pytest.mark.parametrize('name', ['dynamic', 'condconv', 'odconv', 'dcd'])
+def test_dynamic_convolutions_multiply_what_their_programs_do(name, strides):
+    """By the plan that does what the papers describe: it mixes one kernel for each sample."""
+    fields = {'reduction': 2, 'plan': 'grouped'}
+    fields.pop({'dcd': 'plan', 'condconv': 'reduction'}.get(name), None)
+    model = CONVS[name](8, (3, 3), strides=strides, use_bias=False, feature_group_count=2, **fields)
+    # Two groups of eight: sums over a single channel would be no matrix products, and not be found.
+    image = jax.ShapeDtypeStruct((1, 9, 9, 16), jnp.float32)
+    found = total(account(model, image))
+    assert found.masked == found.compact == products_of(model, image)
+    static = StaticConv(8, (3, 3), strides=strides, feature_group_count=2)
+    assert found.dense == products_of(static, image)
+
+
+def test_a_partially_dynamic_convolution_by_hand():
+    model = DynamicConv(8, (3, 3), granularity='element', use_bias=False, reduction=3)
+    (layer,) = account(model, IMAGE, num_dynamic={'kernel': 100})
+    static = 9 * 9 * 432  # places of the output; 3·3·6·8 positions
+    attention = 6 * 2 + 2 * 4  # hidden width 6 // 3
+    assert layer.multiply_adds == (static, static + attention + 4 * 432, static + attention + 4 * 100)
+    # 6·2 + 2·4 + 4 of the attention, one φ; masked K + 1 copies.
+    assert layer.masked_parameters == 5 * 432 + 25
+    assert layer.compact_parameters == 4 * 100 + 332 + 25
+
+
+@pytest.mark.parametrize('layer', [MixtureLinear, MixtureFFN])
+def test_mixtures_by_hand(layer):
+    build = partial(layer, 10, num_experts=4, num_selected=3)
+    # A neuron has 6 weights in, 6 out and a bias; a linear layer only weights in.
+    weights, positions = (2 * 6 * 10, 13 * 10) if layer is MixtureFFN else (60, 60)
+    router, name = 5 * 6 * 4, 'neurons' if layer is MixtureFFN else 'kernel'
+    (dynamic,) = account(build(), TOKENS)
+    assert dynamic.multiply_adds == (5 * weights, 5 * 3 * weights + router, 5 * 3 * weights + router)
+    half = {name: positions // 2}
+    (element,) = account(build(granularity='element'), TOKENS, num_dynamic=half)
+    assert element.multiply_adds == dynamic.multiply_adds  # each expert's matrix is put together as a whole
+    (output,) = account(build(granularity='output'), TOKENS, num_dynamic=half)
+    assert output.multiply_adds.masked == dynamic.multiply_adds.masked
+    assert output.multiply_adds.compact == 5 * (3 * weights // 2 + weights // 2) + router
+    (sentence,) = account(build(routing='sentence'), TOKENS)
+    assert sentence.multiply_adds.masked == 5 * 3 * weights + 6 * 4
+
+
+@pytest.mark.parametrize('granularity', [None, 'element', 'output'])
+@pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
+def test_parameters_are_those_of_arrays(name, granularity):
+    if name in CONVS:
+        model, x = CONVS[name](8, (3, 3), granularity=granularity, scales='dynamic'), IMAGE
+    else:
+        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
+        model, x = kind(8, num_experts=4, granularity=granularity), TOKENS
+    found = account(model, x)
+    arrays = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(model, x)['params']))
+    assert sum(layer.masked_parameters for layer in found) == arrays
+    # All positions are dynamic: without dead entries the static copies are gone, and a fully dynamic layer is whole.
+    copies = sum(layer.count.positions for layer in found) if granularity else 0
+    assert sum(layer.compact_parameters for layer in found) == arrays - copies
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output', 'input', 'layer'])
+@pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
+def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
+    if name in CONVS:
+        model, x = CONVS[name](8, (3, 3), granularity=granularity), IMAGE
+    else:
+        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
+        model, x = kind(8, num_experts=4, granularity=granularity), TOKENS
+    shapes = {name: tree for name, tree in shapes_of(model, x).items() if name != 'intermediates'}
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    generator = np.random.default_rng(0)
+    variables['partition'] = jax.tree.map(lambda mask: generator.random(mask.shape) < 0.4, shapes['partition'])
+    found = account_layers(
+        model, [x], count_layers(variables | {'intermediates': shapes_of(model, x)['intermediates']})
+    )
+    _, stored = compact(model, variables, allow_dynamic=True)
+    for params, size in (
+        (stored['params'], sum(layer.compact_parameters for layer in found)),
+        (variables['params'], sum(layer.masked_parameters for layer in found)),
+    ):
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+@pytest.mark.parametrize('name', ['conv', 'linear', 'ffn'])
+def test_the_work_that_xla_counts_does_not_grow_with_dead_entries(name):
+    """Each output that is dynamic instead of static adds K − 1 products where there was one, and nothing else."""
+    size = 20
+    if name == 'conv':
+        model = DynamicConv(size, (3, 3), granularity='output', plan='outputs', padding='VALID', use_bias=False)
+        x = jax.ShapeDtypeStruct((1, 32, 32, 16), jnp.float32)
+        static = 30 * 30 * 9 * 16 * size
+    else:
+        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
+        # All experts compute all tokens.
+        model = kind(size, num_experts=4, num_selected=4, granularity='output', dispatcher='dense')
+        x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
+        static = 64 * 128 * size * (2 if name == 'ffn' else 1)
+    shapes = shapes_of(model, x)
+    (parameter,) = shapes['partition']
+    found = {}
+    for num_dynamic in (2, 6, 18):
+        variables = {'params': jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes['params'])}
+        variables['partition'] = {
+            parameter: (np.arange(size) < num_dynamic).reshape(shapes['partition'][parameter].shape)
+        }
+        _, variables = compact(model, variables)
+        program = jax.jit(model.apply).lower(variables, x).compile(QUICK)
+        found[num_dynamic] = program.cost_analysis()['flops'] / 2
+    for one, other in ((2, 6), (6, 18)):
+        expected = 3 * static * (other - one) / size
+        assert found[other] - found[one] == pytest.approx(expected, rel=0.15)
+
+
+def test_products_within_a_dynamic_layer_belong_to_it():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = ODConv(8, (3, 3), name='conv')(x)
+            return nn.Dense(3, name='classifier')(x.mean((1, 2)))
+
+    found = {layer.count.name: layer.multiply_adds for layer in account(Network(), IMAGE)}
+    assert list(found) == ['classifier', 'conv', 'conv/channel', 'conv/filter', 'conv/spatial']
+    assert found['classifier'] == (24, 24, 24)
+    # 9·9 outputs, 4 kernels of 432 positions to mix, 6 channels to 16 units, these to 4 logits.
+    assert found['conv'].masked == 81 * 432 + 4 * 432 + 6 * 16 + 16 * 4
+    assert found['conv/channel'] == (0, 16 * 6, 16 * 6)
+
+
+def xla_products(model, *inputs):
+    variables = shapes_of(model, *inputs)
+    program = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs)).lower(variables, *inputs)
+    return program.compile(QUICK).cost_analysis()['flops'] / 2
+
+
+def test_xla_counts_the_same_where_there_is_nothing_else():
+    conv = nn.Conv(8, (3, 3), strides=2, padding='VALID', use_bias=False, feature_group_count=2)
+    assert xla_products(conv, IMAGE) == total(account(conv, IMAGE)).dense
+    dense = nn.Dense(8, use_bias=False)
+    assert xla_products(dense, TOKENS) == total(account(dense, TOKENS)).dense
+
+
+def test_xla_counts_about_as_much_for_a_network():
+    """It adds norms and activations, a few operations for each number, and leaves out the products with padding."""
+    model = build_model('resnet10', num_classes=7, conv='static', width_multiplier=0.5)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert 0.9 < xla_products(model, image) / total(account(model, image)).dense < 1.05

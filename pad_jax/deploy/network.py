@@ -18,6 +18,7 @@ from flax import traverse_util
 from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.partition import compact
 from pad_jax.training.configuration import is_text
+from pad_jax.training.forms import to_masked_form
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.restoring import RestoredRun
 from pad_jax.training.setup import make_heat, make_model, make_task, measure_lengths
@@ -59,7 +60,7 @@ def read_network(run: RestoredRun) -> Network:
 
     With the averaged parameters where the run keeps an average, and the temperature of its step.
     """
-    state, config = run.replicas.fetch(run.state), run.config
+    state, config = to_masked_form(run.replicas.fetch(run.state)), run.config
     heat = make_heat(config, measure_lengths(config, run.record.num_train))
     temperature = make_temperature_schedule(heat['temperature'], heat['temperature_steps'])(state.step)
     variables = {name: jax.device_get(found) for name, found in state.averaged_variables.items() if found}

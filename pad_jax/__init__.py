@@ -1,5 +1,6 @@
 """pad_jax: partially dynamic networks (PAD-Net, arXiv:2211.05528) as Flax modules and functions on pytrees."""
 
+from pad_jax.deploy import load_exported
 from pad_jax.layers import (
     CONVS,
     DISPATCHERS,
@@ -45,6 +46,8 @@ from pad_jax.partition import (
 )
 from pad_jax.pretrained import load_pretrained, upcycle, upcycle_convolutions
 
+__version__ = '0.1.0'
+
 __all__ = [
     'CONVS',
     'CRITERIA',
@@ -79,6 +82,7 @@ __all__ = [
     'index_dynamic_columns',
     'init_masks',
     'iterative_mode_partition',
+    'load_exported',
     'load_pretrained',
     'merge',
     'num_dynamic_positions',

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
+from pad_jax.deploy.export import export_workdir
+from pad_jax.deploy.verification import NotVerified
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.reports.tables import make_table, print_line, print_table
 from pad_jax.reports.tuning import tune as tune_network
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
@@ -75,6 +78,26 @@ def tune(arguments: Sequence[str]) -> None:
     tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Writes the newest checkpoint of a run to a folder that is served without its code: `pad_jax.load_exported`."""
+    epilog = 'Data that has moved is found with --config.data.path=PATH: what was written is tried on it.'
+    parser = _make_workdir_parser('export', export.__doc__, epilog)
+    parser.add_argument('--out', type=Path, required=True, help='folder to write')
+    parser.add_argument('--overwrite', action='store_true', help='an export that is there may be replaced')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    try:
+        with exit_on_sigterm():
+            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
+    except NotVerified as error:
+        sys.exit(f'error: {error}')
+    table = make_table(f'Export of {flags.workdir}', ['figure'], ['export', 'fully dynamic', 'ratio'])
+    for row in exported.rows():
+        table.add_row(*row)
+    print_table(table)
+    print_line(f'Compared with the checkpoint on {exported.agreement.inputs}, in a fresh process.')
+    print(f'exported: {exported.folder}', file=sys.stderr)
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Trains static, dynamic and partially dynamic networks on embedded digits, and compares them."""
     parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
@@ -120,6 +143,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'predict': predict,
     'inspect': inspect,
     'tune': tune,
+    'export': export,
     'demo': demo,
     'prepare': prepare,
 }

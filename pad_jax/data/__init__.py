@@ -7,6 +7,7 @@ A source yields dicts of arrays and says its `spec`; its batches are pure functi
 import operator
 from collections.abc import Callable
 
+from pad_jax.data import digits
 from pad_jax.data.digits import open_digits
 from pad_jax.data.distortions import MOST_MAGNITUDE, make_distortion
 from pad_jax.data.glue import GLUE_TASKS
@@ -20,6 +21,7 @@ from pad_jax.data.text_source import TextSource, TextSpec
 from pad_jax.data.text_sources import ON_BAD, TEXT_SOURCES, make_text_source
 from pad_jax.data.text_tables import shorten
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
+from pad_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pad_jax.data.views import AUGMENTS
 from pad_jax.errors import BadInput
 
@@ -31,6 +33,19 @@ SOURCES: dict[str, Callable[..., ImageSource]] = {
 }
 CHANNELS = {'digits': 1, 'folder': 3, 'imagenet': 3}
 """Of the images of each source, known before there is data to open."""
+PREPROCESSING = {
+    'digits': Preprocessing('grey, 0 to 16 as scikit-learn has it', 'as it is', digits.MEAN, digits.STD),
+    'folder': Preprocessing(
+        'RGB, 0 to 255', 'the middle square, resized bilinearly with antialiasing', IMAGENET_MEAN, IMAGENET_STD
+    ),
+    'imagenet': Preprocessing(
+        'RGB, 0 to 255',
+        'the shorter side resized to 256/224 of the size bilinearly with antialiasing, then the middle square',
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+    ),
+}
+"""What is done to images of each source when a network is evaluated on them, known before there is data to open."""
 
 __all__ = [
     'AUGMENTS',
@@ -39,10 +54,12 @@ __all__ = [
     'METRICS',
     'MOST_MAGNITUDE',
     'ON_BAD',
+    'PREPROCESSING',
     'SOURCES',
     'TEXT_SOURCES',
     'DataSpec',
     'ImageSource',
+    'Preprocessing',
     'Source',
     'StreamedSource',
     'TextSource',

@@ -3,11 +3,28 @@
 Legend: B batch, H/W space, C channels, P padding, S side of the square that the network sees.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+
+
+class Preprocessing(NamedTuple):
+    """How a picture becomes what a network is evaluated on: (pixels − mean) / std of a view of it.
+
+    Attributes:
+        pixels: colours and range of the stored pixels, in words.
+        view: which part of a picture is seen, and how it is resized, in words.
+        mean, std: of each channel, in units of the stored pixels.
+    """
+
+    pixels: str
+    view: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def normalize(

@@ -105,6 +105,7 @@ class MobileNetV2(nn.Module):
         where it is above 1.
       dtype: to compute in; parameters, statistics and the classifier are float32.
       axis_name: mapped axis over which batch statistics are averaged, None outside of one.
+      norms_folded: norms only shift, their scales are in the convolutions before them (see `deploy.folding`).
       stages: the blocks.
     """
 
@@ -114,6 +115,7 @@ class MobileNetV2(nn.Module):
     width_multiplier: float = 1.0
     dtype: Dtype = 'float32'
     axis_name: str | None = None
+    norms_folded: bool = False
     stages: tuple[Stage, ...] = STAGES
 
     @nn.compact
@@ -135,7 +137,7 @@ class MobileNetV2(nn.Module):
         """
         check_image_size(self.stem, min(images.shape[1:3]))
         dtype = jnp.dtype(self.dtype)
-        norm = make_norm(train, dtype, self.axis_name)
+        norm = make_norm(train, dtype, self.axis_name, self.norms_folded)
         conv = partial(self.conv, use_bias=False, dtype=dtype)
         stem_strides, second_strides = FIRST_STRIDES[self.stem]
         features = scale_features(STEM_FEATURES, self.width_multiplier)

@@ -89,6 +89,7 @@ class ResNet(nn.Module):
       width_multiplier: > 0, of the channels of every layer; those of the first stage are 64 times it, rounded.
       dtype: to compute in; parameters, statistics and the classifier are float32.
       axis_name: mapped axis over which batch statistics are averaged, None outside of one.
+      norms_folded: norms only shift, their scales are in the convolutions before them (see `deploy.folding`).
     """
 
     stage_sizes: Sequence[int]
@@ -99,6 +100,7 @@ class ResNet(nn.Module):
     width_multiplier: float = 1.0
     dtype: Dtype = 'float32'
     axis_name: str | None = None
+    norms_folded: bool = False
 
     @nn.compact
     def __call__(
@@ -119,7 +121,7 @@ class ResNet(nn.Module):
         """
         check_image_size(self.stem, min(images.shape[1:3]))
         dtype = jnp.dtype(self.dtype)
-        norm = make_norm(train, dtype, self.axis_name)
+        norm = make_norm(train, dtype, self.axis_name, self.norms_folded)
         conv = partial(self.conv, use_bias=False, dtype=dtype)
         static_conv = partial(StaticConv, use_bias=False, dtype=dtype)
         width = max(1, round(FIRST_FEATURES * self.width_multiplier))

@@ -28,7 +28,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pad_jax.deploy.network import Network, shrink_network
-from pad_jax.layers import automatic_plans
+from pad_jax.layers import list_plans
 from pad_jax.models import MODELS, STEMS
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.reports.timing import Call, time_interleaved
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    plans = automatic_plans()
+    plans = list_plans(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--model', default='resnet18', choices=MODELS, metavar='MODEL', help=f'one of {",".join(MODELS)}'

@@ -27,7 +27,7 @@ def test_every_table_is_printed(deployment, capsys):
     assert [row[0] for row in memory] == [row[0] for row in files] == list(deployment.FORMS)
     for row in memory:
         assert float(row[-1].removesuffix('%')) < 2
-    # Element masks take a bit for each position; a narrow network of a block has more names than ResNet-18 for its size.
+    # Names and shapes weigh more in the file of a small network than in that of ResNet-18.
     for row in files:
         assert 0.98 < float(row[3]) < 1.05
     assert [row[0] for row in latency if row[0] in deployment.FORMS] == list(deployment.FORMS)

@@ -66,6 +66,18 @@ def inspect(arguments: Sequence[str]) -> None:
     inspect_workdir(_make_workdir_parser('inspect', inspect.__doc__).parse_args(arguments).workdir)
 
 
+def tune(arguments: Sequence[str]) -> None:
+    """Measures on this device every plan that a config's dynamic layers may take; prints what auto would lose."""
+    parser = Parser(prog='python -m pad_jax tune', description=tune.__doc__)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    parser.add_argument('--table', type=Path, help='file to write the fastest plans to, for model.plan_table')
+    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each plan; the median counts')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    if flags.repeats < 1:
+        parser.error(f'--repeats must be at least 1, got {flags.repeats}')
+    tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
+
+
 def export(arguments: Sequence[str]) -> None:
     """Writes the newest checkpoint of a run to a folder that is served without its code: `pad_jax.load_exported`."""
     epilog = 'Data that has moved is found with --config.data.path=PATH: what was written is tried on it.'
@@ -84,18 +96,6 @@ def export(arguments: Sequence[str]) -> None:
     print_table(table)
     print_line(f'Compared with the checkpoint on {exported.agreement.inputs}, in a fresh process.')
     print(f'exported: {exported.folder}', file=sys.stderr)
-
-
-def tune(arguments: Sequence[str]) -> None:
-    """Measures on this device every plan that a config's dynamic layers may take; prints what auto would lose."""
-    parser = Parser(prog='python -m pad_jax tune', description=tune.__doc__)
-    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
-    parser.add_argument('--table', type=Path, help='file to write the fastest plans to, for model.plan_table')
-    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each plan; the median counts')
-    flags, overrides = parse_with_overrides(parser, arguments)
-    if flags.repeats < 1:
-        parser.error(f'--repeats must be at least 1, got {flags.repeats}')
-    tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -142,8 +142,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'evaluate': evaluate,
     'predict': predict,
     'inspect': inspect,
-    'export': export,
     'tune': tune,
+    'export': export,
     'demo': demo,
     'prepare': prepare,
 }

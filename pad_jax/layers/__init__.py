@@ -2,7 +2,7 @@
 
 from pad_jax.layers.cond_conv import CondConv
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
-from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, automatic_plans, choose_plan
+from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan, list_plans
 from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
 from pad_jax.layers.dcd_conv import DCDConv
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, DROPLESS, choose_dispatcher
@@ -15,7 +15,7 @@ from pad_jax.layers.mixture_ffn import MixtureFFN
 from pad_jax.layers.mixture_linear import MixtureLinear
 from pad_jax.layers.neurons import join_neurons, split_neurons
 from pad_jax.layers.od_conv import ODConv
-from pad_jax.layers.plan_table import ConvCase, MixtureCase, PlanTable, describe_case, parse_case
+from pad_jax.layers.plan_table import ConvCase, MixtureCase, PartialCase, PlanTable, describe_case, parse_case
 from pad_jax.layers.router import ROUTINGS, Router
 from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
@@ -42,11 +42,11 @@ __all__ = [
     'MixtureFFN',
     'MixtureLinear',
     'ODConv',
+    'PartialCase',
     'PlanTable',
     'Router',
     'StaticConv',
     'assign_top_k',
-    'automatic_plans',
     'choose_dispatcher',
     'choose_plan',
     'describe_case',
@@ -54,6 +54,7 @@ __all__ = [
     'expert_similarity',
     'index_dynamic_columns',
     'join_neurons',
+    'list_plans',
     'make_conv_spec',
     'measure_similarity',
     'parse_case',

@@ -69,13 +69,14 @@ PLAN_NAMES = ('auto', *PLANS)
 PLAN_NAMES_BY_PLACE = ('auto', *(name for name, plan in PLANS.items() if plan.by_place))
 
 
-def automatic_plans(known_batch: bool = True, by_place: bool = False) -> tuple[str, ...]:
-    """The plans that `auto` may take where the batch size is known or not, and attention is by place or not."""
-    return tuple(
+def list_plans(batch: int, by_place: bool = False) -> list[str]:
+    """Those that 'auto' may take for a batch of that size, which may be a symbol."""
+    known = isinstance(batch, int)
+    return [
         name
         for name, plan in PLANS.items()
-        if plan.automatic and (known_batch or plan.symbolic_batch) and (plan.by_place or not by_place)
-    )
+        if plan.automatic and (known or plan.symbolic_batch) and (plan.by_place or not by_place)
+    ]
 
 
 def choose_plan(
@@ -100,9 +101,8 @@ def choose_plan(
     Returns:
       A key of PLANS.
     """
-    known = isinstance(x.shape[0], int)
-    candidates = automatic_plans(known, by_place)
-    measured = table.find(ConvCase.read(x, kernels, geometry, by_place)) if table is not None and known else None
+    candidates = list_plans(x.shape[0], by_place)
+    measured = None if table is None else table.find(ConvCase.read(x, kernels, geometry, by_place))
     if measured in candidates:
         return measured
     shape = ConvShape.read(x.shape, kernels.shape, geometry)

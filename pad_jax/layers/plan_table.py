@@ -72,7 +72,37 @@ class MixtureCase(NamedTuple):
         return f'{self.tokens}×{features}→{self.shape[1]}{back}, {self.selected} of {self.experts}'
 
 
-Case = ConvCase | MixtureCase
+class PartialCase(NamedTuple):
+    """A convolution that is partially dynamic along an axis, as far as its time depends on it.
+
+    Attributes:
+      whole: it with all of its kernels, as a dynamic convolution.
+      axis: -1 where outputs are dynamic or static, -2 for inputs, -3 for taps.
+      tenths: of the axis that are dynamic, rounded: partitions differ in what they leave to a layer.
+    """
+
+    whole: ConvCase
+    axis: int
+    tenths: int
+
+    @classmethod
+    def read(
+        cls, x: jax.Array, kernels: jax.Array, static: jax.Array, axis: int, geometry: Geometry, by_place: bool
+    ) -> 'PartialCase':
+        """From the arguments of a partial convolution; only shapes and dtypes are read."""
+        dynamic, size = kernels.shape[axis], kernels.shape[axis] + static.shape[axis]
+        sizes = list(kernels.shape[1:])
+        sizes[axis] = size
+        shape = kernels.shape[0], *geometry.kernel_size, *sizes[-2:]
+        whole = ConvCase(tuple(x.shape), shape, geometry, jnp.dtype(x.dtype).name, by_place)
+        return cls(whole, axis, round(10 * dynamic / size))
+
+    def __str__(self) -> str:
+        return f'{self.whole}, {self.tenths}/10 {({-1: "outputs", -2: "inputs", -3: "taps"})[self.axis]}'
+
+
+Case = ConvCase | MixtureCase | PartialCase
+KINDS = {'convolution': ConvCase, 'partial convolution': PartialCase, 'mixture': MixtureCase}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +130,12 @@ class PlanTable:
 
 def describe_case(case: Case) -> dict[str, Any]:
     """A case as an object of JSON."""
-    if isinstance(case, MixtureCase):
-        return {'kind': 'mixture', **case._asdict()}
-    return {'kind': 'convolution', **case._asdict(), 'geometry': dataclasses.asdict(case.geometry)}
+    content = {'kind': next(name for name, kind in KINDS.items() if isinstance(case, kind)), **case._asdict()}
+    if isinstance(case, PartialCase):
+        content['whole'] = describe_case(case.whole)
+    if isinstance(case, ConvCase):
+        content['geometry'] = dataclasses.asdict(case.geometry)
+    return content
 
 
 def parse_case(content: Mapping[str, Any]) -> Case:
@@ -112,10 +145,12 @@ def parse_case(content: Mapping[str, Any]) -> Case:
       ValueError: where it describes none.
     """
     try:
-        kind = {'convolution': ConvCase, 'mixture': MixtureCase}[content['kind']]
+        kind = KINDS[content['kind']]
         fields = {name: _freeze(content[name]) for name in kind._fields}
         if kind is ConvCase:
             fields['geometry'] = Geometry(**{name: _freeze(value) for name, value in content['geometry'].items()})
+        if kind is PartialCase:
+            fields['whole'] = parse_case(content['whole'])
         case = kind(**fields)
         hash(case)
     except (KeyError, TypeError, AttributeError) as error:

@@ -4,6 +4,7 @@ Legend: B batch, C input features, N tokens, E experts, k selected.
 """
 
 import collections
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,23 +18,24 @@ from rich.table import Table
 from pad_jax.errors import BadInput
 from pad_jax.layers import (
     DISPATCHERS,
-    DROPLESS,
     PLANS,
     ConvCase,
     MixtureCase,
+    PartialCase,
     PlanTable,
     assign_top_k,
-    automatic_plans,
     choose_dispatcher,
     choose_plan,
 )
 from pad_jax.layers.mixture_ffn import apply_experts
 from pad_jax.layers.mixture_linear import multiply_experts
+from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.plan_table import Case
+from pad_jax.reports.network_forms import make_forms
 from pad_jax.reports.tables import make_table, print_line, print_table
 from pad_jax.reports.timing import Call, compile_call, time_interleaved
-from pad_jax.training.plan_tables import check_writable, write_plan_table
-from pad_jax.training.setup import make_example, make_model
+from pad_jax.training.plan_tables import check_writable, list_choices, write_plan_table
+from pad_jax.training.setup import make_example, make_model, plan_layers
 
 
 class Measured(NamedTuple):
@@ -115,18 +117,20 @@ def find_cases(config) -> dict[Case, int]:
     batch_size = config.data.batch_size // shares
     config = config.copy_and_resolve_references()
     config.model.plan = 'auto'
-    questions = Questions()
-    model = make_model(config, plan_table=questions)
     batch = [jax.ShapeDtypeStruct((batch_size, *one.shape[1:]), one.dtype) for one in make_example(config)]
-    jax.eval_shape(model.init, jax.random.key(0), *batch)
-    return dict(questions.asked)
+    before, after = Questions(), Questions()
+    jax.eval_shape(make_model(config, plan_table=before).init, jax.random.key(0), *batch)
+    # Once it is partitioned, with as many outputs, inputs or taps dynamic in each layer as are planned.
+    compacted = make_forms(config, plan_layers(config)).get('compact')
+    if compacted is not None:
+        jax.eval_shape(make_model(config, plan_table=after).apply, compacted.variables, *batch)
+    return dict(before.asked | after.asked)
 
 
 def measure_case(case: Case, count: int, repeats: int) -> Measured:
     """All plans of a case on random numbers, in turn."""
-    compile_plan = _compile_convolution if isinstance(case, ConvCase) else _compile_mixture
-    names = automatic_plans(by_place=case.by_place) if isinstance(case, ConvCase) else DROPLESS
-    calls = {name: compile_plan(case, name) for name in names}
+    compile_plan = {ConvCase: _compile_convolution, PartialCase: _compile_partial, MixtureCase: _compile_mixture}
+    calls = {name: compile_plan[type(case)](case, name) for name in list_choices(case)}
     return Measured(count, choose_by_cost(case), time_interleaved(calls, repeats))
 
 
@@ -134,6 +138,8 @@ def choose_by_cost(case: Case) -> str:
     """What `auto` takes without a table."""
     if isinstance(case, MixtureCase):
         return choose_dispatcher(case.tokens, case.experts, case.selected)
+    if isinstance(case, PartialCase):
+        return 'auto'
     x, kernels = jax.ShapeDtypeStruct(case.x, case.dtype), jax.ShapeDtypeStruct(case.kernels, jnp.float32)
     return choose_plan(x, kernels, case.geometry, by_place=case.by_place)
 
@@ -149,6 +155,40 @@ def _compile_convolution(case: ConvCase, name: str) -> Call:
         return PLANS[name].function(x, kernels, attention, case.geometry)
 
     return compile_call(forward, 'forward+backward', x, kernels, attention)
+
+
+def _compile_partial(case: PartialCase, name: str) -> Call:
+    whole, axis = case.whole, case.axis
+    size = math.prod(whole.geometry.kernel_size) if axis == -3 else whole.kernels[axis]
+    num_dynamic = min(max(round(case.tenths * size / 10), 1), size - 1)
+    taps = [math.prod(whole.geometry.kernel_size)] if axis == -3 else whole.geometry.kernel_size
+
+    def shape(count):
+        sizes = [*taps, *whole.kernels[-2:]]
+        sizes[axis] = count
+        return tuple(sizes)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], whole.x, whole.dtype)
+    kernels = jax.random.normal(keys[1], (whole.kernels[0], *shape(num_dynamic)))
+    static = jax.random.normal(keys[2], shape(size - num_dynamic))
+    places = whole.geometry.kernel_size if whole.by_place else ()
+    attention = jax.nn.softmax(jax.random.normal(keys[3], (whole.x[0], whole.kernels[0], *places)), axis=1)
+    settings = {
+        'granularity': {-1: 'output', -2: 'input', -3: 'spatial'}[axis],
+        'kernel_size': whole.geometry.kernel_size,
+        'strides': whole.geometry.strides,
+        'padding': whole.geometry.padding,
+        'input_dilation': whole.geometry.input_dilation,
+        'kernel_dilation': whole.geometry.kernel_dilation,
+        'feature_group_count': whole.geometry.groups,
+        'plan': name,
+    }
+
+    def forward(x, kernels, static, attention):
+        return partial_convolution(x, kernels, static, attention, jnp.arange(num_dynamic), **settings)
+
+    return compile_call(forward, 'forward+backward', x, kernels, static, attention)
 
 
 def _compile_mixture(case: MixtureCase, name: str) -> Call:

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from pad_jax.errors import BadInput, quote
-from pad_jax.layers import DROPLESS, ConvCase, PlanTable, automatic_plans, describe_case, parse_case
+from pad_jax.layers import DROPLESS, MixtureCase, PartialCase, PlanTable, describe_case, list_plans, parse_case
+from pad_jax.layers.plan_table import Case
 
 FORMAT = 1
 
@@ -96,6 +97,15 @@ def checksum(table: PlanTable | None) -> str:
     return '' if table is None else hashlib.sha256(repr(table).encode()).hexdigest()
 
 
+def list_choices(case: Case) -> list[str]:
+    """The plans or dispatchers that `auto` may take; a partial convolution has one more, what `auto` takes by cost."""
+    if isinstance(case, MixtureCase):
+        return list(DROPLESS)
+    if isinstance(case, PartialCase):
+        return ['auto', *list_choices(case.whole)]
+    return list_plans(case.x[0], case.by_place)
+
+
 def _parse(content) -> PlanTable:
     if not isinstance(content, dict) or not isinstance(content.get('format'), int):
         raise ValueError('is none: it holds no object with a format')
@@ -118,7 +128,7 @@ def _parse(content) -> PlanTable:
             case = parse_case(entry)
         except ValueError as error:
             raise ValueError(f'is damaged: entry {number} is {error}') from error
-        allowed = automatic_plans(by_place=case.by_place) if isinstance(case, ConvCase) else DROPLESS
+        allowed = list_choices(case)
         if entry.get('plan') not in allowed:
             raise ValueError(f'has plan {entry.get("plan")!r} in entry {number}, allowed are {", ".join(allowed)}')
         plans[case] = entry['plan']

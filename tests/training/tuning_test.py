@@ -6,18 +6,19 @@ import jax
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import DROPLESS, automatic_plans
+from pad_jax.layers import DROPLESS, PartialCase, PlanTable, list_plans
 from pad_jax.models import MODELS
 from pad_jax.reports import tuning
+from pad_jax.reports.network_forms import make_forms
 from pad_jax.reports.tuning import Measured, choose_by_cost, find_cases, measure_case, tune
-from pad_jax.training.plan_tables import read_plan_table
-from pad_jax.training.setup import make_model
+from pad_jax.training.plan_tables import read_plan_table, write_plan_table
+from pad_jax.training.setup import make_model, plan_layers
 from tests.reports.comparison_test import cells
 from tests.training.conftest import compiled_quickly
 from tests.training.tiny import DIGITS, ONE_BLOCK, small_config
 from tests.training.tiny_texts import small_text_config
 
-ALL = automatic_plans()
+ALL = list_plans(2)
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +75,35 @@ def test_a_table_of_what_is_fastest_that_auto_then_takes(tmp_path, monkeypatch, 
 
 
 def test_every_plan_is_measured():
-    changes = {'model__conv': 'odconv', 'model__width_multiplier': 1 / 64, 'data__batch_size': 8}
+    changes = {'model__conv': 'odconv', 'partition__dynamic_fraction': 1.0, 'data__batch_size': 8}
     ((case, count),) = find_cases(small_config(**changes)).items()
     found = measure_case(case, count, repeats=1)
-    assert list(found.seconds) == list(automatic_plans(by_place=True)) and found.count == 2
+    assert list(found.seconds) == list_plans(1, by_place=True) and found.count == 2
     assert found.chosen == choose_by_cost(case)
     assert found.loss >= 1 and found.seconds[found.fastest] == min(found.seconds.values()) > 0
+
+
+def test_structured_partitions_are_tuned_by_what_is_dynamic(tmp_path):
+    changes = {'partition__granularity': 'output', 'model__width_multiplier': 1 / 8, 'data__batch_size': 8}
+    config = small_config(**changes)
+    cases = find_cases(config)
+    ((case, count),) = [(case, count) for case, count in cases.items() if isinstance(case, PartialCase)]
+    assert case.whole in cases and count == 2  # as it is before the partition
+    assert (case.axis, case.tenths) == (-1, 2)  # 2 of 8 outputs, where 2.4 may be
+    found = measure_case(case, count, repeats=1)
+    assert list(found.seconds) == ['auto', *list_plans(1)] and found.chosen == 'auto'
+    programs = set()
+    form = make_forms(config, plan_layers(config))['compact']
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), 'float32')
+    for plan in ('outputs', 'shift'):
+        table = tmp_path / plan
+        write_plan_table(table, PlanTable('cpu', '1', ((case, plan),)), {case: {}})
+        by_table = make_model(config, plan_table=read_plan_table(str(table)))
+        by_name = make_model(small_config(**changes, model__plan=plan))
+        first, second = (str(jax.make_jaxpr(model.apply)(form.variables, image)) for model in (by_table, by_name))
+        assert first == second
+        programs.add(first)
+    assert len(programs) == 2
 
 
 @pytest.mark.parametrize('ffn', ['linear', 'ffn'])

@@ -135,7 +135,13 @@ def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exp
         for spec in _describe_inputs(network, config)
     ]
     weights = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in network.weights.items()}
-    return jax.export.export(jax.jit(network.apply), platforms=PLATFORMS)(weights, *inputs)
+    # Where in which file an operation was written, and who called it, is nobody's business who serves the network.
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update('jax_traceback_in_locations_limit', 0)
+    try:
+        return jax.export.export(jax.jit(network.apply), platforms=PLATFORMS)(weights, *inputs)
+    finally:
+        jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def _describe_inputs(network: Network, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:

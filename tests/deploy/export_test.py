@@ -20,11 +20,13 @@ from pad_jax.errors import BadInput
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
+from tests.deploy.drawing import draw_variables
+from tests.layers.compiling import jit_quickly
 from tests.training.conftest import contents, run_command
 from tests.training.tiny import small_config
 from tests.training.tiny_texts import small_text_config
 
-SIZES = (1, 3, 32, 12)
+SIZES = (1, 3, 32)
 
 
 def evaluate_network(folder, workdir):
@@ -72,7 +74,6 @@ def test_what_a_manifest_says(exported, exported_texts, finished_run, finished_t
     assert (exported_texts.folder / 'tokenizer.json').read_bytes() == vocabulary
 
 
-# Of the network before anything is folded: parameters of one kind each, so that no name stands for another.
 @pytest.mark.parametrize('granularity', ['element', 'output'])
 @pytest.mark.parametrize('conv', ['dynamic', 'condconv', 'odconv', 'dcd'])
 def test_networks_of_every_convolution(one_block, conv, granularity):
@@ -87,19 +88,16 @@ def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
 
 
 def check_network(config, granularity):
-    model, inputs = make_model(config), make_inputs(config)
-    generator = np.random.default_rng(0)
-    variables = model.init(jax.random.key(0), *(np.ones(leaf.shape, leaf.dtype) for leaf in inputs))
-    variables = jax.tree.map(lambda leaf: generator.random(leaf.shape) < 0.4 if leaf.dtype == bool else leaf, variables)
-    trained = Network(model, jax.device_get(variables), make_task(config), 3.0)
+    model = make_model(config)
+    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), 3.0)
     served = shrink_network(trained, config)
     lowered = export.lower(served, config)
     examples = verification.draw_examples(config, 3)
-    found = lowered.call(served.weights, *examples.values())
-    expected = trained.apply(trained.weights, *examples.values())
+    found = jit_quickly(lowered.call)(served.weights, *examples.values())
+    expected = np.asarray(jit_quickly(trained.apply)(trained.weights, *examples.values()))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     counted = export.count_parameters(trained, config)['parameters']
-    positions = sum(mask.size for mask in jax.tree.leaves(variables['partition']))
+    positions = sum(mask.size for mask in jax.tree.leaves(trained.variables['partition']))
     stored = sum(array.nbytes for array in served.weights.values())
     assert stored <= 4 * counted + (positions / 8 if granularity == 'element' else 0) + 0.01 * 4 * counted
     assert stored > 0.9 * 4 * counted
@@ -115,9 +113,9 @@ def test_the_command(finished_run, one_block, exported, tmp_path, monkeypatch):
     assert f'{exported.counts["parameters"]:,}' in said and f'{exported.fully_dynamic:,}' in said
     assert 'largest difference of logits, batch 32' in said
     assert [path.name for path in out.parent.iterdir()] == ['export']
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != NETWORK} == {
-        path.name: path.read_bytes() for path in exported.folder.iterdir() if path.name != NETWORK
-    }
+    before, after = ({path.name: path.read_bytes() for path in of.iterdir()} for of in (exported.folder, out))
+    assert before == after
+    assert b'pad_jax/' not in after[NETWORK] and b'.py' not in after[NETWORK]
 
 
 def serve_here(folder, batches):
@@ -220,7 +218,7 @@ def test_a_process_that_is_told_to_stop(attempt, monkeypatch, tmp_path):
 def test_what_a_fresh_process_says_is_passed_on(exported, tmp_path):
     folder = shutil.copytree(exported.folder, tmp_path / 'export')
     (folder / WEIGHTS).unlink()
-    with pytest.raises(verification.NotVerified, match='weights.safetensors.* is missing'):
+    with pytest.raises(verification.NotVerified, match=r'weights.safetensors.* is missing'):
         verification.serve_in_fresh_process(folder, [])
 
 

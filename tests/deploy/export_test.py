@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -74,15 +75,17 @@ def test_what_a_manifest_says(exported, exported_texts, finished_run, finished_t
     assert (exported_texts.folder / 'tokenizer.json').read_bytes() == vocabulary
 
 
-@pytest.mark.parametrize('granularity', ['element', 'output'])
-@pytest.mark.parametrize('conv', ['dynamic', 'condconv', 'odconv', 'dcd'])
+@pytest.mark.parametrize(
+    'conv, granularity',
+    [('dynamic', 'element'), ('dynamic', 'output'), ('condconv', 'input'), ('odconv', 'element'), ('dcd', 'output')],
+)
 def test_networks_of_every_convolution(one_block, conv, granularity):
     """Traced with a symbolic batch, and as the network that it was made of; bytes are what theory wants."""
     config = small_config(model__conv=conv, partition__granularity=granularity, model__width_multiplier=0.25)
     check_network(config, granularity)
 
 
-@pytest.mark.parametrize('ffn, granularity', [('linear', 'output'), ('linear', 'element'), ('ffn', 'output')])
+@pytest.mark.parametrize('ffn, granularity', [('linear', 'element'), ('ffn', 'output')])
 def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
     check_network(small_text_config(texts, model__ffn=ffn, partition__granularity=granularity), granularity)
 
@@ -151,8 +154,15 @@ def test_workdirs_that_hold_nothing_to_export(copied_run, one_block, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['run']
 
 
-def test_folders_that_are_there(exported, copied_run, one_block, tmp_path, monkeypatch):
+@pytest.fixture
+def quickly(exported, monkeypatch):
+    """Exports of `finished_run` have nothing to lower, and no fresh process."""
+    network = (exported.folder / NETWORK).read_bytes()
+    monkeypatch.setattr(export, 'lower', lambda *_: types.SimpleNamespace(serialize=lambda: network))
     monkeypatch.setattr(verification, 'serve_in_fresh_process', serve_here)
+
+
+def test_folders_that_are_there(exported, quickly, copied_run, one_block, tmp_path):
     out, notes = shutil.copytree(exported.folder, tmp_path / 'export'), tmp_path / 'export' / 'notes.txt'
     flags = f'--workdir={copied_run}', f'--out={out}'
     before = contents(tmp_path)
@@ -173,8 +183,8 @@ def test_folders_that_are_there(exported, copied_run, one_block, tmp_path, monke
 
 
 @pytest.fixture
-def attempt(finished_run, one_block, tmp_path, monkeypatch):
-    """`attempt()`: an export to a folder that holds one already and must stay; None or what ended it."""
+def attempt(finished_run, quickly, one_block, tmp_path):
+    """`attempt()`: (status, stderr) of an export that comes to nothing and leaves nothing."""
 
     def run():
         status, _, err = run_command('export', f'--workdir={finished_run}', f'--out={tmp_path / "new" / "export"}')

@@ -54,7 +54,9 @@ class GeneratedTensor(nn.Module):
         factors = declare_factors(self, 'tensor', self.shape, width, _draw, nn.initializers.constant(self.start))
         bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
         entries = bias.shape
-        weights, bias = (array.astype(hidden.dtype).reshape(-1, bias.size) for array in (factors.dynamic, bias))
+        weights, bias = (
+            array.astype(hidden.dtype).reshape(rows, bias.size) for array, rows in ((factors.dynamic, width), (bias, 1))
+        )
         # The highest precision, as for all attention: these products are tiny.
         logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST) + bias
         values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *entries)

@@ -31,7 +31,7 @@ CONV_CASES = {
 }
 CHANNELS = 6
 MIXTURES = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
-FRACTIONS = {'tiny': 1e-9, '0.1': 0.1, '0.3': 0.3, '1': 1.0}
+FRACTIONS = {'none': 0.0, 'tiny': 1e-9, '0.1': 0.1, '0.3': 0.3, '1': 1.0}
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum=0.9))
 
 
@@ -80,12 +80,12 @@ def apply(layer, variables, x):
 
 
 def draw_masks(shapes, fraction):
-    """κ of the gates of each, at least one."""
+    """κ of the gates of each, at least one where κ isn't zero."""
     rng = np.random.default_rng(3)
 
     def draw(leaf):
         mask = np.zeros(leaf.size, bool)
-        mask[rng.permutation(leaf.size)[: max(1, round(fraction * leaf.size))]] = True
+        mask[rng.permutation(leaf.size)[: max(fraction > 0, round(fraction * leaf.size))]] = True
         return mask.reshape(leaf.shape)
 
     return jax.tree.map(draw, shapes)
@@ -137,14 +137,15 @@ GRID = [
 QUICK = {
     ('dynamic', 'element', '0.3'),
     ('dynamic', 'output', 'tiny'),
+    ('dynamic', 'input', 'none'),
     ('dynamic', 'layer', '1'),
     ('condconv', 'element', '1'),
-    ('condconv', 'input', '0.3'),
+    ('condconv', 'output', '0.3'),
     ('odconv', 'element', 'tiny'),
     ('odconv', 'spatial', '0.1'),
-    ('dcd', 'element', '0.3'),
+    ('dcd', 'element', 'none'),
     ('dcd', 'output', '0.1'),
-    ('linear', 'element', '0.1'),
+    ('linear', 'element', 'none'),
     ('linear', 'input', '1'),
     ('ffn', 'output', '0.1'),
     ('ffn', 'input', '0.3'),

@@ -17,6 +17,7 @@ from pad_jax.layers.conv_geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
+from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.static_conv import KERNEL_LAW
 from pad_jax.partition.masks import GRANULARITIES, SCALES
@@ -149,6 +150,19 @@ class MixingConv(ConvLayer):
             'precision': self.precision,
             'plan': self.plan,
         }
+        if kernels.mask is not None:
+            return masked_convolution(
+                x,
+                kernels.dynamic,
+                kernels.static,
+                kernels.mask,
+                attention,
+                bias,
+                dynamic_scale=kernels.dynamic_scale,
+                static_scale=kernels.static_scale,
+                static_attention=static_attention,
+                **settings,
+            )
         if not kernels.structured:
             return dynamic_convolution(x, kernels.merge(), attention, bias, **settings)
         return partial_convolution(

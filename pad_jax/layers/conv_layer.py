@@ -17,6 +17,7 @@ from pad_jax.layers.conv_geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
+from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.static_conv import KERNEL_LAW
 from pad_jax.partition.masks import GRANULARITIES, SCALES
@@ -97,6 +98,10 @@ class ConvLayer(nn.Module):
 class MixingConv(ConvLayer):
     """Base of the layers whose kernel is mixed from K kernels.
 
+    Partially dynamic, they compute what the mask says with whole kernels. Where the variables are compact (see
+    `partition.compact`) or the collection 'dynamic_columns' is there (see `layers.index_dynamic_columns`), and
+    granularity is not 'element', `partial_convolution` leaves out what is dead: the same outputs and gradients.
+
     Attributes:
       kernel_init: draws each of the K kernels, and the static one, by itself.
       num_kernels: K, at least 1.
@@ -145,6 +150,19 @@ class MixingConv(ConvLayer):
             'precision': self.precision,
             'plan': self.plan,
         }
+        if kernels.mask is not None:
+            return masked_convolution(
+                x,
+                kernels.dynamic,
+                kernels.static,
+                kernels.mask,
+                attention,
+                bias,
+                dynamic_scale=kernels.dynamic_scale,
+                static_scale=kernels.static_scale,
+                static_attention=static_attention,
+                **settings,
+            )
         if not kernels.structured:
             return dynamic_convolution(x, kernels.merge(), attention, bias, **settings)
         return partial_convolution(

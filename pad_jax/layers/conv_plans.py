@@ -89,10 +89,15 @@ def choose_plan(
     """
     shape = ConvShape.read(x.shape, kernels.shape, geometry)
     platform = jax.default_backend() if platform is None else platform
-    known = isinstance(x.shape[0], int)
-    candidates = [
+    candidates = list_plans(x.shape[0], by_place)
+    return min(candidates, key=lambda name: estimate_cost(name, shape, platform))
+
+
+def list_plans(batch: int, by_place: bool = False) -> list[str]:
+    """Those that 'auto' may take for a batch of that size, which may be a symbol."""
+    known = isinstance(batch, int)
+    return [
         name
         for name, plan in PLANS.items()
         if plan.automatic and (known or plan.symbolic_batch) and (plan.by_place or not by_place)
     ]
-    return min(candidates, key=lambda name: estimate_cost(name, shape, platform))

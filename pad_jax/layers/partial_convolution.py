@@ -4,20 +4,37 @@ Legend: B batch, S spatial axes, C input channels, c of a group, F output channe
 outputs, inputs or taps.
 """
 
-import math
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
 from pad_jax.layers.choices import check_choice
-from pad_jax.layers.conv_geometry import Padding
-from pad_jax.layers.dynamic_columns import put_columns, split_columns
-from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
+from pad_jax.layers.conv_geometry import Geometry, Padding, pad_by_copying, resolve_geometry
+from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan, list_plans
+from pad_jax.layers.dynamic_columns import Columns, put_columns, split_columns, take_columns
+from pad_jax.layers.dynamic_convolution import add_bias
+from pad_jax.layers.plans.choice import ConvShape, estimate_cost
+from pad_jax.layers.plans.fused import convolve_fused
+from pad_jax.layers.plans.grouped import convolve_own_grouped
+from pad_jax.layers.plans.mixing import mix_kernels
+from pad_jax.layers.plans.parts import Order, StaticPart, flat_places, flatten_taps, join_static, reorder
+from pad_jax.layers.plans.patches import convolve_own_patches
+from pad_jax.layers.plans.shift import convolve_own_shifted
+from pad_jax.layers.plans.windows import some_windows
 
 # Which axis of a kernel [..., C, F], or with its taps in one [T, C, F], the dynamic and the static entries share out.
 STRUCTURED_AXES = {'output': -1, 'input': -2, 'spatial': -3, 'layer': -1}
+
+# The plans that give each sample a kernel of its own, in which both parts can stand; but for `fused`, which makes them
+# one by one, by what they do with B such kernels.
+OWN_KERNELS = {'patches': convolve_own_patches, 'shift': convolve_own_shifted, 'grouped': convolve_own_grouped}
+JOINED = ('fused', *OWN_KERNELS)
+
+_ONE_PLACE = Geometry((1,), (1,), ((0, 0),), (1,), (1,))
 
 
 def partial_convolution(
@@ -80,35 +97,151 @@ def partial_convolution(
             f'dynamic must be [D] = ({num_dynamic},) for kernels {kernels.shape} of granularity {granularity!r}, '
             f'got {dynamic.shape}'
         )
-    settings = {
-        'strides': strides,
-        'padding': padding,
-        'input_dilation': input_dilation,
-        'kernel_dilation': kernel_dilation,
-        'feature_group_count': feature_group_count,
-        'precision': precision,
-        'plan': plan,
-    }
-    chosen, others = split_columns(dynamic, num_dynamic + static.shape[axis])
-    together = jnp.concatenate([_put(kernels, chosen, axis), _put(static, others, axis)[None]])
-    together = together.reshape(together.shape[0], *kernel_size, *together.shape[-2:])
-    weights = attention
-    if static_attention is None:
-        ones = jnp.ones((attention.shape[0], 1, *attention.shape[2:]), attention.dtype)
-        weights = jnp.concatenate([weights, ones], axis=1)
+    by_place = attention.ndim > 2 or static_attention is not None
+    if by_place:
+        check_choice('plan of attention by place', plan, PLAN_NAMES_BY_PLACE)
+        if bias is not None and attention.ndim > 2:
+            raise ValueError('bias is mixed by attention [B, K]: attention by place takes none')
+    check_choice('plan', plan, PLAN_NAMES)
+    geometry = resolve_geometry(
+        x.shape[1:-1], kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count
+    )
+    x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
+    split = split_columns(dynamic, num_dynamic + static.shape[axis])
+    sides = Side(kernels, attention, split[0]), Side(static[None], weigh_static(x, static_attention), split[1])
+    present = [side for side in sides if side.columns.indices.shape[0]]
+    if len(present) == 1:
+        (side,) = present
+        whole = side.kernels.reshape(side.kernels.shape[0], *kernel_size, *side.kernels.shape[-2:])
+        y = side.run(plan, x, whole, geometry, precision)
     else:
-        if attention.ndim == 2:
-            weights = jnp.broadcast_to(
-                attention.reshape(*attention.shape, *(1,) * len(kernel_size)), (*attention.shape, *kernel_size)
-            )
-        weights = jnp.concatenate([weights, static_attention[:, None].astype(attention.dtype)], axis=1)
-    y = dynamic_convolution(x, together, weights, **settings)
+        form, name = choose_form(x, kernels, static, axis, geometry, plan, by_place)
+        y = FORMS[form](name, x, *sides, axis, geometry, precision)
     return y if bias is None else add_bias(y, attention, bias)
 
 
-def _put(values, columns, axis):
-    """Entries where they belong along -1, -2 or -3, zero elsewhere."""
-    if axis == -3:
-        rows = values.reshape(*values.shape[:-2], math.prod(values.shape[-2:]))
-        return put_columns(rows, columns, -2).reshape(*values.shape[:-3], columns.slots.shape[0], *values.shape[-2:])
-    return put_columns(values, columns, axis)
+def choose_form(
+    x: jax.Array | jax.ShapeDtypeStruct,
+    kernels: jax.Array | jax.ShapeDtypeStruct,
+    static: jax.Array | jax.ShapeDtypeStruct,
+    axis: int,
+    geometry: Geometry,
+    plan: str = 'auto',
+    by_place: bool = False,
+    platform: str | None = None,
+) -> tuple[str, str]:
+    """How a partial convolution is executed, from shapes alone: (a key of FORMS, a plan or 'auto' for each part).
+
+    Args:
+      x, kernels, static: as for `partial_convolution`; only shapes are read. Neither part is empty.
+      axis: of STRUCTURED_AXES.
+      plan: 'auto' for the choice, else the form that plan has.
+      by_place: whether attention has a weight for every place of each kernel.
+      platform: 'cpu', 'gpu', ...; None is the default backend of this process.
+    """
+    depthwise = geometry.groups == x.shape[-1] == kernels.shape[-1] + static.shape[-1]
+    can_be_apart = not (axis == -1 and geometry.groups > 1 and not depthwise) and not (axis == -3 and by_place)
+    if plan != 'auto':
+        return ('joined' if plan in JOINED else 'apart' if can_be_apart else 'whole'), plan
+    platform = jax.default_backend() if platform is None else platform
+    num_kernels = kernels.shape[0]
+    sizes = list(kernels.shape[1:])
+    sizes[axis] += static.shape[axis]
+    shape = ConvShape.read(x.shape, (num_kernels, *geometry.kernel_size, *sizes[-2:]), geometry)
+    share = kernels.shape[axis] / (kernels.shape[axis] + static.shape[axis])
+    # Of each position one number is read where it is static, and K where it is dynamic.
+    mean = shape._replace(kernels=1 - share + share * num_kernels)
+    names = list_plans(x.shape[0], by_place)
+    costs = {name: estimate_cost(name, mean, platform) for name in names if name in JOINED}
+    best = min(costs, key=costs.get)
+    if not can_be_apart or axis == -3:
+        return 'joined', best
+    field = {-1: 'features', -2: 'channels'}[axis]
+    apart = 0.0
+    for part, count in ((share, num_kernels), (1 - share, 1)):
+        part_shape = shape._replace(kernels=count, **{field: getattr(shape, field) * part})
+        if depthwise:
+            part_shape = part_shape._replace(channels=shape.channels * part, groups=shape.groups * part)
+        apart += min(estimate_cost(name, part_shape, platform) for name in names)
+    return ('joined', best) if costs[best] <= apart else ('apart', 'auto')
+
+
+class Side(NamedTuple):
+    """One of the two parts of a kernel: a stack, its attention, and the columns that it has."""
+
+    kernels: jax.Array
+    attention: jax.Array
+    columns: Columns
+
+    def run(self, plan, x, kernels, geometry, precision):
+        """`dynamic_convolution` with this attention."""
+        by_place = self.attention.ndim > 2
+        name = choose_plan(x, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
+        return PLANS[name].function(x, kernels, self.attention, geometry, precision)
+
+
+def weigh_static(x: jax.Array, static_attention: jax.Array | None) -> jax.Array:
+    """Attention of the static part as a stack of one kernel, [B, 1] or [B, 1, *kernel_size]."""
+    return jnp.ones((x.shape[0], 1), jnp.float32) if static_attention is None else static_attention[:, None]
+
+
+def _convolve_joined(name, x, dynamic, static, axis, geometry, precision):
+    """Each sample with a kernel of its own, in which both parts stand."""
+    order, places = Order.read(dynamic.columns, static.columns), None
+    if axis == -3 or (axis == -1 and geometry.groups > 1):
+        places = order  # taps and the outputs of groups have to be where they belong
+    elif axis == -2:
+        x = _regroup(x, geometry.groups, lambda grouped: reorder(grouped, order.slots, order.sources, -1))
+    attention, weights = (_weights_of_taps(side, axis) for side in (dynamic, static))
+    part = StaticPart(flatten_taps(static.kernels)[0], places, weights[:, 0] if weights.ndim > 2 else None)
+    kernels = flatten_taps(dynamic.kernels)
+    if name == 'fused':
+        y = convolve_fused(x, kernels, attention, geometry, precision, part, axis)
+    else:
+        mixed = join_static(mix_kernels(kernels, attention, x.dtype), part, axis)
+        mixed = mixed.reshape(x.shape[0], *geometry.kernel_size, *mixed.shape[-2:])
+        y = OWN_KERNELS[name](x, mixed, geometry, precision)
+    return reorder(y, *order, -1) if axis == -1 and places is None else y
+
+
+def _convolve_apart(name, x, dynamic, static, axis, geometry, precision):
+    """The static part as a convolution of one kernel, and the dynamic part as a dynamic one."""
+    products = []
+    for side in (static, dynamic):
+        rows, kernels, places = x, side.kernels, geometry
+        if axis == -2:
+            rows = _regroup(x, geometry.groups, lambda grouped, side=side: take_columns(grouped, side.columns, -1))
+        elif axis == -3:
+            rows = some_windows(x, geometry, side.columns.indices)
+            places = dataclasses.replace(_ONE_PLACE, groups=geometry.groups)
+            kernels = kernels.reshape(kernels.shape[0], 1, kernels.shape[1] * kernels.shape[2], kernels.shape[3])
+        elif geometry.groups > 1:  # depthwise: each output has an input of its own
+            rows = take_columns(x, side.columns, -1)
+            places = dataclasses.replace(geometry, groups=rows.shape[-1])
+        products.append(side.run(name, rows, kernels, places, precision))
+    if axis == -1:
+        return reorder(jnp.concatenate(products, -1), *Order.read(dynamic.columns, static.columns), -1)
+    size = geometry.output_size(x.shape[1:-1])
+    return (products[0] + products[1]).reshape(x.shape[0], *size, products[0].shape[-1])
+
+
+def _convolve_whole(name, x, dynamic, static, axis, geometry, precision):
+    """One more kernel, of weight one, for the static part: exact, but nothing is saved."""
+    whole = [put_columns(side.kernels, side.columns, axis) for side in (dynamic, static)]
+    attention = jnp.concatenate([dynamic.attention, static.attention.astype(dynamic.attention.dtype)], axis=1)
+    return PLANS[name].function(x, jnp.concatenate(whole), attention, geometry, precision)
+
+
+FORMS = {'joined': _convolve_joined, 'apart': _convolve_apart, 'whole': _convolve_whole}
+
+
+def _weights_of_taps(side, axis):
+    """Attention with the taps in one axis, of those alone that a part has where it has some."""
+    weights = side.attention.reshape(*side.attention.shape[:2], *flat_places(side.attention))
+    return weights[:, :, side.columns.indices] if axis == -3 and weights.ndim > 2 else weights
+
+
+def _regroup(x, groups, change):
+    """Changes the channels of each feature group."""
+    grouped = change(x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups))
+    return grouped.reshape(*x.shape[:-1], groups * grouped.shape[-1])

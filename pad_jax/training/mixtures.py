@@ -1,4 +1,4 @@
-"""What a run does for mixtures of experts alone; all of it leaves a network without any as it is."""
+"""What a run does for layers with static columns, and for mixtures of experts; others stay as they are."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ Params = Mapping[str, Any]
 
 
 def index_columns(state: TrainState) -> TrainState:
-    """The state with the columns that its masks leave to experts, once there was a round: the step compiles anew."""
+    """The state with the columns that its masks leave dynamic, once there was a round: the step compiles anew."""
     return state.replace(columns=index_dynamic_columns(state.masks) if int(state.round) else {})
 
 

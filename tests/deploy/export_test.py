@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 import types
 
 import jax
@@ -21,10 +22,11 @@ from pad_jax.errors import BadInput
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
+from pad_jax.training.trainer import train
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly
 from tests.training.conftest import contents, run_command
-from tests.training.tiny import small_config
+from tests.training.tiny import one_device, small_config
 from tests.training.tiny_texts import small_text_config
 
 SIZES = (1, 3, 32)
@@ -121,7 +123,7 @@ def test_the_command(finished_run, one_block, exported, tmp_path, monkeypatch):
     assert b'pad_jax/' not in after[NETWORK] and b'.py' not in after[NETWORK]
 
 
-def serve_here(folder, batches):
+def serve_here(folder, batches, form='stablehlo'):
     network = pad_jax.load_exported(folder)
     return [np.asarray(network(**batch)) for batch in batches]
 
@@ -211,7 +213,7 @@ def test_a_full_disk(attempt, monkeypatch, name):
 
 def test_an_export_that_computes_something_else(attempt, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        verification, 'serve_in_fresh_process', lambda _, batches: [logits + 1e-2 for logits in serve_here(_, batches)]
+        verification, 'serve_in_fresh_process', lambda *arguments: [logits + 1e-2 for logits in serve_here(*arguments)]
     )
     with pytest.raises(SystemExit, match=r'error: .* differ from those of the checkpoint by 0.01 of .* at batch 1, '):
         attempt()
@@ -243,3 +245,33 @@ def test_data_that_is_gone(finished_text_run, one_layer, monkeypatch):
     assert [len(batch['tokens']) for batch in batches] == [1, 3, 32]
     again, _ = verification.gather_batches(config, finished_text_run, make_task(config))
     np.testing.assert_array_equal(batches[2]['tokens'], again[2]['tokens'])
+
+
+def test_onnx_is_refused_where_it_cannot_be(
+    finished_run, finished_text_run, one_block, one_layer, tmp_path, monkeypatch
+):
+    flags = f'--out={tmp_path / "export"}', '--format=onnx'
+    assert 'takes networks of images' in refuse(f'--workdir={finished_text_run}', *flags)
+    monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+    assert 'needs jax2onnx' in refuse(f'--workdir={finished_run}', *flags)
+
+    def trip(*_, **__):
+        raise NotImplementedError('an operation\nof some name')
+
+    monkeypatch.setitem(sys.modules, 'jax2onnx', types.SimpleNamespace(to_onnx=trip))
+    monkeypatch.setitem(sys.modules, 'onnxruntime', types.SimpleNamespace())
+    assert 'cannot convert this network (NotImplementedError: an operation of' in refuse(
+        f'--workdir={finished_run}', *flags
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_onnx_of_a_static_network(one_block, tmp_path):
+    pytest.importorskip('jax2onnx')
+    pytest.importorskip('onnxruntime')
+    train(small_config(model__conv='static', train__steps=2), tmp_path / 'run', devices=one_device())
+    found = export.export_workdir(tmp_path / 'run', tmp_path / 'export', form='onnx')
+    assert all(difference <= 1e-4 * most for difference, most in found.agreement.differences.values())
+    with pytest.raises(BadInput, match='onnxruntime serves its network'):
+        pad_jax.load_exported(found.folder)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.layers.conv_plans import PLANS
 from pad_jax.layers.partial_convolution import STRUCTURED_AXES, partial_convolution
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_twin import convolve_samples
@@ -88,11 +89,12 @@ def run_cases(settings, cases):
 
     def run(cases):
         results = []
-        for (granularity, geometry), ((x, kernels, static, attention, dynamic, weights), cotangent) in zip(
+        for (granularity, geometry, plan), ((x, kernels, static, attention, dynamic, weights), cotangent) in zip(
             settings, cases
         ):
 
-            def apply(x, kernels, static, attention, weights, granularity=granularity, g=geometry, dynamic=dynamic):
+            def apply(x, kernels, static, attention, weights, dynamic=dynamic, settings=(granularity, geometry, plan)):
+                granularity, geometry, plan = settings
                 return partial_convolution(
                     x,
                     kernels,
@@ -100,12 +102,13 @@ def run_cases(settings, cases):
                     attention,
                     dynamic,
                     granularity=granularity,
-                    kernel_size=g.kernel_size,
+                    kernel_size=geometry.kernel_size,
                     static_attention=weights,
-                    strides=g.strides,
-                    padding=g.padding,
-                    kernel_dilation=g.kernel_dilation,
-                    feature_group_count=g.groups,
+                    strides=geometry.strides,
+                    padding=geometry.padding,
+                    kernel_dilation=geometry.kernel_dilation,
+                    feature_group_count=geometry.groups,
+                    plan=plan,
                 )
 
             y, pull = jax.vjp(apply, x, kernels, static, attention, weights)
@@ -115,18 +118,35 @@ def run_cases(settings, cases):
     return jit_quickly(run)(cases)
 
 
-@pytest.mark.parametrize('granularity', STRUCTURED_AXES)
-def test_equals_loop_over_samples(granularity):
+def check_against_twin(chosen):
+    """(granularity, how many are dynamic, sample, which attention is by place, plan) each."""
     settings, cases, expected = [], [], []
-    for how_many in ('none', 'one', 'some', 'all'):
-        for number, sample in enumerate(SAMPLES):
-            by_place = (None, 'dynamic', 'both')[number % 3]
-            arrays, cotangent, geometry = draw_case(granularity, how_many, sample, by_place)
-            settings.append((granularity, geometry))
-            cases.append((arrays, cotangent))
-            expected.append(twin(*arrays, cotangent, granularity, geometry))
+    for granularity, how_many, sample, by_place, plan in chosen:
+        arrays, cotangent, geometry = draw_case(granularity, how_many, sample, by_place)
+        settings.append((granularity, geometry, plan))
+        cases.append((arrays, cotangent))
+        expected.append(twin(*arrays, cotangent, granularity, geometry))
     with jax.enable_x64(True):
         results = run_cases(settings, cases)
-    for (_, geometry), (arrays, _), result, wanted in zip(settings, cases, results, expected):
-        message = f'{granularity} {arrays[4]} {geometry}'
+    for setting, (arrays, _), result, wanted in zip(settings, cases, results, expected):
+        message = f'{setting} dynamic {arrays[4]}'
         jax.tree.map(lambda a, b, m=message: np.testing.assert_allclose(a, b, atol=1e-10, err_msg=m), result, wanted)
+
+
+@pytest.mark.parametrize('granularity', STRUCTURED_AXES)
+def test_none_or_all_of_it_dynamic(granularity):
+    check_against_twin(
+        (granularity, how_many, sample, by_place, 'auto')
+        for how_many, by_place in (('none', None), ('none', 'both'), ('all', None), ('all', 'dynamic'))
+        for sample in SAMPLES[1::2]
+    )
+
+
+@pytest.mark.parametrize('granularity', ['output', 'input', 'spatial'])
+@pytest.mark.parametrize('plan', PLANS)
+def test_every_plan_equals_loop_over_samples(granularity, plan):
+    by_place = (None, 'dynamic', 'both') if PLANS[plan].by_place else (None,) * 3
+    check_against_twin(
+        (granularity, 'one' if number == 1 else 'some', sample, by_place[number % 3], plan)
+        for number, sample in enumerate(SAMPLES)
+    )

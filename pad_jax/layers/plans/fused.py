@@ -4,8 +4,11 @@ Its gradient is written by hand: one scan adds every sample's kernel gradient in
 contracts it with the K kernels for the attention's gradient, so that neither B kernels nor B kernel
 gradients ever exist. Needs a batch size that is known, and has no forward derivative.
 
+Of a partially dynamic kernel only the dynamic entries are mixed; a sample's matrix is made of them and the static
+ones right before its product.
+
 Legend: B batch, P output positions, T taps, C input channels, c of a group, g groups, F output channels,
-f of a group, K kernels, n positions of a kernel.
+f of a group, K kernels, n positions of a kernel; T', c' and F' of which those of the dynamic entries alone.
 """
 
 import functools
@@ -16,78 +19,97 @@ import jax.numpy as jnp
 from jax import lax
 
 from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.layers.plans.parts import StaticPart, flat_places, flatten_taps, join_static
 from pad_jax.layers.plans.patches import unfold
 from pad_jax.layers.varying import vary_together
 from pad_jax.layers.wide_dtype import at_least_float32
 
 
 def convolve_fused(
-    x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
+    x: jax.Array,
+    kernels: jax.Array,
+    attention: jax.Array,
+    geometry: Geometry,
+    precision=None,
+    static: StaticPart | None = None,
+    axis: int | None = None,
 ) -> jax.Array:
-    """Contract of every plan: see `pad_jax.layers.conv_plans`."""
-    return _convolve_together(*vary_together(x, kernels, attention), geometry, precision)
+    """Contract of every plan: see `pad_jax.layers.conv_plans`; with a static part, that of `plans.parts`."""
+    inputs = x, flatten_taps(kernels), attention.reshape(*attention.shape[:2], *flat_places(attention)), static
+    leaves, structure = jax.tree.flatten(inputs)
+    return _convolve_together(*structure.unflatten(vary_together(*leaves)), axis, geometry, precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _convolve_together(x, kernels, attention, geometry, precision):
-    return _convolve(x, kernels, attention, geometry, precision)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _convolve_together(x, kernels, attention, static, axis, geometry, precision):
+    return _convolve(x, kernels, attention, static, axis, geometry, precision)
 
 
-def _convolve(x, kernels, attention, geometry, precision):
-    wide = at_least_float32(x.dtype)
-    stack = _stack_matrices(kernels, geometry)
-    multiply = functools.partial(_multiply, precision=precision, dtype=wide)
+def _convolve(x, kernels, attention, static, axis, geometry, precision):
+    multiply = functools.partial(_multiply, precision=precision, dtype=at_least_float32(x.dtype))
+    values, places, by_sample = _separate(static)
 
     def convolve_one(sample):
-        image, weights = sample
-        mixed = _mix_one(stack, _spread_weights(weights, stack), x.dtype)
-        product = multiply('pc,cf->pf', _unfold_one(image, geometry), mixed)
+        image, row, weights = sample
+        matrix = _make_matrix(_mix_one(kernels, row, x.dtype), values, weights, places, axis, geometry)
+        product = multiply('pc,cf->pf', _unfold_one(image, geometry), matrix)
         return _join_groups(product).astype(x.dtype)
 
-    total = lax.map(convolve_one, (x, attention))
-    return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), kernels.shape[-1])
+    total = lax.map(convolve_one, (x, attention, by_sample))
+    return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1])
 
 
-def _forward(x, kernels, attention, geometry, precision):
+def _forward(x, kernels, attention, static, axis, geometry, precision):
     # Not _convolve_together: its own rule would stand in the way of a forward derivative of this gradient.
-    return _convolve(x, kernels, attention, geometry, precision), (x, kernels, attention)
+    return _convolve(x, kernels, attention, static, axis, geometry, precision), (x, kernels, attention, static)
 
 
-def _backward(geometry, precision, saved, cotangent):
-    x, kernels, attention = saved
+def _backward(axis, geometry, precision, saved, cotangent):
+    x, kernels, attention, static = saved
     wide = at_least_float32(x.dtype)
-    stack, unstack = jax.vjp(lambda kernels: _stack_matrices(kernels, geometry), kernels)
     multiply = functools.partial(_multiply, precision=precision, dtype=wide)
-    cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), kernels.shape[-1])
+    cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), cotangent.shape[-1])
+    values, places, by_sample = _separate(static)
 
-    def pull_one(d_stack, sample):
-        image, weights, d_out = sample
-        spread = _spread_weights(weights, stack)
+    def pull_one(sums, sample):
+        d_kernels, d_values = sums
+        image, row, weights, d_out = sample
         d_out = _split_groups(d_out, geometry.groups)
         rows, fold = jax.vjp(lambda image: _unfold_one(image, geometry), image)
-        d_kernel = multiply('pc,pf->cf', rows, d_out)
-        d_rows = multiply('pf,cf->pc', d_out, _mix_one(stack, spread, x.dtype))
+        make = functools.partial(_make_matrix, places=places, axis=axis, geometry=geometry)
+        wide_values = None if values is None else values.astype(wide)
+        # In the wide dtype, so that no gradient is rounded before it is summed; products are of x's.
+        matrix, unmake = jax.vjp(make, _mix_one(kernels, row, x.dtype).astype(wide), wide_values, weights)
+        d_mixed, d_values_one, d_weights = unmake(multiply('pc,pf->cf', rows, d_out))
+        d_rows = multiply('pf,cf->pc', d_out, matrix.astype(x.dtype))
         (d_image,) = fold(d_rows.astype(x.dtype))
-        d_weights = _pull_weights(stack.astype(wide), d_kernel, weights.shape)
-        d_stack += spread.astype(wide) * d_kernel[None]
-        return d_stack, (d_image, d_weights)
+        d_row = _pull_weights(kernels.astype(wide), d_mixed, row.shape)
+        d_kernels += _spread_weights(row).astype(wide) * d_mixed[None]
+        d_values = None if values is None else d_values + d_values_one
+        return (d_kernels, d_values), (d_image, d_row, d_weights)
 
-    _, _, _, start = vary_together(x, kernels, attention, jnp.zeros(stack.shape, wide))
-    d_stack, (d_x, d_attention) = lax.scan(pull_one, start, (x, attention, cotangent))
-    (d_kernels,) = unstack(d_stack.astype(kernels.dtype))
-    return d_x, d_kernels, d_attention.astype(attention.dtype)
+    start = jax.tree.map(lambda part: jnp.zeros(part.shape, wide), (kernels, values))
+    start = jax.tree.map(lambda zero: vary_together(x, kernels, attention, zero)[-1], start)
+    scanned = (x, attention, by_sample, cotangent)
+    (d_kernels, d_values), (d_x, d_attention, d_by_sample) = lax.scan(pull_one, start, scanned)
+    d_static = None
+    if static is not None:
+        d_static = StaticPart(d_values.astype(values.dtype), None, d_by_sample)
+    return d_x, d_kernels.astype(kernels.dtype), d_attention.astype(attention.dtype), d_static
 
 
 _convolve_together.defvjp(_forward, _backward)
 
 
-def _stack_matrices(kernels, geometry):
-    """[K, *S, c, F] -> [K, T·c, F], or [K, g, T·c, f] where there are groups."""
-    inner, features = kernels.shape[-2:]
-    matrices = kernels.reshape(kernels.shape[0], geometry.num_taps * inner, features)
-    if geometry.groups == 1:
-        return matrices
-    return jax.vmap(_split_groups, in_axes=(0, None))(matrices, geometry.groups)
+def _separate(static):
+    return (None, None, None) if static is None else static
+
+
+def _make_matrix(mixed, values, weights, places, axis, geometry):
+    """[T', c', F'] and the static values -> [T·c, F], or [g, T·c, f] where there are groups."""
+    if values is not None:
+        mixed = join_static(mixed, StaticPart(values, places, weights), axis)
+    return _split_groups(mixed.reshape(-1, mixed.shape[-1]), geometry.groups)
 
 
 def _unfold_one(image, geometry):
@@ -95,31 +117,25 @@ def _unfold_one(image, geometry):
     return _split_groups(unfold(image[None], geometry)[0], geometry.groups)
 
 
-def _spread_weights(weights, stack):
-    """[K] or [K, *kernel_size] as it broadcasts against the stack: [K, 1, 1] or [K, T·c, 1], with g = 1 in between."""
-    ones = (1,) * (stack.ndim - 3)
-    if weights.ndim == 1:
-        return weights.reshape(weights.shape[0], *ones, 1, 1)
-    inner = stack.shape[-2] // math.prod(weights.shape[1:])
-    rows = jnp.repeat(weights.reshape(weights.shape[0], math.prod(weights.shape[1:])), inner, axis=1)
-    return rows.reshape(weights.shape[0], *ones, stack.shape[-2], 1)
+def _spread_weights(weights):
+    """[K] or [K, T'] as it broadcasts against [K, T', c', F']."""
+    return weights.reshape(weights.shape[0], -1, 1, 1)
 
 
-def _pull_weights(stack, d_kernel, shape):
-    """The gradient of the weights, [K] or [K, *kernel_size], from that of their mixture."""
+def _pull_weights(kernels, d_mixed, shape):
+    """The gradient of the weights, [K] or [K, T'], from that of their mixture."""
     if len(shape) == 1:
         # A product with a vector: XLA's reductions on CPU take several times as long for the same sum.
-        return jnp.dot(stack.reshape(shape[0], -1), d_kernel.reshape(-1), precision=lax.Precision.HIGHEST)
-    taps = math.prod(shape[1:])
-    by_tap = (math.prod(d_kernel.shape[:-2]), taps, d_kernel.shape[-2] // taps * d_kernel.shape[-1])
-    stack, d_kernel = stack.reshape(shape[0], *by_tap), d_kernel.reshape(by_tap)
-    return jnp.einsum('kgtn,gtn->kt', stack, d_kernel, precision=lax.Precision.HIGHEST).reshape(shape)
+        return jnp.dot(kernels.reshape(shape[0], -1), d_mixed.reshape(-1), precision=lax.Precision.HIGHEST)
+    kernels, d_mixed = kernels.reshape(*shape, -1), d_mixed.reshape(shape[1], -1)
+    return jnp.einsum('ktn,tn->kt', kernels, d_mixed, precision=lax.Precision.HIGHEST)
 
 
-def _mix_one(stack, weights, dtype):
-    """[K, ...] and weights that broadcast -> [...]. A sum and not a product: one pass over the K matrices."""
+def _mix_one(kernels, weights, dtype):
+    """[K, T', c', F'] and [K] or [K, T'] -> [T', c', F']. A sum and not a product: one pass over the K kernels."""
     wide = at_least_float32(dtype)
-    return sum(stack[k].astype(wide) * weights[k].astype(wide) for k in range(stack.shape[0])).astype(dtype)
+    weights = _spread_weights(weights).astype(wide)
+    return sum(kernels[k].astype(wide) * weights[k] for k in range(kernels.shape[0])).astype(dtype)
 
 
 def _multiply(rule, left, right, precision, dtype):

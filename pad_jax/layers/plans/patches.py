@@ -28,8 +28,12 @@ def convolve_patches(
     x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
 ) -> jax.Array:
     """Contract of every plan: see `pad_jax.layers.conv_plans`."""
-    inner, features = kernels.shape[-2:]
-    mixed = mix_kernels(kernels, attention, x.dtype)
+    return convolve_own_patches(x, mix_kernels(kernels, attention, x.dtype), geometry, precision)
+
+
+def convolve_own_patches(x: jax.Array, mixed: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """Each sample with its own kernel: mixed [B, *kernel_size, c, F]."""
+    inner, features = mixed.shape[-2:]
     mixed = mixed.reshape(x.shape[0], geometry.num_taps * inner, features)
     total = multiply_groups(unfold(x, geometry), mixed, geometry.groups, precision)
     return total.astype(x.dtype).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), features)

@@ -27,3 +27,12 @@ def convolve_shifted(
         product = multiply_groups(rows, mixed, geometry.groups, precision)
         total = product if total is None else total + product
     return total.astype(x.dtype).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), features)
+
+
+def convolve_own_shifted(x: jax.Array, mixed: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """Each sample with its own kernel: mixed [B, *kernel_size, c, F]."""
+    inner, features = mixed.shape[-2:]
+    taps = mixed.reshape(x.shape[0], geometry.num_taps, inner, features)
+    windows = tap_windows(x, geometry)
+    total = sum(multiply_groups(rows, taps[:, tap], geometry.groups, precision) for tap, rows in enumerate(windows))
+    return total.astype(x.dtype).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), features)

@@ -1,0 +1,81 @@
+"""The operator of convolutions that are partially dynamic by element.
+
+Legend: B batch, S spatial axes, C input channels, c of a group, F output channels, K kernels.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax.typing import PrecisionLike
+
+from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
+from pad_jax.layers.conv_plans import choose_plan
+from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
+from pad_jax.layers.plans.fused import convolve_fused
+from pad_jax.layers.plans.parts import StaticPart, flatten_taps
+from pad_jax.partition.masks import merge
+
+
+def masked_convolution(
+    x: jax.Array,
+    kernels: jax.Array,
+    static: jax.Array,
+    mask: jax.Array,
+    attention: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    dynamic_scale: jax.Array | float = 1.0,
+    static_scale: jax.Array | float = 1.0,
+    static_attention: jax.Array | None = None,
+    strides: None | int | Sequence[int] = 1,
+    padding: Padding = 'SAME',
+    input_dilation: None | int | Sequence[int] = 1,
+    kernel_dilation: None | int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    precision: PrecisionLike = None,
+    plan: str = 'auto',
+) -> jax.Array:
+    """`dynamic_convolution` of `partition.masks.merge(kernels, static, mask, dynamic_scale, static_scale)`.
+
+    For attention whose weights of the K kernels sum to one, at every place to those of the static part. Plan `fused`
+    puts each sample's kernel together as it is used, so that neither K merged kernels nor their gradients exist;
+    others merge first, as all do for a mask of floats: its gradient is that of a score.
+
+    Args:
+      x: [B, *S, C] in the dtype to compute in.
+      kernels: [K, *kernel_size, c, F].
+      static: [*kernel_size, c, F].
+      mask: bool or float, broadcasts against `static`; True or 1 = dynamic.
+      dynamic_scale, static_scale: λd and λs, scalars.
+      static_attention: float[B, *kernel_size], what attention by place sums to at each place; None otherwise.
+      ...: as for `dynamic_convolution`.
+
+    >>> x, attention = jnp.ones((2, 5, 5, 3)), jnp.full((2, 4), .25)
+    >>> kernels, static, mask = jnp.ones((4, 3, 3, 3, 8)), jnp.zeros((3, 3, 3, 8)), jnp.ones((1, 1, 1, 8), bool)
+    >>> masked_convolution(x, kernels, static, mask, attention).shape
+    (2, 5, 5, 8)
+    """
+    settings = {
+        'strides': strides,
+        'padding': padding,
+        'input_dilation': input_dilation,
+        'kernel_dilation': kernel_dilation,
+        'feature_group_count': feature_group_count,
+    }
+    by_place = attention.ndim > 2
+    geometry = resolve_geometry(x.shape[1:-1], kernels.shape[1:-2], *settings.values())
+    padded = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
+    name = choose_plan(padded, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
+    if name != 'fused' or mask.dtype != bool or by_place != (static_attention is not None):
+        merged = merge(kernels, static, mask, dynamic_scale, static_scale)
+        return dynamic_convolution(x, merged, attention, bias, **settings, precision=precision, plan=name)
+    # λd on the few weights of attention: on the kernels its gradient would be a sum over all their positions.
+    scaled = attention * jnp.asarray(dynamic_scale, attention.dtype)
+    values = flatten_taps((jnp.asarray(static_scale, static.dtype) * static)[None])[0]
+    weights = None if static_attention is None else static_attention.reshape(x.shape[0], geometry.num_taps)
+    taps = jnp.broadcast_to(mask, (*geometry.kernel_size, *mask.shape[-2:]))
+    taps = taps.reshape(geometry.num_taps, *mask.shape[-2:])
+    part = StaticPart(values, taps, weights)
+    y = convolve_fused(padded, kernels, scaled, geometry, precision, part)
+    return y if bias is None else add_bias(y, attention, bias)

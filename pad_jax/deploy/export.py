@@ -57,6 +57,8 @@ class Export(NamedTuple):
             (f'{weights}, bytes', self.sizes[weights], FLOAT_BYTES * self.fully_dynamic),
         ]
         rows = [(what, f'{here:,}', f'{dynamic:,}', f'{here / dynamic:.4f}') for what, here, dynamic in pairs]
+        excess = self.sizes[weights] / (FLOAT_BYTES * self.counts['parameters'])
+        rows.append((f'{weights}, bytes / {FLOAT_BYTES} for each parameter', f'{excess:.4f}', '', ''))
         rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != weights]
         for size, (difference, largest) in self.agreement.differences.items():
             rows.append((f'largest difference of logits, batch {size}', f'{difference:.2g} of {largest:.3g}', '', ''))
@@ -109,7 +111,10 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise BadInput(f'{quote(out)} is not a folder: --overwrite replaces an export')
-    there = {path.name for path in out.iterdir()}
+    try:
+        there = {path.name for path in out.iterdir()}
+    except OSError as error:
+        raise BadInput(f'{quote(out)} cannot be read: {error.strerror}') from error
     if there:
         try:
             there -= {MANIFEST, *read_manifest(out)['files']}

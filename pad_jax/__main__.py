@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
-from pad_jax.deploy.export import export_workdir
+from pad_jax.deploy.export import FORMS, export_workdir
 from pad_jax.deploy.verification import NotVerified
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
@@ -84,10 +84,13 @@ def export(arguments: Sequence[str]) -> None:
     parser = _make_workdir_parser('export', export.__doc__, epilog)
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
     parser.add_argument('--overwrite', action='store_true', help='an export that is there may be replaced')
+    parser.add_argument(
+        '--format', choices=FORMS, default=FORMS[0], help='onnx: where jax2onnx can convert the network'
+    )
     flags, overrides = parse_with_overrides(parser, arguments)
     try:
         with exit_on_sigterm():
-            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
+            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides, flags.format)
     except NotVerified as error:
         sys.exit(f'error: {error}')
     table = make_table(f'Export of {flags.workdir}', ['figure'], ['export', 'fully dynamic', 'ratio'])

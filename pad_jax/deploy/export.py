@@ -16,8 +16,9 @@ import safetensors.numpy
 import pad_jax
 from pad_jax.data import PREPROCESSING
 from pad_jax.data.preparation.folders import check_vacant, fill_folder
-from pad_jax.deploy.manifest import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
+from pad_jax.deploy.manifest import MANIFEST, NETWORK, ONNX, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.network import Network, read_network, shrink_network
+from pad_jax.deploy.onnx import check_onnx, convert_to_onnx
 from pad_jax.deploy.verification import Agreement, verify
 from pad_jax.errors import BadInput, quote
 from pad_jax.partition import count_layers, report_counts
@@ -26,6 +27,7 @@ from pad_jax.training.restoring import RestoredRun, restore_run
 from pad_jax.training.setup import abstract_variables, make_inputs, plan_layers
 from pad_jax.training.workdir import find_tokenizer
 
+FORMS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FLOAT_BYTES = 4
 
@@ -49,44 +51,55 @@ class Export(NamedTuple):
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """For a table: what, here, in the fully dynamic network, ratio."""
+        weights = WEIGHTS if WEIGHTS in self.sizes else ONNX
         pairs = [
             ('parameters', self.counts['parameters'], self.fully_dynamic),
-            (f'{WEIGHTS}, bytes', self.sizes[WEIGHTS], FLOAT_BYTES * self.fully_dynamic),
+            (f'{weights}, bytes', self.sizes[weights], FLOAT_BYTES * self.fully_dynamic),
         ]
         rows = [(what, f'{here:,}', f'{dynamic:,}', f'{here / dynamic:.4f}') for what, here, dynamic in pairs]
-        rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != WEIGHTS]
+        excess = self.sizes[weights] / (FLOAT_BYTES * self.counts['parameters'])
+        rows.append((f'{weights}, bytes / {FLOAT_BYTES} for each parameter', f'{excess:.4f}', '', ''))
+        rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != weights]
         for size, (difference, largest) in self.agreement.differences.items():
             rows.append((f'largest difference of logits, batch {size}', f'{difference:.2g} of {largest:.3g}', '', ''))
         return rows
 
 
-def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = ()) -> Export:
+def export_workdir(
+    workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = (), form: str = 'stablehlo'
+) -> Export:
     """Writes the newest checkpoint of a run to a folder, once a fresh process has served it from there.
 
     Args:
       out: the folder; made, with those above it.
       overwrite: whether an export that is there may be replaced.
       overrides: 'section.key=value' for keys that are free on resume, as data.path where the data has moved.
+      form: one of FORMS.
 
     Raises:
       BadInput: when `out` is there, or can't be written; when workdir holds no run, no checkpoint that fits it, or one
-        from before the last round of its partition.
+        from before the last round of its partition; when this network can't have that form.
       NotVerified: when what was written computes something else. Nothing is left of it.
     """
     out = out.expanduser().resolve()
     _check_replaceable(out, overwrite)
     run = restore_run(workdir, overrides)
+    if form == 'onnx':
+        check_onnx(run.config)
     _check_partitioned(run, workdir)
     trained = read_network(run)
     network = shrink_network(trained, run.config)
     counts = count_parameters(trained, run.config)
     with fill_folder(out, overwrite) as folder:
-        (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
-        (folder / NETWORK).write_bytes(lower(network, run.config).serialize())
+        if form == 'onnx':
+            (folder / ONNX).write_bytes(convert_to_onnx(network, run.config))
+        else:
+            (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
+            (folder / NETWORK).write_bytes(lower(network, run.config).serialize())
         if is_text(run.config):
             shutil.copyfile(find_tokenizer(workdir), folder / TOKENIZER)
         write_manifest(folder, _describe(run, network, counts))
-        agreement = verify(folder, trained, run.config, workdir)
+        agreement = verify(folder, trained, run.config, workdir, form)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Export(out, counts, _count_fully_dynamic(run.config), sizes, agreement)
 
@@ -98,7 +111,10 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise BadInput(f'{quote(out)} is not a folder: --overwrite replaces an export')
-    there = {path.name for path in out.iterdir()}
+    try:
+        there = {path.name for path in out.iterdir()}
+    except OSError as error:
+        raise BadInput(f'{quote(out)} cannot be read: {error.strerror}') from error
     if there:
         try:
             there -= {MANIFEST, *read_manifest(out)['files']}
@@ -135,7 +151,13 @@ def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exp
         for spec in _describe_inputs(network, config)
     ]
     weights = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in network.weights.items()}
-    return jax.export.export(jax.jit(network.apply), platforms=PLATFORMS)(weights, *inputs)
+    # Where in which file an operation was written, and who called it, is nobody's business who serves the network.
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update('jax_traceback_in_locations_limit', 0)
+    try:
+        return jax.export.export(jax.jit(network.apply), platforms=PLATFORMS)(weights, *inputs)
+    finally:
+        jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def _describe_inputs(network: Network, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:

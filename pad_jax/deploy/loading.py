@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pad_jax.deploy.manifest import NETWORK, WEIGHTS, read_files, read_manifest
+from pad_jax.deploy.manifest import NETWORK, ONNX, WEIGHTS, read_files, read_manifest
 from pad_jax.errors import BadInput, quote
 
 
@@ -69,6 +69,8 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     """
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
+    if ONNX in manifest['files']:
+        raise BadInput(f'{quote(folder)} is an export to ONNX: onnxruntime serves its {ONNX}')
     files = read_files(folder, manifest)
     missing = [name for name in (WEIGHTS, NETWORK) if name not in files]
     if missing:

@@ -12,6 +12,7 @@ FORMAT = 1
 """Version of what an export holds. A reader refuses newer ones."""
 
 MANIFEST, WEIGHTS, NETWORK, TOKENIZER = 'manifest.json', 'weights.safetensors', 'network.stablehlo', 'tokenizer.json'
+ONNX = 'network.onnx'
 
 # What a reader relies on, with its type.
 _KEYS = {'task': str, 'inputs': list, 'output': dict, 'class_names': list, 'files': dict, 'versions': dict}

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
-from pad_jax.partition import compact
+from pad_jax.partition import compact, expand
 from pad_jax.training.configuration import is_text
 from pad_jax.training.forms import to_masked_form
 from pad_jax.training.optimizer import make_temperature_schedule
@@ -64,7 +64,10 @@ def read_network(run: RestoredRun) -> Network:
     heat = make_heat(config, measure_lengths(config, run.record.num_train))
     temperature = make_temperature_schedule(heat['temperature'], heat['temperature_steps'])(state.step)
     variables = {name: jax.device_get(found) for name, found in state.averaged_variables.items() if found}
-    return Network(make_model(_serving(config)), variables, make_task(config), float(temperature))
+    model = make_model(_serving(config))
+    if 'packed' in variables:  # it trains without dead entries
+        model, variables = expand(model, variables)
+    return Network(model, variables, make_task(config), float(temperature))
 
 
 def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Network:

@@ -28,10 +28,10 @@ TOLERANCE = 1e-4
 
 Inputs = Mapping[str, np.ndarray]
 
-# `pad_jax` is its folder alone here: its __init__ would import the models, which serving must not need.
-_SERVE = """
-import io, sys, types
-import numpy as np
+# What a fresh process does to have `network`, by form. `pad_jax` is its folder alone there: its __init__ would import
+# the models, which serving must not need.
+_OPEN = {
+    'stablehlo': """
 package = types.ModuleType('pad_jax')
 package.__path__ = [sys.argv[1]]
 sys.modules['pad_jax'] = package
@@ -41,12 +41,23 @@ try:
     network = load_exported(sys.argv[2])
 except BadInput as error:
     sys.exit(str(error))
+""",
+    'onnx': """
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[2] + '/network.onnx')
+network = lambda **inputs: session.run(None, inputs)[0]
+""",
+}
+_SERVE = """
+import io, sys, types
+import numpy as np
+{open}
 given, found = np.load(io.BytesIO(sys.stdin.buffer.read())), io.BytesIO()
-batches = {}
+batches = dict()
 for name in given:
     number, _, key = name.partition('/')
-    batches.setdefault(number, {})[key] = given[name]
-np.savez(found, **{number: network(**inputs) for number, inputs in batches.items()})
+    batches.setdefault(number, dict())[key] = given[name]
+np.savez(found, **dict((number, network(**inputs)) for number, inputs in batches.items()))
 sys.stdout.buffer.write(found.getvalue())
 """
 
@@ -67,7 +78,9 @@ class Agreement(NamedTuple):
     inputs: str
 
 
-def verify(folder: Path, trained: Network, config: ml_collections.ConfigDict, workdir: Path) -> Agreement:
+def verify(
+    folder: Path, trained: Network, config: ml_collections.ConfigDict, workdir: Path, form: str = 'stablehlo'
+) -> Agreement:
     """Serves an export from a fresh process and compares it with the network that it was made of.
 
     Raises:
@@ -78,7 +91,7 @@ def verify(folder: Path, trained: Network, config: ml_collections.ConfigDict, wo
         # Logits of an example depend on that example alone: once is enough, and one program to compile.
         expected = np.asarray(jax.jit(trained.apply)(trained.weights, *batches[-1].values()))
     differences = {}
-    for found in serve_in_fresh_process(folder, batches):
+    for found in serve_in_fresh_process(folder, batches, form):
         differences[len(found)] = compare_logits(found, expected[: len(found)])
     wrong = [
         f'{difference:.2g} of {largest:.3g} at batch {size}'
@@ -146,8 +159,8 @@ def _cut(examples: Inputs, size: int) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(values[:, :longest]) for name, values in cut.items()}
 
 
-def serve_in_fresh_process(folder: Path, batches: Sequence[Inputs]) -> list[np.ndarray]:
-    """Logits float32[B, O] of each batch, by `load_exported` in a process that has no model code.
+def serve_in_fresh_process(folder: Path, batches: Sequence[Inputs], form: str = 'stablehlo') -> list[np.ndarray]:
+    """Logits float32[B, O] of each batch, by `load_exported` or onnxruntime in a process that has no model code.
 
     Raises:
       NotVerified: with the last line that it said, when it fails.
@@ -157,7 +170,7 @@ def serve_in_fresh_process(folder: Path, batches: Sequence[Inputs]) -> list[np.n
         given, **{f'{number}/{key}': values for number, batch in enumerate(batches) for key, values in batch.items()}
     )
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    command = [sys.executable, '-c', _SERVE, package, str(folder)]
+    command = [sys.executable, '-c', _SERVE.format(open=_OPEN[form]), package, str(folder)]
     done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=environment)
     if done.returncode:
         said = done.stderr.decode(errors='replace').strip().splitlines() or [f'it ended with {done.returncode}']

@@ -1,4 +1,4 @@
-"""Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `partition.masks`."""
+"""Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
 from pad_jax.layers.cond_conv import CondConv
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry

@@ -99,6 +99,10 @@ class ConvLayer(nn.Module):
 class MixingConv(ConvLayer):
     """Base of the layers whose kernel is mixed from K kernels.
 
+    Partially dynamic, they compute what the mask says with whole kernels. Where the variables are compact (see
+    `partition.compact`) or the collection 'dynamic_columns' is there (see `layers.index_dynamic_columns`), and
+    granularity is not 'element', `partial_convolution` leaves out what is dead: the same outputs and gradients.
+
     Attributes:
       kernel_init: draws each of the K kernels, and the static one, by itself.
       num_kernels: K, at least 1.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pad_jax.layers.varying import vary_together
 from pad_jax.partition.masks import mask_granularity
 from pad_jax.partition.packing import holds_rows, index_open, index_rows
 from pad_jax.partition.problem import GENERATED
@@ -130,7 +131,7 @@ def put_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
     if num_there == 0:
         whole = list(values.shape)
         whole[axis] = size
-        return jnp.zeros(whole, values.dtype)
+        return vary_together(jnp.zeros(whole, values.dtype), values, columns.slots)[0]
     found = _read(values, jnp.minimum(columns.slots, num_there - 1), axis)
     return jnp.where((columns.slots < num_there).reshape(shape), found, 0)
 

@@ -54,7 +54,6 @@ class GeneratedTensor(nn.Module):
         factors = declare_factors(self, 'tensor', self.shape, width, _draw, nn.initializers.constant(self.start))
         bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
         entries = bias.shape
-        # Where no entry is dynamic the rows can't be told from the size.
         weights, bias = (
             array.astype(hidden.dtype).reshape(rows, bias.size) for array, rows in ((factors.dynamic, width), (bias, 1))
         )

@@ -1,4 +1,4 @@
-"""What a run does for mixtures of experts alone; all of it leaves a network without any as it is."""
+"""What a run does for layers with static columns, and for mixtures of experts; others stay as they are."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -20,8 +20,8 @@ class TrainState:
       params: parameters.
       masks: the collection `partition`: bool masks, {} where no layer is partially dynamic. Not in the optimizer
         state, so no gradient, momentum or decay reaches them.
-      columns: the collection `dynamic_columns`: which columns mixtures give to their experts, {} for all. Follows from
-        the masks, and its shapes from their values, so it is in no checkpoint.
+      columns: the collection `dynamic_columns`: which columns depend on the input, {} where masks alone say it. Follows
+        from the masks, and its shapes from their values, so it is in no checkpoint.
       packed: of a compact state, which has no masks: the collection `packed`. Not in a checkpoint either: see
         `training.forms`.
       batch_stats: running statistics of the norms.

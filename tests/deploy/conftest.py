@@ -16,11 +16,15 @@ from tests.training.conftest import (  # noqa: F401, fixtures are found by their
 from tests.training.tiny import ONE_BLOCK
 from tests.training.tiny_texts import ONE_LAYER
 
+# The fresh process too.
+QUICKLY = ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+
 
 @pytest.fixture(scope='session')
 def exported(finished_run, tmp_path_factory):  # noqa: F811
     """The export of a run of images. Tests must not change its folder."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+        patch.setenv(*QUICKLY)
         patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
         return export_workdir(finished_run, tmp_path_factory.mktemp('exported') / 'images')
 
@@ -29,5 +33,6 @@ def exported(finished_run, tmp_path_factory):  # noqa: F811
 def exported_texts(finished_text_run, tmp_path_factory):  # noqa: F811
     """The same of a run of texts."""
     with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+        patch.setenv(*QUICKLY)
         patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
         return export_workdir(finished_text_run, tmp_path_factory.mktemp('exported') / 'texts')

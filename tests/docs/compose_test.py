@@ -97,6 +97,16 @@ def test_flax(run):
     assert found['logits'].shape == (4, 10)
 
 
+def test_compact(run, capsys):
+    found = run('Compact')
+    assert capsys.readouterr().out.strip() in PAGE.read_text()
+    assert found['difference'] < 1e-5
+    masks = found['restored']['partition']
+    np.testing.assert_array_equal(masks['kernel'], found['masks']['kernel'])
+    assert found['state'][0].trace['kernel'].shape == (4, 3, 3, 3, 3)
+    np.testing.assert_array_equal(found['restored']['params']['kernel'][..., :3], found['params']['kernel'])
+
+
 def test_a_loop_of_ones_own(run):
     found = run('In a loop of your own')
     assert found['counts'] == [18, 10, 6]

@@ -127,7 +127,7 @@ def _replace(folder: pathlib.Path, incomplete: pathlib.Path) -> None:
         folder.rename(former)
     try:
         incomplete.rename(folder)
-    except OSError:
+    except BaseException:  # also where the process is told to stop between the two
         if former.exists():
             former.rename(folder)
         raise

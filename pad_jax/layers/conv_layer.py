@@ -150,6 +150,8 @@ class MixingConv(ConvLayer):
             'precision': self.precision,
             'plan': self.plan,
         }
+        if kernels.columns is not None and not kernels.structured:
+            kernels = kernels.spread()
         if kernels.mask is not None:
             return masked_convolution(
                 x,

@@ -154,6 +154,8 @@ class MixingConv(ConvLayer):
             'plan': self.plan,
             'plan_table': self.plan_table,
         }
+        if kernels.columns is not None and not kernels.structured:
+            kernels = kernels.spread()
         if kernels.mask is not None:
             return masked_convolution(
                 x,

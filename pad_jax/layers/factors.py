@@ -72,6 +72,13 @@ class Factors(NamedTuple):
         dynamic, static = self.scaled()
         return self.put(dynamic, 0), self.put(static, 1)
 
+    def spread(self) -> 'Factors':
+        """The same elements in whole arrays beside a mask, zero where they are dead."""
+        dynamic_places, _ = self.columns
+        mask = (dynamic_places.slots < dynamic_places.indices.shape[0]).reshape(self.shape)
+        whole = {'dynamic': self.put(self.dynamic, 0), 'static': self.put(self.static, 1)}
+        return self._replace(**whole, mask=mask, columns=None)
+
     def scaled(self) -> tuple[jax.Array, jax.Array]:
         """λd times the dynamic entries and λs times the static ones, as they are stored."""
         return scale_values(self.dynamic_scale, self.dynamic), scale_values(self.static_scale, self.static)

@@ -182,12 +182,12 @@ def test_compact_parameters_are_what_count_layers_calls_alive(granularity):
         assert sum(leaf.size for leaf in jax.tree.leaves(small)) == counted['parameters'], name
 
 
-@pytest.mark.parametrize('granularity', ['output', 'input', 'spatial', 'layer'])
+@pytest.mark.parametrize('granularity', ['output', 'input', 'spatial'])
 def test_dead_entries_cost_nothing(granularity):
-    """XLA's own count of operations, of a compact layer: half of the entries dynamic is less than all of them."""
+    """XLA's own count of operations: of four kernels, half of whose entries are dynamic, (4 + 1) / 2 are computed, and mixed."""
 
     def count(fraction):
-        layer = CONVS['dynamic'](8, (3, 3), granularity=granularity, plan='patches')
+        layer = CONVS['dynamic'](8, (3, 3), granularity=granularity, plan='outputs')
         x = jnp.zeros((2, 6, 6, 8))
         shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes['params'])
@@ -206,10 +206,7 @@ def test_dead_entries_cost_nothing(granularity):
         return [lowered.compile().cost_analysis()['flops'] for lowered in found]
 
     half, whole = count(0.5), count(1.0)
-    if granularity == 'layer':  # half of one gate is one
-        assert half == whole
-    else:
-        assert all(some < 0.85 * all_of_it for some, all_of_it in zip(half, whole, strict=True))
+    assert max(half) < 0.8 * min(whole), (half, whole)
 
 
 def test_bfloat16_computes_from_compact_float32():

@@ -82,8 +82,8 @@ def test_equals_merged_kernels(plan):
 
 
 def test_a_mask_of_floats_has_the_gradient_of_a_score():
-    x, kernels, static, logits, _, _ = draw_inputs()
-    attention = jax.nn.softmax(jnp.asarray(logits))
+    x, kernels, static, logits = (jnp.asarray(part, jnp.float32) for part in draw_inputs()[:4])
+    attention = jax.nn.softmax(logits)
 
     def loss(gate, plan):
         return jnp.sum(masked_convolution(x, kernels, static, gate, attention, plan=plan) ** 2)

@@ -2,10 +2,15 @@
 
     python benchmarks/conv.py                     # all shapes and plans, batch 8, K = 4
     python benchmarks/conv.py --plans=shift,fused --batch-size=16 --json=conv.json
+    python benchmarks/conv.py --plans=fused --forms=element,structured,input,spatial --modes=forward+backward
 
 A number is a time divided by the static convolution's, median over repeats. The repeats of all plans are
 interleaved, so that a busy moment of the machine hits all of them; believe ratios, not milliseconds.
 Forward + backward takes the gradient with respect to the input, the kernels and the attention.
+
+Beside the plans of a fully dynamic convolution there are its partially dynamic forms, κ = 0.3 unless --dynamic-fraction
+says otherwise, each with the plan that `auto` takes, and with all that a layer does but for attention: scales, masks,
+and bringing outputs or inputs into order. `element` holds a mask, the other forms their live entries alone.
 
 Legend: B batch, H/W space, C input channels, F output channels, K kernels.
 """
@@ -19,6 +24,7 @@ import sys
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +33,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
+from pad_jax.layers.masked_convolution import masked_convolution
+from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.plans.convolution import convolve
+from pad_jax.partition.masks import gate_axis, scale_factors
 from pad_jax.reports.timing import compile_call, time_interleaved
 
 
@@ -51,6 +60,8 @@ SHAPES = (
     Shape(14, 1024, 256, 1),
 )
 MODES = ('forward', 'forward+backward')
+# Partially dynamic forms -> granularity.
+FORMS = {'element': 'element', 'structured': 'output', 'input': 'input', 'spatial': 'spatial'}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,31 +95,40 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--num-kernels', type=int, default=4)
     parser.add_argument('--repeats', type=int, default=7, help='timed calls of each plan; the median counts')
     parser.add_argument('--plans', default=','.join(PLANS), help=f'some of {",".join(PLANS)}')
+    parser.add_argument('--forms', default='element,structured', help=f'some of {",".join(FORMS)}, or none')
+    parser.add_argument('--dynamic-fraction', type=float, default=0.3, help='κ of these forms')
     parser.add_argument('--modes', default=','.join(MODES), help=f'some of {",".join(MODES)}')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
     parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
     options = parser.parse_args(arguments)
     options.plans = options.plans.split(',')
     options.modes = options.modes.split(',')
-    for name, values, allowed in (('plans', options.plans, PLANS), ('modes', options.modes, MODES)):
+    options.forms = [] if options.forms == 'none' else options.forms.split(',')
+    choices = ('plans', options.plans, PLANS), ('forms', options.forms, FORMS), ('modes', options.modes, MODES)
+    for name, values, allowed in choices:
         unknown = [value for value in values if value not in allowed]
         if unknown:
             parser.error(f'--{name} must be some of {",".join(allowed)}, got {",".join(unknown)}')
+    if not 0 < options.dynamic_fraction < 1:
+        parser.error(f'--dynamic-fraction must be between 0 and 1, got {options.dynamic_fraction}')
     return options
 
 
 def measure_shape(shape: Shape, options: argparse.Namespace) -> dict:
-    """Ratios of one shape: {'shape', 'auto', 'static_ms': {mode: ...}, 'ratios': {mode: {plan: ...}}}."""
+    """Ratios of one shape: {'shape', 'auto', 'static_ms': {mode: ...}, 'ratios': {mode: {plan: ...}}, 'forms': ...}."""
     geometry = resolve_geometry((shape.side,) * 2, (shape.kernel,) * 2)
     x, kernels, attention = make_inputs(shape, options)
-    row = {'shape': str(shape), 'auto': choose_plan(x, kernels, geometry), 'static_ms': {}, 'ratios': {}}
+    row = {'shape': str(shape), 'auto': choose_plan(x, kernels, geometry), 'static_ms': {}, 'ratios': {}, 'forms': {}}
     for mode in options.modes:
         calls = {'static': compile_static(mode, geometry, x, kernels[0])}
         for plan in options.plans:
             calls[plan] = compile_plan(plan, mode, geometry, x, kernels, attention)
+        for form in options.forms:
+            calls[form] = compile_form(FORMS[form], mode, geometry, x, kernels, attention, options.dynamic_fraction)
         seconds = time_interleaved(calls, options.repeats)
         row['static_ms'][mode] = seconds['static'] * 1e3
         row['ratios'][mode] = {plan: seconds[plan] / seconds['static'] for plan in options.plans}
+        row['forms'][mode] = {form: seconds[form] / seconds['static'] for form in options.forms}
     return row
 
 
@@ -140,6 +160,37 @@ def compile_plan(name: str, mode: str, geometry: Geometry, x, kernels, attention
     return compile_call(forward, mode, x, kernels, attention)
 
 
+def compile_form(granularity: str, mode: str, geometry: Geometry, x, kernels, attention, fraction: float):
+    """A call without arguments that runs a partially dynamic convolution with that fraction of dynamic positions.
+
+    No gradient is taken of masks and indices, as in a layer that trains.
+    """
+    view, axis = gate_axis(kernels.shape[1:], granularity)
+    draw = jax.random.split(jax.random.key(2), 2)
+    static, phi = jax.random.permutation(draw[0], kernels[0], axis=-1), jnp.zeros(())
+    if granularity == 'element':
+        mask = jax.random.uniform(draw[1], static.shape) < fraction
+
+        def forward(x, kernels, static, attention, phi):
+            scales = dict(zip(('dynamic_scale', 'static_scale'), scale_factors(phi)))
+            return masked_convolution(x, kernels, static, mask, attention, **scales)
+
+        return compile_call(forward, mode, x, kernels, static, attention, phi)
+    size = view[axis]
+    order = jax.random.permutation(draw[1], size)
+    count = round(fraction * size)
+    dynamic, others = jnp.sort(order[:count]).astype(jnp.int32), jnp.sort(order[count:])
+
+    def forward(x, kernels, static, attention, phi):
+        scales = dict(zip(('dynamic_scale', 'static_scale'), scale_factors(phi)))
+        settings = {'granularity': granularity, 'kernel_size': geometry.kernel_size}
+        return partial_convolution(x, kernels, static, attention, dynamic, **settings, **scales)
+
+    kernels, static = kernels.reshape(kernels.shape[0], *view), static.reshape(view)
+    live = jnp.take(kernels, dynamic, axis), jnp.take(static, others, axis)
+    return compile_call(forward, mode, x, *live, attention, phi)
+
+
 def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
     """Shapes by plans, with the plan that `auto` takes, the best one, and geometric means."""
     device = jax.devices()[0].device_kind
@@ -150,15 +201,22 @@ def make_table(rows: list[dict], options: argparse.Namespace) -> Table:
     table.add_column('shape')
     for name in ('static ms', *options.plans):
         table.add_column(name, justify='right')
+    for form in options.forms:
+        table.add_column(f'{form} κ = {options.dynamic_fraction:g}', justify='right')
     table.add_column('auto')
     table.add_column('auto / best', justify='right')
     for row in rows:
         cells = [row['shape'], _join(f'{row["static_ms"][mode]:.1f}' for mode in options.modes)]
         cells += [_join(f'{row["ratios"][mode][plan]:.2f}' for mode in options.modes) for plan in options.plans]
+        cells += [_join(f'{row["forms"][mode][form]:.2f}' for mode in options.modes) for form in options.forms]
         table.add_row(*cells, row['auto'], _join(_regret(row, mode, options.plans) for mode in options.modes))
     means = [
         _join(f'{_geometric_mean(row["ratios"][mode][plan] for row in rows):.2f}' for mode in options.modes)
         for plan in options.plans
+    ]
+    means += [
+        _join(f'{_geometric_mean(row["forms"][mode][form] for row in rows):.2f}' for mode in options.modes)
+        for form in options.forms
     ]
     chosen = '-'
     if all(row['auto'] in options.plans for row in rows):

@@ -156,29 +156,23 @@ class MixingConv(ConvLayer):
         }
         if kernels.columns is not None and not kernels.structured:
             kernels = kernels.spread()
-        if kernels.mask is not None:
-            return masked_convolution(
-                x,
-                kernels.dynamic,
-                kernels.static,
-                kernels.mask,
-                attention,
-                bias,
-                dynamic_scale=kernels.dynamic_scale,
-                static_scale=kernels.static_scale,
-                static_attention=static_attention,
-                **settings,
-            )
-        if not kernels.structured:
+        if kernels.static is None:
             return dynamic_convolution(x, kernels.merge(), attention, bias, **settings)
+        settings |= {
+            'dynamic_scale': kernels.dynamic_scale,
+            'static_scale': kernels.static_scale,
+            'static_attention': static_attention,
+        }
+        if not kernels.structured:
+            return masked_convolution(x, kernels.dynamic, kernels.static, kernels.mask, attention, bias, **settings)
         return partial_convolution(
             x,
-            *kernels.scaled(),
+            kernels.dynamic,
+            kernels.static,
             attention,
             kernels.columns[0].indices,
             bias,
             granularity=kernels.granularity,
             kernel_size=kernels.shape[:-2],
-            static_attention=static_attention,
             **settings,
         )

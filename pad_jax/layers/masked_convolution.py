@@ -15,7 +15,7 @@ from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
 from pad_jax.layers.plan_table import PlanTable
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.parts import StaticPart, flatten_taps
-from pad_jax.partition.masks import merge
+from pad_jax.partition.masks import merge, scale_values
 
 
 def masked_convolution(
@@ -74,7 +74,7 @@ def masked_convolution(
         return dynamic_convolution(x, merged, attention, bias, **settings, precision=precision, plan=name)
     # λd on the few weights of attention: on the kernels its gradient would be a sum over all their positions.
     scaled = attention * jnp.asarray(dynamic_scale, attention.dtype)
-    values = flatten_taps((jnp.asarray(static_scale, static.dtype) * static)[None])[0]
+    values = flatten_taps(scale_values(static_scale, static)[None])[0]
     weights = None if static_attention is None else static_attention.reshape(x.shape[0], geometry.num_taps)
     taps = jnp.broadcast_to(mask, (*geometry.kernel_size, *mask.shape[-2:]))
     taps = taps.reshape(geometry.num_taps, *mask.shape[-2:])

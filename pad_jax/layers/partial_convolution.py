@@ -26,6 +26,7 @@ from pad_jax.layers.plans.parts import Order, StaticPart, flat_places, flatten_t
 from pad_jax.layers.plans.patches import convolve_own_patches
 from pad_jax.layers.plans.shift import convolve_own_shifted
 from pad_jax.layers.plans.windows import some_windows
+from pad_jax.partition.masks import scale_values
 
 # Which axis of a kernel [..., C, F], or with its taps in one [T, C, F], the dynamic and the static entries share out.
 STRUCTURED_AXES = {'output': -1, 'input': -2, 'spatial': -3, 'layer': -1}
@@ -48,6 +49,8 @@ def partial_convolution(
     *,
     granularity: str,
     kernel_size: Sequence[int],
+    dynamic_scale: jax.Array | float = 1.0,
+    static_scale: jax.Array | float = 1.0,
     static_attention: jax.Array | None = None,
     strides: None | int | Sequence[int] = 1,
     padding: Padding = 'SAME',
@@ -58,9 +61,11 @@ def partial_convolution(
     plan: str = 'auto',
     plan_table: PlanTable | None = None,
 ) -> jax.Array:
-    """`dynamic_convolution` with Σ_k attention[b, k]·kernels[k] where the kernel is dynamic, and `static` where not.
+    """`dynamic_convolution` with λd·Σ_k attention[b, k]·kernels[k] where the kernel is dynamic, λs·static where not.
 
-    The static part is taken once, whatever the attention of a sample sums to.
+    The static part is taken once, whatever the attention of a sample sums to. Dead entries are neither read nor
+    computed, but for plans `outputs` and `unfolded` of granularity 'output' in feature groups that are not depthwise:
+    their kernels are put together with zeros first.
 
     Args:
       x: [B, *S, C] in the dtype to compute in.
@@ -72,6 +77,7 @@ def partial_convolution(
       bias: [K, F], mixed by attention, or None; with weights by place there is none.
       granularity: one of STRUCTURED_AXES.
       kernel_size: spatial shape of the whole kernel.
+      dynamic_scale, static_scale: λd and λs, scalars.
       static_attention: float[B, *kernel_size], a weight for every place of the static entries, or None: all are one.
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in `flax.linen.Conv`.
       plan: how it is executed, one of `conv_plans.PLAN_NAMES`.
@@ -111,7 +117,11 @@ def partial_convolution(
     )
     x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
     split = split_columns(dynamic, num_dynamic + static.shape[axis])
-    sides = Side(kernels, attention, split[0]), Side(static[None], weigh_static(x, static_attention), split[1])
+    sides = (
+        # λd on the few weights of attention: on the kernels its gradient would be a sum over all their entries.
+        Side(kernels, attention * jnp.asarray(dynamic_scale, attention.dtype), split[0]),
+        Side(scale_values(static_scale, static)[None], weigh_static(x, static_attention), split[1]),
+    )
     present = [side for side in sides if side.columns.indices.shape[0]]
     if len(present) == 1:
         (side,) = present

@@ -157,7 +157,7 @@ class MixingConv(ConvLayer):
         if kernels.columns is not None and not kernels.structured:
             kernels = kernels.spread()
         if kernels.static is None:
-            return dynamic_convolution(x, kernels.merge(), attention, bias, **settings)
+            return dynamic_convolution(x, kernels.dynamic, attention, bias, **settings)
         settings |= {
             'dynamic_scale': kernels.dynamic_scale,
             'static_scale': kernels.static_scale,

@@ -184,7 +184,7 @@ def test_compact_parameters_are_what_count_layers_calls_alive(granularity):
 
 @pytest.mark.parametrize('granularity', ['output', 'input', 'spatial'])
 def test_dead_entries_cost_nothing(granularity):
-    """XLA's own count of operations: of four kernels, half of whose entries are dynamic, (4 + 1) / 2 are computed, and mixed."""
+    """XLA's own count of operations: of four kernels, half of them dynamic, (4 + 1) / 2 are computed, and mixed."""
 
     def count(fraction):
         layer = CONVS['dynamic'](8, (3, 3), granularity=granularity, plan='outputs')

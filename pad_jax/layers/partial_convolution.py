@@ -19,12 +19,14 @@ from pad_jax.layers.dynamic_columns import Columns, put_columns, split_columns, 
 from pad_jax.layers.dynamic_convolution import add_bias
 from pad_jax.layers.plan_table import PartialCase, PlanTable
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost
+from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_own_grouped
 from pad_jax.layers.plans.mixing import mix_kernels
 from pad_jax.layers.plans.parts import Order, StaticPart, flat_places, flatten_taps, join_static, reorder
 from pad_jax.layers.plans.patches import convolve_own_patches
 from pad_jax.layers.plans.shift import convolve_own_shifted
+from pad_jax.layers.plans.unfolded import convolve_unfolded_once
 from pad_jax.layers.plans.windows import some_windows
 from pad_jax.partition.masks import scale_values
 
@@ -120,7 +122,11 @@ def partial_convolution(
     sides = (
         # λd on the few weights of attention: on the kernels its gradient would be a sum over all their entries.
         Side(kernels, attention * jnp.asarray(dynamic_scale, attention.dtype), split[0]),
-        Side(scale_values(static_scale, static)[None], weigh_static(x, static_attention), split[1]),
+        Side(
+            scale_values(static_scale, static)[None],
+            None if static_attention is None else static_attention[:, None],
+            split[1],
+        ),
     )
     present = [side for side in sides if side.columns.indices.shape[0]]
     if len(present) == 1:
@@ -183,22 +189,28 @@ def choose_form(
 
 
 class Side(NamedTuple):
-    """One of the two parts of a kernel: a stack, its attention, and the columns that it has."""
+    """One of the two parts of a kernel: a stack, its attention (None: of one kernel, weight one), and its columns."""
 
     kernels: jax.Array
-    attention: jax.Array
+    attention: jax.Array | None
     columns: Columns
 
     def run(self, plan, x, kernels, geometry, precision, plan_table=None):
-        """`dynamic_convolution` with this attention."""
+        """`dynamic_convolution` with this attention; without any a static one, whatever the plan."""
+        if self.attention is None:
+            return convolve_once(x, kernels[0], geometry, precision)
         by_place = self.attention.ndim > 2
         name = choose_plan(x, kernels, geometry, by_place=by_place, table=plan_table) if plan == 'auto' else plan
         return PLANS[name].function(x, kernels, self.attention, geometry, precision)
 
 
-def weigh_static(x: jax.Array, static_attention: jax.Array | None) -> jax.Array:
-    """Attention of the static part as a stack of one kernel, [B, 1] or [B, 1, *kernel_size]."""
-    return jnp.ones((x.shape[0], 1), jnp.float32) if static_attention is None else static_attention[:, None]
+def convolve_once(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """A static convolution: as one of XLA's, or, where these are slow, as one matrix product."""
+    shape = ConvShape.read(x.shape, (1, *kernel.shape), geometry)
+    costs = {name: estimate_cost(name, shape, jax.default_backend()) for name in ('outputs', 'unfolded')}
+    if geometry.groups == 1 and costs['unfolded'] < costs['outputs']:
+        return convolve_unfolded_once(x, kernel, geometry, precision)
+    return convolve(x, kernel.astype(x.dtype), geometry, precision)
 
 
 def _convolve_joined(name, x, dynamic, static, axis, geometry, precision):
@@ -209,7 +221,7 @@ def _convolve_joined(name, x, dynamic, static, axis, geometry, precision):
     elif axis == -2:
         x = _regroup(x, geometry.groups, lambda grouped: reorder(grouped, order.slots, order.sources, -1))
     attention, weights = (_weights_of_taps(side, axis) for side in (dynamic, static))
-    part = StaticPart(flatten_taps(static.kernels)[0], places, weights[:, 0] if weights.ndim > 2 else None)
+    part = StaticPart(flatten_taps(static.kernels)[0], places, None if weights is None else weights[:, 0])
     kernels = flatten_taps(dynamic.kernels)
     if name == 'fused':
         y = convolve_fused(x, kernels, attention, geometry, precision, part, axis)
@@ -244,7 +256,10 @@ def _convolve_apart(name, x, dynamic, static, axis, geometry, precision):
 def _convolve_whole(name, x, dynamic, static, axis, geometry, precision):
     """One more kernel, of weight one, for the static part: exact, but nothing is saved."""
     whole = [put_columns(side.kernels, side.columns, axis) for side in (dynamic, static)]
-    attention = jnp.concatenate([dynamic.attention, static.attention.astype(dynamic.attention.dtype)], axis=1)
+    attention = static.attention
+    if attention is None:
+        attention = jnp.ones_like(dynamic.attention[:, :1])
+    attention = jnp.concatenate([dynamic.attention, attention.astype(dynamic.attention.dtype)], axis=1)
     return PLANS[name].function(x, jnp.concatenate(whole), attention, geometry, precision)
 
 
@@ -252,7 +267,9 @@ FORMS = {'joined': _convolve_joined, 'apart': _convolve_apart, 'whole': _convolv
 
 
 def _weights_of_taps(side, axis):
-    """Attention with the taps in one axis, of those alone that a part has where it has some."""
+    """Attention with the taps in one axis, of those alone that a part has where it has some; None stays None."""
+    if side.attention is None:
+        return None
     weights = side.attention.reshape(*side.attention.shape[:2], *flat_places(side.attention))
     return weights[:, :, side.columns.indices] if axis == -3 and weights.ndim > 2 else weights
 

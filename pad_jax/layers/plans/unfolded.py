@@ -15,6 +15,14 @@ from pad_jax.layers.plans.mixing import mix_outputs
 from pad_jax.layers.plans.patches import unfold
 
 
+def convolve_unfolded_once(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """A static convolution as one matrix product: [B, *S, C] with [*kernel_size, C, F], no groups -> [B, *S', F]."""
+    rows = unfold(x, geometry)
+    matrix = kernel.astype(x.dtype).reshape(rows.shape[2], kernel.shape[-1])
+    y = jnp.dot(rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]), matrix, precision=precision)
+    return y.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), kernel.shape[-1])
+
+
 def convolve_unfolded(
     x: jax.Array, kernels: jax.Array, attention: jax.Array, geometry: Geometry, precision=None
 ) -> jax.Array:

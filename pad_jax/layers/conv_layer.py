@@ -101,13 +101,14 @@ class MixingConv(ConvLayer):
 
     Partially dynamic, they compute what the mask says with whole kernels. Where the variables are compact (see
     `partition.compact`) or the collection 'dynamic_columns' is there (see `layers.index_dynamic_columns`), and
-    granularity is not 'element', `partial_convolution` leaves out what is dead: the same outputs and gradients.
+    granularity is not 'element', `partial_convolution` leaves out what is dead: the same outputs and gradients. Either
+    has gradients of any order, but no forward derivatives.
 
     Attributes:
       kernel_init: draws each of the K kernels, and the static one, by itself.
       num_kernels: K, at least 1.
-      plan: how it is executed; one of `conv_plans.PLAN_NAMES`. Forward derivatives (jax.jvp) need one that has
-        them, such as 'shift': see `dynamic_convolution`.
+      plan: how it is executed; one of `conv_plans.PLAN_NAMES`. Forward derivatives (jax.jvp) need whole
+        kernels and a plan that has them, such as 'shift': see `dynamic_convolution`.
       plan_table: what was measured, which plan 'auto' goes by before its cost model.
     """
 

@@ -184,7 +184,9 @@ def _locate(factors, bits):
     view, axis = gate_axis(factors.shape, factors.granularity)
     num_dynamic = factors.dynamic.shape[axis]
     if isinstance(bits, Mapping):
-        return factors._replace(columns=split_columns(*_join_rows(bits, view[axis])), num_rows=_count_rows(bits))
+        return factors._replace(
+            columns=split_columns(_join_rows(bits, view[axis]), view[axis]), num_rows=_count_rows(bits)
+        )
     if factors.granularity == 'element':
         if bits.dtype == bool:
             bits = jnp.packbits(bits, axis=-1)
@@ -202,7 +204,7 @@ def _take(factors, index):
     view, axis = gate_axis(factors.shape, factors.granularity)
     rows = None
     if isinstance(index, Mapping):
-        rows, (index, _) = _count_rows(index), _join_rows(index, view[axis])
+        rows, index = _count_rows(index), _join_rows(index, view[axis])
     elif factors.granularity == 'layer':
         index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
     columns = split_columns(index, view[axis])
@@ -215,9 +217,9 @@ def _take(factors, index):
 
 
 def _join_rows(index, num_rows):
-    """(which of the rows of neurons are dynamic, how many there are)."""
+    """int32[D], which of all rows of neurons are dynamic."""
     starts = {'in': 0, 'bias': num_rows // 2, 'out': num_rows // 2 + 1}
-    return jnp.concatenate([index[part] + starts[part] for part in ROWS]), num_rows
+    return jnp.concatenate([index[part] + starts[part] for part in ROWS])
 
 
 def _count_rows(index):

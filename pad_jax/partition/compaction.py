@@ -37,7 +37,8 @@ from pad_jax.partition.problem import GENERATED
 def compact(model, variables: Mapping[str, Any], allow_dynamic: bool = False):
     """(model, variables without dead entries): the same outputs, and the same gradients of what is live.
 
-    The model is the one that was given: its layers find out from their variables how these are stored.
+    The model is the one that was given: its layers find out from their variables how these are stored. Those of this
+    package have gradients of any order then, but no forward derivatives (jax.jvp).
 
     Args:
       model: a Flax module.

@@ -1,4 +1,4 @@
-"""What a run does for layers with static columns, and for mixtures of experts; others stay as they are."""
+"""What a run has to say of mixtures of experts, where its network has some."""
 
 from collections.abc import Mapping
 from typing import Any

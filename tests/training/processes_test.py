@@ -329,7 +329,7 @@ def test_two_processes_train_what_one_trains(finished_run, tmp_path):
 @pytest.mark.usefixtures('one_block')
 @pytest.mark.parametrize('form', PARALLEL)
 def test_two_processes_of_two_devices_train_what_one_trains(tmp_path, form):
-    changes = {'parallel': form}
+    changes = {'parallel': form, 'partition.compact': form == 'shard_map'}
     assert [status for status, _ in run_two(tmp_path / 'two', changes, devices=2)] == [0, 0]
     with compiled_quickly():
         train(small(changes), tmp_path / 'one', devices=jax.local_devices()[:4])
@@ -377,15 +377,17 @@ def test_two_processes_fine_tune_what_one_fine_tunes(texts, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 def test_checkpoints_go_from_two_processes_to_one_and_back(tmp_path):
-    run_one(tmp_path / 'one')
+    """Compact after the first step: what is stored in between is masked."""
+    changes = {'partition.compact': True}
+    run_one(tmp_path / 'one', changes)
     for name, begin, go_on in (('two_one', run_two, run_one), ('one_two', run_one, run_two)):
         workdir = tmp_path / name
-        begin(workdir)
+        begin(workdir, changes)
         assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['2', '3']
         for path in sorted((workdir / 'checkpoints' / '3').rglob('*'), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         (workdir / 'checkpoints' / '3').rmdir()
-        go_on(workdir)
+        go_on(workdir, changes)
         assert_close(workdir, tmp_path / 'one')
 
 

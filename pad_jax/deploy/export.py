@@ -31,6 +31,9 @@ FORMS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FLOAT_BYTES = 4
 
+# Keys of config.model that name files of the machine that it was trained on.
+_FILES = ('pretrained', 'plan_table')
+
 
 class Export(NamedTuple):
     """What was written.
@@ -186,7 +189,7 @@ def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dic
         'preprocessing': prepared,
         'output': {'name': 'logits', 'dtype': 'float32', 'shape': ['batch', config.model.num_classes]},
         'class_names': list(run.record.class_names),
-        'model': {name: value for name, value in config.model.items() if name != 'pretrained'},
+        'model': {name: value for name, value in config.model.items() if name not in _FILES},
         'partition': {'granularity': config.partition.granularity if is_partial(config) else None, **counts},
         'step': int(run.replicas.fetch(run.state).step),
         'temperature': network.temperature,

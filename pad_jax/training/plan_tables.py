@@ -126,9 +126,11 @@ def _parse(content) -> PlanTable:
             raise ValueError(f'is damaged: entry {number} is no object')
         try:
             case = parse_case(entry)
+            allowed = list_choices(case)
         except ValueError as error:
             raise ValueError(f'is damaged: entry {number} is {error}') from error
-        allowed = list_choices(case)
+        except (TypeError, IndexError) as error:
+            raise ValueError(f'is damaged: entry {number} has no shapes of a {entry["kind"]}: {error}') from error
         if entry.get('plan') not in allowed:
             raise ValueError(f'has plan {entry.get("plan")!r} in entry {number}, allowed are {", ".join(allowed)}')
         plans[case] = entry['plan']

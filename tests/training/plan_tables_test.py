@@ -13,9 +13,11 @@ from pad_jax.layers import (
     MixtureCase,
     MixtureFFN,
     MixtureLinear,
+    PartialCase,
     PlanTable,
     choose_dispatcher,
     choose_plan,
+    describe_case,
     resolve_geometry,
 )
 from pad_jax.training import trainer
@@ -61,6 +63,14 @@ BAD = {
     'entries': ({'entries': None}, 'is damaged: it lacks jax or entries'),
     'no entry': ({'entries': [3]}, 'is damaged: entry 1 is no object'),
     'no case': ({'entries': [{'kind': 'loop'}]}, 'entry 1 is no case of a convolution or a mixture'),
+    'no shapes': (
+        {'entries': [describe_case(CONV) | {'x': []}]},
+        'is damaged: entry 1 has no shapes of a convolution: tuple index out of range',
+    ),
+    'a number': (
+        {'entries': [describe_case(PartialCase(CONV, -1, 3)) | {'whole': describe_case(CONV) | {'x': 3}}]},
+        'is damaged: entry 1 has no shapes of a partial convolution',
+    ),
     'no field': ({'entries': [{'kind': 'mixture', 'plan': 'dense'}]}, 'entry 1 is no case of .*tokens'),
 }
 

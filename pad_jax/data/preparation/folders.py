@@ -123,12 +123,12 @@ def _empty(folder: pathlib.Path) -> None:
 def _replace(folder: pathlib.Path, incomplete: pathlib.Path) -> None:
     former = folder.with_name(folder.name + '.replaced')
     shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():
-        folder.rename(former)
     try:
+        if folder.exists():
+            folder.rename(former)
         incomplete.rename(folder)
     except BaseException:  # also where the process is told to stop between the two
-        if former.exists():
+        if former.exists() and not folder.exists():
             former.rename(folder)
         raise
     shutil.rmtree(former, ignore_errors=True)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
-    'pad_jax/partition': {'pad_jax.partition', 'jax', 'optax', 'flax.struct'},
+    'pad_jax/partition': {'pad_jax.partition', 'jax', 'numpy', 'optax', 'flax.struct'},
     'configs': {'configs', 'ml_collections'},
     'train.py': {'absl', 'ml_collections', 'pad_jax.errors', 'pad_jax.training'},
 }

@@ -9,9 +9,18 @@ problem     what the above are told about a network
 iterative   the step, the round, and all rounds
 checks      what is refused, and in which words
 counting    parameters of a Flax network: dynamic, static, other
+compaction  a Flax network without what its masks make dead, and back
 """
 
 from pad_jax.partition.checks import NothingSelected, PartitionError, UninformativeScores, check_informative
+from pad_jax.partition.compaction import (
+    compact,
+    compact_params,
+    expand,
+    expand_params,
+    pack_masks,
+    unpack_masks,
+)
 from pad_jax.partition.counting import LayerCount, count_layers, plan_dynamic_positions, report_counts
 from pad_jax.partition.handoff import HANDOFFS, hand_off_means
 from pad_jax.partition.iterative import (
@@ -33,9 +42,11 @@ from pad_jax.partition.masks import (
     count_positions,
     dynamic_fraction,
     dynamic_share,
+    gate_axis,
     group_size,
     init_masks,
     leaf_names,
+    mask_granularity,
     mask_shape,
     merge,
     scale_factors,

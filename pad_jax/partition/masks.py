@@ -52,6 +52,38 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     return tuple(size if axis in gated else 1 for axis, size in enumerate(shape))
 
 
+def mask_granularity(gates: Sequence[int]) -> str:
+    """The granularity that a mask of that shape has; the coarsest where several have it.
+
+    >>> mask_granularity((1, 1, 1, 32)), mask_granularity((3, 3, 1, 32)), mask_granularity((1, 1))
+    ('output', 'element', 'layer')
+    """
+    gated = [axis - len(gates) for axis, size in enumerate(gates) if size != 1]
+    if not gated:
+        return 'layer'
+    if gated == [-1]:
+        return 'output'
+    if gated == [-2]:
+        return 'input'
+    return 'spatial' if max(gated) < -2 else 'element'
+
+
+def gate_axis(shape: Sequence[int], granularity: str) -> tuple[tuple[int, ...], int]:
+    """A view of a position tensor, and its axis (negative) along which the gates lie: one for each place there.
+
+    A layer is as outputs that have one gate together; places of a kernel are flattened in C order, elements too.
+
+    >>> gate_axis((3, 3, 16, 32), 'spatial'), gate_axis((3, 3, 16, 32), 'element')
+    (((9, 16, 32), -3), ((4608,), -1))
+    """
+    shape = tuple(shape)
+    if granularity == 'element':
+        return (math.prod(shape),), -1
+    if granularity == 'spatial':
+        return (math.prod(shape[:-2]), *shape[-2:]), -3
+    return shape, -2 if granularity == 'input' else -1
+
+
 def leaf_names(tree) -> list[str]:
     """The path of every leaf, joined by '/', in the order of jax.tree.leaves.
 

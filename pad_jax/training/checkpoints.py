@@ -263,8 +263,8 @@ class Checkpoints:
 
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
-    """All that a checkpoint holds as arrays: columns follow from the masks, and an average is not always kept."""
-    left_out = {'columns', 'faults'} if state.average else {'columns', 'faults', 'average'}
+    """What a checkpoint holds as arrays: not what follows from the masks, and an average where one is kept."""
+    left_out = {'columns', 'packed', 'faults'} | (set() if state.average else {'average'})
     return {name: value for name, value in vars(state).items() if name not in left_out}
 
 

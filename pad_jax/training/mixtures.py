@@ -6,20 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pad_jax.layers import index_dynamic_columns, measure_similarity
-from pad_jax.training.state import TrainState
+from pad_jax.layers import measure_similarity
 
 Params = Mapping[str, Any]
-
-
-def index_columns(state: TrainState) -> TrainState:
-    """The state with the columns that its masks leave to experts, once there was a round: the step compiles anew."""
-    return state.replace(columns=index_dynamic_columns(state.masks) if int(state.round) else {})
-
-
-def forget_columns(state: TrainState) -> TrainState:
-    """The state as the partition wants it: scoring needs the gates of all columns."""
-    return state.replace(columns={})
 
 
 def compare_experts(params: Params, masks: Params, scales: str) -> dict[str, float]:

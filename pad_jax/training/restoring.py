@@ -10,7 +10,7 @@ import ml_collections
 
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
-from pad_jax.training.mixtures import index_columns
+from pad_jax.training.forms import to_trained_form
 from pad_jax.training.parallel import Replicas
 from pad_jax.training.setup import make_heat, make_inputs, make_model, make_run_optimizer, make_task, measure_lengths
 from pad_jax.training.state import TrainState, abstract_state
@@ -54,9 +54,10 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     checkpoints = Checkpoints(workdir / 'checkpoints')
     averaged = config.optim.ema_decay > 0
     like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config), averaged)
-    state = index_columns(checkpoints.restore_newest(like))
+    state = checkpoints.restore_newest(like)
     for line in checkpoints.describe_damage():
         logger.warning(line)
+    state = to_trained_form(state, config.partition.rounds, config.partition.compact)
     checkpoints.close()
     replicas = Replicas(config.parallel, jax.local_devices()[:1])
     heat = make_heat(config, lengths)

@@ -76,6 +76,7 @@ _COMMON = {
     'partition.batch_size': _integer(1, 2**20),
     'partition.handoff': _one_of(HANDOFFS),
     'partition.scales': _one_of(SCALES),
+    'partition.compact': _FLAG,
     'partition.keep_dynamic': _PATTERN,
     'partition.keep_static': _PATTERN,
     'data.path': _TEXT,
@@ -164,7 +165,7 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 # a step that is not finite has computed nothing of it: it may skip it as well.
 FREE_ON_RESUME = frozenset(
     {
-        *('data.path', 'model.plan', 'model.remat', 'parallel', 'debug'),
+        *('data.path', 'model.plan', 'model.remat', 'partition.compact', 'parallel', 'debug'),
         *('train.keep_checkpoints', 'train.on_nonfinite', 'train.max_nonfinite'),
     }
 )

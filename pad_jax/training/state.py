@@ -43,6 +43,8 @@ class TrainState:
         state, so no gradient, momentum or decay reaches them.
       columns: the collection `dynamic_columns`: which columns mixtures give to their experts, {} for all. Follows from
         the masks, and its shapes from their values, so it is in no checkpoint.
+      packed: of a compact state, which has no masks: the collection `packed`. Not in a checkpoint either: see
+        `training.forms`.
       batch_stats: running statistics of the norms.
       optimizer_state: of optax.
       key: typed key of the run; whatever is random folds the step in.
@@ -59,6 +61,7 @@ class TrainState:
     key: jax.Array
     round: jax.Array
     columns: Any = struct.field(default_factory=dict)
+    packed: Any = struct.field(default_factory=dict)
     average: Any = struct.field(default_factory=dict)
     faults: Faults = struct.field(default_factory=Faults.none)
 
@@ -66,7 +69,8 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """The collections of the Flax module."""
         collections = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
-        return {**collections, 'dynamic_columns': self.columns} if self.columns else collections
+        derived = {'dynamic_columns': self.columns, 'packed': self.packed}
+        return collections | {name: found for name, found in derived.items() if found}
 
     @property
     def averaged_variables(self) -> dict[str, Any]:

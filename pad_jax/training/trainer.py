@@ -17,8 +17,9 @@ from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.debugging import find_nan
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.finiteness import name_checked
+from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
 from pad_jax.training.lock import WorkdirLock
-from pad_jax.training.mixtures import compare_experts, forget_columns, index_columns
+from pad_jax.training.mixtures import compare_experts
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
@@ -185,12 +186,12 @@ class _Run:
                 state = state.replace(faults=Faults.none(self.skipped))
             self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
             said += self._open_workdir()
-        state = index_columns(replicas.share(state))
+        state = replicas.share(state)
         self.progress = StepProgress(label, lengths.total, self.start, quiet=not is_first())
         for line in said:
             self.progress.say(line)
         self.partition = self._summarize_partition(state)
-        self.state = replicas.place_state(state)
+        self.state = replicas.place_state(self._to_trained_form(state))
 
     def _begin(self, optimizer) -> tuple[TrainState, list[str]]:
         """The state of the newest checkpoint or before the first step, and what to say of it."""
@@ -339,8 +340,9 @@ class _Run:
         with self.clock.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: the optimizer's part of it is the largest.
-            params, masks = self.replicas.fetch((self.state.averaged_variables['params'], self.state.masks))
-            values |= compare_experts(params, masks, self.config.partition.scales)
+            state = self.state
+            learned = self.replicas.fetch((state.averaged_variables['params'], state.masks, state.packed))
+            values |= compare_experts(*masked_params(*learned), self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
@@ -352,7 +354,7 @@ class _Run:
 
     def _store(self, state: TrainState) -> None:
         self.writer.sync()
-        self.checkpoints.save(state)
+        self.checkpoints.save(to_masked_form(state))
 
     def _partition_if_due(self, step: int) -> None:
         """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""
@@ -362,7 +364,7 @@ class _Run:
         self._check_finite()
         partition = self.config.partition
         with self.clock.paused(step, self.state):
-            state = forget_columns(self.replicas.fetch(self.state))
+            state = to_masked_form(self.replicas.fetch(self.state))
             for fraction in due:
                 state, values = partition_state(
                     state,
@@ -384,7 +386,10 @@ class _Run:
                 )
             state = self.replicas.share(state)
             self.partition = self._summarize_partition(state)
-            self.state = self.replicas.place_state(index_columns(state))
+            self.state = self.replicas.place_state(self._to_trained_form(state))
+
+    def _to_trained_form(self, state: TrainState) -> TrainState:
+        return to_trained_form(state, len(self.rounds), self.config.partition.compact)
 
     def _summarize_partition(self, state: TrainState) -> dict[str, Any]:
         shapes = abstract_variables(self.model, self.inputs)

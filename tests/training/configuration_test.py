@@ -39,6 +39,7 @@ IMAGE_REFUSED = {
     'partition.batch_size': ['0', str(2**20 + 1)],
     'partition.handoff': ['median'],
     'partition.scales': ['all'],
+    'partition.compact': ['1', 'after'],
     'partition.keep_dynamic': ['(', '*', 'a{99999999999}'],
     'partition.keep_static': ['[a-'],
     'data.name': ['mnist'],
@@ -345,6 +346,7 @@ def test_differing_keys_say_old_and_new_but_for_those_that_are_free():
 FREE = {
     'data.path': 'elsewhere',
     'model.plan': 'shift',
+    'partition.compact': True,
     'train.keep_checkpoints': 7,
     'parallel': 'shard_map',
     'debug': True,

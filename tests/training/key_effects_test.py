@@ -20,6 +20,7 @@ from pad_jax.layers import CONVS
 from pad_jax.models import MODELS
 from pad_jax.training import trainer
 from pad_jax.training.configuration import load_config
+from pad_jax.training.forms import to_trained_form
 from pad_jax.training.partitioning import partition_state
 from pad_jax.training.rules import IMAGE_RULES
 from pad_jax.training.setup import (
@@ -89,6 +90,15 @@ def partitioned(config):
         exclusions=make_exclusions(config),
     )
     return as_values({'masks': state.masks, 'params': state.params})
+
+
+def stored_sizes(config):
+    """Of all that is trained, after the only round of a partition."""
+    model, optimizer = make_model(config), make_run_optimizer(config, lengths(config))
+    state = init_state(model, optimizer, make_inputs(config), config.train.seed)
+    thin = jax.tree.map(lambda mask: mask & (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), state.masks)
+    state = to_trained_form(state.replace(masks=thin, round=jnp.int32(1)), 1, config.partition.compact)
+    return [leaf.size for leaf in jax.tree.leaves(state)]
 
 
 def started(config):
@@ -210,6 +220,7 @@ EFFECTS = {
     'partition.batch_size': (16, partitioned, {}),
     'partition.handoff': ('mean', partitioned, {'partition.criterion': 'magnitude'}),
     'partition.scales': ('none', shapes, {}),
+    'partition.compact': (True, stored_sizes, {}),
     'partition.keep_dynamic': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),
     'partition.keep_static': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),
     'data.name': ('folder', batches, FOLDER | {'data.name': 'digits'}),

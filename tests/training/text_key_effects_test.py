@@ -143,6 +143,7 @@ EFFECTS = {
     'partition.batch_size': (16, partitioned, {}),
     'partition.handoff': ('independent', partitioned, MAGNITUDE),
     'partition.scales': ('none', images.shapes, {}),
+    'partition.compact': (True, images.stored_sizes, {}),
     'partition.keep_dynamic': ('up', partitioned, MAGNITUDE),
     'partition.keep_static': ('up', partitioned, MAGNITUDE),
     'data.name': ('glue', batches, glue('rte', data__name='text', data__path='{texts}/glue/RTE')),

@@ -9,7 +9,7 @@ import pytest
 
 from pad_jax.training import trainer
 from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.mixtures import index_columns
+from pad_jax.training.forms import to_trained_form
 from pad_jax.training.partitioning import partition_state
 from pad_jax.training.prediction import predict_file
 from pad_jax.training.progress import StepProgress
@@ -146,12 +146,12 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
     config = small_text_config(texts, **rounds, partition__granularity='output', model__plan='blocks', train__steps=5)
     seen = []
 
-    def index(state):
-        found = index_columns(state)
+    def index(state, rounds, compact):
+        found = to_trained_form(state, rounds, compact)
         seen.append((int(state.step), jax.tree.map(len, found.columns)))
         return found
 
-    monkeypatch.setattr(trainer, 'index_columns', index)
+    monkeypatch.setattr(trainer, 'to_trained_form', index)
     train(config, tmp_path / 'straight', devices=one_device())
     state = load_state(tmp_path / 'straight', config)
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.conv_layer import MixingConv
+from pad_jax.layers.factors import Factors
 from pad_jax.layers.routing import Head, pool_space
-from pad_jax.partition.masks import split
 
 ROUTING_LAW = nn.initializers.lecun_normal()
 """Pooled features have all C channels for each weight: a law that doesn't count them would saturate the sigmoids."""
@@ -40,14 +40,14 @@ class CondConv(MixingConv):
 
     def _convolve(self, x: jax.Array, temperature: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
         del temperature
-        kernels, static, bias = self._declare_kernels(shape)
-        x = self._promote(x, kernels, bias)
+        kernels, bias = self._declare_kernels(shape)
+        x = self._promote(x, kernels.dynamic, bias)
         logits = Head(self.num_kernels, ROUTING_LAW, self.param_dtype, name='attention')(pool_space(x))
         attention = jax.nn.sigmoid(logits)
         self.sow('intermediates', 'routing', attention)
-        if static is not None:
-            kernels, shared = split(kernels, *static)
-            kernels = jnp.concatenate([kernels, shared[None]])
+        if kernels.static is not None and not kernels.structured:
+            dynamic_part, static_part = kernels.split()
+            kernels = Factors(shape, jnp.concatenate([dynamic_part, static_part[None]]))
             attention = jnp.concatenate([attention, jnp.ones_like(attention[:, :1])], axis=1)
             bias = None if bias is None else jnp.concatenate([bias, jnp.zeros_like(bias[:1])])
         return self._mix(x, kernels, attention, bias)

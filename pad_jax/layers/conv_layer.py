@@ -16,7 +16,8 @@ from pad_jax.layers.choices import check_choice
 from pad_jax.layers.conv_geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
-from pad_jax.layers.factors import declare_static, stack_law
+from pad_jax.layers.factors import Factors, declare_factors, stack_law
+from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.static_conv import KERNEL_LAW
 from pad_jax.partition.masks import GRANULARITIES, SCALES
 
@@ -111,30 +112,49 @@ class MixingConv(ConvLayer):
         super().__post_init__()
         check_choice('plan', self.plan, self.plan_names)
 
-    def _declare_kernels(self, shape: tuple[int, ...]):
-        """(kernels [K, *shape], what `merge` and `split` take after them or None, bias [K, F] or None)."""
-        kernels = self._stack('kernel', self.kernel_init, shape)
-        static = None
-        if self.granularity is not None:
-            static = declare_static(self, 'kernel', self.kernel_init, shape)
-        return kernels, static, self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
+    def _declare_kernels(self, shape: tuple[int, ...]) -> tuple[Factors, jax.Array | None]:
+        """(kernels [K, *shape], bias [K, F] or None)."""
+        kernels = declare_factors(
+            self, 'kernel', shape, self.num_kernels, stack_law(self.kernel_init), self.kernel_init
+        )
+        if not self.use_bias:
+            return kernels, None
+        return kernels, self.param(
+            'bias', stack_law(self.bias_init), (self.num_kernels, self.features), self.param_dtype
+        )
 
-    def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
-        """A parameter [K, *shape], each factor its own draw of the law."""
-        return self.param(name, stack_law(law), (self.num_kernels, *shape), self.param_dtype)
+    def _mix(
+        self,
+        x: jax.Array,
+        kernels: Factors,
+        attention: jax.Array,
+        bias: jax.Array | None = None,
+        static_attention: jax.Array | None = None,
+    ) -> jax.Array:
+        """The convolution with kernels mixed by weights that sum to one; by place also with those of the static part.
 
-    def _mix(self, x: jax.Array, kernels: jax.Array, attention: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """`dynamic_convolution` with the arguments that are fields."""
-        return dynamic_convolution(
+        Where the entries are apart no dead ones are computed, and the static part is taken once, whatever the weights
+        sum to.
+        """
+        settings = {
+            'strides': self.strides,
+            'padding': self.padding,
+            'input_dilation': self.input_dilation,
+            'kernel_dilation': self.kernel_dilation,
+            'feature_group_count': self.feature_group_count,
+            'precision': self.precision,
+            'plan': self.plan,
+        }
+        if not kernels.structured:
+            return dynamic_convolution(x, kernels.merge(), attention, bias, **settings)
+        return partial_convolution(
             x,
-            kernels,
+            *kernels.scaled(),
             attention,
+            kernels.columns[0].indices,
             bias,
-            strides=self.strides,
-            padding=self.padding,
-            input_dilation=self.input_dilation,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
-            precision=self.precision,
-            plan=self.plan,
+            granularity=kernels.granularity,
+            kernel_size=kernels.shape[:-2],
+            static_attention=static_attention,
+            **settings,
         )

@@ -1,37 +1,40 @@
-"""Which columns (rows) of a parameter are dynamic, as indices: what lets experts compute those alone.
+"""Which columns (rows, places, elements) of a parameter are dynamic, as indices: what lets layers compute those alone.
 
 A mask has the right values but no static count. So the indices are a collection of their own, 'dynamic_columns',
 computed on the host once the masks are settled and constant while they are.
 
-Legend: n columns of a parameter, D those that are dynamic.
+Legend: n columns of a parameter, D those that are dynamic; `*shape` one position tensor.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pad_jax.layers.neurons import split_neurons
+from pad_jax.partition.masks import mask_granularity
+from pad_jax.partition.packing import holds_rows, index_open, index_rows
+from pad_jax.partition.problem import GENERATED
 
 
 def index_dynamic_columns(masks: Mapping) -> dict:
     """The collection 'dynamic_columns' that belongs to the collection 'partition'.
 
-    A mask of one gate for each output, [1, F], or for each input, [C, 1], gets the indices of its dynamic gates, and
-    one of the rows of `neurons`, [2C + 1, 1], those of the weights in and of the weights out; layers without such a
-    mask are left out. Call it again after every partition round: a layer computes what its index says, not its mask.
-    Scoring needs the gradients of gates and goes without the collection.
+    A mask of one gate for each output, each input, each place of a kernel or for the whole layer gets the indices of
+    its dynamic gates, and one of the rows of `neurons`, [2C + 1, 1], those of the weights in, the bias and the weights
+    out. Masks of elements are left out, and those of generators, which cost next to nothing. Call it again after every
+    partition round: a layer computes what its index says, not its mask. Scoring needs the gradients of gates and goes
+    without the collection.
 
     Args:
       masks: nested dict of concrete bool arrays.
 
     Returns:
-      The same nesting of int32[D], ascending; for rows of `neurons` a dict of two, `in` and `out`, each of features.
+      The same nesting of int32[D], ascending; for rows of `neurons` a dict of three, `in`, `bias` and `out`, each by
+      itself.
 
-    >>> index_dynamic_columns({'ffn': {'kernel': np.array([[True, False, True]])}})['ffn']['kernel'].tolist()
+    >>> index_dynamic_columns({'ffn': {'kernel': jnp.array([[True, False, True]])}})['ffn']['kernel'].tolist()
     [0, 2]
     """
     indices = {}
@@ -40,17 +43,9 @@ def index_dynamic_columns(masks: Mapping) -> dict:
             found = index_dynamic_columns(below)
             if found:
                 indices[name] = found
-        elif below.ndim == 2 and (below.shape[0] == 1) != (below.shape[1] == 1):
-            if name == 'neurons' and below.shape[1] == 1:
-                weights_in, _, weights_out = split_neurons(np.asarray(below))
-                indices[name] = {'in': _index_open(weights_in), 'out': _index_open(weights_out)}
-            else:
-                indices[name] = _index_open(np.asarray(below))
+        elif name != GENERATED and mask_granularity(below.shape) != 'element':
+            indices[name] = index_rows(below) if holds_rows(name, below) else index_open(below)
     return indices
-
-
-def _index_open(mask):
-    return jnp.asarray(np.flatnonzero(mask), jnp.int32)
 
 
 class Columns(NamedTuple):
@@ -72,6 +67,47 @@ def split_columns(dynamic: jax.Array, num_columns: int) -> tuple[Columns, Column
     return _index(dynamic, is_dynamic), _index(others, ~is_dynamic)
 
 
+def split_elements(bits: jax.Array, shape: Sequence[int], num_dynamic: int) -> tuple[Columns, Columns]:
+    """The dynamic elements of a tensor, flattened, and the others.
+
+    Args:
+      bits: uint8[*shape[:-1], ceil(shape[-1] / 8)], as numpy.packbits puts them, D of them set.
+      shape: of the tensor.
+      num_dynamic: D.
+    """
+    mask = unpack_bits(bits, shape[-1]).reshape(-1)
+    ranks = _rank_bits(bits)[..., : shape[-1]].reshape(-1)
+    places = jnp.arange(mask.shape[0], dtype=jnp.int32)
+    slots = jnp.where(mask, ranks, num_dynamic), jnp.where(mask, mask.shape[0] - num_dynamic, places - ranks)
+    # One scatter of integers, so that no gradient has to be one: it takes about as long as reading the K factors.
+    order = jnp.where(mask, slots[0], num_dynamic + slots[1])
+    indices = jnp.zeros_like(places).at[order].set(places, unique_indices=True)
+    return Columns(indices[:num_dynamic], slots[0]), Columns(indices[num_dynamic:], slots[1])
+
+
+def unpack_bits(bits: jax.Array, size: int) -> jax.Array:
+    """uint8[..., ceil(size / 8)] -> bool[..., size]."""
+    return jnp.unpackbits(bits, axis=-1, count=size).astype(bool)
+
+
+def _rank_bits(bits):
+    """How many bits are set before each one: uint8[..., b] -> int32[..., 8b], over all axes in C order.
+
+    Counted in bytes, and these in rows: a sum that runs over millions of elements takes XLA on CPU many passes.
+    """
+    counts = jax.lax.population_count(bits).astype(jnp.int32).reshape(-1)
+    rows = jnp.pad(counts, (0, -counts.shape[0] % _BYTES_IN_ROW)).reshape(-1, _BYTES_IN_ROW)
+    within = jnp.cumsum(rows, axis=1)
+    before = within - rows + (jnp.cumsum(within[:, -1]) - within[:, -1])[:, None]
+    before = before.reshape(-1)[: counts.shape[0]].reshape(*bits.shape, 1)
+    heads = jnp.asarray([256 - (1 << (8 - bit)) for bit in range(8)], jnp.uint8)  # the bits before that one
+    inside = jax.lax.population_count(bits[..., None] & heads.reshape((1,) * bits.ndim + (8,)))
+    return (before + inside.astype(jnp.int32)).reshape(*bits.shape[:-1], -1)
+
+
+_BYTES_IN_ROW = 256
+
+
 def _index(indices, chosen):
     slots = jnp.where(chosen, jnp.cumsum(chosen) - 1, indices.shape[0])
     return Columns(indices, slots.astype(jnp.int32))
@@ -81,13 +117,13 @@ def _index(indices, chosen):
 # XLA on CPU many times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def take_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
-    """Those columns alone: n -> D along `axis`, -1 or -2."""
+    """Those columns alone: n -> D along `axis`, -1, -2 or -3."""
     return _read(values, columns.indices, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def put_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
-    """Columns back where they belong, zero elsewhere: D -> n along `axis`, -1 or -2."""
+    """Columns back where they belong, zero elsewhere: D -> n along `axis`, -1, -2 or -3."""
     num_there, size = columns.indices.shape[0], columns.slots.shape[0]
     shape = [1] * values.ndim
     shape[axis] = size
@@ -100,7 +136,7 @@ def put_columns(values: jax.Array, columns: Columns, axis: int) -> jax.Array:
 
 
 def _read(values, places, axis):
-    if axis == -2:
+    if axis != -1:
         return jnp.take(values, places, axis=axis, mode='clip')
     # Flat: XLA on CPU makes a read of columns column by column, and two transposes of it.
     matrix = values.reshape(-1, values.shape[-1])

@@ -10,7 +10,6 @@ import jax
 
 from pad_jax.layers.conv_layer import MixingConv
 from pad_jax.layers.routing import Attention
-from pad_jax.partition.masks import merge
 
 
 class DynamicConv(MixingConv):
@@ -39,10 +38,8 @@ class DynamicConv(MixingConv):
     reduction: int = 16
 
     def _convolve(self, x: jax.Array, temperature: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
-        kernels, static, bias = self._declare_kernels(shape)
-        if static is not None:  # attention sums to one, so the static part may be added to each factor
-            kernels = merge(kernels, *static)
-        x = self._promote(x, kernels, bias)
+        kernels, bias = self._declare_kernels(shape)
+        x = self._promote(x, kernels.dynamic, bias)
         attend = Attention(self.num_kernels, reduction=self.reduction, param_dtype=self.param_dtype, name='attention')
         attention = attend(x, temperature)
         self.sow('intermediates', 'routing', attention)

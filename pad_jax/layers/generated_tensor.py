@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pad_jax.layers.factors import declare_static
+from pad_jax.layers.factors import declare_dynamic, declare_factors
 from pad_jax.layers.routing import EXPAND_LAW
 from pad_jax.partition.masks import blend
 
@@ -26,7 +26,7 @@ class GeneratedTensor(nn.Module):
         values(x) = λd·mask·activation(...) + λs·(1 − mask)·static_tensor
 
     The mixture of the factors passes an activation, so what is sown into 'intermediates' is not the routing but the
-    activated values themselves: 'values', [B, *shape], without mask and scales.
+    activated values themselves: 'values', [B, *shape], without mask and scales; zero where compact variables have none.
 
     Attributes:
       shape: of one sample's tensor.
@@ -51,16 +51,23 @@ class GeneratedTensor(nn.Module):
     def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """float[B, D] -> [B, *shape] of the same dtype; temperature > 0, may be traced."""
         batch, width = hidden.shape
-        factors = self.param('tensor', _draw, (width, *self.shape), self.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros_init(), self.shape, self.param_dtype)
-        weights, bias = (array.astype(hidden.dtype).reshape(rows, -1) for array, rows in ((factors, width), (bias, 1)))
+        factors = declare_factors(self, 'tensor', self.shape, width, _draw, nn.initializers.constant(self.start))
+        bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
+        entries = bias.shape
+        weights, bias = (array.astype(hidden.dtype).reshape(-1, bias.size) for array in (factors.dynamic, bias))
         # The highest precision, as for all attention: these products are tiny.
         logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST) + bias
-        values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *self.shape)
-        self.sow('intermediates', 'values', values)
-        if self.granularity is None:
-            return values
-        return blend(values, *declare_static(self, 'tensor', nn.initializers.constant(self.start), self.shape))
+        values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *entries)
+        if factors.columns is None:
+            self.sow('intermediates', 'values', values)
+            if self.granularity is None:
+                return values
+            return blend(values, factors.static, factors.mask, factors.dynamic_scale, factors.static_scale)
+        self.sow('intermediates', 'values', factors.put(values, 0))
+        dynamic_scale, static_scale, static = (
+            jnp.asarray(array, values.dtype) for array in (factors.dynamic_scale, factors.static_scale, factors.static)
+        )
+        return factors.put(dynamic_scale * values, 0) + factors.put(static_scale * static, 1)[None]
 
 
 def _draw(key, shape, dtype):

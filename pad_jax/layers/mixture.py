@@ -1,10 +1,10 @@
-"""What the mixtures share: their fields, their router, and the declaration of a partially dynamic parameter.
+"""What the mixtures share: their fields, their router, and the declaration of their parameters.
 
 Legend: N tokens, T sequence length, C input features, E experts, k selected.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,42 +13,12 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
-from pad_jax.layers.factors import declare_static, stack_law
+from pad_jax.layers.factors import Factors, declare_factors, stack_law
 from pad_jax.layers.gating import Assignment, dense_gates
 from pad_jax.layers.router import Router, check_routing, sum_replicas
-from pad_jax.partition.masks import SCALES, merge, split
+from pad_jax.partition.masks import SCALES
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
-
-
-class Factors(NamedTuple):
-    """A parameter of a mixture as it was declared.
-
-    Attributes:
-      dynamic: float[E, *shape].
-      static, mask: float[*shape] and its mask; None where the layer is fully dynamic.
-      dynamic_scale, static_scale: λd and λs.
-      index: what the collection 'dynamic_columns' holds for it; None where it has none.
-    """
-
-    dynamic: jax.Array
-    static: jax.Array | None = None
-    mask: jax.Array | None = None
-    dynamic_scale: jax.Array | float = 1.0
-    static_scale: jax.Array | float = 1.0
-    index: Any = None
-
-    def merge(self) -> jax.Array:
-        """[E, *shape]: what each expert computes with, where its tokens get the static part from it too."""
-        if self.mask is None:
-            return self.dynamic
-        return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
-
-    def split(self) -> tuple[jax.Array, jax.Array | None]:
-        """([E, *shape], [*shape]): what the experts compute with, and what all tokens share."""
-        if self.mask is None:
-            return self.dynamic, None
-        return split(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
 
 
 class Mixture(nn.Module, kw_only=True):
@@ -60,9 +30,10 @@ class Mixture(nn.Module, kw_only=True):
 
         parameter of expert e = λd·mask·factor_e + λs·(1 − mask)·static
 
-    At granularity 'output' or 'input' what is static is computed once for each token where the collection
-    'dynamic_columns' (see `layers.index_dynamic_columns`) says which columns or rows are dynamic; without it the
-    experts compute them all, with the same outputs and gradients but for those of the mask.
+    But at granularity 'element', what is static is computed once for each token where the variables are compact (see
+    `partition.compact`) or the collection 'dynamic_columns' (see `layers.index_dynamic_columns`) says which columns or
+    rows are dynamic; otherwise the experts compute them all, with the same outputs and gradients but for those of the
+    mask.
 
     Attributes:
       num_experts, num_selected: E and k, k in [1, E].
@@ -142,13 +113,7 @@ class Mixture(nn.Module, kw_only=True):
 
     def _declare(self, name: str, law: Initializer, shape: tuple[int, int]) -> Factors:
         """The parameter [E, *shape], and what makes it partially dynamic."""
-        factors = self._stack(name, law, shape)
-        if self.granularity is None:
-            return Factors(factors)
-        static, mask, *scales = declare_static(self, name, law, shape)
-        # The mask of a layer with a single feature looks like one of columns at any granularity.
-        index = self.get_variable('dynamic_columns', name) if self.granularity in ('output', 'input') else None
-        return Factors(factors, static, mask, *scales, index)
+        return declare_factors(self, name, shape, self.num_experts, stack_law(law), law)
 
     def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
         """A parameter [E, *shape], each expert's its own draw of the law."""

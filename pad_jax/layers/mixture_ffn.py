@@ -11,8 +11,8 @@ from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
 from pad_jax.layers.dynamic_columns import put_columns, split_columns, take_columns
+from pad_jax.layers.factors import Factors
 from pad_jax.layers.mixture import (
-    Factors,
     Mixture,
     cast_all,
     finish_tokens,
@@ -70,14 +70,14 @@ class MixtureFFN(Mixture):
         width = x.shape[-1]
         neurons = self._declare('neurons', self._draw_neurons, (2 * width + 1, self.hidden))
         bias = self._stack('bias', self.bias_init, (width,))
-        if neurons.index is None:
-            # At 'output' each neuron is of one part; else a neuron acts on what both parts make of a token.
-            apart = self.granularity == 'output' and not dispatcher.dropless
+        if not neurons.structured:
+            # In whole neurons each is of one part; else a neuron acts on what both parts make of a token.
+            apart = neurons.granularity in ('output', 'layer') and not dispatcher.dropless
             experts, static = neurons.split() if apart else (neurons.merge(), None)
             tokens, experts, static = cast_all(self.dtype, flatten_tokens(x), experts, static)
             y = apply_experts(tokens, experts, dispatcher, layout)
             y = y if static is None else y + apply_neurons(tokens, static)
-        elif self.granularity == 'output':
+        elif neurons.granularity != 'input':
             y = self._apply_whole_neurons(x, neurons, dispatcher, layout)
         else:
             y = self._apply_parts_of_neurons(x, neurons, dispatcher, layout)
@@ -85,28 +85,26 @@ class MixtureFFN(Mixture):
 
     def _apply_whole_neurons(self, x, neurons: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
         """The experts compute their dynamic neurons alone: [*batch, T, C] -> [N, C]."""
-        dynamic, static = split_columns(neurons.index, self.hidden)
-        experts, shared = take_columns(neurons.dynamic, dynamic, -1), take_columns(neurons.static, static, -1)
-        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), experts, shared)
+        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), neurons.dynamic, neurons.static)
         y = apply_experts(tokens, experts, dispatcher, layout, neurons.dynamic_scale)
         return y + apply_neurons(tokens, shared, neurons.static_scale)
 
     def _apply_parts_of_neurons(self, x, neurons: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
         """The experts see and make their dynamic features alone; what a neuron gets from the others is shared."""
-        width = x.shape[-1]
-        dynamic_in, static_in = split_columns(neurons.index['in'], width)
-        dynamic_out, static_out = split_columns(neurons.index['out'], width)
-        weights_in, _, weights_out = split_neurons(neurons.dynamic)
-        shared_in, _, shared_out = split_neurons(neurons.static)
-        _, bias, _ = split_neurons(neurons.merge())
+        width, (num_in, num_bias, _) = x.shape[-1], neurons.num_rows
+        rows = neurons.columns[0].indices
+        dynamic_in, static_in = split_columns(rows[:num_in], width)
+        dynamic_out, static_out = split_columns(rows[num_in + num_bias :] - (width + 1), width)
+        weights_in, bias, weights_out = jnp.split(neurons.dynamic, (num_in, num_in + num_bias), axis=-2)
+        shared_in, shared_bias, shared_out = jnp.split(
+            neurons.static, (width - num_in, width - num_in + 1 - num_bias), axis=-2
+        )
+        if num_bias:
+            bias = scale_tokens(neurons.dynamic_scale, bias[:, 0])
+        else:
+            bias = jnp.tile(scale_tokens(neurons.static_scale, shared_bias), (self.num_experts, 1))
         tokens, bias, weights_in, weights_out, shared_in, shared_out = cast_all(
-            self.dtype,
-            flatten_tokens(x),
-            bias,
-            take_columns(weights_in, dynamic_in, -2),
-            take_columns(weights_out, dynamic_out, -2),
-            take_columns(shared_in, static_in, -2),
-            take_columns(shared_out, static_out, -2),
+            self.dtype, flatten_tokens(x), bias, weights_in, weights_out, shared_in, shared_out
         )
         for_experts = take_columns(scale_tokens(neurons.dynamic_scale, tokens), dynamic_in, -1)
         for_static = take_columns(scale_tokens(neurons.static_scale, tokens), static_in, -1)

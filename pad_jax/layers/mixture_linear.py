@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.dispatch import Dispatcher
-from pad_jax.layers.dynamic_columns import put_columns, split_columns, take_columns
+from pad_jax.layers.dynamic_columns import put_columns, take_columns
+from pad_jax.layers.factors import Factors
 from pad_jax.layers.mixture import (
-    Factors,
     Mixture,
     cast_all,
     finish_tokens,
@@ -68,7 +68,7 @@ class MixtureLinear(Mixture):
         dispatcher, layout, aux = self._route(x, valid, train)
         kernel = self._declare('kernel', self.kernel_init, (x.shape[-1], self.features))
         bias = self._stack('bias', self.bias_init, (self.features,)) if self.use_bias else None
-        if kernel.index is not None:
+        if kernel.structured:
             y = self._apply_columns(x, kernel, dispatcher, layout)
         else:
             # Where every token gets all of its experts, whose weights sum to one, each may add the static part.
@@ -82,13 +82,11 @@ class MixtureLinear(Mixture):
 
     def _apply_columns(self, x, kernel: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
         """x·kernel where the experts compute their dynamic columns or rows alone: [*batch, T, C] -> [N, F]."""
-        axis = {'output': -1, 'input': -2}[self.granularity]
-        dynamic, static = split_columns(kernel.index, kernel.static.shape[axis])
-        experts, shared = take_columns(kernel.dynamic, dynamic, axis), take_columns(kernel.static, static, axis)
-        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), experts, shared)
+        dynamic, static = kernel.columns
+        tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), kernel.dynamic, kernel.static)
         # Scaling the tokens takes fewer products than scaling the parameters.
         for_experts, for_static = scale_tokens(kernel.dynamic_scale, tokens), scale_tokens(kernel.static_scale, tokens)
-        if self.granularity == 'input':
+        if kernel.granularity == 'input':
             y = multiply_experts(take_columns(for_experts, dynamic, -1), experts, dispatcher, layout)
             return y + jnp.dot(take_columns(for_static, static, -1), shared)
         y = put_columns(multiply_experts(for_experts, experts, dispatcher, layout), dynamic, -1)

@@ -15,7 +15,6 @@ from pad_jax.layers.conv_plans import PLAN_NAMES_BY_PLACE
 from pad_jax.layers.dynamic_convolution import add_bias, spread_places
 from pad_jax.layers.generated_tensor import GeneratedTensor
 from pad_jax.layers.routing import EXPAND_LAW, Head, normalize_units, squeeze_space
-from pad_jax.partition.masks import merge
 
 LEAST_WIDTH = 16
 """Of the hidden layer, the authors' code: narrow layers have four heads to serve too."""
@@ -53,10 +52,8 @@ class ODConv(MixingConv):
     def _convolve(self, x: jax.Array, temperature: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
         *kernel_size, _, features = shape
         channels, ones = x.shape[-1], (1,) * len(kernel_size)
-        kernels, static, bias = self._declare_kernels(shape)
-        if static is not None:  # attention over kernels sums to one
-            kernels = merge(kernels, *static)
-        x = self._promote(x, kernels, bias)
+        kernels, bias = self._declare_kernels(shape)
+        x = self._promote(x, kernels.dynamic, bias)
         width = max(LEAST_WIDTH, channels // self.reduction)
         squeeze = self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype)
         hidden = normalize_units(squeeze_space(x, squeeze))
@@ -73,11 +70,12 @@ class ODConv(MixingConv):
         )
         by_channel = generate((*ones, channels, 1), name='channel')(hidden, temperature)
         x = x * spread_places(by_channel.reshape(x.shape[0], channels), x.ndim).astype(x.dtype)
-        weights = attention
+        weights, by_place = attention, None
         if any(size > 1 for size in kernel_size):
             by_place = generate((*kernel_size, 1, 1), name='spatial')(hidden, temperature)
-            weights = attention.reshape(*attention.shape, *ones) * by_place.reshape(x.shape[0], 1, *kernel_size)
-        y = self._mix(x, kernels, weights)
+            by_place = by_place.reshape(x.shape[0], *kernel_size)
+            weights = attention.reshape(*attention.shape, *ones) * by_place[:, None]
+        y = self._mix(x, kernels, weights, static_attention=by_place)
         if not channels == features == self.feature_group_count:
             by_filter = generate((*ones, 1, features), name='filter')(hidden, temperature)
             y = y * spread_places(by_filter, y.ndim).astype(y.dtype)

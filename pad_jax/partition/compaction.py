@@ -30,10 +30,8 @@ import jax
 import numpy as np
 
 from pad_jax.partition.masks import gate_axis, group_size, mask_granularity
+from pad_jax.partition.packing import NEURONS, open_rows, pack_mask
 from pad_jax.partition.problem import GENERATED
-
-NEURONS = 'neurons'
-"""The parameter whose rows are three things: see `split_rows`."""
 
 
 def compact(model, variables: Mapping[str, Any], allow_dynamic: bool = False):
@@ -119,8 +117,7 @@ def expand_params(params: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[
 def pack_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     """The collection `packed` that belongs to a collection `partition`: see the top of this file."""
     return {
-        name: pack_masks(mask) if isinstance(mask, Mapping) else _pack(name, np.asarray(mask))
-        for name, mask in masks.items()
+        name: pack_masks(mask) if isinstance(mask, Mapping) else pack_mask(name, mask) for name, mask in masks.items()
     }
 
 
@@ -132,12 +129,6 @@ def unpack_masks(packed: Mapping[str, Any], params: Mapping[str, Any]) -> dict[s
         else jax.device_put(_unpack(bits, params, name)[0])
         for name, bits in packed.items()
     }
-
-
-def split_rows(rows):
-    """[2C + 1, ...] rows of `neurons` -> those of the weights in [C, ...], of the bias [1, ...], of the weights out."""
-    width = rows.shape[0] // 2
-    return rows[:width], rows[width : width + 1], rows[width + 1 :]
 
 
 def _is_module(name, bits) -> bool:
@@ -178,22 +169,12 @@ def _put_live(values, mask, shape):
     return jax.device_put(whole.reshape(*stack, *shape))
 
 
-def _pack(name, mask):
-    if name == NEURONS and mask_granularity(mask.shape) == 'input':
-        found = (np.flatnonzero(rows).astype(np.int32) for rows in split_rows(mask))
-        return dict(zip(('in', 'bias', 'out'), map(jax.device_put, found)))
-    return jax.device_put(mask if mask.shape[-1] == 1 else np.packbits(mask, axis=-1))
-
-
 def _unpack(bits, params, name) -> tuple[np.ndarray, tuple[int, ...]]:
     """(mask, shape of one position tensor)."""
     factors, static = params[name].shape[1:], params[f'static_{name}'].shape
     if isinstance(bits, Mapping):
         num_rows = factors[0] + static[0]
-        mask = np.zeros((num_rows, 1), bool)
-        for rows, part in zip(split_rows(mask), ('in', 'bias', 'out')):
-            rows[np.asarray(bits[part])] = True
-        return mask, (num_rows, static[-1])
+        return open_rows(bits, num_rows), (num_rows, static[-1])
     bits = np.asarray(bits)
     if len(static) == 1 < bits.ndim:
         # Positions by themselves: the last axis is what the others leave of their number.

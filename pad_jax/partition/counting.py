@@ -2,7 +2,8 @@
 
 A dynamic layer is a module that sows `routing` or `values`. Its factors are the params that have a mask, or, in a fully
 dynamic layer, those of a name in `FACTORS`; K is the length of their stack axis. What is counted is what is alive: K
-parameters at a dynamic position, one at a static position. Dynamic layers inside of one are counted by themselves.
+parameters at a dynamic position, one at a static position. The bias of a generator is alive at dynamic positions alone,
+and counts among the other parameters. Dynamic layers inside of one are counted by themselves.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 
 from pad_jax.partition.iterative import NO_EXCLUSIONS, Exclusions, selection_targets
 from pad_jax.partition.masks import group_size, leaf_names
+from pad_jax.partition.problem import GENERATED
 from pad_jax.partition.selection import each_by_itself, find_competitions
 
 FACTORS = ('kernel', 'neurons', 'tensor')
@@ -111,9 +113,12 @@ def _count_dynamic_layer(params, masks, sown, num_dynamic, path) -> LayerCount:
         stored += params[f'static_{name}'].size
         if num_dynamic is None:
             position = jax.ShapeDtypeStruct(factors.shape[1:], factors.dtype)
-            dynamic_positions += int(masks[name].sum()) * group_size(masks[name], position)
+            dynamic = int(masks[name].sum()) * group_size(masks[name], position)
         else:
-            dynamic_positions += num_dynamic['/'.join((*path, name))]
+            dynamic = num_dynamic['/'.join((*path, name))]
+        dynamic_positions += dynamic
+        if name == GENERATED:  # its dead bias is taken off with what is stored of positions
+            stored += size - dynamic
     other = _num_parameters(_without_dynamic_layers(params, sown)) - stored
     return LayerCount('/'.join(path), positions, dynamic_positions, num_factors, other)
 

@@ -134,10 +134,10 @@ def split(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
       dynamic_scale, static_scale: λd and λs, scalars.
     """
     gate = jnp.asarray(mask, dynamic.dtype)
-    return _scale(dynamic_scale, gate[None] * dynamic), _scale(static_scale, (1 - gate) * static)
+    return scale_values(dynamic_scale, gate[None] * dynamic), scale_values(static_scale, (1 - gate) * static)
 
 
-def _scale(factor, values):
+def scale_values(factor, values):
     """factor · values for a scalar factor, as a product of matrices.
 
     The gradient of the factor is then a product of vectors, where a plain one would be a sum over all positions, which

@@ -1,0 +1,319 @@
+"""Compact = indexed = masked = slow twin, for every layer: outputs, gradients and one optimizer step."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from pad_jax import build_model, compact, compact_params, expand, index_dynamic_columns
+from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear
+from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.models.bert import Bert
+from pad_jax.models.feed_forward import make_ffn_spec
+from pad_jax.models.mobilenet import Stage
+from pad_jax.partition import count_layers, report_counts
+from pad_jax.partition.masks import GRANULARITIES
+from tests.layers.compiling import jit_quickly
+from tests.layers.conv_layers_twin import convolve_layer
+from tests.layers.mixture_twin import mix
+
+# Another kernel, number of groups and stride for each; 9 features, so that bits fill one byte and begin another.
+CONV_CASES = {
+    'dynamic': {'kernel_size': (3, 2), 'features': 9},
+    'condconv': {'kernel_size': (3,), 'features': 9, 'feature_group_count': 3, 'strides': 2},
+    'odconv': {'kernel_size': (1, 3), 'features': 9, 'use_bias': False},
+    'dcd': {'kernel_size': (3,), 'features': 9, 'feature_group_count': 3},
+}
+CHANNELS = 6
+MIXTURES = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
+FRACTIONS = {'tiny': 1e-9, '0.1': 0.1, '0.3': 0.3, '1': 1.0}
+OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum=0.9))
+
+
+def make_layer(name, granularity, **arguments):
+    if name in MIXTURES:
+        fields = {'num_experts': 3, 'noisy': False, 'dispatcher': 'dense', 'param_dtype': jnp.float64, **arguments}
+        return MIXTURES[name][0](9, granularity=granularity, **fields)
+    plan = 'patches' if name == 'odconv' else 'outputs'
+    fields = {'num_kernels': 2, 'reduction': 2, 'plan': plan, 'param_dtype': jnp.float64, **CONV_CASES[name]}
+    fields = {**fields, 'granularity': granularity, **arguments}
+    return CONVS[name](**{key: value for key, value in fields.items() if key in CONVS[name].__dataclass_fields__})
+
+
+@functools.cache
+def setting(name, granularity):
+    """(layer, params, shapes of masks, x, cotangent, the jitted step): everything away from its start."""
+    layer = make_layer(name, granularity)
+    rng = np.random.default_rng(len(name) + len(granularity))
+    spatial = (5,) if name in MIXTURES else (4, 3)[: len(layer.kernel_size)]
+    x = rng.normal(size=(2, *spatial, CHANNELS))
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    params, momentum = (
+        jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) * 0.5, shapes['params']) for _ in range(2)
+    )
+    cotangent = rng.normal(size=jax.eval_shape(functools.partial(apply, layer), shapes, x).shape)
+
+    @jit_quickly
+    def step(params, momentum, others, x, cotangent):
+        def run(params, x):
+            return apply(layer, {'params': params, **others}, x)
+
+        y, pull = jax.vjp(run, params, x)
+        gradients = pull(cotangent)
+        state = OPTIMIZER.init(params)
+        state = jax.tree.map(lambda leaf: leaf, (state[0], (state[1][0]._replace(trace=momentum), *state[1][1:])))
+        updates, state = OPTIMIZER.update(gradients[0], state, params)
+        return y, gradients, optax.apply_updates(params, updates), state[1][0].trace
+
+    return layer, params, momentum, shapes['partition'], x, cotangent, step
+
+
+def apply(layer, variables, x):
+    if isinstance(layer, (MixtureLinear, MixtureFFN)):
+        return layer.apply(variables, x)[0]
+    return layer.apply(variables, x, 2.0)
+
+
+def draw_masks(shapes, fraction):
+    """κ of the gates of each, at least one."""
+    rng = np.random.default_rng(3)
+
+    def draw(leaf):
+        mask = np.zeros(leaf.size, bool)
+        mask[rng.permutation(leaf.size)[: max(1, round(fraction * leaf.size))]] = True
+        return mask.reshape(leaf.shape)
+
+    return jax.tree.map(draw, shapes)
+
+
+def compute_twin(name, layer, params, masks, x, cotangent):
+    """(y, gradients of x and params or None)."""
+    if name in MIXTURES:
+        tokens = x.reshape(-1, x.shape[-1])
+        rows = cotangent.reshape(len(tokens), -1)
+        y, d_x, d_params = mix(name, tokens, params, masks[MIXTURES[name][1]], layer.num_selected, rows)
+        return y.reshape(cotangent.shape), (d_params, d_x.reshape(x.shape))
+    names = ('strides', 'padding', 'input_dilation', 'kernel_dilation', 'feature_group_count')
+    geometry = resolve_geometry(x.shape[1:-1], layer.kernel_size, *(getattr(layer, field) for field in names))
+    return convolve_layer(name, params, x, masks, 2.0, geometry), None
+
+
+def check(name, granularity, fraction):
+    with jax.enable_x64(True):
+        layer, params, momentum, shapes, x, cotangent, step = setting(name, granularity)
+        masks = draw_masks(shapes, fraction)
+        expected, of_twin = compute_twin(name, layer, params, masks, x, cotangent)
+        y, gradients, new, moved = step(params, momentum, {'partition': masks}, x, cotangent)
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-9)
+        if of_twin is not None:
+            chex.assert_trees_all_close(gradients, of_twin, rtol=1e-8, atol=1e-8)
+
+        _, small = compact(layer, {'params': params, 'partition': masks}, allow_dynamic=True)
+        small_momentum = compact_params(momentum, masks)
+        others = {'packed': small['packed']}
+        found = step(small['params'], small_momentum, others, x, cotangent)
+        expected = y, (compact_params(gradients[0], masks), gradients[1])
+        expected = *expected, compact_params(new, masks), compact_params(moved, masks)
+        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+
+        index = index_dynamic_columns(masks)
+        if granularity == 'element':
+            assert not index
+        elif index:
+            found = step(params, momentum, {'partition': masks, 'dynamic_columns': index}, x, cotangent)
+            chex.assert_trees_all_close(found, (y, gradients, new, moved), rtol=1e-9, atol=1e-9)
+
+
+GRID = [
+    *((name, granularity) for name in CONV_CASES for granularity in GRANULARITIES),
+    *((name, granularity) for name in MIXTURES for granularity in MIXTURE_GRANULARITIES if granularity is not None),
+]
+# Every layer, granularity and fraction, and the extremes where they are hardest.
+QUICK = {
+    ('dynamic', 'element', '0.3'),
+    ('dynamic', 'output', 'tiny'),
+    ('dynamic', 'layer', '1'),
+    ('condconv', 'element', '1'),
+    ('condconv', 'input', '0.3'),
+    ('odconv', 'element', 'tiny'),
+    ('odconv', 'spatial', '0.1'),
+    ('dcd', 'element', '0.3'),
+    ('dcd', 'output', '0.1'),
+    ('linear', 'element', '0.1'),
+    ('linear', 'input', '1'),
+    ('ffn', 'output', '0.1'),
+    ('ffn', 'input', '0.3'),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'granularity', 'fraction'),
+    [
+        pytest.param(*case, fraction, marks=[] if (*case, fraction) in QUICK else pytest.mark.slow)
+        for case in GRID
+        for fraction in FRACTIONS
+    ],
+)
+def test_every_storage_computes_the_same(name, granularity, fraction):
+    check(name, granularity, FRACTIONS[fraction])
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output'])
+def test_compact_parameters_are_what_count_layers_calls_alive(granularity):
+    for name in (*CONV_CASES, *MIXTURES):
+        layer = make_layer(name, granularity, param_dtype=jnp.float32)
+        shapes = jax.eval_shape(
+            functools.partial(layer.init, mutable=True),
+            jax.random.key(0),
+            np.zeros((2, 4, 3, CHANNELS), np.float32)[
+                :, :, 0 if len(getattr(layer, 'kernel_size', (3,))) == 1 else slice(None)
+            ],
+        )
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes['params'])
+        masks = draw_masks(shapes['partition'], 0.3)
+        counted = report_counts(count_layers({**shapes, 'partition': masks}))
+        small = compact(layer, {'params': params, 'partition': masks})[1]['params']
+        assert sum(leaf.size for leaf in jax.tree.leaves(small)) == counted['parameters'], name
+
+
+@pytest.mark.parametrize('granularity', ['output', 'input', 'spatial', 'layer'])
+def test_dead_entries_cost_nothing(granularity):
+    """XLA's own count of operations, of a compact layer: half of the entries dynamic is less than all of them."""
+
+    def count(fraction):
+        layer = CONVS['dynamic'](8, (3, 3), granularity=granularity, plan='patches')
+        x = jnp.zeros((2, 6, 6, 8))
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes['params'])
+        masks = draw_masks(shapes['partition'], fraction)
+        variables = {'params': params, 'partition': masks}
+
+        def loss(params, others):
+            return jnp.sum(layer.apply({'params': params, **others}, x, 2.0) ** 2)
+
+        program = jit_quickly(jax.grad(loss))
+        small = compact(layer, variables, allow_dynamic=True)[1]
+        found = [
+            program.lower(small['params'], {'packed': small['packed']}),
+            program.lower(params, {'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}),
+        ]
+        return [lowered.compile().cost_analysis()['flops'] for lowered in found]
+
+    half, whole = count(0.5), count(1.0)
+    if granularity == 'layer':  # half of one gate is one
+        assert half == whole
+    else:
+        assert all(some < 0.85 * all_of_it for some, all_of_it in zip(half, whole, strict=True))
+
+
+def test_bfloat16_computes_from_compact_float32():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 6), jnp.bfloat16)
+    for granularity in ('element', 'output'):
+        layer = CONVS['dynamic'](9, (3, 3), granularity=granularity, dtype=jnp.bfloat16, plan='patches')
+        variables = jit_quickly(layer.init)(jax.random.key(1), x)
+        variables['partition'] = draw_masks(variables['partition'], 0.3)
+        run = jit_quickly(lambda variables, layer=layer: layer.apply(variables, x, 2.0))
+        y, found = run(variables), run(compact(layer, variables)[1])
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), y.astype(jnp.float32), rtol=0.05, atol=0.05)
+
+
+def test_compact_parameters_of_another_layer_are_refused():
+    x = jnp.ones((2, 5, 6))
+    layer = make_layer('condconv', 'output', param_dtype=jnp.float32)
+    variables = jit_quickly(layer.init)(jax.random.key(0), x)
+    _, small = compact(layer, {**variables, 'partition': draw_masks(variables['partition'], 0.3)})
+    for other in (make_layer('condconv', 'output', features=6), make_layer('condconv', 'element')):
+        with pytest.raises(ValueError, match='are no compact parameters of .* at granularity'):
+            jax.eval_shape(other.apply, small, x)
+
+
+class Branches(nn.Module):
+    """One of everything that trains: factors, generators, a mixture, statistics and dropout."""
+
+    granularity: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        fields = {'num_kernels': 2, 'granularity': self.granularity, 'plan': 'patches', 'reduction': 2}
+        x = CONVS['odconv'](6, (3,), **fields, name='od')(x, 2.0)
+        x = nn.BatchNorm(use_running_average=not train, name='norm')(x)
+        x = x + CONVS['dynamic'](6, (3,), **fields, name='dy')(x, 2.0)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        fields = {'num_experts': 3, 'granularity': self.granularity, 'noisy': False, 'dispatcher': 'dense'}
+        return x + MixtureFFN(5, **fields, name='ffn')(x, train=train)[0]
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output'])
+def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity):
+    model = Branches(granularity)
+    x = jax.random.normal(jax.random.key(0), (2, 2, 5, 6))
+    variables = jit_quickly(model.init)(jax.random.key(1), x[0])
+    variables['partition'] = draw_masks(variables['partition'], 0.4)
+    small = compact(model, variables)[1]
+
+    def train(params, others, x):
+        def loss(params):
+            rngs = {'dropout': jax.random.key(2)}
+            y, updates = model.apply({'params': params, **others}, x, True, mutable=['batch_stats'], rngs=rngs)
+            return jnp.mean(jnp.sin(y)), updates
+
+        (value, updates), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.lax.pmean((value, updates, gradients), 'batch')
+
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+
+    def train_shard(params, others, x):
+        params, others = jax.lax.pcast((params, others), 'batch', to='varying')
+        return train(params, others, x[0])
+
+    sharded = jax.shard_map(train_shard, mesh=mesh, in_specs=(spec(), spec(), spec('batch')), out_specs=spec())
+    mapped = jax.pmap(train, 'batch', in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:2])
+
+    def split(variables):
+        return variables['params'], {name: of for name, of in variables.items() if name != 'params'}
+
+    value, updates, gradients = mapped(*split(variables), x)
+    expected = value, updates, compact_params(gradients, variables['partition'])
+    for function in (mapped, jit_quickly(sharded)):
+        chex.assert_trees_all_close(function(*split(small), x), expected, rtol=1e-4, atol=1e-5)
+
+
+NETWORKS = {
+    'resnet10': lambda granularity: build_model(
+        'resnet10', num_classes=3, width_multiplier=1 / 16, stem='cifar', granularity=granularity, plan='patches'
+    ),
+    'mobilenet_v2': lambda granularity: build_model(
+        'mobilenet_v2', num_classes=3, width_multiplier=0.1, stem='cifar', granularity=granularity, plan='patches'
+    ).clone(stages=(Stage(1, 8, 1, 1), Stage(6, 8, 2, 2))),
+}
+
+
+@pytest.mark.parametrize(('name', 'granularity'), [('resnet10', 'output'), ('mobilenet_v2', 'element')])
+def test_a_whole_convolution_network(name, granularity):
+    model = NETWORKS[name](granularity)
+    check_network(model, (jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), 3.0))
+
+
+@pytest.mark.parametrize(('kind', 'granularity'), [('linear', 'element'), ('ffn', 'input')])
+def test_a_whole_encoder(kind, granularity):
+    ffn = make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity, dispatcher='dense')
+    model = Bert(31, num_layers=2, width=12, num_heads=2, ffn_width=20, max_length=16, num_outputs=3, ffn=ffn)
+    tokens = np.random.default_rng(0).integers(0, 31, (2, 7)).astype(np.int32)
+    check_network(model, (tokens, tokens % 2, np.ones(tokens.shape, bool)))
+
+
+def check_network(model, inputs):
+    variables = jit_quickly(model.init)(jax.random.key(1), *inputs)
+    variables = {**variables, 'partition': draw_masks(variables['partition'], 0.3)}
+    _, small = compact(model, variables)
+    run = jit_quickly(lambda variables: model.apply(variables, *inputs)[0])
+    y = run(variables)
+    np.testing.assert_allclose(run(small), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run(expand(model, small)[1]), y)

@@ -12,9 +12,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(as_global(_stored_fields(state))), about=ocp.args.JsonSave(about)
         )
         try:
-            with disk_faults_stop(f'checkpoint {where} cannot be written'):
+            with disk_faults_stop(f'checkpoint {where} cannot be written'), _quiet_when_failing():
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
                     shutil.rmtree(begun, ignore_errors=True)
@@ -295,6 +298,26 @@ def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
             if hashlib.file_digest(file, 'sha256').hexdigest() != expected['sha256']:
                 return f'{name} is not what was written: its sha256 differs'
     return ''
+
+
+@contextlib.contextmanager
+def _quiet_when_failing() -> Iterator[None]:
+    """Orbax starts all its writes at once, in threads: when one fails it raises that, and each leaves a traceback too.
+
+    The others do so later, each about an event loop that is closed by then.
+    """
+    in_threads, outside, words = threading.excepthook, sys.excepthook, logging.getLogger('absl')
+    was_disabled, words.disabled = words.disabled, True
+    threading.excepthook = lambda arguments: None
+    try:
+        yield
+    except Exception:
+        sys.excepthook = lambda kind, error, trace: (
+            None if 'Event loop is closed' in str(error) else outside(kind, error, trace)
+        )
+        raise
+    finally:
+        threading.excepthook, words.disabled = in_threads, was_disabled
 
 
 def _check_arrays(folder: Path) -> None:

@@ -144,9 +144,17 @@ def read_newest(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def kill_again_and_again(
-    name: str, root: Path, kills: int, seed: int, say: Callable[[str], None] = lambda line: None
+    name: str,
+    root: Path,
+    kills: int,
+    seed: int,
+    say: Callable[[str], None] = lambda line: None,
+    twice: bool = True,
 ) -> dict[str, int]:
     """Kills runs of a network so often, starts each until it ends, and compares.
+
+    Args:
+      twice: do the run that isn't killed twice: it has to be the same, and how long it is is known better.
 
     Returns:
       How many kills there were of each of `PHASES`, and `runs`, how many runs were compared.
@@ -156,12 +164,12 @@ def kill_again_and_again(
     """
     runs, draw = Runs(root / name, NETWORKS[name](root)), random.Random(seed)
     straight = root / name / 'straight'
-    status, errors, _ = runs.finish(straight)
+    status, errors, seconds = runs.finish(straight)
     assert not status, errors
-    # Once more, with all that is compiled: that is how long a run is.
-    status, errors, seconds = runs.finish(root / name / 'again')
-    assert not status, errors
-    compare(root / name / 'again', straight)  # the same config and seed: the same bits
+    if twice:  # with all that is compiled: so long are the others
+        status, errors, seconds = runs.finish(root / name / 'again')
+        assert not status, errors
+        compare(root / name / 'again', straight)
     phases = collections.Counter(dict.fromkeys(PHASES, 0))
     number, begun = 0, time.monotonic()
     while (done := phases.total()) < kills:

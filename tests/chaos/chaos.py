@@ -81,9 +81,7 @@ class Runs:
             **environment,
         }
         command = [sys.executable, self.script, *self.flags, f'--workdir={workdir}', *more]
-        return subprocess.Popen(
-            list(map(str, command)), env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
     def finish(self, workdir: Path, *more: str, **environment: str) -> tuple[int, str, float]:
         """(exit status, stderr, seconds) of a run that is left alone."""
@@ -139,8 +137,11 @@ def read_newest(workdir: Path) -> dict[str, np.ndarray]:
     newest = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     tree = ocp.StandardCheckpointer().restore((newest / 'state').absolute())
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    as_words = lambda leaf: jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
-    return {jax.tree_util.keystr(path): np.asarray(as_words(leaf)) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): np.asarray(_as_words(leaf)) for path, leaf in leaves}
+
+
+def _as_words(leaf):
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def kill_again_and_again(
@@ -186,9 +187,7 @@ def kill_again_and_again(
     return {**phases, 'runs': number}
 
 
-def kill_at_every_write(
-    name: str, root: Path, step: int = 1, say: Callable[[str], None] = lambda line: None
-) -> int:
+def kill_at_every_write(name: str, root: Path, step: int = 1, say: Callable[[str], None] = lambda line: None) -> int:
     """Kills a run at each thing it does to a file of its workdir, at one further in each start; how many there were.
 
     Python tells of them (opened to be written, renamed, removed, made): see `killer.py`. The run is started anew in

@@ -16,7 +16,7 @@ def watch(folder: str, at: int) -> None:
 
     def hook(event, arguments):
         if event == 'open':
-            path, mode, flags = arguments
+            path, _, flags = arguments
             if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
         elif event in CHANGES:

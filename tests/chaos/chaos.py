@@ -224,6 +224,7 @@ def main() -> None:
         for number, name in enumerate(NETWORKS):
             share = (flags.kills + number) // len(NETWORKS)
             say(f'{name}: {kill_again_and_again(name, Path(folder), share, flags.seed + number, say)}')
+        for name in NETWORKS:
             say(f'{name}: {kill_at_every_write(name, Path(folder), say=say)} kills, each at another write')
 
 

@@ -64,9 +64,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Those that there are checkpoints of, ascending, sound or not."""
-        return ask_first(self._list_steps)
+        return ask_first(self.steps_here)
 
-    def _list_steps(self) -> list[int]:
+    def steps_here(self) -> list[int]:
+        """`steps` as this process sees them."""
         found = self.folder.iterdir() if self.folder.exists() else ()
         return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
 
@@ -106,7 +107,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'checkpoint {step}')
         if is_first():
-            for old in self._list_steps()[: -self._keep]:
+            for old in self.steps_here()[: -self._keep]:
                 self._remove(old)
 
     def _remove(self, step: int) -> None:

@@ -96,22 +96,14 @@ def train(
             source, lengths = _prepare(config, workdir, replicas)
         check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
         check_shared(workdir)
-        with all_or_none():
-            if is_first():
-                lock.take()
-                check_workdir(workdir, config)  # again: another run may have begun and ended meanwhile
         if isinstance(source, StreamedSource):
             source = dataclasses.replace(source, num_threads=count_own_processors())
-        return _run_steps(config, workdir, source, lengths, replicas, label)
-
-
-def _run_steps(config, workdir, source, lengths, replicas, label) -> dict[str, Any]:
-    with jax.debug_nans(config.debug), StopSignals() as signals:
-        run = _Run(config, workdir, source, lengths, replicas, label)
-        try:
-            return run.finish(signals)
-        finally:
-            run.close()
+        with jax.debug_nans(config.debug), StopSignals() as signals:
+            run = _Run(config, workdir, source, lengths, replicas, lock, label)
+            try:
+                return run.finish(signals)
+            finally:
+                run.close()
 
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[ImageSource | TextSource, Lengths]:
@@ -163,8 +155,10 @@ def _check_lengths(config, lengths: Lengths, source: ImageSource | TextSource) -
 class _Run:
     """One process' part of a run: from the start or the newest checkpoint to the end."""
 
-    def __init__(self, config, workdir: Path, source: ImageSource | TextSource, lengths: Lengths, replicas, label: str):
-        self.config, self.workdir, self.source = config, workdir, source
+    def __init__(
+        self, config, workdir: Path, source: ImageSource | TextSource, lengths: Lengths, replicas, lock, label
+    ):
+        self.config, self.workdir, self.source, self.lock = config, workdir, source, lock
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config)
         self.task = make_task(config)
@@ -180,6 +174,7 @@ class _Run:
         self.most_nonfinite = self.step_arguments['most_nonfinite']
         with all_or_none():
             self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
+            self.steps_found = self.checkpoints.steps_here()
             state, said = self._begin(self.step_arguments['optimizer'])
             self.start, self.skipped = int(state.step), int(state.faults.skipped)
             if int(state.faults.in_a_row) >= self.most_nonfinite:  # a run that skipped is told to stop from now on
@@ -207,12 +202,20 @@ class _Run:
         if not is_first():
             return []
         try:
+            self._take_lock()
             write_identity(self.workdir, self.config, self.source)
             said = self.checkpoints.prepare_to_write()
             self.writer = MetricWriter(self.workdir, self.start)
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
         return said
+
+    def _take_lock(self) -> None:
+        """Only now, as a run that is refused writes nothing: what was read so far has to be as it was."""
+        self.lock.take()
+        check_workdir(self.workdir, self.config)
+        if self.checkpoints.steps_here() != self.steps_found:
+            raise BadInput(f'another run has written into {self.workdir} meanwhile: start again')
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""

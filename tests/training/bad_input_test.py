@@ -246,10 +246,16 @@ def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
 @pytest.mark.usefixtures('one_block')
 def test_bad_checkpoints(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
-    (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 2}')
+    (workdir / 'checkpoints' / '6' / 'manifest.json').unlink()
+    (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 3}')
     for command, flags in (('train', SAME_RUN), ('evaluate', [])):
         line = refused(command, *flags, f'--workdir={workdir}')
-        assert 'checkpoints/6 has format 2, this version reads up to 1: update pad_jax' in line
+        assert 'checkpoints/6 has format 3, this version reads up to 2: update pad_jax' in line
+    for path in (workdir / 'checkpoints').iterdir():
+        (path / 'about' / 'metadata').write_text('{}')
+    for command, flags in (('train', SAME_RUN), ('evaluate', [])):
+        line = refused(command, *flags, f'--workdir={workdir}')
+        assert 'checkpoints holds no sound checkpoint (6: about/metadata says no format, but {}; 4: about/met' in line
     shutil.rmtree(workdir / 'checkpoints')
     assert 'holds no checkpoint' in refused('evaluate', f'--workdir={workdir}')
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pad_jax.training import lock, trainer
 from tests.training.conftest import IN_ROUNDS
-from tests.training.tiny import DIGITS, ROOT, SMALL
+from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
 
 CIFAR = ROOT / 'configs' / 'cifar_resnet10_pad.py'
 SMALL_FLAGS = [f'--config.{name}={value}' for name, value in SMALL.items()]
@@ -241,6 +242,23 @@ def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
         assert 'data.json is damaged' in refused('train', *flags)
     (workdir / 'data.json').unlink()
     assert 'holds no data.json to say what it was trained on' in refused('train', *flags)
+
+
+@pytest.mark.usefixtures('one_block')
+def test_a_second_run_is_refused_while_the_first_goes_on(refused, tmp_path, monkeypatch):
+    lines = []
+    evaluate = trainer._Run._evaluate
+
+    def second(run, step):
+        if not lines:
+            lines.append(refused('train', *SAME_RUN, f'--workdir={tmp_path / "run"}'))
+        evaluate(run, step)
+
+    monkeypatch.setattr(trainer._Run, '_evaluate', second)
+    monkeypatch.setattr(lock, 'BEAT_SECONDS', 1000)  # nothing changes meanwhile but by the second
+    trainer.train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
+    assert f'{tmp_path / "run"} is in use by a run on ' in lines[0] and f'process {os.getpid()}, since 20' in lines[0]
+    assert not (tmp_path / 'run' / lock.LOCK).exists()
 
 
 @pytest.mark.usefixtures('one_block')

@@ -14,7 +14,7 @@ from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.finiteness import accept_finite, check_finite, name_checked
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import PARALLEL, Replicas
+from pad_jax.training.parallel import Replicas
 from pad_jax.training.state import Faults, init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
@@ -73,8 +73,15 @@ def run(form, devices, state, badness, most_nonfinite):
     return found
 
 
-@pytest.mark.parametrize('form', PARALLEL)
-@pytest.mark.parametrize('count', [1, 8])
+@pytest.mark.parametrize(
+    ('form', 'count'),
+    [
+        ('pmap', 8),
+        ('shard_map', 8),
+        pytest.param('pmap', 1, marks=pytest.mark.slow),
+        pytest.param('shard_map', 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_bad_step_changes_nothing_and_those_after_it_neither(form, count, start):
     found = run(form, jax.local_devices()[:count], start, [False, True, False, True], most_nonfinite=1)
     assert not same(found[0], start)
@@ -146,7 +153,7 @@ RARELY = IN_ROUNDS | {'train__log_every_steps': 4, 'train__checkpoint_every_step
 
 
 @pytest.mark.usefixtures('one_block')
-@pytest.mark.parametrize('bad', [1, 2, 5, 6])
+@pytest.mark.parametrize('bad', [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5, 6))])
 def test_a_run_stops_at_a_bad_step_and_keeps_the_state_before_it(monkeypatch, finished_run, tmp_path, bad):
     """Wherever that is between two rows of the log; going on then ends like a run that never met it."""
     config = small_config(**RARELY)

@@ -14,7 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.training import lock
 from pad_jax.training.lock import LOCK, WorkdirLock
 from tests.training.conftest import contents
-from tests.training.tiny import ROOT, one_device, small_config
+from tests.training.tiny import ROOT
 
 HOLDER = """
 import sys, time
@@ -122,22 +122,3 @@ def test_a_lock_that_says_nothing_is_nobodys(tmp_path, quick, content):
     with WorkdirLock(tmp_path) as mine:
         mine.find()
         mine.take()
-
-
-@pytest.mark.usefixtures('one_block')
-def test_a_second_run_is_refused_while_the_first_goes_on(refused, tmp_path, monkeypatch):
-    from pad_jax.training import trainer
-    from tests.training.bad_input_test import SAME_RUN
-
-    lines = []
-    evaluate = trainer._Run._evaluate
-
-    def second(run, step):
-        if not lines:
-            lines.append(refused('train', *SAME_RUN, f'--workdir={tmp_path / "run"}'))
-        evaluate(run, step)
-
-    monkeypatch.setattr(trainer._Run, '_evaluate', second)
-    trainer.train(small_config(), tmp_path / 'run', devices=one_device())
-    assert f'process {os.getpid()}, since 20' in lines[0]
-    assert not (tmp_path / 'run' / LOCK).exists()

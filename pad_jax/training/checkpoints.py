@@ -150,7 +150,7 @@ class Checkpoints:
 
     def describe_damage(self) -> list[str]:
         """A line for each checkpoint that `restore_newest` passed over."""
-        there = self.steps()
+        there = self.steps_here()
         return [
             f'checkpoint {self._path(step)} is damaged ({reason}): that of step {self._restored} takes its place'
             for step, reason in self._damaged.items()

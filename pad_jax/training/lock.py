@@ -47,11 +47,11 @@ class WorkdirLock:
         Raises:
           BadInput: when that run goes on, with its host, process and start.
         """
-        if self._number is None and self._path.exists():
-            try:
+        try:
+            if self._number is None and self._path.exists():
                 self._lock(os.O_RDWR)
-            except OSError as error:
-                raise BadInput(f'{self._path} cannot be opened: {error.strerror}') from error
+        except OSError as error:
+            raise BadInput(f'workdir {self._workdir} cannot be used: {error.strerror}') from error
 
     def take(self) -> None:
         """Takes the lock, which is written; makes the workdir. The run may begin to write.

@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lint · make weights. Each makes .venv and installs what it needs the first
+# make demo · make test · make chaos · make bench · make lint · make weights. Each makes .venv and installs what it needs the first
 # time, and again when requirements.txt or pyproject.toml change. PYTHON names the interpreter that .venv is made from.
 PYTHON ?= python3
 VENV := .venv
@@ -14,13 +14,14 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_USER := 0
 
-.PHONY: help demo test bench lint weights
+.PHONY: help demo test chaos bench lint weights
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     train, compare and plot on embedded digits (minutes)'
 	@echo 'make test     lint and the default test suite'
+	@echo 'make chaos    kills runs, fills disks, damages files (most of an hour)'
 	@echo 'make bench    the benchmarks, one after the other'
 	@echo 'make lint     ruff and the import rules'
 	@echo 'make weights  the pretrained MiniLM (90 MB), which one fine-tunes on a CPU'
@@ -31,6 +32,10 @@ demo: $(RUN)
 # Files of tests go to as many processes as there are cores; more than four would rather wait for memory.
 test: lint
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# Slow ones too, one after the other and with what they have to say: the moments of kills are drawn from a fixed seed.
+chaos: $(TEST)
+	@$(PY) -m pytest -m '' --capture=no tests/chaos
 
 lint: $(TEST)
 	@$(PY) -m ruff check

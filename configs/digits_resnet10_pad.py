@@ -73,6 +73,8 @@ def get_config() -> ConfigDict:
     config.train.temperature_epochs = 2.0  # over which it falls to 1
     config.train.label_smoothing = 0.0  # share of a label that is spread over all classes
     config.train.mixup = 0.0  # α: mixes pairs of images by shares from Beta(α, α); 0 = none
+    config.train.on_nonfinite = 'stop'  # a loss or gradient that is not finite: stop; skip leaves that step out
+    config.train.max_nonfinite = 10  # so many skipped in a row stop the run
     config.train.eval_every_steps = 20  # and after the last step, as are the next two
     config.train.log_every_steps = 10  # rows of metrics.jsonl
     config.train.checkpoint_every_steps = 1000  # what an interruption loses at most

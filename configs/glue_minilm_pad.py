@@ -81,6 +81,8 @@ def get_config() -> ConfigDict:
     config.train.steps = 0  # 0 = as many as epochs say
     config.train.epochs = 3.0  # passes over the training data, if steps is 0
     config.train.seed = 0  # of new parameters, order, dropout and routers' noise
+    config.train.on_nonfinite = 'stop'  # a loss or gradient that is not finite: stop; skip leaves that step out
+    config.train.max_nonfinite = 10  # so many skipped in a row stop the run
     config.train.eval_every_steps = 100  # and after the last step, as are the next two
     config.train.log_every_steps = 10  # rows of metrics.jsonl
     config.train.checkpoint_every_steps = 100  # what an interruption loses at most

@@ -1,4 +1,4 @@
-"""The one exception that a command turns into one line and exit status 2, and how that line names a file."""
+"""The exceptions that a command turns into one line, and how that line names a file."""
 
 import os
 
@@ -11,6 +11,13 @@ class BadInput(ValueError):
 
     >>> issubclass(BadInput, ValueError)
     True
+    """
+
+
+class Stopped(RuntimeError):
+    """A run that was right to begin can't go on: the disk is full, or the loss is no number.
+
+    Its message is one line that says what happened and what to do. Commands print it on stderr and exit with status 1.
     """
 
 

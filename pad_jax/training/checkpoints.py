@@ -1,9 +1,23 @@
-"""Checkpoints of a run, by orbax: the whole TrainState, independent of the devices and processes it came from.
+"""Checkpoints of a run: the whole TrainState, independent of the devices and processes it came from.
+
+Orbax writes the arrays; when a checkpoint counts, and whether it is sound, is decided here. It is written into
+STEP.writing, with a manifest of every file's size and sha256 as its last, and then renamed to STEP. So a folder whose
+name is a number is complete, and what has changed in it since is noticed. One that is damaged is passed over for the
+newest sound one, said, and kept as STEP.damaged.
 
 Where several processes train, all of them call everything here.
 """
 
 import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +25,21 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
+from jax.experimental import multihost_utils
 
 from pad_jax.errors import BadInput
 from pad_jax.training.parallel import as_global
-from pad_jax.training.state import TrainState
-from pad_jax.training.writers import check_folder
+from pad_jax.training.processes import ask_first, is_first
+from pad_jax.training.state import Faults, TrainState
+from pad_jax.training.writers import check_folder, disk_faults_stop, sync_folder, write_json
 
-FORMAT = 1
-"""Version of what a checkpoint holds. A reader refuses newer ones."""
+FORMAT = 2
+"""Version of what a checkpoint holds. A reader refuses newer ones. The first had no manifest."""
+
+MANIFEST = 'manifest.json'
+_LEFTOVER = re.compile(r'\d+\.(writing|removing)(\..*)?|\d+\.orbax-checkpoint-tmp.*')
+# What a system answers about a file that is not what was written; anything else is trouble of the machine.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 class Checkpoints:
@@ -36,66 +57,191 @@ class Checkpoints:
         check_folder(folder, to_write=keep is not None)
         self.folder = folder
         self._keep = keep
-        self._manager = self._open() if folder.exists() else None
-
-    def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            read_only=self._keep is None,
-            create=False,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=self._keep is not None,
-        )
+        self._damaged: dict[int, str] = {}
+        self._restored: int | None = None
         handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=handlers)
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+    def steps(self) -> list[int]:
+        """Those that there are checkpoints of, ascending, sound or not."""
+        return ask_first(self.steps_here)
+
+    def steps_here(self) -> list[int]:
+        """`steps` as this process sees them."""
+        found = self.folder.iterdir() if self.folder.exists() else ()
+        return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
-        return self._manager.latest_step() if self._manager else None
+        return max(self.steps(), default=None)
 
     def save(self, state: TrainState) -> None:
-        """Writes a state that lives on one device, of each process; returns when it is complete."""
-        if self._manager is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = self._open()
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(as_global(_stored_fields(state))), about=ocp.args.JsonSave({'format': FORMAT})
-        )
-        self._manager.save(int(state.step), args=arguments)
-
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-        """The state of a step (the newest by default), in the shapes of `like`, on the default device.
+        """Writes a state that lives on one device, of each process; returns when it is complete.
 
         Raises:
-          BadInput: when there is none, it is damaged, comes from a newer version, or doesn't fit the model.
+          Stopped: when the disk is full or fails; what was there before stays as it was.
         """
-        step = self.latest_step() if step is None else step
-        if step is None:
+        step = int(state.step)
+        if step in self.steps():
+            return
+        where, begun = self._path(step), self._path(step, '.writing')
+        about = {'format': FORMAT, 'skipped': int(state.faults.skipped), 'in_a_row': int(state.faults.in_a_row)}
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(as_global(_stored_fields(state))), about=ocp.args.JsonSave(about)
+        )
+        try:
+            with disk_faults_stop(f'checkpoint {where} cannot be written'), _quiet_when_failing():
+                if is_first():
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(begun, ignore_errors=True)
+                self._checkpointer.save(begun.absolute(), args=arguments)
+                if is_first():
+                    write_json(begun / MANIFEST, {'files': _describe_files(begun)})
+                    sync_folder(begun)
+                    begun.rename(where)
+                    sync_folder(self.folder)
+        except BaseException:
+            if is_first():
+                self._clear_leftovers()  # they would take the room that is missing
+            raise
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f'checkpoint {step}')
+        if is_first():
+            for old in self.steps_here()[: -self._keep]:
+                self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        """Renamed first: half of a checkpoint is never found under a number."""
+        removed = self._path(step, '.removing')
+        with contextlib.suppress(OSError):  # it stays, which does no harm
+            shutil.rmtree(removed, ignore_errors=True)
+            self._path(step).rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+
+    def restore_newest(self, like: TrainState) -> TrainState:
+        """`restore` of the newest sound checkpoint; `describe_damage` says what was passed over.
+
+        Raises:
+          BadInput: when there is none, or it can't be read, comes from a newer version, or doesn't fit the model.
+        """
+        self._damaged = {}
+        # Listed anew each time: a run that writes meanwhile removes old ones and brings new ones.
+        while (step := max(set(self.steps()) - self._damaged.keys(), default=None)) is not None:
+            reason = ask_first(lambda step=step: self._find_damage(step))
+            if not reason:
+                self._restored = step
+                return self._restore(like, step)
+            self._damaged[step] = reason
+        if not self._damaged:
             raise BadInput(f'{self.folder} holds no checkpoint')
-        where = self.folder / str(step)
-        with self._as_bad_input(step):
-            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-        if not isinstance(about, dict) or type(about.get('format')) is not int:
-            raise self._damaged(step, f'about/metadata says no format, but {str(about)[:80]}')
-        if about['format'] > FORMAT:
-            raise BadInput(
-                f'checkpoint {where} has format {about["format"]}, this version reads up to {FORMAT}: update pad_jax'
-            )
-        self._check_fits(step, like, where)
+        reasons = '; '.join(f'{step}: {reason}' for step, reason in list(self._damaged.items())[:3])
+        raise BadInput(f'{self.folder} holds no sound checkpoint ({reasons}): remove them to begin again')
+
+    def restore(self, like: TrainState, step: int) -> TrainState:
+        """The state of a step, in the shapes of `like`, on the default device.
+
+        Raises:
+          BadInput: when it is damaged, can't be read, comes from a newer version, or doesn't fit the model.
+        """
+        reason = ask_first(lambda: self._find_damage(step))
+        if reason:
+            raise BadInput(f'checkpoint {self._path(step)} is damaged: {reason}')
+        return self._restore(like, step)
+
+    def describe_damage(self) -> list[str]:
+        """A line for each checkpoint that `restore_newest` passed over."""
+        there = self.steps_here()
+        return [
+            f'checkpoint {self._path(step)} is damaged ({reason}): that of step {self._restored} takes its place'
+            for step, reason in self._damaged.items()
+            if step in there
+        ]
+
+    def prepare_to_write(self) -> list[str]:
+        """Puts out of the way what `restore_newest` passed over and what killed runs left half written.
+
+        For the first process, once it is known that the run goes on.
+
+        Returns:
+          A line for each damaged checkpoint, with the name that it keeps.
+        """
+        lines = []
+        for line, step in zip(self.describe_damage(), self._damaged, strict=False):
+            kept = self._path(step, '.damaged')
+            number = 1
+            while kept.exists():
+                number += 1
+                kept = self._path(step, f'.damaged{number}')
+            self._path(step).rename(kept)
+            lines.append(f'{line}; it is kept as {kept.name}')
+        self._clear_leftovers()
+        return lines
+
+    def _clear_leftovers(self) -> None:
+        for path in self.folder.iterdir() if self.folder.exists() else ():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, step: int, suffix: str = '') -> Path:
+        return self.folder / f'{step}{suffix}'
+
+    def _find_damage(self, step: int) -> str:
+        """What is wrong with the files of a checkpoint, '' for nothing.
+
+        Raises:
+          BadInput: when they may not be read, or come from a newer version.
+        """
+        where = self._path(step)
+        try:
+            listed = json.loads((where / MANIFEST).read_text())['files'] if (where / MANIFEST).exists() else None
+            if listed is not None:
+                problem = _compare_files(where, listed)
+                if problem:
+                    return problem
+            about = json.loads((where / 'about' / 'metadata').read_text())
+            if not isinstance(about, dict) or type(about.get('format')) is not int:
+                return f'about/metadata says no format, but {str(about)[:80]}'
+            if about['format'] > FORMAT:
+                raise BadInput(
+                    f'checkpoint {where} has format {about["format"]}, this version reads up to {FORMAT}: update '
+                    'pad_jax'
+                )
+            if listed is not None:
+                return ''
+            if about['format'] > 1:
+                return f'it has no {MANIFEST}'
+            _check_arrays(where / 'state')
+            if not self._describe_state(step):
+                return 'its state/_METADATA lists no array'
+        except (BadInput, MemoryError, jax.errors.JaxRuntimeError):  # the last two are the machine's fault
+            raise
+        except Exception as error:  # damaged files make orbax raise almost anything: KeyError, JSONDecodeError, ...
+            reason = _first_words(error)
+            if (isinstance(error, OSError) and error.errno not in _DAMAGE) or 'PERMISSION_DENIED' in reason:
+                raise BadInput(f'checkpoint {where} cannot be read: {reason}') from error
+            return reason
+        return ''
+
+    def _describe_state(self, step: int) -> dict[str, str]:
+        return _describe_leaves(self._checkpointer.metadata(self._path(step).absolute()).item_metadata.state)
+
+    def _restore(self, like: TrainState, step: int) -> TrainState:
+        where = self._path(step)
+        with self._as_bad_input(where):
+            about = json.loads((where / 'about' / 'metadata').read_text())
+            faults = Faults.none(**{name: about[name] for name in ('skipped', 'in_a_row') if about['format'] > 1})
+            stored = self._describe_state(step)
+        self._check_fits(where, stored, like)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), _stored_fields(like)
         )
-        with self._as_bad_input(step):
-            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
-        return like.replace(**found)
+        with self._as_bad_input(where):
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            found = self._checkpointer.restore(where.absolute(), args=arguments).state
+        return like.replace(**found, faults=faults)
 
-    def _check_fits(self, step: int, like: TrainState, where: Path) -> None:
-        with self._as_bad_input(step):
-            _check_arrays(where / 'state')
-            stored = _describe_leaves(self._manager.item_metadata(step).state)
-        if not stored:
-            raise self._damaged(step, 'its state/_METADATA lists no array')
+    def _check_fits(self, where: Path, stored: dict[str, str], like: TrainState) -> None:
         wanted = _describe_leaves(_stored_fields(like))
         differing = sorted(
             f'{name}: {stored.get(name, "missing")} in the checkpoint, {wanted.get(name, "missing")} in the model'
@@ -107,32 +253,72 @@ class Checkpoints:
             raise BadInput(f'checkpoint {where} does not fit the model: {"; ".join(differing[:3])}{more}')
 
     @contextlib.contextmanager
-    def _as_bad_input(self, step: int) -> Iterator[None]:
-        """Damaged files make orbax raise almost anything: KeyError, JSONDecodeError, FileNotFoundError, ..."""
+    def _as_bad_input(self, where: Path) -> Iterator[None]:
+        """What is raised while a checkpoint is read that was sound a moment before."""
         try:
             yield
         except (MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, not the checkpoint's
             raise
         except Exception as error:
-            reason = _first_words(error)
-            if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in reason:
-                raise BadInput(f'checkpoint {self.folder / str(step)} cannot be read: {reason}') from error
-            raise self._damaged(step, reason) from error
-
-    def _damaged(self, step: int, reason: str) -> BadInput:
-        earlier = any(other < step for other in self._manager.all_steps())
-        remedy = 'go on from the one before' if earlier else 'begin again'
-        return BadInput(f'checkpoint {self.folder / str(step)} is damaged: {reason}; remove it to {remedy}')
+            raise BadInput(f'checkpoint {where} cannot be read: {_first_words(error)}') from error
 
     def close(self) -> None:
-        if self._manager:
-            self._manager.close()
+        self._checkpointer.close()
 
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
-    """All that a checkpoint holds of a state: not what follows from the masks, and an average where one is kept."""
-    left_out = {'columns', 'packed'} if state.average else {'columns', 'packed', 'average'}
+    """What a checkpoint holds as arrays: not what follows from the masks, and an average where one is kept."""
+    left_out = {'columns', 'packed', 'faults'} | (set() if state.average else {'average'})
     return {name: value for name, value in vars(state).items() if name not in left_out}
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder, by its path in there; each is on the disk before it returns."""
+    found = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            with path.open('rb') as file:
+                digest = hashlib.file_digest(file, 'sha256').hexdigest()
+                os.fsync(file.fileno())
+                found[path.relative_to(folder).as_posix()] = {'bytes': file.tell(), 'sha256': digest}
+        else:
+            sync_folder(path)
+    return found
+
+
+def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
+    """What of a manifest doesn't hold, '' for nothing. Sizes first: most damage is a file that ends early."""
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            return f'{name} is missing'
+        if path.stat().st_size != expected['bytes']:
+            return f'{name} has {path.stat().st_size} bytes instead of {expected["bytes"]}'
+    for name, expected in listed.items():
+        with (folder / name).open('rb') as file:
+            if hashlib.file_digest(file, 'sha256').hexdigest() != expected['sha256']:
+                return f'{name} is not what was written: its sha256 differs'
+    return ''
+
+
+@contextlib.contextmanager
+def _quiet_when_failing() -> Iterator[None]:
+    """Orbax starts all its writes at once, in threads: when one fails it raises that, and each leaves a traceback too.
+
+    The others do so later, each about an event loop that is closed by then.
+    """
+    in_threads, outside, words = threading.excepthook, sys.excepthook, logging.getLogger('absl')
+    was_disabled, words.disabled = words.disabled, True
+    threading.excepthook = lambda arguments: None
+    try:
+        yield
+    except Exception:
+        sys.excepthook = lambda kind, error, trace: (
+            None if 'Event loop is closed' in str(error) else outside(kind, error, trace)
+        )
+        raise
+    finally:
+        threading.excepthook, words.disabled = in_threads, was_disabled
 
 
 def _check_arrays(folder: Path) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, Stopped
 from pad_jax.partition import PartitionError
-from pad_jax.training.processes import AgreedProblem, is_lost_connection, leave_at_once
+from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
 
 BAD_INPUT = 2
 LEFT_ALONE = (
@@ -51,7 +51,7 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Runs a command; bad input becomes one line on stderr and status 2."""
+    """Runs a command; bad input becomes one line on stderr and status 2, a run that can't go on status 1."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
     try:
         command()
@@ -61,6 +61,11 @@ def exit_status(command: Callable[[], None]) -> int:
         if not isinstance(error, AgreedProblem):
             leave_at_once(BAD_INPUT)
         return BAD_INPUT
+    except Stopped as error:
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        if not isinstance(error, AgreedStop):
+            leave_at_once(1)
+        return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         leave_at_once(130)

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pad_jax.data.processors import usable_processors
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, Stopped
 from pad_jax.partition import PartitionError
 
 AUTO = 'auto'
@@ -41,6 +41,10 @@ _LOST = re.compile(
 
 class AgreedProblem(BadInput):
     """Bad input that every process knows of, so that all end together."""
+
+
+class AgreedStop(Stopped):
+    """What no process can go on with, so that all end together."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +178,26 @@ def gather_texts(text: str) -> list[str]:
     padded[: len(content)] = content
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def ask_first(question: Callable[[], Any]) -> Any:
+    """The first process' answer, a JSON value, or the bad input that it met, for all. All have to call it.
+
+    >>> ask_first(lambda: [1, 2])
+    [1, 2]
+    """
+    if jax.process_count() == 1:
+        return question()
+    answer = {}
+    if is_first():
+        try:
+            answer = {'value': question()}
+        except BadInput as error:
+            answer = {'problem': str(error)}
+    answer = json.loads(gather_texts(json.dumps(answer))[0])
+    if 'problem' in answer:
+        raise AgreedProblem(answer['problem'])
+    return answer['value']
 
 
 def gather_lines(lines: Iterable[str]) -> list[str]:

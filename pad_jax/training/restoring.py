@@ -1,5 +1,6 @@
 """A run that is opened to be asked something: its newest checkpoint, on one device. Its data may be gone."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
 from pad_jax.training.workdir import DataRecord, read_data
 
+logger = logging.getLogger(__name__)
+
 
 class RestoredRun(NamedTuple):
     """What can be asked.
@@ -23,7 +26,7 @@ class RestoredRun(NamedTuple):
     Attributes:
       config: of the run.
       record: what it was trained on.
-      state: of the newest checkpoint, placed on the replicas.
+      state: of the newest sound checkpoint, placed on the replicas.
       eval_step: mapped over them.
       replicas: one device.
     """
@@ -51,7 +54,10 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     checkpoints = Checkpoints(workdir / 'checkpoints')
     averaged = config.optim.ema_decay > 0
     like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config), averaged)
-    state = to_trained_form(checkpoints.restore(like), config.partition.rounds, config.partition.compact)
+    state = checkpoints.restore_newest(like)
+    for line in checkpoints.describe_damage():
+        logger.warning(line)
+    state = to_trained_form(state, config.partition.rounds, config.partition.compact)
     checkpoints.close()
     replicas = Replicas(config.parallel, jax.local_devices()[:1])
     heat = make_heat(config, lengths)

@@ -13,6 +13,7 @@ from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, 
 from pad_jax.layers import CONVS, DISPATCHER_NAMES, DISPATCHERS, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
+from pad_jax.training.finiteness import ON_NONFINITE
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
 from pad_jax.training.parallel import PARALLEL
 
@@ -93,6 +94,8 @@ _COMMON = {
     'train.steps': _integer(0),
     'train.epochs': _number(0),
     'train.seed': _integer(0, 2**32 - 1),
+    'train.on_nonfinite': _one_of(ON_NONFINITE),
+    'train.max_nonfinite': _integer(1),
     'train.eval_every_steps': _integer(1),
     'train.log_every_steps': _integer(1),
     'train.checkpoint_every_steps': _integer(1),
@@ -159,17 +162,12 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
     return TEXT_RULES if 'model.ffn' in flat else IMAGE_RULES
 
 
-# Keys that change how a run is done and not what it computes: a resumed run may change them.
+# Keys that change how a run is done and not what it computes: a resumed run may change them. A run that has stopped at
+# a step that is not finite has computed nothing of it: it may skip it as well.
 FREE_ON_RESUME = frozenset(
     {
-        'data.path',
-        'model.plan',
-        'model.plan_table',
-        'model.remat',
-        'partition.compact',
-        'train.keep_checkpoints',
-        'parallel',
-        'debug',
+        *('data.path', 'model.plan', 'model.plan_table', 'model.remat', 'partition.compact', 'parallel', 'debug'),
+        *('train.keep_checkpoints', 'train.on_nonfinite', 'train.max_nonfinite'),
     }
 )
 

@@ -168,6 +168,7 @@ def make_step_arguments(
         **make_heat(config, lengths),
         **{name: config.optim[name] for name in _STEP_KEYS},
         **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')},
+        'most_nonfinite': config.train.max_nonfinite if config.train.on_nonfinite == 'skip' else 1,
     }
 
 

@@ -12,6 +12,27 @@ from flax import struct
 
 
 @struct.dataclass
+class Faults:
+    """Steps that made a loss, a gradient or a parameter that is not finite, and so were left out.
+
+    Attributes:
+      skipped: int32, how many so far.
+      in_a_row: int32, how many of them the last steps were.
+      place: int32, of the last of them: the first thing that was not finite, in the order of `finiteness.name_checked`.
+      others: int32, of the last of them: how many things besides.
+    """
+
+    skipped: jax.Array
+    in_a_row: jax.Array
+    place: jax.Array
+    others: jax.Array
+
+    @classmethod
+    def none(cls, skipped: int = 0, in_a_row: int = 0) -> 'Faults':
+        return cls(*(jnp.int32(count) for count in (skipped, in_a_row, 0, 0)))
+
+
+@struct.dataclass
 class TrainState:
     """A pytree.
 
@@ -29,6 +50,7 @@ class TrainState:
       key: typed key of the run; whatever is random folds the step in.
       round: int32, rounds of the partition done.
       average: of `averaging`: the collections `params` and `batch_stats`, {} where none is kept.
+      faults: of the steps done.
     """
 
     step: jax.Array
@@ -41,6 +63,7 @@ class TrainState:
     columns: Any = struct.field(default_factory=dict)
     packed: Any = struct.field(default_factory=dict)
     average: Any = struct.field(default_factory=dict)
+    faults: Faults = struct.field(default_factory=Faults.none)
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from pad_jax.partition import FLAX, Problem, sown_routing
 from pad_jax.training.averaging import update_average
+from pad_jax.training.finiteness import accept_finite, check_finite
 from pad_jax.training.mixup import PARTNER, draw_share, mix_neighbours
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.state import TrainState
@@ -34,9 +35,10 @@ def train_step(
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     ema_decay: float = 0.0,
+    most_nonfinite: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step.
+    """One optimizer step, which changes nothing but the counts where what it makes is not finite.
 
     Args:
       temperature, temperature_steps: see `make_temperature_schedule`; for a task that is heated.
@@ -46,6 +48,7 @@ def train_step(
       label_smoothing: see `Task.losses`.
       mixup: α of `mixup`, 0 for none; else B is even.
       ema_decay: in [0, 1), of the state's average; 0 where it keeps none.
+      most_nonfinite: see `accept_finite`.
 
     Returns:
       (new state, metrics): loss (the task's, on smoothed and mixed labels, without that of routers), gradient_norm, and
@@ -113,8 +116,11 @@ def train_step(
     step = state.step + 1
     learned = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
     average = update_average(state.average, learned, step, ema_decay) if ema_decay else state.average
-    new_state = state.replace(step=step, **learned, optimizer_state=optimizer_state, average=average)
-    return new_state, metrics
+    is_finite = check_finite(values['loss'], gradients, learned)
+    if axis_name is not None:
+        is_finite = jax.lax.psum(~is_finite, axis_name) == 0
+    new_state = state.replace(**learned, optimizer_state=optimizer_state, average=average)
+    return accept_finite(state, new_state, is_finite, most_nonfinite), metrics
 
 
 def eval_step(

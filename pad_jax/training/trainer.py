@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from pad_jax.data import METRICS, ImageSource, StreamedSource, TextSource
@@ -16,13 +17,16 @@ from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.debugging import find_nan
 from pad_jax.training.evaluation import evaluate_state
+from pad_jax.training.finiteness import name_checked
 from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
+from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.mixtures import compare_experts
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
 from pad_jax.training.plan_tables import checksum, read_plan_table
 from pad_jax.training.processes import (
+    AgreedStop,
     all_or_none,
     check_same,
     check_shared,
@@ -46,10 +50,10 @@ from pad_jax.training.setup import (
     start_from_pretrained,
 )
 from pad_jax.training.signals import StopSignals
-from pad_jax.training.state import TrainState, abstract_state, init_state
+from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.workdir import DataRecord, check_data, check_workdir, write_identity
-from pad_jax.training.writers import MetricWriter, NoWriter, read_metrics, write_json
+from pad_jax.training.writers import MetricWriter, NoWriter, disk_faults_stop, read_metrics, write_json
 
 _NO_MEASURES = ('step', 'split', 'examples', 'skipped')
 
@@ -78,6 +82,7 @@ def train(
 
     Raises:
       BadInput: before anything is written; or later, at an image that was not decoded until then and is damaged.
+      Stopped: when the disk is full or fails; when the loss or a gradient is not finite. Checkpoints stay sound.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
     if not str(workdir):
@@ -86,20 +91,23 @@ def train(
     replicas = Replicas(config.parallel, devices)
     check_same('config', {name: value for name, value in flatten(config).items() if name != 'model.plan_table'})
     check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
-    with all_or_none():
-        source, lengths = _prepare(config, workdir, replicas)
-        plan_table = read_plan_table(config.model.plan_table)
-    check_same('plan table', {'checksum': checksum(plan_table)})
-    check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
-    check_shared(workdir)
-    if isinstance(source, StreamedSource):
-        source = dataclasses.replace(source, num_threads=count_own_processors())
-    with jax.debug_nans(config.debug), StopSignals() as signals:
-        run = _Run(config, workdir, source, lengths, replicas, label, plan_table)
-        try:
-            return run.finish(signals)
-        finally:
-            run.close()
+    with WorkdirLock(workdir) as lock:
+        with all_or_none():
+            if is_first():
+                lock.find()
+            source, lengths = _prepare(config, workdir, replicas)
+            plan_table = read_plan_table(config.model.plan_table)
+        check_same('plan table', {'checksum': checksum(plan_table)})
+        check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
+        check_shared(workdir)
+        if isinstance(source, StreamedSource):
+            source = dataclasses.replace(source, num_threads=count_own_processors())
+        with jax.debug_nans(config.debug), StopSignals() as signals:
+            run = _Run(config, workdir, source, lengths, replicas, lock, label, plan_table)
+            try:
+                return run.finish(signals)
+            finally:
+                run.close()
 
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[ImageSource | TextSource, Lengths]:
@@ -158,10 +166,11 @@ class _Run:
         source: ImageSource | TextSource,
         lengths: Lengths,
         replicas: Replicas,
+        lock: WorkdirLock,
         label: str,
         plan_table: PlanTable | None,
     ):
-        self.config, self.workdir, self.source = config, workdir, source
+        self.config, self.workdir, self.source, self.lock = config, workdir, source, lock
         self.lengths, self.replicas, self.label = lengths, replicas, label
         self.model = make_model(config, plan_table=plan_table)
         self.task = make_task(config)
@@ -174,12 +183,16 @@ class _Run:
         self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
         self.rounds = _plan_rounds(config)
         self.inputs = make_inputs(config)
+        self.most_nonfinite = self.step_arguments['most_nonfinite']
         with all_or_none():
             self.checkpoints = Checkpoints(workdir / 'checkpoints', config.train.keep_checkpoints)
+            self.steps_found = self.checkpoints.steps_here()
             state, said = self._begin(self.step_arguments['optimizer'])
-            self.start = int(state.step)
+            self.start, self.skipped = int(state.step), int(state.faults.skipped)
+            if int(state.faults.in_a_row) >= self.most_nonfinite:  # a run that skipped is told to stop from now on
+                state = state.replace(faults=Faults.none(self.skipped))
             self.evaluated = self._read_last_evaluation() if self.start >= lengths.total else None
-            self._open_workdir()
+            said += self._open_workdir()
         state = replicas.share(state)
         self.progress = StepProgress(label, lengths.total, self.start, quiet=not is_first())
         for line in said:
@@ -191,20 +204,30 @@ class _Run:
         """The state of the newest checkpoint or before the first step, and what to say of it."""
         averaged = self.config.optim.ema_decay > 0
         if self.checkpoints.latest_step() is not None:
-            return self.checkpoints.restore(abstract_state(self.model, optimizer, self.inputs, averaged)), []
+            return self.checkpoints.restore_newest(abstract_state(self.model, optimizer, self.inputs, averaged)), []
         state = init_state(self.model, optimizer, self.inputs, self.config.train.seed, averaged)
         return start_from_pretrained(self.config, self.model, state)
 
-    def _open_workdir(self) -> None:
+    def _open_workdir(self) -> list[str]:
+        """Begins to write; what to say of what was there."""
         self.writer = NoWriter()
         if not is_first():
-            return
+            return []
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
             write_identity(self.workdir, self.config, self.source)
+            said = self.checkpoints.prepare_to_write()
             self.writer = MetricWriter(self.workdir, self.start)
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
+        return said
+
+    def _take_lock(self) -> None:
+        """Only now, as a run that is refused writes nothing: what was read so far has to be as it was."""
+        self.lock.take()
+        check_workdir(self.workdir, self.config)
+        if self.checkpoints.steps_here() != self.steps_found:
+            raise BadInput(f'another run has written into {self.workdir} meanwhile: start again')
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
@@ -223,11 +246,14 @@ class _Run:
                 self._partition_if_due(step)
                 self._train(step + 1, batch)
                 if signals.stop_after(step + 1):
+                    self._check_finite()
                     self._save(step + 1)
                     self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
                     raise SystemExit(128 + signals.received)
         self._write('timing.json', {'seconds_per_step': self.clock.seconds_per_step})
         self._say_result('done')
+        if self.skipped:
+            self.progress.say(f'{self.skipped} steps were not finite and were skipped')
         if self.config.data.on_bad == 'skip' and not isinstance(self.source, TextSource):
             self._say_skipped()
         return self.evaluated
@@ -260,14 +286,53 @@ class _Run:
             self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
         except FloatingPointError as error:  # with config.debug, under which jax doesn't donate the state
             raise FloatingPointError(self._explain_nan(step, batch)) from error
-        if step % every.log_every_steps == 0 or last:
+        counts = (every.log_every_steps, every.eval_every_steps, every.checkpoint_every_steps)
+        logs, evaluates, saves = (step % count == 0 or last for count in counts)
+        if logs or evaluates or saves:
+            self._check_finite()
+        if logs:
             self._log(step, metrics)
         else:
             self.progress.update(step)
-        if step % every.eval_every_steps == 0 or last:
+        if evaluates:
             self._evaluate(step)
-        if step % every.checkpoint_every_steps == 0 or last:
+        if saves:
             self._save(step)
+
+    def _check_finite(self) -> None:
+        """Asks what the steps since the last time have found, before anything is told of them.
+
+        Raises:
+          AgreedStop: on all processes, as all have found the same.
+        """
+        faults = self.replicas.fetch(self.state.faults)
+        if int(faults.in_a_row) >= self.most_nonfinite:
+            raise AgreedStop(self._keep_last_finite())
+        skipped, self.skipped = self.skipped, int(faults.skipped)
+        if self.skipped > skipped:
+            self.progress.say(f'{self.skipped} steps so far were not finite and were skipped')
+
+    def _keep_last_finite(self) -> str:
+        """Writes the checkpoint of the last finite step, and describes what came after it."""
+        state = self.replicas.fetch(self.state)
+        failed, in_a_row, skipped = int(state.step), int(state.faults.in_a_row), int(state.faults.skipped)
+        finite = failed - in_a_row
+        learned = {'params': state.params, 'batch_stats': state.batch_stats}
+        what = f'{name_checked(state.params, learned)[int(state.faults.place)]} is not finite'
+        if others := int(state.faults.others):
+            what += f' (nor are {others} more numbers or tensors)'
+        if in_a_row > 1:
+            what += f', the last of {in_a_row} such steps in a row'
+        newest = self.checkpoints.latest_step() or 0
+        # A round after that step has changed the state since: it is taken again after an earlier checkpoint.
+        if newest < finite and not any(finite <= at < failed for at, _ in self.rounds):
+            self._store(state.replace(step=jnp.int32(finite), faults=Faults.none(skipped - in_a_row)))
+            newest = finite
+        kept = f'the checkpoint of step {newest} is kept' if newest else 'there is no checkpoint yet'
+        return (
+            f'step {failed}: {what}; {kept}; debug=True says where it comes from, a smaller optim.learning_rate or '
+            'optim.clip_norm may help, train.on_nonfinite=skip leaves such steps out'
+        )
 
     def _explain_nan(self, step: int, batch) -> str:
         alone = functools.partial(train_step, **self.step_arguments | {'model': self.model, 'accumulate_steps': 1})
@@ -277,7 +342,9 @@ class _Run:
     def _log(self, step: int, metrics) -> None:
         values = {name: float(value) for name, value in self.replicas.fetch(metrics).items()}
         self.clock.passed(step)
-        values['learning_rate'] = float(self.rate(step - 1))
+        values['learning_rate'] = float(self.rate(step - 1 - self.skipped))  # schedules count updates
+        if self.config.train.on_nonfinite == 'skip':
+            values['nonfinite_steps'] = self.skipped
         values['dynamic_fraction'] = self.partition['totals']['dynamic_fraction']
         self.writer.write(step, 'train', values)
         self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
@@ -298,13 +365,18 @@ class _Run:
 
     def _save(self, step: int) -> None:
         with self.clock.paused(step, self.state):
-            self.checkpoints.save(to_masked_form(self.replicas.fetch(self.state)))
+            self._store(self.replicas.fetch(self.state))
+
+    def _store(self, state: TrainState) -> None:
+        self.writer.sync()
+        self.checkpoints.save(to_masked_form(state))
 
     def _partition_if_due(self, step: int) -> None:
         """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""
         due = [fraction for at, fraction in self.rounds if at == step]
         if not due:
             return
+        self._check_finite()
         partition = self.config.partition
         with self.clock.paused(step, self.state):
             state = to_masked_form(self.replicas.fetch(self.state))
@@ -343,7 +415,9 @@ class _Run:
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if is_first():
-            write_json(self.workdir / name, content)
+            path = self.workdir / name
+            with disk_faults_stop(f'{path} cannot be written'):
+                write_json(path, content)
 
     def close(self) -> None:
         self.writer.close()

@@ -1,14 +1,41 @@
 """What a run leaves in its workdir besides checkpoints: metrics.jsonl, TensorBoard events, JSON files."""
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, Stopped
+
+# What a system says of a disk that is full, read-only or gone. What is written in C++ comes as their texts alone.
+_DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENODEV, errno.ESTALE)
+_SAYS_DISK_FAULT = re.compile('|'.join(re.escape(os.strerror(number)) for number in _DISK_FAULTS))
+
+
+@contextlib.contextmanager
+def disk_faults_stop(what: str) -> Iterator[None]:
+    """Within the `with` block a disk that is full, read-only or gone raises `Stopped` with one line, `what` first."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*_DISK_FAULTS, errno.EACCES, errno.EPERM):
+            reason = error.strerror
+        elif found := _SAYS_DISK_FAULT.search(str(error)):
+            reason = found[0]
+        else:
+            raise
+        raise Stopped(
+            f'{what}: {reason}; once that is mended, start again: it goes on from its newest checkpoint'
+        ) from error
 
 
 def check_writable(workdir: Path) -> None:
@@ -47,6 +74,18 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns once the names in a folder are on the disk, so that a machine that fails doesn't forget them."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # file systems that know no such thing
+            raise
+    finally:
+        os.close(number)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -90,24 +129,70 @@ class MetricWriter:
         temporary = path.with_name(path.name + '.tmp')
         temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
         temporary.replace(path)
-        self._file = path.open('a')
-        purge = resumed_step + 1 if resumed_step else None
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
+        # Without a buffer: what can't be written is known at once, and nothing is written later.
+        self._file = path.open('ab', buffering=0)
+        self._name = path
+        self._board = _Board(workdir / 'tensorboard', resumed_step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One row: `step` (steps done), `split` (train, eval or partition), then values."""
-        self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
-        self._file.flush()
+        """One row: `step` (steps done), `split` (train, eval or partition), then values.
+
+        Raises:
+          Stopped: when the disk is full or fails; no half of a row is left.
+        """
+        row = (json.dumps({'step': step, 'split': split, **values}) + '\n').encode()
+        with disk_faults_stop(f'{self._name} cannot be written'):
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                while row:  # a disk that is almost full takes a part, and fails at the rest
+                    row = row[self._file.write(row) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
         for name, value in values.items():
-            self._board.add_scalar(f'{split}/{name}', value, step)
+            self.write_board(step, f'{split}/{name}', value)
 
     def write_board(self, step: int, name: str, value: float) -> None:
         """A value for TensorBoard alone."""
-        self._board.add_scalar(name, value, step)
+        with disk_faults_stop(f'{self._board.folder} cannot be written'):
+            self._board.write(step, name, value)
+
+    def sync(self) -> None:
+        """Returns once the rows are on the disk: a checkpoint never outlives the rows before it."""
+        with disk_faults_stop(f'{self._name} cannot be written'):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class _Board:
+    """Events for TensorBoard, written by the thread that asks for it.
+
+    tensorboardX's own writer has a thread: when that dies of a full disk, the run waits for it forever.
+
+    Args:
+      folder: made.
+      resumed_step: see `MetricWriter`; TensorBoard hides what other files say of later steps.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / 'events'))
+        if resumed_step:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=start))
+        self._writer.flush()
+
+    def write(self, step: int, name: str, value: float) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk; what matters has said so
+            self._writer.close()
 
 
 class NoWriter:
@@ -117,6 +202,9 @@ class NoWriter:
         pass
 
     def write_board(self, step: int, name: str, value: float) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

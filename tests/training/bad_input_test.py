@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pad_jax.training import lock, trainer
 from tests.training.conftest import IN_ROUNDS
-from tests.training.tiny import DIGITS, ROOT, SMALL
+from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
 
 CIFAR = ROOT / 'configs' / 'cifar_resnet10_pad.py'
 SMALL_FLAGS = [f'--config.{name}={value}' for name, value in SMALL.items()]
@@ -244,12 +245,35 @@ def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
 
 
 @pytest.mark.usefixtures('one_block')
+def test_a_second_run_is_refused_while_the_first_goes_on(refused, tmp_path, monkeypatch):
+    lines = []
+    evaluate = trainer._Run._evaluate
+
+    def second(run, step):
+        if not lines:
+            lines.append(refused('train', *SAME_RUN, f'--workdir={tmp_path / "run"}'))
+        evaluate(run, step)
+
+    monkeypatch.setattr(trainer._Run, '_evaluate', second)
+    monkeypatch.setattr(lock, 'BEAT_SECONDS', 1000)  # nothing changes meanwhile but by the second
+    trainer.train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
+    assert f'{tmp_path / "run"} is in use by a run on ' in lines[0] and f'process {os.getpid()}, since 20' in lines[0]
+    assert not (tmp_path / 'run' / lock.LOCK).exists()
+
+
+@pytest.mark.usefixtures('one_block')
 def test_bad_checkpoints(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
-    (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 2}')
+    (workdir / 'checkpoints' / '6' / 'manifest.json').unlink()
+    (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 3}')
     for command, flags in (('train', SAME_RUN), ('evaluate', [])):
         line = refused(command, *flags, f'--workdir={workdir}')
-        assert 'checkpoints/6 has format 2, this version reads up to 1: update pad_jax' in line
+        assert 'checkpoints/6 has format 3, this version reads up to 2: update pad_jax' in line
+    for path in (workdir / 'checkpoints').iterdir():
+        (path / 'about' / 'metadata').write_text('{}')
+    for command, flags in (('train', SAME_RUN), ('evaluate', [])):
+        line = refused(command, *flags, f'--workdir={workdir}')
+        assert 'checkpoints holds no sound checkpoint (6: about/metadata says no format, but {}; 4: about/met' in line
     shutil.rmtree(workdir / 'checkpoints')
     assert 'holds no checkpoint' in refused('evaluate', f'--workdir={workdir}')
 
@@ -259,7 +283,7 @@ def test_what_evaluate_may_not_change(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
     for flags, says in (
         (['train.seed=1', 'data.name=folder'], 'train.seed, data.name cannot be changed for the run in '),
-        (['train.seed=1'], 'only data.path, debug, model.plan, parallel, train.keep_checkpoints'),
+        (['train.seed=1'], 'only data.path, debug, model.plan, parallel, partition.compact, train.keep_checkpoints'),
         (['data.pth=1'], 'unknown config key data.pth, did you mean data.path?'),
         (['model.plan=best'], 'model.plan must be one of'),
         (['data.path=elsewhere'], 'the digits are embedded and read no path'),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.errors import BadInput
-from pad_jax.training.checkpoints import FORMAT, Checkpoints
+from pad_jax.errors import BadInput, Stopped
+from pad_jax.training import checkpoints
+from pad_jax.training.checkpoints import FORMAT, MANIFEST, Checkpoints
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.state import abstract_state, init_state
+from pad_jax.training.state import Faults, abstract_state, init_state
 from pad_jax.training.tasks import image_inputs
+from tests.training.conftest import contents
 from tests.training.tiny import NormFree
 
 OPTIMIZER = make_optimizer('adamw', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
@@ -45,7 +48,7 @@ def test_the_whole_state_comes_back(tmp_path, state):
     assert saved.latest_step() is None and not folder.exists()
     saved.save(state)
     saved.close()
-    found = Checkpoints(folder).restore(like())
+    found = Checkpoints(folder).restore_newest(like())
     assert jax.tree.structure(found) == jax.tree.structure(state)
     assert jax.dtypes.issubdtype(found.key.dtype, jax.dtypes.prng_key)
 
@@ -65,13 +68,19 @@ def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
     saved.save(state.replace(columns={'conv': jnp.arange(3)}, packed={'conv': jnp.arange(3)}))
     saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 8))
     names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
-    assert FORMAT == 1 and set(saved._manager.item_metadata(7).state) == names
-    assert set(saved._manager.item_metadata(8).state) == names | {'average'}
+    describe = saved._checkpointer.metadata
+    assert FORMAT == 2 and set(describe((saved.folder / '7').absolute()).item_metadata.state) == names
+    assert set(describe(saved.folder / '8').item_metadata.state) == names | {'average'}
+    assert json.loads((saved.folder / '7' / 'about' / 'metadata').read_text()) == {
+        'format': 2,
+        'skipped': 0,
+        'in_a_row': 0,
+    }
     assert saved.restore(like(), 7).columns == {} == saved.restore(like(), 7).average
     with pytest.raises(
         BadInput, match=r'8 does not fit the model: average/params/.* in the checkpoint, missing in the m'
     ):
-        saved.restore(like())
+        saved.restore_newest(like())
 
 
 def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):
@@ -82,7 +91,7 @@ def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):
     saved.close()
     assert sorted(path.name for path in saved.folder.iterdir() if path.is_dir()) == ['10', '4']
     read = Checkpoints(saved.folder)
-    assert int(read.restore(like()).step) == 10
+    assert int(read.restore_newest(like()).step) == 10
     assert int(read.restore(like(), step=4).step) == 4
 
 
@@ -91,7 +100,7 @@ def test_the_same_step_twice_is_one_checkpoint(tmp_path, state):
     saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
     saved.save(at(state, 3))
     saved.save(at(state, 3))
-    assert int(saved.restore(like()).step) == 3
+    assert int(saved.restore_newest(like()).step) == 3
 
 
 def test_reading_changes_nothing_and_a_half_written_checkpoint_is_none(tmp_path, state):
@@ -102,11 +111,12 @@ def test_reading_changes_nothing_and_a_half_written_checkpoint_is_none(tmp_path,
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     reader = Checkpoints(folder)
     assert reader.latest_step() == 7
-    assert int(reader.restore(like()).step) == 7
+    assert int(reader.restore_newest(like()).step) == 7
     reader.close()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
     writer = Checkpoints(folder, keep=1)
     assert writer.latest_step() == 7
+    assert writer.prepare_to_write() == []
     writer.save(at(state, 9))
     writer.close()
     assert [path.name for path in folder.iterdir()] == ['9']
@@ -114,24 +124,24 @@ def test_reading_changes_nothing_and_a_half_written_checkpoint_is_none(tmp_path,
 
 def test_no_checkpoint_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match=re.escape(f'{tmp_path}/nowhere holds no checkpoint')):
-        Checkpoints(tmp_path / 'nowhere').restore(like())
+        Checkpoints(tmp_path / 'nowhere').restore_newest(like())
     (tmp_path / 'empty').mkdir()
     with pytest.raises(BadInput, match='holds no checkpoint'):
-        Checkpoints(tmp_path / 'empty').restore(like())
+        Checkpoints(tmp_path / 'empty').restore_newest(like())
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_names(tmp_path, state):
     folder = tmp_path / 'checkpoints'
     Checkpoints(folder, keep=1).save(state)
     with pytest.raises(BadInput) as caught:
-        Checkpoints(folder).restore(abstract_state(NormFree(), OPTIMIZER, image_inputs((8, 8, 3))))
+        Checkpoints(folder).restore_newest(abstract_state(NormFree(), OPTIMIZER, image_inputs((8, 8, 3))))
     message = str(caught.value)
     assert '/checkpoints/7 does not fit the model' in message
     assert 'masks/conv/kernel: bool[3, 3, 1, 4] in the checkpoint, bool[3, 3, 3, 4] in the model' in message
     assert re.search(r'\(and \d+ more\)', message) and '\n' not in message
     sgd = make_optimizer('sgd', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
     with pytest.raises(BadInput, match='missing in the model'):
-        Checkpoints(folder).restore(abstract_state(NormFree(), sgd, INPUTS))
+        Checkpoints(folder).restore_newest(abstract_state(NormFree(), sgd, INPUTS))
 
 
 def test_other_types_are_refused_as_other_shapes_are(tmp_path, state):
@@ -140,7 +150,7 @@ def test_other_types_are_refused_as_other_shapes_are(tmp_path, state):
     Checkpoints(folder, keep=1).save(state)
     other = jax.eval_shape(lambda given: given.replace(params=jax.tree.map(jnp.bfloat16, given.params)), like())
     with pytest.raises(BadInput, match=r'params/classifier/bias: float32\[10\] in the checkpoint, bfloat16\[10\] in'):
-        Checkpoints(folder).restore(other)
+        Checkpoints(folder).restore_newest(other)
 
 
 def truncate_arrays(folder):
@@ -148,24 +158,64 @@ def truncate_arrays(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path):
+    """One bit of the byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def about(folder):
+    return folder / 'about' / 'metadata'
+
+
+# kind: (damage, what is said of it where there is a manifest, and what where there is none).
 DAMAGES = {
-    'about is no JSON': (lambda folder: (folder / 'about' / 'metadata').write_text('nope'), 'JSONDecodeError'),
-    'about is no text': (lambda folder: (folder / 'about' / 'metadata').write_bytes(b'\xff'), 'UnicodeDecodeError'),
-    'about is empty': (lambda folder: (folder / 'about' / 'metadata').write_text('{}'), 'says no format, but {}'),
-    'about is a list': (lambda folder: (folder / 'about' / 'metadata').write_text('[1]'), 'says no format, but [1]'),
-    'format is a text': (lambda folder: (folder / 'about' / 'metadata').write_text('{"format": "2"}'), 'no format'),
-    'format is a flag': (lambda folder: (folder / 'about' / 'metadata').write_text('{"format": true}'), 'no format'),
-    'about is gone': (lambda folder: shutil.rmtree(folder / 'about'), '"about" was not found'),
-    'metadata is gone': (lambda folder: (folder / 'about' / 'metadata').unlink(), 'metadata not found'),
-    'state is gone': (lambda folder: shutil.rmtree(folder / 'state'), 'state holds no array'),
-    'list of arrays is torn': (lambda folder: (folder / 'state' / '_METADATA').write_text('{'), 'JSONDecodeError'),
-    'list of arrays is empty': (lambda folder: (folder / 'state' / '_METADATA').write_text('{}'), 'KeyError'),
-    'list of arrays is gone': (lambda folder: (folder / 'state' / '_METADATA').unlink(), '_METADATA lists no array'),
-    'arrays are torn': (truncate_arrays, 'OUT_OF_RANGE'),
-    'index of arrays is torn': (lambda folder: (folder / 'state' / 'manifest.ocdbt').write_text('x'), 'DATA_LOSS'),
-    'index of arrays is gone': (lambda folder: (folder / 'state' / 'manifest.ocdbt').unlink(), 'holds no array'),
-    'all is gone': (lambda folder: (shutil.rmtree(folder), folder.mkdir()), '"about" was not found'),
-}
+    'about is no JSON': (lambda folder: about(folder).write_text('nope'), 'has 4 bytes instead of', 'JSONDecodeError'),
+    'about is no text': (lambda folder: about(folder).write_bytes(b'\xff'), 'has 1 bytes', 'UnicodeDecodeError'),
+    'about is empty': (lambda folder: about(folder).write_text('{}'), 'has 2 bytes', 'says no format, but {}'),
+    'about is a list': (lambda folder: about(folder).write_text('[1]'), 'has 3 bytes', 'says no format, but [1]'),
+    'format is a text': (lambda folder: about(folder).write_text('{"format": "2"}'), 'has 15 bytes', 'no format'),
+    'format is a flag': (lambda folder: about(folder).write_text('{"format": true}'), 'has 16 bytes', 'no format'),
+    'about is gone': (lambda folder: shutil.rmtree(folder / 'about'), 'is missing', 'No such file'),
+    'metadata is gone': (lambda folder: about(folder).unlink(), 'about/metadata is missing', 'No such file'),
+    'state is gone': (lambda folder: shutil.rmtree(folder / 'state'), 'is missing', 'state holds no array'),
+    'list of arrays is torn': (
+        lambda folder: (folder / 'state' / '_METADATA').write_text('{'), '_METADATA has 1 bytes', 'JSONDecodeError',
+    ),
+    'list of arrays is empty': (
+        lambda folder: (folder / 'state' / '_METADATA').write_text('{}'), '_METADATA has 2 bytes', 'KeyError',
+    ),
+    'list of arrays is gone': (
+        lambda folder: (folder / 'state' / '_METADATA').unlink(), '_METADATA is missing', 'lists no array',
+    ),
+    'arrays are torn': (truncate_arrays, 'bytes instead of', 'OUT_OF_RANGE'),
+    'index of arrays is torn': (
+        lambda folder: (folder / 'state' / 'manifest.ocdbt').write_text('x'), 'ocdbt has 1 bytes', 'DATA_LOSS',
+    ),
+    'index of arrays is gone': (
+        lambda folder: (folder / 'state' / 'manifest.ocdbt').unlink(), 'manifest.ocdbt is missing', 'holds no array',
+    ),
+    'all is gone': (lambda folder: (shutil.rmtree(folder), folder.mkdir()), 'No such file', 'No such file'),
+    # What only a manifest notices.
+    'a bit of an array': (lambda folder: flip(largest(folder)), 'its sha256 differs', None),
+    'a bit of what is known of arrays': (lambda folder: flip(folder / 'state' / '_METADATA'), 'sha256 differs', None),
+    'a bit of about': (lambda folder: flip(about(folder)), 'its sha256 differs', None),
+    'a bit of the manifest': (lambda folder: flip(folder / MANIFEST), '', None),
+    'the manifest is torn': (lambda folder: (folder / MANIFEST).write_text('{"files"'), 'JSONDecodeError', None),
+    'the manifest is of another kind': (lambda folder: (folder / MANIFEST).write_text('[]'), 'TypeError', None),
+    'the manifest is gone': (lambda folder: (folder / MANIFEST).unlink(), 'it has no manifest.json', None),
+}  # fmt: skip
+
+
+def make_old(folder):
+    """As the first format was."""
+    (folder / MANIFEST).unlink()
+    about(folder).write_text('{"format": 1}')
 
 
 @pytest.fixture(scope='module')
@@ -178,34 +228,118 @@ def two_checkpoints(tmp_path_factory, state):
     return folder
 
 
-@pytest.mark.parametrize('keep', [None, 2])
 @pytest.mark.parametrize('kind', DAMAGES)
-def test_a_damaged_checkpoint_is_refused_in_one_line(two_checkpoints, tmp_path, capfd, kind, keep):
+def test_the_newest_sound_checkpoint_takes_the_place_of_a_damaged_one(two_checkpoints, tmp_path, capfd, state, kind):
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
-    damage, says = DAMAGES[kind]
+    damage, says, _ = DAMAGES[kind]
     damage(folder / '7')
+    before = contents(folder)
     with pytest.raises(BadInput) as caught:
-        Checkpoints(folder, keep).restore(like())
-    message = str(caught.value)
-    assert message.startswith(f'checkpoint {folder / "7"} is damaged: ') and says in message
-    assert message.endswith('; remove it to go on from the one before')
-    assert '\n' not in message and len(message) < 500
+        Checkpoints(folder).restore(like(), 7)
+    assert str(caught.value).startswith(f'checkpoint {folder / "7"} is damaged: ') and says in str(caught.value)
+    reader = Checkpoints(folder)
+    assert int(reader.restore_newest(like()).step) == 5
+    (line,) = reader.describe_damage()
+    assert line.startswith(f'checkpoint {folder / "7"} is damaged (') and says in line
+    assert line.endswith('): that of step 5 takes its place') and '\n' not in line and len(line) < 500
+    assert contents(folder) == before
+    writer = Checkpoints(folder, keep=2)
+    assert int(writer.restore_newest(like()).step) == 5
+    assert contents(folder) == before
+    assert writer.prepare_to_write() == [f'{line}; it is kept as 7.damaged']
+    writer.save(at(state, 7))
+    assert sorted(path.name for path in folder.iterdir()) == ['5', '7', '7.damaged']
+    assert int(Checkpoints(folder).restore_newest(like()).step) == 7
     assert 'Traceback' not in capfd.readouterr().err
-    shutil.rmtree(folder / '7')
-    assert int(Checkpoints(folder, keep).restore(like()).step) == 5
-    truncate_arrays(folder / '5')
-    with pytest.raises(BadInput, match=r'; remove it to begin again$'):
-        Checkpoints(folder, keep).restore(like())
+
+
+@pytest.mark.parametrize('kind', [kind for kind, (*_, says) in DAMAGES.items() if says])
+def test_damage_that_is_seen_without_a_manifest(two_checkpoints, tmp_path, capfd, kind):
+    """The first format had none: every array is read, and what else there is has to make sense."""
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    make_old(folder / '7')
+    assert int(Checkpoints(folder).restore(like(), 7).step) == 7
+    damage, _, says = DAMAGES[kind]
+    damage(folder / '7')
+    reader = Checkpoints(folder)
+    assert int(reader.restore_newest(like()).step) == 5
+    assert says in reader.describe_damage()[0]
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_damage_again_has_another_name(two_checkpoints, tmp_path, state):
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    for name in ('7.damaged', '7.damaged2'):
+        flip(largest(folder / '7'))
+        writer = Checkpoints(folder, keep=2)
+        writer.restore_newest(like())
+        assert writer.prepare_to_write()[0].endswith(f'; it is kept as {name}')
+        writer.save(at(state, 7))
+
+
+def test_nothing_sound_is_refused_and_left_as_it_is(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    flip(largest(folder / '5'))
+    shutil.rmtree(folder / '7' / 'state')
+    before = contents(folder)
+    with pytest.raises(BadInput) as caught:
+        Checkpoints(folder, keep=2).restore_newest(like())
+    message = str(caught.value)
+    assert message.startswith(f'{folder} holds no sound checkpoint (7: state/') and '; 5: state/' in message
+    assert message.endswith('): remove them to begin again') and '\n' not in message
+    assert contents(folder) == before
+
+
+def test_what_was_begun_is_none_and_goes(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    for name in ('9.writing', '9.writing.orbax-checkpoint-tmp', '3.removing', '9.orbax-checkpoint-tmp'):
+        shutil.copytree(folder / '7', folder / name)
+    (folder / '9.mine').mkdir()
+    writer = Checkpoints(folder, keep=2)
+    assert writer.steps() == [5, 7] and int(writer.restore_newest(like()).step) == 7
+    assert writer.prepare_to_write() == []
+    assert sorted(path.name for path in folder.iterdir()) == ['5', '7', '9.mine']
+
+
+@pytest.mark.parametrize(
+    ('error', 'says'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), 'No space left on device'),
+        (OSError(errno.EROFS, 'Read-only file system'), 'Read-only file system'),
+        (
+            ValueError('RESOURCE_EXHAUSTED: writing "x": No space left on device [tensorstore_spec=...]'),
+            'No space left',
+        ),
+    ],
+)
+@pytest.mark.parametrize('at_step', ['save', 'manifest'])
+def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatch, state, error, says, at_step):
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    before = contents(folder)
+    writer = Checkpoints(folder, keep=1)
+
+    def fails(*arguments, **named):
+        raise error
+
+    with monkeypatch.context() as patch:
+        if at_step == 'save':
+            patch.setattr(writer._checkpointer, 'save', fails)
+        else:
+            patch.setattr(checkpoints, 'write_json', fails)
+        with pytest.raises(Stopped, match=rf'^checkpoint {folder}/9 cannot be written: {says}.*; once that is mended'):
+            writer.save(at(state, 9))
+    assert contents(folder) == before
+    writer.save(at(state, 9))
+    assert [path.name for path in folder.iterdir()] == ['9']
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(two_checkpoints, monkeypatch):
     def denied(*arguments, **named):
         raise PermissionError(13, 'Permission denied')
 
-    read = Checkpoints(two_checkpoints)
-    monkeypatch.setattr(read._manager, 'restore', denied)
+    monkeypatch.setattr(checkpoints, '_compare_files', denied)
     with pytest.raises(BadInput, match=r'7 cannot be read: PermissionError: .*Permission denied$'):
-        read.restore(like())
+        Checkpoints(two_checkpoints).restore_newest(like())
 
 
 def test_a_failure_of_the_machine_is_no_bad_input(two_checkpoints, monkeypatch):
@@ -213,9 +347,16 @@ def test_a_failure_of_the_machine_is_no_bad_input(two_checkpoints, monkeypatch):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
 
     read = Checkpoints(two_checkpoints)
-    monkeypatch.setattr(read._manager, 'restore', fails)
+    monkeypatch.setattr(read._checkpointer, 'restore', fails)
     with pytest.raises(jax.errors.JaxRuntimeError):
-        read.restore(like())
+        read.restore_newest(like())
+
+
+def test_what_was_skipped_comes_back(tmp_path, state):
+    saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
+    saved.save(state.replace(faults=Faults.none(skipped=3, in_a_row=2)))
+    faults = saved.restore_newest(like()).faults
+    assert (int(faults.skipped), int(faults.in_a_row)) == (3, 2)
 
 
 def test_a_folder_that_cannot_be_used_is_refused_at_opening(two_checkpoints, tmp_path, monkeypatch):
@@ -236,5 +377,6 @@ def test_a_newer_format_is_refused(tmp_path, state):
     folder = tmp_path / 'checkpoints'
     Checkpoints(folder, keep=1).save(state)
     set_format(folder, {'format': FORMAT + 1})
+    (folder / '7' / MANIFEST).unlink()
     with pytest.raises(BadInput, match=rf'7 has format {FORMAT + 1}, this version reads up to {FORMAT}: update'):
-        Checkpoints(folder).restore(like())
+        Checkpoints(folder).restore_newest(like())

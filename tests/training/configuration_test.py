@@ -67,6 +67,8 @@ IMAGE_REFUSED = {
     'train.temperature_epochs': ['-1', 'nan', '1e300'],
     'train.label_smoothing': ['1', '-0.1', 'nan', 'a tenth'],
     'train.mixup': ['-0.2', 'nan', '1001'],
+    'train.on_nonfinite': ['ignore'],
+    'train.max_nonfinite': ['0', str(2**31)],
     'train.eval_every_steps': ['0', str(2**31)],
     'train.log_every_steps': ['0', '-10'],
     'train.checkpoint_every_steps': ['0'],
@@ -348,6 +350,8 @@ FREE = {
     'model.plan': 'shift',
     'partition.compact': True,
     'train.keep_checkpoints': 7,
+    'train.on_nonfinite': 'skip',
+    'train.max_nonfinite': 3,
     'parallel': 'shard_map',
     'debug': True,
 }

@@ -251,6 +251,8 @@ EFFECTS = {
     'train.temperature_epochs': (0.02, trained, {}),
     'train.label_smoothing': (0.1, lowered, {}),
     'train.mixup': (0.2, lowered, {}),
+    'train.on_nonfinite': ('skip', lowered, {}),
+    'train.max_nonfinite': (3, lowered, {'train.on_nonfinite': 'skip'}),
     'train.eval_every_steps': (2, run_files, {}),
     'train.log_every_steps': (4, run_files, {}),
     'train.checkpoint_every_steps': (5, run_files, {}),

@@ -169,6 +169,8 @@ EFFECTS = {
     'train.steps': (7, images.lengths, {}),
     'train.epochs': (0.5, images.lengths, {'train__steps': 0}),
     'train.seed': (1, started, {}),
+    'train.on_nonfinite': ('skip', devices_and_step, {}),
+    'train.max_nonfinite': (3, devices_and_step, {'train__on_nonfinite': 'skip'}),
     'train.eval_every_steps': (2, images.run_files, {}),
     'train.log_every_steps': (4, images.run_files, {}),
     'train.checkpoint_every_steps': (5, images.run_files, {'train__keep_checkpoints': 3}),

@@ -58,7 +58,7 @@ def kill_in(monkeypatch, workdir, name, step, **changes):
 def load_state(workdir, config):
     source = open_source(config)
     optimizer = make_run_optimizer(config, measure_lengths(config, source.spec.num_train))
-    return Checkpoints(workdir / 'checkpoints').restore(
+    return Checkpoints(workdir / 'checkpoints').restore_newest(
         abstract_state(make_model(config), optimizer, make_inputs(config), config.optim.ema_decay > 0)
     )
 

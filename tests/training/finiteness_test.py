@@ -1,0 +1,208 @@
+"""Steps whose loss or gradients are not finite: in a batch, the images of one step are made so."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pad_jax.errors import Stopped
+from pad_jax.training import trainer
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.finiteness import accept_finite, check_finite, name_checked
+from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.parallel import Replicas
+from pad_jax.training.state import Faults, init_state
+from pad_jax.training.steps import train_step
+from pad_jax.training.tasks import IMAGES, image_inputs
+from pad_jax.training.trainer import train
+from pad_jax.training.writers import read_metrics
+from tests.training.conftest import IN_ROUNDS
+from tests.training.tiny import one_device, small_config
+from tests.training.trainer_test import Killed, assert_same_run, kill_before, load_state
+
+
+class Tiny(nn.Module):
+    """The least that has parameters and running statistics."""
+
+    @nn.compact
+    def __call__(self, images, temperature=1.0, train=False):
+        x = nn.BatchNorm(not train, name='norm')(images.reshape(len(images), -1))
+        return nn.Dense(10, name='classifier')(x), {}
+
+
+OPTIMIZER = make_optimizer('adamw', 0.1, 'cosine', 1, 1e-4, 1.0, 50)
+
+
+def make_batch(number, bad=False):
+    image = np.random.default_rng(number).normal(size=(8, 8, 8, 1)).astype(np.float32)
+    if bad:
+        image[3, 2, 1, 0] = np.inf  # one pixel of one example: of eight replicas one alone meets it
+    return {'image': image, 'label': np.arange(8, dtype=np.int32)}
+
+
+@pytest.fixture
+def start():
+    return init_state(Tiny(), OPTIMIZER, image_inputs((8, 8, 1)), seed=0)
+
+
+def leaves(state):
+    names = ('params', 'batch_stats', 'optimizer_state', 'masks')
+    return [np.asarray(leaf) for name in names for leaf in jax.tree.leaves(getattr(state, name))]
+
+
+def same(one, other):
+    return all(np.array_equal(*pair) for pair in zip(leaves(one), leaves(other), strict=True))
+
+
+def run(form, devices, state, badness, most_nonfinite):
+    """The states after each of the steps, a bad one where `badness` says so."""
+    replicas = Replicas(form, devices)
+    static = {'temperature': 1.0, 'temperature_steps': 0, 'most_nonfinite': most_nonfinite}
+    step = replicas.map_step(train_step, donate=False, task=IMAGES, model=Tiny(), optimizer=OPTIMIZER, **static)
+    placed, found = replicas.place_state(state), []
+    for number, bad in enumerate(badness):
+        placed, _ = step(placed, replicas.place_batch(make_batch(number, bad)))
+        found.append(replicas.fetch(placed))
+    for leaf in jax.tree.leaves(placed.params):  # all replicas decided alike
+        first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert all(np.array_equal(first, other) for other in others)
+    return found
+
+
+@pytest.mark.parametrize(
+    ('form', 'count'),
+    [
+        ('pmap', 8),
+        ('shard_map', 8),
+        pytest.param('pmap', 1, marks=pytest.mark.slow),
+        pytest.param('shard_map', 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_bad_step_changes_nothing_and_those_after_it_neither(form, count, start):
+    found = run(form, jax.local_devices()[:count], start, [False, True, False, True], most_nonfinite=1)
+    assert not same(found[0], start)
+    assert all(same(found[0], later) for later in found[1:])
+    # The step that failed is counted; after it nothing is, whatever comes.
+    assert [int(state.step) for state in found] == [1, 2, 2, 2]
+    assert [int(state.faults.skipped) for state in found] == [0, 1, 1, 1]
+    names = name_checked(start.params, {'params': start.params, 'batch_stats': start.batch_stats})
+    assert names[int(found[-1].faults.place)] == 'the loss'
+
+
+def test_bad_steps_are_skipped_up_to_so_many_in_a_row(start):
+    found = run('pmap', one_device(), start, [True, False, True, True, False, True, True, True, False], 3)
+    counts = [(int(state.step), int(state.faults.skipped), int(state.faults.in_a_row)) for state in found]
+    assert counts == [(1, 1, 1), (2, 1, 0), (3, 2, 1), (4, 3, 2), (5, 3, 0), (6, 4, 1), (7, 5, 2), (8, 6, 3), (8, 6, 3)]
+    assert same(found[0], start) and not same(found[1], start) and same(found[1], found[3])
+    assert not same(found[3], found[4]) and same(found[4], found[8])
+
+
+def test_skipping_is_the_same_as_never_having_met_that_batch(start):
+    """But for what is random in a step, of which there is nothing here."""
+    skipped = run('pmap', one_device(), start, [False, True], 10)[-1]
+    straight = run('pmap', one_device(), start, [False], 10)[-1]
+    assert same(skipped, straight)
+
+
+def test_each_thing_that_is_not_finite_is_named():
+    params = {'a': jnp.ones(2), 'b': {'c': jnp.ones((2, 2)), 'empty': jnp.ones((0, 3))}}
+    learned = {'params': params, 'batch_stats': {'mean': jnp.zeros(3)}}
+    names = name_checked(params, learned)
+    assert names == [
+        *('the loss', 'the gradient of a', 'the gradient of b/c', 'the gradient of b/empty'),
+        *('batch_stats/mean after the step', 'params/a after the step', 'params/b/c after the step'),
+        'params/b/empty after the step',
+    ]
+    assert check_finite(jnp.float32(3), params, learned).all()
+    for place, value in ((0, jnp.nan), (0, jnp.inf), (2, -jnp.inf), (2, 1e30), (4, jnp.nan), (6, jnp.inf)):
+        trees = [jnp.float32(3), params, learned]
+        flat, structure = jax.tree.flatten(trees)
+        flat[place] = flat[place].at[(0,) * flat[place].ndim].set(value)
+        (found,) = np.flatnonzero(~check_finite(*jax.tree.unflatten(structure, flat)))
+        assert found == place
+
+
+def test_what_else_was_not_finite_is_counted(start):
+    is_finite = jnp.array([True, False, True, False, False])
+    faults = accept_finite(start, start, is_finite, 1).faults
+    assert (int(faults.place), int(faults.others)) == (1, 2)
+    assert start.faults == Faults.none() or int(start.faults.place) == 0
+
+
+@contextlib.contextmanager
+def bad_steps(monkeypatch, *steps):
+    """Runs in the `with` block meet an infinite pixel in these steps, counted from 1."""
+    inner = trainer._Run._train
+
+    def spoiled(run, step, batch):
+        if step in steps:
+            batch = batch | {'image': np.array(batch['image'])}
+            batch['image'][0, 2, 1, 0] = np.inf
+        inner(run, step, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, '_train', spoiled)
+        yield
+
+
+RARELY = IN_ROUNDS | {'train__log_every_steps': 4, 'train__checkpoint_every_steps': 6, 'train__eval_every_steps': 6}
+
+
+@pytest.mark.usefixtures('one_block')
+@pytest.mark.parametrize('bad', [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5, 6))])
+def test_a_run_stops_at_a_bad_step_and_keeps_the_state_before_it(monkeypatch, finished_run, tmp_path, bad):
+    """Wherever that is between two rows of the log; going on then ends like a run that never met it."""
+    config = small_config(**RARELY)
+    with bad_steps(monkeypatch, bad), pytest.raises(Stopped) as caught:
+        train(config, tmp_path / 'run', devices=one_device())
+    message = str(caught.value)
+    # An infinite pixel leaves the loss as it is: a ReLU takes a NaN for zero.
+    assert message.startswith(f'step {bad}: the gradient of stage1_block1/conv1/attention/bias is not finite (nor are ')
+    assert '\n' not in message
+    # Rounds come after 3 and 5 steps: what one has changed since is in no checkpoint.
+    kept = {1: None, 2: 1, 5: 4, 6: None}[bad]
+    assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == kept
+    assert (f'; the checkpoint of step {kept} is kept; ' if kept else '; there is no checkpoint yet; ') in message
+    assert all(row['step'] < bad for row in read_metrics(tmp_path / 'run'))
+    train(config, tmp_path / 'run', devices=one_device())
+    states = load_state(tmp_path / 'run', config), load_state(finished_run, small_config(**IN_ROUNDS))
+    assert same(*states)
+
+
+@pytest.mark.usefixtures('one_block')
+def test_a_run_that_skips_says_so_and_resumes_to_the_bit(monkeypatch, tmp_path, capsys):
+    config = small_config(**IN_ROUNDS, train__on_nonfinite='skip', train__max_nonfinite=2)
+    with bad_steps(monkeypatch, 2, 4):
+        train(config, tmp_path / 'straight', devices=one_device())
+        assert 'train: 2 steps were not finite and were skipped' in capsys.readouterr().err
+        rows = [row for row in read_metrics(tmp_path / 'straight') if row['split'] == 'train']
+        assert [row['nonfinite_steps'] for row in rows] == [0, 1, 1, 2, 2, 2]
+        # Schedules count updates: after a warm-up of one step the peak comes with the second, which is the third.
+        assert [row['learning_rate'] for row in rows][:3] == [0.0, 0.0, pytest.approx(0.1)]
+        for step in (3, 5):
+            with monkeypatch.context() as patch:
+                kill_before(patch, '_evaluate' if step == 3 else '_save', step + step % 3 // 2)
+                with pytest.raises(Killed):
+                    train(config, tmp_path / 'run', devices=one_device())
+        train(config, tmp_path / 'run', devices=one_device())
+    assert_same_run(tmp_path / 'run', tmp_path / 'straight', config)
+
+
+@pytest.mark.usefixtures('one_block')
+def test_a_run_that_stopped_may_skip(monkeypatch, tmp_path):
+    skips = {'train__on_nonfinite': 'skip'}
+    with bad_steps(monkeypatch, 3):
+        for _ in range(2):  # starting again meets it again
+            with pytest.raises(Stopped, match=r'^step 3: the gradient of '):
+                train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
+        assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == 2
+        train(small_config(**IN_ROUNDS, **skips), tmp_path / 'run', devices=one_device())
+    rows = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'train']
+    assert [row.get('nonfinite_steps') for row in rows] == [None, None, 1, 1, 1, 1]
+    with bad_steps(monkeypatch, 3, 4), pytest.raises(Stopped, match=r'^step 4: .* the last of 2 such steps in a row; '):
+        train(small_config(**skips, train__max_nonfinite=2), tmp_path / 'other', devices=one_device())
+    assert json.loads((tmp_path / 'other' / 'checkpoints' / '2' / 'about' / 'metadata').read_text())['skipped'] == 0

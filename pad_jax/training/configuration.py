@@ -7,8 +7,8 @@ a key missing, unknown or out of range is refused as a whole, with all that is w
 import ast
 import difflib
 import importlib.util
-import json
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import ml_collections
 
 from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
+from pad_jax.files import read_json
 from pad_jax.models import check_image_size
 from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
@@ -118,7 +119,9 @@ def _parse(name: str, text: str, rule: Rule | None) -> Any:
     if kind is str:
         return text
     try:
-        value = ast.literal_eval(text.strip().capitalize() if kind is bool else text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # Python's of what may be misread, as 1if
+            value = ast.literal_eval(text.strip().capitalize() if kind is bool else text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever it takes for no literal
         value = text
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
@@ -298,12 +301,12 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f'{path.parent} is not the workdir of a run: it holds no {path.name}') from None
     except OSError as error:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f'{path} is damaged: {error}') from error
     if not isinstance(content, dict):
         raise BadInput(f'{path} is damaged: it holds no object')

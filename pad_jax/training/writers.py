@@ -9,6 +9,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from pad_jax.errors import BadInput
+from pad_jax.files import parse_json, read_plain
 
 
 def check_writable(workdir: Path) -> None:
@@ -56,14 +57,16 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       BadInput: for any other line that is no row.
     """
     path = workdir / 'metrics.jsonl'
-    lines = path.read_text().split('\n')[:-1] if path.exists() else []
+    lines = read_plain(path).split(b'\n')[:-1] if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            row['step'], row['split']
-        except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f'{path}, line {number}: not a row of metrics: {line[:80]!r}') from error
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or type(row.get('step')) is not int or type(row.get('split')) is not str:
+            start = line[:80].decode('utf-8', 'replace')
+            raise BadInput(f'{path}, line {number}: not a row of metrics: {start!r}')
         rows.append(row)
     return rows
 

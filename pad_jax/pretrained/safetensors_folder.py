@@ -127,8 +127,10 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, 'numpy') as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BadInput(f'{path} is damaged or incomplete: {error}') from None
+    except (AttributeError, TypeError, ValueError) as error:  # types that NumPy has no name for
+        raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None
 
 
 def _check_header(path: Path) -> None:

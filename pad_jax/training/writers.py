@@ -57,7 +57,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       BadInput: for any other line that is no row.
     """
     path = workdir / 'metrics.jsonl'
-    lines = read_plain(path).split(b'\n')[:-1] if path.exists() else []
+    try:
+        lines = read_plain(path).split(b'\n')[:-1] if path.exists() else []
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

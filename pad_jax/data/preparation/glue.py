@@ -18,6 +18,7 @@ from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import Serializer, write_info, write_split
 from pad_jax.data.preparation.tars import check_name
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import open_plain
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,11 @@ def _unpack(archive: pathlib.Path, target: pathlib.Path, folder: str) -> None:
     """Unpacks the tables in one folder of an archive."""
     place = quote(archive)
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        file = open_plain(archive)
+    except OSError as error:
+        raise BadInput(f'{place} cannot be read: {error.strerror}') from error
+    try:
+        with file, zipfile.ZipFile(file) as zipped:
             names = {name: check_name(name, place) for name in zipped.namelist()}
             wanted = [
                 name

@@ -70,14 +70,14 @@ def _list_open(file: BinaryIO, whole: Member, place: str) -> Iterator[Member]:
 
 
 class _Forward:
-    """A file for tarfile, which headers can send back, to the end again and again, or after all of the memory.
+    """A file for tarfile, which a header could send back, again and again, or after all of the memory.
 
     Raises:
-        tarfile.ReadError: at any of the three.
+        tarfile.ReadError: at either.
     """
 
     def __init__(self, file: BinaryIO):
-        self._file, self._furthest, self._ended = file, file.tell(), False
+        self._file, self._furthest = file, file.tell()
 
     def tell(self) -> int:
         return self._file.tell()
@@ -92,9 +92,7 @@ class _Forward:
         if not 0 <= size <= _MOST_HEADER:
             raise tarfile.ReadError(f'a header claims {size} bytes')
         content = self._file.read(size)
-        if self._ended and not content:
-            raise tarfile.ReadError('a header goes on behind the end')
-        self._ended, self._furthest = not content, self._file.tell()
+        self._furthest = self._file.tell()
         return content
 
 

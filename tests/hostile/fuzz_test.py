@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.hostile.mutations import mutations, refusal
 from tests.hostile.readers import READERS, readers_of_sets
 
-NUM_QUICK, NUM_LONG = 30, int(os.environ.get('FUZZ_EXAMPLES', 3000))
+NUM_QUICK, NUM_LONG = 20, int(os.environ.get('FUZZ_EXAMPLES', 3000))
 
 
 def fuzz(reader, count, seed_of=None):

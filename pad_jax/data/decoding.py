@@ -17,7 +17,7 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP')
 
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS
 MOST_SCANS = 100
-"""Of a progressive JPEG, which has about ten. Each goes over all pixels, whatever few bytes it takes in the file."""
+"""Of a progressive JPEG, which has about ten. Each goes over all pixels, however few bytes it takes in the file."""
 
 # open_image compares the size itself; Pillow would print a warning for the same.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
@@ -40,7 +40,7 @@ def open_image(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
     if image.width * image.height > limit:
         image.close()
         raise _TooLarge(image.width * image.height, limit, f' ({image.width} × {image.height})')
-    if image.format in ('JPEG', 'MPO'):
+    if image.info.get('progressive'):
         _check_scans(file)
     return image
 

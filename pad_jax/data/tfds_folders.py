@@ -10,11 +10,11 @@ from pad_jax.files import list_children, read_json
 
 INFO, FEATURES = 'dataset_info.json', 'features.json'
 ARRAY_RECORD, TFRECORD = 'array_record', 'tfrecord'
-# What a preparation has not finished lies in VERSION.incomplete, which is no version.
 # Of the set and of its splits; protobuf reads either spelling.
 _FILE_NAMES = frozenset({'name', 'filepathTemplate', 'filepath_template'})
 _CLASS_NAMES = frozenset({'pythonClassName', 'python_class_name', 'type'})
 _OWN_CLASSES = 'tensorflow_datasets.core.features.'
+# What a preparation has not finished lies in VERSION.incomplete, which is no version.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 

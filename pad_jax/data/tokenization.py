@@ -137,8 +137,10 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
 def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
     text = read_text(file)
     try:
-        _check_parts(parse_json(text.encode()))
-        tokenizer = Tokenizer.from_str(text)
+        content = parse_json(text.encode())
+        _check_parts(content)
+        # Not `text`: of a key that stands there twice the other one might be taken.
+        tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # tokenizers raises nothing narrower.
         raise BadInput(f'{quote(file)} is no tokenizer.json: {" ".join(str(error).split())}') from error
     if not isinstance(tokenizer.model, models.WordPiece):
@@ -151,13 +153,13 @@ def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
 
 def _check_parts(content) -> None:
     """ValueError where a text would go through more than BERT's parts: patterns and replacements can take for ever."""
-    parts = {} if not isinstance(content, dict) else {key: content.get(key) for key in PARTS}
-    for key, level in ((key, [part]) for key, part in parts.items()):
+    for key, known in PARTS.items() if isinstance(content, dict) else ():
+        level = [content.get(key)]
         while level:
             kinds = [part['type'] for part in level if isinstance(part, dict) and isinstance(part.get('type'), str)]
-            others = [kind for kind in kinds if kind not in PARTS[key]]
+            others = [kind for kind in kinds if kind not in known]
             if others:
-                raise ValueError(f'{key} must be made of {", ".join(PARTS[key])}, got {shorten(others[0])!r}')
+                raise ValueError(f'{key} must be made of {", ".join(known)}, got {shorten(others[0])!r}')
             level = [below for part in level for below in list_children(part)]
 
 

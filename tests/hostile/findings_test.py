@@ -136,6 +136,12 @@ def test_a_tokenizer_that_doubles_or_backtracks_without_end(changes, says):
     assert says in found and bool(says) == bool(found)
 
 
+def test_a_tokenizer_that_says_one_thing_twice():
+    content = tokenizer_with(pre_tokenizer=None).decode()
+    slow = content.replace('"pre_tokenizer": null', f'"pre_tokenizer": {json.dumps(SLOW)}, "pre_tokenizer": null')
+    assert slow != content and read_with('tokenizer.json', slow.encode()) == ''
+
+
 def test_a_tokenizer_that_divides_words_of_any_length():
     model = json.loads(tokenizer_json()[0])['model'] | {'max_input_chars_per_word': 10**9}
     assert 'max_input_chars_per_word must be at most 1000' in read_with('tokenizer.json', tokenizer_with(model=model))
@@ -221,7 +227,7 @@ def test_another_library_cannot_lift_the_limit(monkeypatch, tmp_path):
 
 def test_a_photo_of_a_thousand_scans(tmp_path):
     """Each takes 141 bytes of a file, and a sixth of a second at the most pixels that are read."""
-    content = picture('JPEG', 900, progressive=True)
+    content = picture('JPEG', 100, progressive=True)
     last = content.rindex(b'\xff\xda')
     path = tmp_path / 'slow.jpg'
     path.write_bytes(content[:-2] + content[last:-2] * 1000 + content[-2:])

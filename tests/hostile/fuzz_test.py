@@ -1,7 +1,8 @@
 """Small files made wrong at random, for every reader: it reads them or refuses them in one line that names the file.
 
 Nothing else may happen: no other exception, no hang, no crash, no memory without end, nothing written beside its place.
-A few examples of each here, many with `-m slow`. What was found so is kept in `findings_test.py`.
+A few examples of each here, with `-m slow` as many as FUZZ_EXAMPLES says. What was found so is kept in
+`findings_test.py`.
 """
 
 import contextlib

@@ -136,4 +136,7 @@ def test_features_cannot_name_code_to_import(monkeypatch):
     for evil in (b'antigravity.Image', b'this.x', b'tests.evil.Feature'):
         says = try_reader(reader, content.replace(b'tensorflow_datasets.core.features.image_feature.Image', evil))
         assert f'pythonClassName {evil.decode()!r} is none of TFDS: its code is not run' in says
+    reader = next(reader for reader in readers_of_sets() if reader.name == str(PHOTOS_PLACE / 'dataset_info.json'))
+    (content,) = reader.seeds()
+    assert try_reader(reader, content.replace(b'"tests.data.photos"', b'"antigravity"')) == ''  # only a note
     assert not {'antigravity', 'this', 'tests.evil'} & set(asked)

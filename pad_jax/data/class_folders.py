@@ -121,13 +121,20 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
 
 
 def _folders(folder: pathlib.Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: whoever reads it says so
+        return False
 
 
 def _image_paths(folder: pathlib.Path) -> list[str]:
     if not folder.exists():
         return []
-    return [e.path for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and not e.is_dir()]
+    return [e.path for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and not _is_folder(e)]
 
 
 def _other_files(folder: pathlib.Path, images: Sequence[str]) -> list[str]:
@@ -136,7 +143,7 @@ def _other_files(folder: pathlib.Path, images: Sequence[str]) -> list[str]:
         return []
     known, found = set(images), []
     for entry in _entries(folder):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             found += [] if entry.path in known else [entry.path]
             continue
         for parent, folders, files in os.walk(entry.path):

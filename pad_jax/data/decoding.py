@@ -3,8 +3,10 @@
 What can be wrong with a file is one line: its place and the reason.
 """
 
+import os
 import re
 import warnings
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -13,28 +15,44 @@ from PIL import ExifTags, Image, ImageOps
 # What the content may be, whatever the suffix says: folders from the web hold WebP and GIF under .jpg.
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP')
 
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS
+MOST_SCANS = 100
+"""Of a progressive JPEG, which has about ten. Each goes over all pixels, however few bytes it takes in the file."""
+
 # open_image compares the size itself; Pillow would print a warning for the same.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # ImageNet's photos hold some; what is amiss there is not the picture.
 warnings.filterwarnings('ignore', module='PIL.TiffImagePlugin')
 
 
-def open_image(file: str | BinaryIO) -> Image.Image:
+def open_image(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
     """The image with its header read; its pixels are decoded when they are asked for.
 
     Raises:
         Exception: of almost any kind, for `describe_failure` to describe.
     """
-    limit = Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS or MOST_PIXELS  # another library may have lifted Pillow's
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         # Pillow's own refusal, at twice its limit, which it doesn't say: "Image size (N pixels) exceeds limit ..."
         raise _TooLarge(int(re.search(r'\d+', str(error))[0]), limit) from error
-    if limit is not None and image.width * image.height > limit:
+    if image.width * image.height > limit:
         image.close()
         raise _TooLarge(image.width * image.height, limit, f' ({image.width} × {image.height})')
+    if image.info.get('progressive'):
+        _check_scans(file)
     return image
+
+
+def _check_scans(file: BinaryIO) -> None:
+    place = file.seek(0, os.SEEK_CUR)
+    file.seek(0)
+    # Within a scan no 0xff is followed by anything else than a zero or a mark.
+    num_scans = file.read().count(b'\xff\xda')
+    file.seek(place)
+    if num_scans > MOST_SCANS:
+        raise ValueError(f'{num_scans} scans, at most {MOST_SCANS} are decoded: save it anew')
 
 
 class _TooLarge(Exception):

@@ -17,6 +17,7 @@ from pad_jax.data.distortions import Distortion
 from pad_jax.data.processors import usable_processors
 from pad_jax.data.source import DataSpec, Examples, Source
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import open_plain
 
 CACHE_BYTES = 2 * 2**30
 NUM_THREADS = min(8, len(usable_processors()))
@@ -101,7 +102,7 @@ def read_image(path: str, size: int) -> np.ndarray:
         BadInput: with the path and the reason.
     """
     try:
-        with open_image(path) as image:
+        with open_plain(path) as file, open_image(file) as image:
             # JPEG decodes at an eighth, a quarter or half of its size for less work. Twice the size that is
             # wanted leaves something to antialias.
             image.draft(None, (2 * size, 2 * size))
@@ -113,7 +114,8 @@ def read_image(path: str, size: int) -> np.ndarray:
 def _check_header(path: str) -> None:
     """Raises `BadInput` if not even the first bytes of the file are those of an image."""
     try:
-        open_image(path).close()
+        with open_plain(path) as file:
+            open_image(file).close()
     except Exception as error:
         raise BadInput(describe_failure(quote(path), error)) from error
 

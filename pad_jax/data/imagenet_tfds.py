@@ -77,9 +77,12 @@ def open_splits(folder: pathlib.Path) -> tuple[tuple[str, ...], PreparedSplit, P
         raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
     names, opened = _check_names(folder, features['label']), []
     for name in SPLITS:
-        lengths = list(splits[name].shard_lengths)
-        files = splits[name].filename_template.replace(filetype_suffix=ARRAY_RECORD)
-        shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(lengths))]
+        try:
+            lengths = list(splits[name].shard_lengths)
+            files = splits[name].filename_template.replace(filetype_suffix=ARRAY_RECORD)
+            shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(lengths))]
+        except Exception as error:
+            raise _unreadable(folder, error) from error
         _check_shards(shards, lengths)
         try:
             source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})

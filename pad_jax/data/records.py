@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from pad_jax.data.class_folders import LabelledFiles
 from pad_jax.data.decoding import describe_failure
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import read_plain
 
 
 class BrokenSet(BadInput):
@@ -50,7 +51,6 @@ class FileRecords:
     def read(self, index: int) -> Record:
         path = self._paths[index]
         try:
-            with open(path, 'rb') as file:
-                return Record(file.read(), int(self._labels[index]), quote(path))
+            return Record(read_plain(path), int(self._labels[index]), quote(path))
         except OSError as error:
             raise BadInput(describe_failure(quote(path), error)) from error

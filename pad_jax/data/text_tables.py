@@ -16,9 +16,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import read_plain
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
-NUM_CHARACTERS = 40
+NUM_CHARACTERS, NUM_LISTED = 40, 20
 
 Record = dict[str, object] | str
 
@@ -53,7 +54,8 @@ class Table:
 
     def list_columns(self) -> str:
         """Their names, for a message."""
-        return ', '.join(repr(shorten(column)) for column in self.columns)
+        more = f' and {len(self.columns) - NUM_LISTED} more' if len(self.columns) > NUM_LISTED else ''
+        return ', '.join(repr(shorten(column)) for column in self.columns[:NUM_LISTED]) + more
 
 
 def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) -> Table:
@@ -137,7 +139,7 @@ def read_text(path: pathlib.Path) -> str:
         BadInput: it cannot be read, is empty, or is not UTF-8 (with the line).
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
     except OSError as error:
         raise BadInput(f'cannot read {quote(path)}: {error.strerror}') from error
     try:

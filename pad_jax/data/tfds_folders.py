@@ -1,14 +1,19 @@
 """Sets that TFDS prepared, as folders: DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION."""
 
-import json
 import pathlib
 import re
 import shlex
 
+from pad_jax.data.text_tables import shorten
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import list_children, read_json
 
 INFO, FEATURES = 'dataset_info.json', 'features.json'
 ARRAY_RECORD, TFRECORD = 'array_record', 'tfrecord'
+# Of the set and of its splits; protobuf reads either spelling.
+_FILE_NAMES = frozenset({'name', 'filepathTemplate', 'filepath_template'})
+_CLASS_NAMES = frozenset({'pythonClassName', 'python_class_name', 'type'})
+_OWN_CLASSES = 'tensorflow_datasets.core.features.'
 # What a preparation has not finished lies in VERSION.incomplete, which is no version.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
@@ -62,21 +67,48 @@ def read_info(folder: pathlib.Path) -> dict:
     """
     path = folder / INFO
     try:
-        info = json.loads(path.read_text(encoding='utf-8'))
+        info = read_json(path)
     except (OSError, ValueError) as error:
         raise BadInput(f'{quote(path)} is no description of a TFDS set') from error
     if not isinstance(info, dict) or not info.keys() & {'fileFormat', 'splits'}:
         raise BadInput(f'{quote(path)} is no description of a TFDS set')
+    formats = [info.get('fileFormat', ''), *_as_list(info.get('alternativeFileFormats', []))]
+    splits = _as_list(info.get('splits', []))
+    if not all(isinstance(name, str) for name in formats) or not all(isinstance(split, dict) for split in splits):
+        raise BadInput(f'{quote(path)} is no description of a TFDS set')
+    for named in (info, *splits):
+        for key in _FILE_NAMES & named.keys():
+            if not isinstance(named[key], str) or '/' in named[key] or named[key] == '..':
+                raise BadInput(f'{quote(path)}: {key} {shorten(str(named[key]))!r} is no name of files in its folder')
     return info
 
 
+def _as_list(value) -> list:
+    return value if isinstance(value, list) else [None]
+
+
 def check_features(folder: pathlib.Path) -> None:
-    """Raises `BadInput` if a set lacks the file that says what a record is; TFDS would call it an old one."""
-    if not (folder / FEATURES).is_file():
+    """Raises `BadInput` if a set lacks the file that says what a record is, or that names classes of others than TFDS.
+
+    TFDS would call a set without that file an old one; and it imports whatever module a class is said to be of.
+    """
+    path = folder / FEATURES
+    if not path.is_file():
         raise BadInput(
-            f'{quote(folder / FEATURES)} is missing: copy it from where the set was prepared, or delete the folder and '
-            'prepare the set anew'
+            f'{quote(path)} is missing: copy it from where the set was prepared, or delete the folder and prepare the '
+            'set anew'
         )
+    try:
+        level = [read_json(path)]
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{quote(path)} is no description of features') from error
+    while level:
+        for described in level:
+            for key in _CLASS_NAMES & described.keys() if isinstance(described, dict) else ():
+                named = described[key]  # no text where a feature is called so
+                if isinstance(named, str) and not named.startswith(_OWN_CLASSES):
+                    raise BadInput(f'{quote(path)}: {key} {shorten(named)!r} is none of TFDS: its code is not run')
+        level = [below for described in level for below in list_children(described)]
 
 
 def available_formats(info: dict) -> list[str]:

@@ -15,12 +15,22 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pad_jax.data.text_tables import read_text
+from pad_jax.data.text_tables import read_text, shorten
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import list_children, parse_json, read_json
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MIN_LENGTH = 8
 """Three of which are [CLS] and two [SEP]."""
+PARTS = {
+    'normalizer': ('BertNormalizer', 'Lowercase', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Sequence', 'Strip', 'StripAccents'),
+    'pre_tokenizer': ('BertPreTokenizer', 'Digits', 'Punctuation', 'Sequence', 'Whitespace', 'WhitespaceSplit'),
+}
+"""What a tokenizer.json may do to a text before it looks for wordpieces."""
+MOST_WORD = 1000
+"""Characters of a word that is divided, which takes time by their cube; BERT's is 100."""
+SETTINGS = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
+"""Of a tokenizer_config.json; null is as if it were not there."""
 # Encodings are some hundred bytes a token before they are packed.
 CHUNK = 4096
 
@@ -127,12 +137,30 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
 def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
     text = read_text(file)
     try:
-        tokenizer = Tokenizer.from_str(text)
+        content = parse_json(text.encode())
+        _check_parts(content)
+        # Not `text`: of a key that stands there twice the other one might be taken.
+        tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # tokenizers raises nothing narrower.
         raise BadInput(f'{quote(file)} is no tokenizer.json: {" ".join(str(error).split())}') from error
     if not isinstance(tokenizer.model, models.WordPiece):
         raise BadInput(f'{quote(file)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
+    if tokenizer.model.max_input_chars_per_word > MOST_WORD:
+        found = tokenizer.model.max_input_chars_per_word
+        raise BadInput(f'{quote(file)}: max_input_chars_per_word must be at most {MOST_WORD}, got {found}')
     return tokenizer
+
+
+def _check_parts(content) -> None:
+    """ValueError where a text would go through more than BERT's parts: patterns and replacements can take for ever."""
+    for key, known in PARTS.items() if isinstance(content, dict) else ():
+        level = [content.get(key)]
+        while level:
+            kinds = [part['type'] for part in level if isinstance(part, dict) and isinstance(part.get('type'), str)]
+            others = [kind for kind in kinds if kind not in known]
+            if others:
+                raise ValueError(f'{key} must be made of {", ".join(known)}, got {shorten(others[0])!r}')
+            level = [below for part in level for below in list_children(part)]
 
 
 def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
@@ -156,8 +184,16 @@ def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
 def _read_settings(file: pathlib.Path) -> dict:
     if not file.is_file():
         return {}
-    text = read_text(file)
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+        settings = read_json(file)
+    except OSError as error:
+        raise BadInput(f'cannot read {quote(file)}: {error.strerror}') from error
+    except ValueError as error:
         raise BadInput(f'{quote(file)} is no JSON object: {error}') from error
+    if not isinstance(settings, dict):
+        raise BadInput(f'{quote(file)} is no JSON object: it holds another value')
+    known = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
+    for name, value in known.items():
+        if type(value) is not bool:
+            raise BadInput(f'{quote(file)}: {name} must be true or false, got {shorten(repr(value))}')
+    return known

@@ -1,6 +1,6 @@
 """A folder in the layout of Hugging Face: config.json, weights as safetensors, a vocabulary. No pickle is opened."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pad_jax.errors import BadInput
+from pad_jax.files import open_plain, read_json
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
@@ -108,7 +109,7 @@ def _check_folder(folder: str | Path) -> Path:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding='utf-8'))
+        value = read_json(path)
     except FileNotFoundError:
         raise BadInput(f'{path.parent} holds no {path.name}') from None
     except OSError as error:
@@ -126,14 +127,16 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, 'numpy') as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BadInput(f'{path} is damaged or incomplete: {error}') from None
+    except (AttributeError, TypeError, ValueError) as error:  # types that NumPy has no name for
+        raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None
 
 
 def _check_header(path: Path) -> None:
     """Raises BadInput for a file that is something else: safetensors begin with a length, 8 bytes, and an object."""
     try:
-        with path.open('rb') as file:
+        with open_plain(path) as file:
             start = file.read(9)
     except OSError as error:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from None
@@ -151,7 +154,7 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     ):
         raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
     shards = sorted(set(index.values()))
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    absent = [shard for shard in shards if not os.path.isfile(folder / shard)]
     if absent:
         raise BadInput(f'{folder} lacks {", ".join(absent)}, which {INDEX} lists')
     held = {shard: _read_file(folder / shard) for shard in shards}

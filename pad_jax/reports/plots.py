@@ -175,7 +175,7 @@ def _scale_by_errors(axes) -> None:
 
 def _label_layers(axes, names: Sequence[str]) -> None:
     """One row a layer, the first of the network on top."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)  # a layer may be called $
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.02)
     axes.grid(axis='y', visible=False)

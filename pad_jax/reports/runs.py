@@ -1,9 +1,8 @@
 """The files of a run (see `pad_jax.training.trainer.train`), read back, and runs gathered by network."""
 
 import dataclasses
-import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pad_jax.errors import BadInput
+from pad_jax.files import read_json
 from pad_jax.partition import report_counts
 from pad_jax.reports.estimates import Estimate, estimate_mean
 from pad_jax.training.configuration import is_partial, read_workdir_config
@@ -20,6 +20,8 @@ Partition = dict[str, Any]
 """What partition.json holds: `layers`, `totals`, `rounds_done`, `rounds`."""
 
 _COUNTS = tuple(report_counts([]))  # of every layer, and of the totals
+_MOST = 2**63 - 1
+_CURVES = {'train': 'loss', 'eval': 'accuracy'}  # what is drawn, by split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,11 @@ def read_run(workdir: Path) -> Run:
     metrics = read_metrics(workdir)
     if not any(row['split'] == 'eval' for row in metrics):
         raise BadInput(f'{workdir} was never evaluated: {workdir / "metrics.jsonl"} has no eval row')
+    for row in metrics:
+        name = _CURVES.get(row['split'])
+        # A loss may have become NaN.
+        if name and type(row.get(name)) is not float and not _is_number(row.get(name)):
+            raise BadInput(f'{workdir / "metrics.jsonl"} is damaged: step {row["step"]} has no number for {name}')
     return Run(workdir, _describe(config), metrics, partition, timing['seconds_per_step'])
 
 
@@ -139,7 +146,7 @@ def read_partition(workdir: Path) -> Partition:
         raise BadInput(f'{path} is damaged: its layers are no list')
     for number, layer in enumerate(partition['layers'], start=1):
         _check_counts(path, f'layer {number}', layer)
-        if not all(isinstance(layer.get(name), str) for name in ('name', 'granularity')):
+        if not all(isinstance(layer.get(name), str) and layer[name].isprintable() for name in ('name', 'granularity')):
             raise BadInput(f'{path} is damaged: layer {number} lacks name or granularity')
     _check_counts(path, 'totals', partition['totals'])
     if not all(_is_number(partition[name]) for name in ('rounds_done', 'rounds')):
@@ -148,13 +155,18 @@ def read_partition(workdir: Path) -> Partition:
 
 
 def _check_counts(path: Path, what: str, counts: Any) -> None:
-    lacking = [name for name in _COUNTS if not isinstance(counts, Mapping) or not _is_number(counts.get(name))]
+    lacking = [name for name in _COUNTS if not isinstance(counts, Mapping) or not _is_count(name, counts.get(name))]
     if lacking:
         raise BadInput(f'{path} is damaged: {what} has no number for {", ".join(lacking)}')
 
 
+def _is_count(name: str, value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= (1 if name in ('dynamic_fraction', 'dynamic_share') else _MOST)
+
+
 def _is_number(value: Any, or_none: bool = False) -> bool:
-    return (value is None and or_none) or (type(value) in (int, float) and math.isfinite(value))
+    # Compared, not converted: JSON holds integers that no float does.
+    return (value is None and or_none) or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def _by_number(layer: Mapping[str, Any]) -> list[tuple[int, str]]:
@@ -167,7 +179,9 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f'{path.parent} holds no finished run: {path.name} is missing')
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
     except ValueError as error:
         raise BadInput(f'{path} is damaged: {error}') from error
 

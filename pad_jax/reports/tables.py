@@ -15,16 +15,16 @@ def print_table(table: Table) -> None:
     Where stdout is no terminal it is as wide as it needs to be. On a terminal that is too narrow for that, it goes
     without lines between its columns, and texts and headings are wrapped.
     """
-    console = Console()
+    console = Console(markup=False)  # a layer may be called [/]
     if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_FILES)
+        console = Console(width=_WIDTH_OF_FILES, markup=False)
     elif _needed_width(table) > console.width:
         _narrow(table)
     console.print(table)
 
 
 def _needed_width(table: Table) -> int:
-    console = Console(width=_WIDTH_OF_FILES)
+    console = Console(width=_WIDTH_OF_FILES, markup=False)
     return Measurement.get(console, console.options, table).maximum
 
 

@@ -14,6 +14,8 @@ from pad_jax.partition import PartitionError
 from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
 
 BAD_INPUT = 2
+MOST_CHARACTERS = 20_000
+"""Of an error: all tensors that a large network lacks can be listed, and not what else a file may hold."""
 LEFT_ALONE = (
     'ends because another process ended: see what that one said; start all again, the run goes on from its newest '
     'checkpoint if it has one'
@@ -50,6 +52,17 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
     return flags, overrides
 
 
+def make_line(text: str) -> str:
+    r"""One line of it that a terminal only shows: what came from a file could move its cursor, or fill its screen.
+
+    >>> print(make_line('a\n b \x1b[2J'))
+    a b \x1b[2J
+    """
+    text = ''.join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in ' '.join(text.split()))
+    left = len(text) - MOST_CHARACTERS
+    return text if left <= 0 else f'{text[:MOST_CHARACTERS]}… and {left} characters more'
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Runs a command; bad input becomes one line on stderr and status 2, a run that can't go on status 1."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # what orbax has to say is said better by our own errors
@@ -57,7 +70,7 @@ def exit_status(command: Callable[[], None]) -> int:
         command()
         sys.stdout.flush()
     except (BadInput, PartitionError) as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        print(f'error: {make_line(str(error))}', file=sys.stderr)
         if not isinstance(error, AgreedProblem):
             leave_at_once(BAD_INPUT)
         return BAD_INPUT

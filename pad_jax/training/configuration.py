@@ -7,9 +7,9 @@ a key missing, unknown or out of range is refused as a whole, with all that is w
 import ast
 import difflib
 import importlib.util
-import json
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import ml_collections
 
 from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
+from pad_jax.files import read_json
 from pad_jax.models import check_image_size
 from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
-from pad_jax.training.rules import FREE_ON_RESUME, Rule, choose_rules, is_free
+from pad_jax.training.rules import FREE_ON_RESUME, IMAGE_RULES, Rule, choose_rules, is_free
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -34,10 +35,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
       BadInput: naming every key that is wrong and what it allows.
     """
     config = _read_file(Path(path))
-    problems = _apply(config, overrides)
-    if not find_value_problems(flatten(config)) and is_text(config):
+    refused = _apply(config, overrides)
+    wrong = _find_wrong_values(flatten(config)).keys()
+    if is_text(config) and wrong.isdisjoint({'model.num_classes', 'data.name', 'data.task', 'data.regression'}):
         config.model.num_classes = config.model.num_classes or _choose_num_classes(config.data)
-    problems += find_problems(config)
+    problems = [*refused.values(), *find_problems(config, refused)]
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
     return config
@@ -83,16 +85,16 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
-def _apply(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> list[str]:
-    """Changes a config by overrides; what is wrong with them, one sentence each."""
-    problems = []
+def _apply(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> dict[str, str]:
+    """Changes a config by overrides; what is wrong with one that is refused, by the name of its key."""
+    refused = {}
     for override in overrides:
         name, _, text = override.partition('=')
         try:
             _override(config, name, text)
         except BadInput as problem:
-            problems.append(str(problem))
-    return problems
+            refused[name] = str(problem)
+    return refused
 
 
 def _override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -118,7 +120,9 @@ def _parse(name: str, text: str, rule: Rule | None) -> Any:
     if kind is str:
         return text
     try:
-        value = ast.literal_eval(text.strip().capitalize() if kind is bool else text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # Python's of what may be misread, as 1if
+            value = ast.literal_eval(text.strip().capitalize() if kind is bool else text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever it takes for no literal
         value = text
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
@@ -128,9 +132,14 @@ def _parse(name: str, text: str, rule: Rule | None) -> Any:
     return value
 
 
-def find_problems(config: ml_collections.ConfigDict) -> list[str]:
-    """Everything that is wrong with a config by itself, one sentence each; [] if nothing."""
-    return find_value_problems(flatten(config)) or _find_conflicts(config)
+def find_problems(config: ml_collections.ConfigDict, refused: Collection[str] = ()) -> list[str]:
+    """Everything that is wrong with a config by itself, one sentence each; [] if nothing.
+
+    Args:
+      refused: keys that should have had another value: nothing is said of what they have to do with others.
+    """
+    flat = flatten(config)
+    return find_value_problems(flat) + _find_conflicts(flat, {*refused, *_find_wrong_values(flat)})
 
 
 def find_value_problems(flat: dict[str, Any], suggest: bool = True) -> list[str]:
@@ -141,50 +150,88 @@ def find_value_problems(flat: dict[str, Any], suggest: bool = True) -> list[str]
     """
     rules = choose_rules(flat)
     problems = [_unknown(name, rules if suggest else ()) for name in flat if name not in rules]
-    problems += [f'config key {name} is missing' for name in rules if name not in flat]
+    return problems + list(_find_wrong_values(flat).values())
+
+
+def _find_wrong_values(flat: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with the value of a key, by its name; that it is missing is one thing."""
+    rules = choose_rules(flat)
+    wrong = {name: f'config key {name} is missing' for name in rules if name not in flat}
     for name, value in flat.items():
         if name not in rules:
             continue
         rule = rules[name]
         fits = type(value) is rule.kind or (rule.kind is float and type(value) is int)
         if not fits or not rule.holds(value):
-            problems.append(f'config key {name} must be {rule.allowed}, got {value!r}')
-    return problems
+            wrong[name] = f'config key {name} must be {rule.allowed}, got {value!r}'
+    return wrong
 
 
-def _find_conflicts(config) -> list[str]:
-    """What is wrong between keys that are each right."""
-    problems = []
-    if not config.train.steps and not config.train.epochs:
-        problems.append('train.steps or train.epochs must be above 0')
-    if config.train.steps and config.optim.warmup_steps >= config.train.steps:
-        problems.append(
-            f'optim.warmup_steps must be below train.steps = {config.train.steps}, got {config.optim.warmup_steps}'
-        )
-    checks = []
-    if is_text(config):
-        problems += _find_text_conflicts(config)
-    else:
-        if config.model.pretrained:
-            checks.append((find_layout, (config.model.name,)))
-        data = config.data
-        checks.append((check_image_size, (config.model.stem, data.image_size)))
-        augmentation = (data.name, data.augment, data.crop_padding, data.color_jitter, data.randaugment_layers)
-        checks.append((check_augmentation, augmentation))
-    if is_partial(config):
-        partition = config.partition
-        checks.append((round_fractions, (partition.dynamic_fraction, partition.rounds, partition.schedule)))
-        if partition.granularity == 'layer' and partition.scope == 'layer':
-            problems.append("partition.scope 'layer' can't choose within one gate: granularity 'layer' needs 'global'")
-        if config.train.steps:
-            problems += find_late_round(config, config.train.steps)
-        problems += _find_copies(config)
-    for check, arguments in checks:
+_SECTIONS = frozenset(name.split('.')[0] for name in IMAGE_RULES if '.' in name)
+
+
+class _WrongKey(Exception):
+    """Asked for a value that is wrong by itself: what is made of it says nothing."""
+
+
+class _Section:
+    """The values of a config, or of one of its sections, of which those that are wrong cannot be had."""
+
+    def __init__(self, flat: Mapping[str, Any], wrong: Collection[str], prefix: str = ''):
+        self._flat, self._wrong, self._prefix = flat, wrong, prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._flat
+
+    def __getattr__(self, name: str) -> Any:
+        full = self._prefix + name
+        if full in _SECTIONS:
+            return _Section(self._flat, self._wrong, f'{full}.')
+        if full in self._wrong:
+            raise _WrongKey
+        return self._flat[full]
+
+
+def _find_conflicts(flat: dict[str, Any], wrong: Collection[str] = ()) -> list[str]:
+    """What is wrong between keys that are each right.
+
+    Args:
+      wrong: keys that are not: nothing is said of their combinations.
+    """
+    config, problems = _Section(flat, wrong), []
+    for find in (*_CONFLICTS, *(_TEXT_CONFLICTS if is_text(config) else _IMAGE_CONFLICTS)):
         try:
-            check(*arguments)
-        except ValueError as error:
+            problems += find(config) or ()
+        except _WrongKey:
+            continue
+        except ValueError as error:  # of a function that checks its own arguments
             problems.append(str(error))
     return problems
+
+
+def _find_no_length(config) -> list[str]:
+    none = not config.train.steps and not config.train.epochs
+    return ['train.steps or train.epochs must be above 0'] if none else []
+
+
+def _find_long_warmup(config) -> list[str]:
+    steps, warmup = config.train.steps, config.optim.warmup_steps
+    return [f'optim.warmup_steps must be below train.steps = {steps}, got {warmup}'] if 0 < steps <= warmup else []
+
+
+def _find_fractions(config) -> None:
+    if is_partial(config):
+        round_fractions(config.partition.dynamic_fraction, config.partition.rounds, config.partition.schedule)
+
+
+def _find_single_gates(config) -> list[str]:
+    if not is_partial(config) or not config.partition.granularity == config.partition.scope == 'layer':
+        return []
+    return ["partition.scope 'layer' can't choose within one gate: granularity 'layer' needs 'global'"]
+
+
+def _find_late_rounds(config) -> list[str]:
+    return find_late_round(config, config.train.steps) if is_partial(config) and config.train.steps else []
 
 
 def find_late_round(config, num_steps: int) -> list[str]:
@@ -205,6 +252,8 @@ def _find_copies(config) -> list[str]:
 
     Where layers are excluded there may be none that competes, which the network itself has to tell.
     """
+    if not is_partial(config):
+        return []
     partition = config.partition
     excluded = partition.keep_dynamic or partition.keep_static
     if not config.model.pretrained or partition.start_step or excluded or not CRITERIA[partition.criterion].reads_data:
@@ -216,25 +265,56 @@ def _find_copies(config) -> list[str]:
     ]
 
 
-def _find_text_conflicts(config) -> list[str]:
-    model, data, problems = config.model, config.data, []
-    if model.num_selected > model.num_experts:
-        problems.append(
-            f'model.num_selected must be at most model.num_experts = {model.num_experts}, got {model.num_selected}'
-        )
-    if data.max_length > model.max_length:
-        problems.append(f'data.max_length must be at most model.max_length = {model.max_length}, got {data.max_length}')
-    if data.name == 'glue' and model.num_classes != GLUE_TASKS[data.task].num_classes:
-        task = GLUE_TASKS[data.task]
-        what = f'{data.task} is regression' if task.regression else f'{data.task} has {task.num_classes} classes'
-        problems.append(
-            f'model.num_classes is {model.num_classes}, {what}: --config.model.num_classes={task.num_classes}'
-        )
-    if data.name == 'text' and not data.text_columns:
-        problems.append('data.text_columns must name one column or two')
-    if data.name == 'text' and not data.label_column:
-        problems.append('data.label_column must name a column')
-    return problems
+def _find_network_without_weights(config) -> None:
+    if config.model.pretrained:
+        find_layout(config.model.name)
+
+
+def _find_small_images(config) -> None:
+    check_image_size(config.model.stem, config.data.image_size)
+
+
+def _find_augmentation(config) -> None:
+    data = config.data
+    check_augmentation(data.name, data.augment, data.crop_padding, data.color_jitter, data.randaugment_layers)
+
+
+def _find_many_selected(config) -> list[str]:
+    most, found = config.model.num_experts, config.model.num_selected
+    return [f'model.num_selected must be at most model.num_experts = {most}, got {found}'] if found > most else []
+
+
+def _find_long_texts(config) -> list[str]:
+    most, found = config.model.max_length, config.data.max_length
+    return [f'data.max_length must be at most model.max_length = {most}, got {found}'] if found > most else []
+
+
+def _find_other_classes(config) -> list[str]:
+    if config.data.name != 'glue' or config.model.num_classes == GLUE_TASKS[config.data.task].num_classes:
+        return []
+    name, task = config.data.task, GLUE_TASKS[config.data.task]
+    what = f'{name} is regression' if task.regression else f'{name} has {task.num_classes} classes'
+    return [f'model.num_classes is {config.model.num_classes}, {what}: --config.model.num_classes={task.num_classes}']
+
+
+def _find_no_columns(config) -> list[str]:
+    if config.data.name != 'text':
+        return []
+    problems = [] if config.data.text_columns else ['data.text_columns must name one column or two']
+    return problems if config.data.label_column else [*problems, 'data.label_column must name a column']
+
+
+# Each reads the keys that it is about, so that of others it does not matter whether they are right.
+_CONFLICTS = (
+    _find_no_length,
+    _find_long_warmup,
+    _find_fractions,
+    _find_single_gates,
+    _find_late_rounds,
+    _find_copies,
+)
+_IMAGE_CONFLICTS = (_find_network_without_weights, _find_small_images, _find_augmentation)
+_TEXT_CONFLICTS = (_find_many_selected, _find_long_texts, _find_other_classes, _find_no_columns)
 
 
 def is_text(config) -> bool:
@@ -279,7 +359,7 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
             'another workdir'
         )
     config = None if problems else ml_collections.ConfigDict(content)
-    problems = problems or _find_conflicts(config)
+    problems = problems or _find_conflicts(flat)
     if problems:
         raise BadInput(f'{path}: {"; ".join(dict.fromkeys(problems))}')
     names, rules = [override.partition('=')[0] for override in overrides], choose_rules(flat)
@@ -287,7 +367,8 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     if fixed:
         free = ', '.join(sorted(FREE_ON_RESUME & rules.keys()))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {free}')
-    problems = _apply(config, overrides) + find_problems(config)
+    refused = _apply(config, overrides)
+    problems = [*refused.values(), *find_problems(config, refused)]
     problems = problems or [
         f'{differing} cannot be changed for the run in {workdir}' for differing in differing_keys(flat, flatten(config))
     ]
@@ -298,12 +379,12 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f'{path.parent} is not the workdir of a run: it holds no {path.name}') from None
     except OSError as error:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f'{path} is damaged: {error}') from error
     if not isinstance(content, dict):
         raise BadInput(f'{path} is damaged: it holds no object')

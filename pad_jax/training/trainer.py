@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from pad_jax.data import METRICS, ImageSource, StreamedSource, TextSource
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, check_together
 from pad_jax.layers import PlanTable
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
@@ -112,11 +112,12 @@ def train(
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[ImageSource | TextSource, Lengths]:
     """Data and lengths of a run, once nothing is known to be wrong with it."""
-    check_workdir(workdir, config)
-    _check_devices(config, replicas)
-    if is_partial(config):
-        plan_layers(config)  # says whether the exclusions fit the network
-    source = open_source(config, workdir)
+    *_, source = check_together(
+        lambda: check_workdir(workdir, config),
+        lambda: _check_devices(config, replicas),
+        lambda: is_partial(config) and plan_layers(config),  # says whether the exclusions fit the network
+        lambda: open_source(config, workdir),
+    )
     check_data(workdir, source.spec)
     lengths = measure_lengths(config, source.spec.num_train)
     _check_lengths(config, lengths, source)

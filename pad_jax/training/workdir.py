@@ -4,13 +4,13 @@ Everything here reads, but for `write_identity`, so that a run which is refused 
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pad_jax.data import DataSpec, ImageSource, TextSource, TextSpec, shorten
 from pad_jax.errors import BadInput
+from pad_jax.files import read_json
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.writers import check_writable, read_metrics, write_json
 
@@ -121,7 +121,7 @@ def read_data(workdir: Path) -> DataRecord:
     """
     path = workdir / 'data.json'
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         record = DataRecord(tuple(content['class_names']), content['num_train'], content['num_eval'])
     except FileNotFoundError:
         raise BadInput(f'{workdir} holds no data.json to say what it was trained on: use another workdir') from None
@@ -129,7 +129,7 @@ def read_data(workdir: Path) -> DataRecord:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f'{path} is damaged: it must hold class_names, num_train and num_eval') from error
-    names_are_text = all(isinstance(name, str) for name in record.class_names)
+    names_are_text = type(content['class_names']) is list and all(type(name) is str for name in record.class_names)
     if not names_are_text or {type(record.num_train), type(record.num_eval)} != {int}:
         raise BadInput(f'{path} is damaged: class_names must be texts, num_train and num_eval integers')
     return record

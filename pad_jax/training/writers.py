@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from pad_jax.errors import BadInput, Stopped
+from pad_jax.files import parse_json, read_plain
 
 # What a system says of a disk that is full, read-only or gone. What is written in C++ comes as their texts alone.
 _DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENODEV, errno.ESTALE)
@@ -95,14 +96,19 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       BadInput: for any other line that is no row.
     """
     path = workdir / 'metrics.jsonl'
-    lines = path.read_text().split('\n')[:-1] if path.exists() else []
+    try:
+        lines = read_plain(path).split(b'\n')[:-1] if path.exists() else []
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            row['step'], row['split']
-        except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f'{path}, line {number}: not a row of metrics: {line[:80]!r}') from error
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or type(row.get('step')) is not int or type(row.get('split')) is not str:
+            start = line[:80].decode('utf-8', 'replace')
+            raise BadInput(f'{path}, line {number}: not a row of metrics: {start!r}')
         rows.append(row)
     return rows
 

@@ -54,7 +54,7 @@ def test_the_newest_version_is_read(data_dir, tmp_path):
         folder = tmp_path / 'glue' / 'rte' / version
         folder.mkdir(parents=True)
         (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'array_record'}))
-        (folder / 'features.json').touch()
+        (folder / 'features.json').write_text('{}')
     (tmp_path / 'glue' / 'rte' / '11.0.0').mkdir()
     assert glue_tfds.find_prepared(tmp_path, 'rte').name == '10.0.0'
     (tmp_path / 'glue/rte/10.0.0/features.json').unlink()

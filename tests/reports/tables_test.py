@@ -20,8 +20,8 @@ def table():
 
 
 def print_on_terminal(table, monkeypatch, capsys, width):
-    def console(width=width):
-        return Console(width=width, force_terminal=True, no_color=True, legacy_windows=False)
+    def console(width=width, **options):
+        return Console(width=width, **options, force_terminal=True, no_color=True, legacy_windows=False)
 
     monkeypatch.setattr(tables, 'Console', console)
     print_table(table)

@@ -196,6 +196,50 @@ def test_all_problems_are_said_at_once():
     assert '\n' not in message
 
 
+def test_conflicts_between_right_keys_are_said_beside_keys_that_are_wrong():
+    message = refused(
+        'optim.name=adam',
+        'train.step=9',
+        'train.steps=20',
+        'data.image_size=7',
+        'partition.schedule=one_shot',
+        'partition.rounds=2',
+        'debug=3',
+    )
+    for part in (
+        'optim.name must be one of',
+        'unknown config key train.step,',
+        'optim.warmup_steps must be below train.steps = 20, got 20',
+        'image_size must be at least 8',
+        'has a single round, got rounds = 2',
+        'debug must be',
+    ):
+        assert message.count(part) == 1, message
+    assert message.count('; ') == 5
+    texts = refused('model.num_selected=9', 'data.max_length=513', 'data.task=mnli', 'model.num_classes=2', file=GLUE)
+    assert texts.count('; ') == 2 and 'num_selected' in texts and 'data.max_length' in texts and '3 classes' in texts
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        ['train.steps=10', 'optim.warmup_steps=many'],
+        ['train.steps=10', 'optim.warmup_steps=-1'],
+        ['data.image_size=7', 'model.stem=wide'],
+        ['partition.rounds=2', 'partition.schedule=one-shot', 'partition.dynamic_fraction=0'],
+    ],
+)
+def test_nothing_is_said_of_what_a_wrong_key_has_to_do_with_others(overrides):
+    """Whatever the key was before, it was meant to be something else."""
+    message = refused(*overrides)
+    wrong = len(overrides) - 1 if overrides[0] != 'partition.rounds=2' else 2
+    assert message.count('config key ') == wrong == message.count('; ') + 1, message
+
+
+def test_a_wrong_key_does_not_keep_the_task_from_saying_how_many_classes_there_are():
+    assert refused('data.task=mnli', 'optim.name=adam', file=GLUE).count('; ') == 0
+
+
 @pytest.mark.parametrize(
     ('overrides', 'says'),
     [

@@ -10,15 +10,15 @@ import os
 import pathlib
 import tempfile
 import zipfile
-import zlib
 
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.glue_files import read_glue_file
-from pad_jax.data.preparation.folders import check_folder, check_vacant, fill_folder
+from pad_jax.data.preparation.folders import check_folder, check_vacant, fill_folder, format_size
 from pad_jax.data.preparation.progress import CountProgress
 from pad_jax.data.preparation.records import Serializer, write_info, write_split
 from pad_jax.data.preparation.tars import check_name
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import open_plain
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ MRPC_FILES = {
     'dev_ids': 'data_mrpc_dev_ids.tsv',
 }
 AX_FILE = 'AX.tsv'
+MOST_UNPACKED = 2**31
+"""Bytes of a task's tables: all of GLUE has less than half as many."""
 OPTIONAL = 'test'
 """To be predicted, without labels; folders that people keep often lack it."""
 
@@ -106,7 +108,11 @@ def _unpack(archive: pathlib.Path, target: pathlib.Path, folder: str) -> None:
     """Unpacks the tables in one folder of an archive."""
     place = quote(archive)
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        file = open_plain(archive)
+    except OSError as error:
+        raise BadInput(f'{place} cannot be read: {error.strerror}') from error
+    try:
+        with file, zipfile.ZipFile(file) as zipped:
             names = {name: check_name(name, place) for name in zipped.namelist()}
             wanted = [
                 name
@@ -115,11 +121,20 @@ def _unpack(archive: pathlib.Path, target: pathlib.Path, folder: str) -> None:
             ]
             if not wanted:
                 raise BadInput(f'{place} has no {folder}/*.tsv')
+            size = sum(zipped.getinfo(name).file_size for name in wanted)
+            if size > MOST_UNPACKED:
+                raise BadInput(
+                    f'{place} unpacks to {format_size(size)}, at most {format_size(MOST_UNPACKED)} are taken'
+                )
             with CountProgress(f'unpacking {archive.name}', len(wanted), 'files') as progress:
                 for name in wanted:
                     zipped.extract(name, target)
                     progress.advance()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # Each way of compressing fails in its own ways.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the archive's
         raise BadInput(f'{place} is no zip, damaged or cut short: {error}') from error
 
 

@@ -4,6 +4,7 @@ import io
 
 from PIL import Image
 
+from pad_jax.data.decoding import open_image
 from pad_jax.errors import BadInput
 
 _END = b'\xff\xd9'
@@ -22,7 +23,7 @@ def as_rgb_jpeg(content: bytes, place: str) -> bytes:
         BadInput: it is neither JPEG nor PNG, is damaged or cut short.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=('JPEG', 'PNG')) as image:
+        with open_image(io.BytesIO(content), ('JPEG', 'PNG')) as image:
             # Not `== 'JPEG'`: one that holds a second picture, for the other eye, is an 'MPO' to Pillow.
             if image.format != 'PNG' and image.mode in ('RGB', 'L'):
                 # Decoding takes a hundred times longer than reading: only what does not end as it should is decoded.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import google_crc32c
 
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import open_plain
 
 _HEADER = struct.Struct('<QI')
 _FOOTER = struct.Struct('<I')
@@ -36,7 +37,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
             cannot be read.
     """
     try:
-        with open(path, 'rb') as file:
+        with open_plain(path) as file:
             left, index = os.fstat(file.fileno()).st_size, 0
             while left:
                 place = f'record {index} of {quote(path)}'

@@ -94,17 +94,3 @@ def test_glue_and_convert(call, tmp_path):
         path.rename(info.parent / path.name.replace('array_record', 'tfrecord'))
     status, _, lines = call(*convert, f'--output-dir={tmp_path}/other')
     assert status == 2 and 'record 0 of' in lines[-1]  # of a file that is none of TFRecord
-
-
-@pytest.mark.parametrize(
-    ('flags', 'message'),
-    [
-        ((), 'the following arguments are required: imagenet2012|glue|convert; see python -m pad_jax prepare --help'),
-        (('cifar',), "invalid choice: 'cifar'"),
-        (('glue', '--manual-dir=x'), 'required: --task, --data-dir; see python -m pad_jax prepare glue --help'),
-        (('convert', '--data-dir=x', '--name=y', '--subset'), 'unrecognized arguments: --subset'),
-    ],
-)
-def test_wrong_flags_are_one_line(call, flags, message):
-    status, out, lines = call(*flags)
-    assert (status, out, len(lines)) == (2, '', 1) and message in lines[0]

@@ -1,5 +1,6 @@
-# make demo · make test · make chaos · make bench · make lint · make weights. Each makes .venv and installs what it needs the first
-# time, and again when requirements.txt or pyproject.toml change. PYTHON names the interpreter that .venv is made from.
+# make demo · make test · make chaos · make bench · make lint · make weights. Each makes .venv and installs what it needs
+# the first time, and again when requirements.txt or pyproject.toml change. PYTHON names the interpreter that .venv is
+# made from.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -21,7 +22,7 @@ export PIP_USER := 0
 help:
 	@echo 'make demo     train, compare and plot on embedded digits (minutes)'
 	@echo 'make test     lint and the default test suite'
-	@echo 'make chaos    kills runs, fills disks, damages files (most of an hour)'
+	@echo 'make chaos    kills runs, fills disks, damages and fuzzes files (more than an hour)'
 	@echo 'make bench    the benchmarks, one after the other'
 	@echo 'make lint     ruff and the import rules'
 	@echo 'make weights  the pretrained MiniLM (90 MB), which one fine-tunes on a CPU'
@@ -35,7 +36,7 @@ test: lint
 
 # Slow ones too, one after the other and with what they have to say: the moments of kills are drawn from a fixed seed.
 chaos: $(TEST)
-	@$(PY) -m pytest -m '' --capture=no tests/chaos
+	@$(PY) -m pytest -m '' --capture=no tests/chaos tests/hostile
 
 lint: $(TEST)
 	@$(PY) -m ruff check

@@ -1,1 +1,1 @@
-from tests.training.conftest import one_block  # noqa: F401 a fixture
+from tests.training.fixtures import one_block  # noqa: F401 a fixture

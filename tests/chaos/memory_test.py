@@ -7,7 +7,7 @@ import pytest
 
 from pad_jax.training import trainer
 from pad_jax.training.trainer import train
-from tests.training.conftest import compiled_quickly
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import one_device, small_config
 
 LONG = {'train__steps': 12_000, 'train__log_every_steps': 10, 'train__eval_every_steps': 500}

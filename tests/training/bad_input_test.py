@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pad_jax.training import lock, trainer
-from tests.training.conftest import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
 
 CIFAR = ROOT / 'configs' / 'cifar_resnet10_pad.py'

@@ -7,7 +7,7 @@ the one that `write_texts` fills.
 from typing import NamedTuple
 
 from tests.data.glue_miniatures import VOCABULARY
-from tests.training.conftest import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
 from tests.training.tiny_texts import REGRESSION, glue, small_text_flags
 

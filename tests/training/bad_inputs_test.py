@@ -16,7 +16,7 @@ from PIL import Image
 from tests.data.photos import claim_size
 from tests.hostile.readers import PARTITION
 from tests.training.bad_inputs import CONFIG_FILES, make_cases
-from tests.training.conftest import IN_ROUNDS, contents
+from tests.training.fixtures import IN_ROUNDS, contents
 from tests.training.tiny import ROOT, small_config
 from tests.training.tiny_texts import small_text_config
 

@@ -15,7 +15,7 @@ from pad_jax.training.checkpoints import FORMAT, MANIFEST, Checkpoints
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.state import Faults, abstract_state, init_state
 from pad_jax.training.tasks import image_inputs
-from tests.training.conftest import contents
+from tests.training.fixtures import contents
 from tests.training.tiny import NormFree
 
 OPTIMIZER = make_optimizer('adamw', 0.1, 'cosine', 1, 1e-4, 1.0, 5)

@@ -20,7 +20,7 @@ from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
-from tests.training.conftest import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config
 from tests.training.trainer_test import Killed, assert_same_run, kill_before, load_state
 

@@ -13,7 +13,7 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training import lock
 from pad_jax.training.lock import LOCK, WorkdirLock
-from tests.training.conftest import contents
+from tests.training.fixtures import contents
 from tests.training.tiny import ROOT
 
 HOLDER = """

@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
 from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
-from pad_jax.layers.conv_plans import choose_plan
+from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
 from pad_jax.layers.plan_table import PlanTable
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.parts import StaticPart, flatten_taps
 from pad_jax.partition.masks import merge, scale_values
+
+MOST_MERGED = 1_000_000
+"""Positions of a kernel up to which 'auto' merges before plan `fused`: K small kernels are merged faster once than one
+for each sample, large ones would go through memory that is fresh to every step. Between those of benchmarks/conv.py."""
+LEAST_SCALE = 1e-20
 
 
 def masked_convolution(
@@ -69,11 +74,19 @@ def masked_convolution(
     geometry = resolve_geometry(x.shape[1:-1], kernels.shape[1:-2], *settings.values())
     padded = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
     name = choose_plan(padded, kernels, geometry, by_place=by_place, table=plan_table) if plan == 'auto' else plan
-    if name != 'fused' or mask.dtype != bool or by_place != (static_attention is not None):
+    if mask.dtype != bool or by_place != (static_attention is not None):
         merged = merge(kernels, static, mask, dynamic_scale, static_scale)
         return dynamic_convolution(x, merged, attention, bias, **settings, precision=precision, plan=name)
     # λd on the few weights of attention: on the kernels its gradient would be a sum over all their positions.
     scaled = attention * jnp.asarray(dynamic_scale, attention.dtype)
+    if name != 'fused' or (plan == 'auto' and static.size <= MOST_MERGED):
+        # Not zero, which it only is where it could not be told from it: the static part is divided by it.
+        least = jnp.maximum(dynamic_scale, LEAST_SCALE)
+        scaled = attention * jnp.asarray(least, attention.dtype)
+        values = scale_values(static_scale / least, static)
+        merged = jnp.where(mask, kernels, jnp.concatenate([values[None]] * kernels.shape[0]))
+        y = PLANS[name].function(padded, merged, scaled, geometry, precision)
+        return y if bias is None else add_bias(y, attention, bias)
     values = flatten_taps(scale_values(static_scale, static)[None])[0]
     weights = None if static_attention is None else static_attention.reshape(x.shape[0], geometry.num_taps)
     taps = jnp.broadcast_to(mask, (*geometry.kernel_size, *mask.shape[-2:]))

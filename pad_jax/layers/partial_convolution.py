@@ -5,6 +5,7 @@ outputs, inputs or taps.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, ch
 from pad_jax.layers.dynamic_columns import Columns, put_columns, split_columns, take_columns
 from pad_jax.layers.dynamic_convolution import add_bias
 from pad_jax.layers.plan_table import PartialCase, PlanTable
-from pad_jax.layers.plans.choice import ConvShape, estimate_cost
+from pad_jax.layers.plans.choice import ConvShape, estimate_cost, get_rates
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_own_grouped
-from pad_jax.layers.plans.mixing import mix_kernels
+from pad_jax.layers.plans.mixing import mix_kernels, mix_outputs
 from pad_jax.layers.plans.parts import Order, StaticPart, flat_places, flatten_taps, join_static, reorder
 from pad_jax.layers.plans.patches import convolve_own_patches
 from pad_jax.layers.plans.shift import convolve_own_shifted
@@ -37,6 +38,7 @@ STRUCTURED_AXES = {'output': -1, 'input': -2, 'spatial': -3, 'layer': -1}
 # one by one, by what they do with B such kernels.
 OWN_KERNELS = {'patches': convolve_own_patches, 'shift': convolve_own_shifted, 'grouped': convolve_own_grouped}
 JOINED = ('fused', *OWN_KERNELS)
+STACKED = {'outputs': convolve, 'unfolded': convolve_unfolded_once}
 
 _ONE_PLACE = Geometry((1,), (1,), ((0, 0),), (1,), (1,))
 
@@ -163,8 +165,11 @@ def choose_form(
     """
     depthwise = geometry.groups == x.shape[-1] == kernels.shape[-1] + static.shape[-1]
     can_be_apart = not (axis == -1 and geometry.groups > 1 and not depthwise) and not (axis == -3 and by_place)
+    can_be_stacked = axis == -1 and geometry.groups == 1 and not by_place
     if plan != 'auto':
-        return ('joined' if plan in JOINED else 'apart' if can_be_apart else 'whole'), plan
+        if plan in JOINED:
+            return 'joined', plan
+        return ('stacked' if can_be_stacked else 'apart' if can_be_apart else 'whole'), plan
     platform = jax.default_backend() if platform is None else platform
     num_kernels = kernels.shape[0]
     sizes = list(kernels.shape[1:])
@@ -174,10 +179,21 @@ def choose_form(
     # Of each position one number is read where it is static, and K where it is dynamic.
     mean = shape._replace(kernels=1 - share + share * num_kernels)
     names = list_plans(x.shape[0], by_place)
-    costs = {name: estimate_cost(name, mean, platform) for name in names if name in JOINED}
+    forms = {'joined': JOINED, 'stacked': STACKED if can_be_stacked else ()}
+    costs = {
+        (form, name): estimate_cost(name, mean, platform)
+        for form, members in forms.items()
+        for name in names
+        if name in members
+    }
+    # Its kernels have to be written side by side, and their gradients apart.
+    written = 2 * shape.taps * (shape.channels // shape.groups) * shape.features * mean.kernels / 1e6
+    costs = {
+        choice: cost + written * get_rates(platform).moved * (choice[0] == 'stacked') for choice, cost in costs.items()
+    }
     best = min(costs, key=costs.get)
     if not can_be_apart or axis == -3:
-        return 'joined', best
+        return best
     field = {-1: 'features', -2: 'channels'}[axis]
     apart = 0.0
     for part, count in ((share, num_kernels), (1 - share, 1)):
@@ -185,7 +201,7 @@ def choose_form(
         if depthwise:
             part_shape = part_shape._replace(channels=shape.channels * part, groups=shape.groups * part)
         apart += min(estimate_cost(name, part_shape, platform) for name in names)
-    return ('joined', best) if costs[best] <= apart else ('apart', 'auto')
+    return best if costs[best] <= apart else ('apart', 'auto')
 
 
 class Side(NamedTuple):
@@ -232,6 +248,19 @@ def _convolve_joined(name, x, dynamic, static, axis, geometry, precision):
     return reorder(y, *order, -1) if axis == -1 and places is None else y
 
 
+def _convolve_stacked(name, x, dynamic, static, axis, geometry, precision):
+    """One convolution with the F − D static outputs and all K·D dynamic ones, which are mixed then."""
+    num_kernels, num_dynamic = dynamic.kernels.shape[0], dynamic.kernels.shape[-1]
+    stack = jnp.moveaxis(dynamic.kernels, 0, -2)
+    stack = stack.reshape(*stack.shape[:-2], num_kernels * num_dynamic)
+    every = STACKED[name](x, jnp.concatenate([static.kernels[0], stack], -1).astype(x.dtype), geometry, precision)
+    num_static, size = static.kernels.shape[-1], every.shape[1:-1]
+    products = every[..., num_static:].reshape(x.shape[0], math.prod(size), 1, num_kernels, num_dynamic)
+    mixed = mix_outputs(products, dynamic.attention).reshape(x.shape[0], *size, num_dynamic)
+    order = Order.read(dynamic.columns, static.columns)
+    return reorder(jnp.concatenate([every[..., :num_static], mixed], -1), *order, axis)
+
+
 def _convolve_apart(name, x, dynamic, static, axis, geometry, precision):
     """The static part as a convolution of one kernel, and the dynamic part as a dynamic one."""
     products = []
@@ -263,7 +292,7 @@ def _convolve_whole(name, x, dynamic, static, axis, geometry, precision):
     return PLANS[name].function(x, jnp.concatenate(whole), attention, geometry, precision)
 
 
-FORMS = {'joined': _convolve_joined, 'apart': _convolve_apart, 'whole': _convolve_whole}
+FORMS = {'joined': _convolve_joined, 'stacked': _convolve_stacked, 'apart': _convolve_apart, 'whole': _convolve_whole}
 
 
 def _weights_of_taps(side, axis):

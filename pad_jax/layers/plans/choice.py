@@ -77,6 +77,11 @@ ACCELERATOR = Rates(multiply=0.03, convolve=0.03, mixed=0.001, reread=0.01, move
 TINY_MAP = 16
 
 
+def get_rates(platform: str) -> Rates:
+    """Of 'cpu', or of anything else, an accelerator."""
+    return CPU if platform == 'cpu' else ACCELERATOR
+
+
 def estimate_cost(name: str, shape: ConvShape, platform: str) -> float:
     """Expected milliseconds of a plan, forward + backward; comparable between plans alone.
 
@@ -85,7 +90,7 @@ def estimate_cost(name: str, shape: ConvShape, platform: str) -> float:
       shape: the sizes.
       platform: 'cpu', or anything else for an accelerator.
     """
-    rates = CPU if platform == 'cpu' else ACCELERATOR
+    rates = get_rates(platform)
     batch, outputs, kernels = shape.batch, shape.outputs, shape.kernels
     positions = shape.taps * (shape.channels // shape.groups) * shape.features
     multiply_adds = batch * outputs * positions / 1e9

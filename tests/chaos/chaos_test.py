@@ -1,4 +1,4 @@
-"""Real processes that are killed: a few in the default suite, the rest by `make chaos`."""
+"""Real processes that are killed: one in the default suite, the rest by `make chaos`."""
 
 import pytest
 
@@ -11,9 +11,9 @@ def say(line):
     print(line, flush=True)
 
 
-def test_a_few_kills(tmp_path):
-    counts = kill_again_and_again('resnet', tmp_path, kills=3, seed=SEED, say=say, twice=False)
-    assert sum(counts[phase] for phase in PHASES) == 3
+def test_a_kill(tmp_path):
+    counts = kill_again_and_again('resnet', tmp_path, kills=1, seed=SEED, say=say, twice=False)
+    assert sum(counts[phase] for phase in PHASES) == 1
 
 
 @pytest.mark.slow

@@ -33,8 +33,10 @@ from pad_jax.data.preparation.tars import MemberReader, list_members
 from pad_jax.data.preparation.tfrecord import read_records
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
 from pad_jax.pretrained.safetensors_folder import read_config, read_weights
-from pad_jax.reports.inspection import inspect_workdir
-from pad_jax.reports.runs import read_run
+from pad_jax.reports.inspection import tabulate_partition
+from pad_jax.reports.plots import plot_partition, save_figure
+from pad_jax.reports.runs import read_partition, read_run
+from pad_jax.reports.tables import print_table
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.workdir import read_data
 from pad_jax.training.writers import MetricWriter, read_metrics
@@ -86,8 +88,9 @@ def metrics_jsonl() -> list[bytes]:
 
 
 def inspect_run(folder):
-    (folder / 'config.json').write_bytes(config_json())
-    inspect_workdir(folder)
+    partition = read_partition(folder)
+    print_table(tabulate_partition(partition, 'Partition'))
+    save_figure(plot_partition(partition), folder / 'partition.png')
 
 
 def write_run(folder):

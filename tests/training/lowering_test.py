@@ -63,7 +63,14 @@ def test_a_small_network_of_images_lowers_for_256_chips_with_all_that_a_step_can
 
 
 def test_no_argument_of_the_step_is_left_to_its_default():
-    config = small_config(optim__accumulate_steps=2, optim__ema_decay=0.9, train__mixup=0.2, train__label_smoothing=0.1)
+    config = small_config(
+        train__on_nonfinite='skip',
+        train__max_nonfinite=3,
+        optim__accumulate_steps=2,
+        optim__ema_decay=0.9,
+        train__mixup=0.2,
+        train__label_smoothing=0.1,
+    )
     arguments = make_step_arguments(config, measure_lengths(config, 100))
     taken = {
         name: found

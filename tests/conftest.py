@@ -17,6 +17,16 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Runs that several folders of tests read, trained once in a process.
+from tests.training.fixtures import (  # noqa: E402, F401
+    finished_run,
+    finished_text_run,
+    one_block,
+    one_layer,
+    refused,
+    texts,
+)
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # No deadline: the first example of a test pays for its compilation. Derandomised on a build machine, so that

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pad_jax.models import MODELS
-from tests.training.conftest import compiled_quickly
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, ROOT
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pad_jax.models import MODELS
 from tests.models.product_twin import count_products
-from tests.training.conftest import compiled_quickly
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, ROOT
 
 SMALLEST = ('--models=resnet18', '--image-size=64', '--batch-size=2', '--repeats=1')

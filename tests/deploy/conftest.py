@@ -4,15 +4,7 @@ import pytest
 
 from pad_jax.deploy.export import export_workdir
 from pad_jax.models import ENCODERS, MODELS
-from tests.training.conftest import (  # noqa: F401, fixtures are found by their names here
-    compiled_quickly,
-    finished_run,
-    finished_text_run,
-    one_block,
-    one_layer,
-    refused,
-    texts,
-)
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK
 from tests.training.tiny_texts import ONE_LAYER
 
@@ -21,7 +13,7 @@ QUICKLY = ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 
 @pytest.fixture(scope='session')
-def exported(finished_run, tmp_path_factory):  # noqa: F811
+def exported(finished_run, tmp_path_factory):
     """The export of a run of images. Tests must not change its folder."""
     with pytest.MonkeyPatch.context() as patch, compiled_quickly():
         patch.setenv(*QUICKLY)
@@ -30,7 +22,7 @@ def exported(finished_run, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope='session')
-def exported_texts(finished_text_run, tmp_path_factory):  # noqa: F811
+def exported_texts(finished_text_run, tmp_path_factory):
     """The same of a run of texts."""
     with pytest.MonkeyPatch.context() as patch, compiled_quickly():
         patch.setenv(*QUICKLY)

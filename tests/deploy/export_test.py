@@ -24,7 +24,7 @@ from pad_jax.training.setup import make_inputs, make_model, make_task, open_sour
 from pad_jax.training.trainer import train
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly
-from tests.training.conftest import contents, run_command
+from tests.training.fixtures import contents, run_command
 from tests.training.tiny import one_device, small_config
 from tests.training.tiny_texts import small_text_config
 

@@ -15,7 +15,7 @@ from pad_jax.training.tasks import IMAGES, image_inputs
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
 from tests.layers.compiling import jit_quickly
-from tests.training.conftest import IN_ROUNDS, compiled_quickly
+from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import NormFree, one_device, small_config
 from tests.training.trainer_test import assert_same_run, kill_in
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, ROOT, SMALL
 
 CIFAR = ROOT / 'configs' / 'cifar_resnet10_pad.py'

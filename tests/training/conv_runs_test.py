@@ -6,7 +6,7 @@ import pytest
 
 from pad_jax.layers import CONVS
 from pad_jax.training.trainer import train
-from tests.training.conftest import compiled_quickly
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import one_device, small_config
 
 pytestmark = pytest.mark.usefixtures('one_block')

@@ -15,7 +15,7 @@ from pad_jax.training import prediction
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.trainer import train
 from tests.data.glue_miniatures import rows
-from tests.training.conftest import run_command
+from tests.training.fixtures import run_command
 from tests.training.tiny import one_device
 from tests.training.tiny_texts import NUM_NEW, NUM_TRAIN, NUM_VAL, REGRESSION, glue, small_text_config
 

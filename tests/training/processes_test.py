@@ -24,7 +24,7 @@ from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, ch
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
 from tests.data.photos import truncate, write_folders
-from tests.training.conftest import IN_ROUNDS, compiled_quickly
+from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
 from tests.training.tiny_photos import PHOTOS
 from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags

@@ -26,7 +26,7 @@ from pad_jax.training.setup import (
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
 from pad_jax.training.writers import read_metrics
-from tests.training.conftest import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config
 
 pytestmark = pytest.mark.usefixtures('one_block')

@@ -14,7 +14,7 @@ from pad_jax.reports.tuning import Measured, choose_by_cost, find_cases, measure
 from pad_jax.training.plan_tables import read_plan_table, write_plan_table
 from pad_jax.training.setup import make_model, plan_layers
 from tests.reports.comparison_test import cells
-from tests.training.conftest import compiled_quickly
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import DIGITS, ONE_BLOCK, small_config
 from tests.training.tiny_texts import small_text_config
 

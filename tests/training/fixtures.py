@@ -1,3 +1,5 @@
+"""Fixtures of whole runs, and commands inside of this process; tests/conftest.py has all tests know them."""
+
 import contextlib
 import hashlib
 import io

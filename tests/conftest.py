@@ -4,6 +4,8 @@ The variables are set before anything imports jax, which reads them once.
 """
 
 import os
+import shutil
+import tempfile
 
 NUM_DEVICES = 8
 FLAG = '--xla_force_host_platform_device_count'
@@ -12,6 +14,12 @@ if FLAG not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}={NUM_DEVICES}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['MPLBACKEND'] = 'Agg'
+
+# What one process of tests has compiled no other compiles again. The first of them, which starts the others, makes it.
+CACHE = 'PAD_JAX_TESTS_CACHE'
+OWNS_CACHE = CACHE not in os.environ
+if OWNS_CACHE:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix='pad_jax_tests_')
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -28,6 +36,8 @@ from tests.training.fixtures import (  # noqa: E402, F401
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_compilation_cache_dir', os.environ[CACHE])
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 # No deadline: the first example of a test pays for its compilation. Derandomised on a build machine, so that
 # a failure there is a failure here; at a desk new examples are tried every time.
@@ -41,3 +51,8 @@ def release_executables():
     """Drops what a file's tests compiled: programs keep memory maps, and a process may have 65 thousand of them."""
     yield
     jax.clear_caches()
+
+
+def pytest_unconfigure():
+    if OWNS_CACHE:
+        shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)

@@ -232,9 +232,7 @@ def test_counts_by_hand():
     # bias, which is dead where nothing is dynamic.
     vectors = {'channel': 8, 'filter': 8, 'spatial': 9}
     assert count('odconv', None) == {'': (576, 576, 4, 196)} | {name: (n, n, 16, n) for name, n in vectors.items()}
-    assert count('odconv', 'element') == {'': (576, 0, 4, 197)} | {
-        name: (n, 0, 16, 1) for name, n in vectors.items()
-    }
+    assert count('odconv', 'element') == {'': (576, 0, 4, 197)} | {name: (n, 0, 16, 1) for name, n in vectors.items()}
     # L = 2: the kernel 576, Q 8·2, P 2·8 and the hidden layer 8·8 are ordinary parameters; 8 units and a bias.
     assert count('dcd', None) == {'': (0, 0, 0, 672), 'scaling': (8, 8, 8, 8), 'fusion': (4, 4, 8, 4)}
     assert count('dcd', 'output') == {'': (0, 0, 0, 672), 'scaling': (8, 0, 8, 1), 'fusion': (4, 0, 8, 1)}

@@ -20,7 +20,9 @@ from pad_jax.partition.masks import merge, scale_values
 MOST_MERGED = 1_000_000
 """Positions of a kernel up to which 'auto' merges before plan `fused`: K small kernels are merged faster once than one
 for each sample, large ones would go through memory that is fresh to every step. Between those of benchmarks/conv.py."""
-LEAST_SCALE = 1e-20
+LEAST_SCALE = 1e-9
+"""What λd counts as at least where it is divided by: beside λs, which is 2 then, float32 loses a part of that size, and
+the square of it, in the quotient's gradient, is finite."""
 
 
 def masked_convolution(
@@ -46,8 +48,9 @@ def masked_convolution(
     """`dynamic_convolution` of `partition.masks.merge(kernels, static, mask, dynamic_scale, static_scale)`.
 
     For attention whose weights of the K kernels sum to one, at every place to those of the static part. Plan `fused`
-    puts each sample's kernel together as it is used, so that neither K merged kernels nor their gradients exist;
-    others merge first, as all do for a mask of floats: its gradient is that of a score.
+    puts each sample's kernel together as it is used, so that neither K merged kernels nor their gradients exist; 'auto'
+    does so for large kernels. All others are merged first, and so they are for a mask of floats, whose gradient is that
+    of a score.
 
     Args:
       x: [B, *S, C] in the dtype to compute in.
@@ -77,20 +80,21 @@ def masked_convolution(
     if mask.dtype != bool or by_place != (static_attention is not None):
         merged = merge(kernels, static, mask, dynamic_scale, static_scale)
         return dynamic_convolution(x, merged, attention, bias, **settings, precision=precision, plan=name)
-    # λd on the few weights of attention: on the kernels its gradient would be a sum over all their positions.
-    scaled = attention * jnp.asarray(dynamic_scale, attention.dtype)
+    # In both forms λd is on the few weights of attention: on the kernels its gradient would be a sum over all their
+    # positions.
     if name != 'fused' or (plan == 'auto' and static.size <= MOST_MERGED):
-        # Not zero, which it only is where it could not be told from it: the static part is divided by it.
-        least = jnp.maximum(dynamic_scale, LEAST_SCALE)
-        scaled = attention * jnp.asarray(least, attention.dtype)
-        values = scale_values(static_scale / least, static)
+        # As the attention is scaled, so has the static part to be divided.
+        divisor = jnp.maximum(dynamic_scale, LEAST_SCALE)
+        scaled = attention * jnp.asarray(divisor, attention.dtype)
+        values = scale_values(static_scale / divisor, static)
+        # Repeated by hand, as in `partition.masks.merge`.
         merged = jnp.where(mask, kernels, jnp.concatenate([values[None]] * kernels.shape[0]))
         y = PLANS[name].function(padded, merged, scaled, geometry, precision)
-        return y if bias is None else add_bias(y, attention, bias)
-    values = flatten_taps(scale_values(static_scale, static)[None])[0]
-    weights = None if static_attention is None else static_attention.reshape(x.shape[0], geometry.num_taps)
-    taps = jnp.broadcast_to(mask, (*geometry.kernel_size, *mask.shape[-2:]))
-    taps = taps.reshape(geometry.num_taps, *mask.shape[-2:])
-    part = StaticPart(values, taps, weights)
-    y = convolve_fused(padded, kernels, scaled, geometry, precision, part)
+    else:
+        scaled = attention * jnp.asarray(dynamic_scale, attention.dtype)
+        values = flatten_taps(scale_values(static_scale, static)[None])[0]
+        weights = None if static_attention is None else static_attention.reshape(x.shape[0], geometry.num_taps)
+        taps = jnp.broadcast_to(mask, (*geometry.kernel_size, *mask.shape[-2:]))
+        part = StaticPart(values, taps.reshape(geometry.num_taps, *mask.shape[-2:]), weights)
+        y = convolve_fused(padded, kernels, scaled, geometry, precision, part)
     return y if bias is None else add_bias(y, attention, bias)

@@ -12,19 +12,22 @@ from tests.training.tiny_texts import ONE_LAYER
 QUICKLY = ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 
+def export_quickly(run, out, networks, name, stand_in):
+    """Exports a run whose network is another one by that name."""
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+        patch.setenv(*QUICKLY)
+        patch.setitem(networks, name, stand_in)
+        return export_workdir(run, out)
+
+
 @pytest.fixture(scope='session')
 def exported(finished_run, tmp_path_factory):
     """The export of a run of images. Tests must not change its folder."""
-    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
-        patch.setenv(*QUICKLY)
-        patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
-        return export_workdir(finished_run, tmp_path_factory.mktemp('exported') / 'images')
+    return export_quickly(finished_run, tmp_path_factory.mktemp('exported') / 'images', MODELS, 'resnet10', ONE_BLOCK)
 
 
 @pytest.fixture(scope='session')
 def exported_texts(finished_text_run, tmp_path_factory):
     """The same of a run of texts."""
-    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
-        patch.setenv(*QUICKLY)
-        patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
-        return export_workdir(finished_text_run, tmp_path_factory.mktemp('exported') / 'texts')
+    out = tmp_path_factory.mktemp('exported') / 'texts'
+    return export_quickly(finished_text_run, out, ENCODERS, 'bert_tiny', ONE_LAYER)

@@ -45,10 +45,10 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize('plan', ['fused', 'outputs'])
+@pytest.mark.parametrize('plan', ['fused', 'outputs', 'auto'])
 def test_equals_merged_kernels(plan):
     cases = [('element', 2, False)]
-    if plan == 'fused':  # others merge, whatever the mask
+    if plan != 'outputs':  # 'fused' doesn't merge, and 'auto' does so small kernels
         cases += [(name, 1, False) for name in MASKS] + [('element', 1, True), ('spatial', 1, True)]
 
     def both(inputs):
@@ -79,6 +79,30 @@ def test_equals_merged_kernels(plan):
             found,
             expected,
         )
+
+
+@pytest.mark.parametrize('phi', [-100.0, -20.0, 20.0, 100.0])
+def test_scales_may_vanish(phi):
+    """λd = 2σ(φ) is 0, 4e-9, 2 and 2, and λs the rest: merging divides by one of them."""
+    x, kernels, static, logits = (jnp.asarray(part, jnp.float32) for part in draw_inputs()[:4])
+    attention, mask = jax.nn.softmax(logits), jnp.asarray(MASKS['element'])
+
+    def loss(phi, kernels, static, whole):
+        scales = scale_factors(phi)
+        if whole:
+            return jnp.sum(dynamic_convolution(x, merge(kernels, static, mask, *scales), attention, plan='shift') ** 2)
+        named = dict(zip(('dynamic_scale', 'static_scale'), scales))
+        return jnp.sum(masked_convolution(x, kernels, static, mask, attention, plan='patches', **named) ** 2)
+
+    found, expected = (
+        jit_quickly(jax.value_and_grad(lambda *inputs, whole=whole: loss(*inputs, whole), (0, 1, 2)))(
+            jnp.float32(phi), kernels, static
+        )
+        for whole in (False, True)
+    )
+    # φ's gradient is a difference of terms as large as the loss, whose rounding stays where it is 0.
+    rounding = 1e-5 * float(expected[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=rounding), found, expected)
 
 
 def test_a_mask_of_floats_has_the_gradient_of_a_score():

@@ -1,0 +1,122 @@
+"""The folder of a sweep: sweep.json says what it compares, every cell (a variant with a seed) is a workdir of train.py.
+
+DIR/sweep.json
+DIR/VARIANT/seed_N/        a cell
+DIR/VARIANT/seed_N.log     what it said
+DIR/report/                what `python -m pad_jax report DIR` writes
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pad_jax.errors import BadInput
+from pad_jax.files import read_json
+from pad_jax.training.writers import write_json
+
+SWEEP = 'sweep.json'
+REPORT = 'report'
+BASE = 'base'
+"""The variant that changes nothing."""
+FORMAT = 1
+_TYPES = {'version': str, 'base': str, 'config': Mapping, 'variants': Mapping, 'base_name': str}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds.
+
+    Attributes:
+      version: of pad_jax.
+      base: name of the base's config file.
+      config: the base's keys after the flags, nested.
+      variants: {name: {'section.key': value}}, what each changes; without the base.
+      base_name: what the base is called among them.
+      seeds: so many were asked for: 0, 1, ...; 0 where nothing says so.
+    """
+
+    version: str
+    base: str
+    config: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+    base_name: str = BASE
+    seeds: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """All that is compared, the base first.
+
+        >>> Sweep('1', 'file.py', {}, {'late': {'partition.start_step': 9}}).names
+        ['base', 'late']
+        """
+        return [self.base_name, *(name for name in self.variants if name != self.base_name)]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """What a folder compares.
+
+    Raises:
+      BadInput: if it is no sweep, or its sweep.json cannot be used.
+    """
+    path = folder / SWEEP
+    try:
+        content = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f'{folder} is not the folder of a sweep: it holds no {SWEEP}') from None
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise BadInput(f'{path} is damaged: {error}') from error
+    if not isinstance(content, dict):
+        raise BadInput(f'{path} is damaged: it holds no object')
+    if content.get('format') != FORMAT:
+        raise BadInput(f'{path} has format {content.get("format")!r}, this version of pad_jax reads {FORMAT}')
+    lacking = [name for name, kind in _TYPES.items() if not isinstance(content.get(name), kind)]
+    if lacking:
+        raise BadInput(f'{path} is damaged: it lacks {", ".join(lacking)}')
+    seeds = content.get('seeds', 0)
+    if type(seeds) is not int or seeds < 0:
+        raise BadInput(f'{path} is damaged: seeds must be a count, got {seeds!r}')
+    names = [content['base_name'], *content['variants']]
+    wrong = [name for name in names if not is_plain_name(name)]
+    wrong += [name for name, change in content['variants'].items() if not isinstance(change, Mapping)]
+    if wrong:
+        raise BadInput(f'{path} is damaged: {wrong[0]!r} is no name of a variant with what it changes')
+    return Sweep(**{name: content[name] for name in _TYPES}, seeds=seeds)
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Writes sweep.json, in one step."""
+    write_json(folder / SWEEP, {'format': FORMAT, **dataclasses.asdict(sweep)})
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a folder of a sweep may be called so.
+
+    >>> [is_plain_name(name) for name in ('kappa_0.1', 'a/b', '..', '.hidden', 'report', '')]
+    [True, False, False, False, False, False]
+    """
+    return re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}', name) is not None and name not in (REPORT, SWEEP)
+
+
+def cell_folder(folder: Path, name: str, seed: int) -> Path:
+    """The workdir of a cell."""
+    return folder / name / f'seed_{seed}'
+
+
+def cell_log(folder: Path, name: str, seed: int) -> Path:
+    """The file with what a cell said."""
+    return folder / name / f'seed_{seed}.log'
+
+
+def find_seeds(folder: Path, name: str) -> list[int]:
+    """The seeds that a variant has begun with, in order."""
+    found = [re.fullmatch(r'seed_(0|[1-9]\d{0,9})', path.name) for path in (folder / name).glob('seed_*')]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the run in a workdir has reached its last step: what it writes last is there."""
+    return (workdir / 'timing.json').is_file() and (workdir / 'config.json').is_file()

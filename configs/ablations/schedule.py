@@ -1,0 +1,19 @@
+"""By which fractions should four rounds go to κ? The base takes one round, for which there is one way.
+
+python -m pad_jax sweep configs/ablations/schedule.py --workdir=runs/schedule --config.data.path=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_ablation() -> ConfigDict:
+    return ConfigDict(
+        {
+            'base': 'cifar_resnet10_pad.py',
+            'variants': (
+                ('exponential', {'partition.rounds': 4, 'partition.schedule': 'exponential'}),
+                ('linear', {'partition.rounds': 4, 'partition.schedule': 'linear'}),
+                ('one_shot', {'partition.rounds': 4, 'partition.schedule': 'one_shot'}),
+            ),
+        }
+    )

@@ -1,4 +1,4 @@
-"""By which fractions should four rounds go to κ? The base takes one round, for which there is one way.
+"""By which fractions should four rounds go to κ? The base takes one round, so that it goes there in one shot.
 
 python -m pad_jax sweep configs/ablations/schedule.py --workdir=runs/schedule --config.data.path=FOLDER
 """
@@ -11,9 +11,8 @@ def get_ablation() -> ConfigDict:
         {
             'base': 'cifar_resnet10_pad.py',
             'variants': (
-                ('exponential', {'partition.rounds': 4, 'partition.schedule': 'exponential'}),
+                ('exponential', {'partition.rounds': 4}),
                 ('linear', {'partition.rounds': 4, 'partition.schedule': 'linear'}),
-                ('one_shot', {'partition.rounds': 4, 'partition.schedule': 'one_shot'}),
             ),
         }
     )

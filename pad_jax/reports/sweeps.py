@@ -145,12 +145,12 @@ def _check_data_and_cells(folder: Path, configs: Mapping[str, ml_collections.Con
 
     def check(name, config):
         data = config.data.to_json(), *(config.model.get(key) for key in ('num_classes', 'pretrained', 'vocab_size'))
+        if data not in specs:
+            specs[data] = open_source(config).spec  # of no variant by itself: what is wrong is said once
+        spec = specs[data]
         try:
             if is_partial(config):
                 plan_layers(config)  # says whether the exclusions fit the network
-            if data not in specs:
-                specs[data] = open_source(config).spec
-            spec = specs[data]
             check_lengths(config, measure_lengths(config, spec.num_train), spec.num_train)
         except BadInput as problem:
             raise BadInput(f'variant {name}: {problem}') from problem

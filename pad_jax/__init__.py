@@ -45,8 +45,7 @@ from pad_jax.partition import (
     unpack_masks,
 )
 from pad_jax.pretrained import load_pretrained, upcycle, upcycle_convolutions
-
-__version__ = '0.1.0'
+from pad_jax.version import __version__
 
 __all__ = [
     'CONVS',

@@ -82,6 +82,7 @@ def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     assert names == {
         'config.json',
         'data.json',
+        'versions.json',
         'metrics.jsonl',
         'partition.json',
         'timing.json',

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
 from pad_jax.deploy.export import FORMS, export_workdir
 from pad_jax.deploy.verification import NotVerified
@@ -13,6 +15,7 @@ from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.reports.sweeps import run_sweep
 from pad_jax.reports.tables import make_table, print_line, print_table
 from pad_jax.reports.tuning import tune as tune_network
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
@@ -111,6 +114,19 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
 
+def sweep(arguments: Sequence[str]) -> None:
+    """Trains what an ablation file compares, over seeds; what is finished in the folder already is kept."""
+    epilog = '--config.section.key=value changes a key of the base, before what the variants change.'
+    parser = Parser(prog='python -m pad_jax sweep', description=sweep.__doc__, epilog=epilog)
+    parser.add_argument('file', type=Path, help='a file of configs/ablations/')
+    parser.add_argument('--workdir', type=Path, required=True, help='folder of the runs')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each variant; their seeds are 0, 1, ...')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    flags, overrides = parse_with_overrides(parser, arguments)
+    jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the runs, each a process of its own
+    run_sweep(flags.file, flags.workdir, flags.seeds, flags.jobs, overrides)
+
+
 def prepare(arguments: Sequence[str]) -> None:
     """Writes a data set as TFDS prepares it, in array_record, without TensorFlow and without the network."""
     parser = Parser(prog='python -m pad_jax prepare', description=prepare.__doc__)
@@ -148,6 +164,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'tune': tune,
     'export': export,
     'demo': demo,
+    'sweep': sweep,
     'prepare': prepare,
 }
 PREPARATIONS: dict[str, Callable[..., Path]] = {

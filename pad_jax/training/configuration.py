@@ -53,23 +53,32 @@ def _choose_num_classes(data) -> int:
 
 
 def _read_file(path: Path) -> ml_collections.ConfigDict:
-    if not path.is_file():
-        raise BadInput(f'config file {path} does not exist')
     # Base files are imported as `from configs import ...`, from wherever the command was started.
     root = str(path.absolute().parent.parent)
-    if root not in sys.path:
+    if path.is_file() and root not in sys.path:
         sys.path.append(root)
+    return call_file(path, 'get_config')
+
+
+def call_file(path: Path, function: str) -> ml_collections.ConfigDict:
+    """What a function of a config file returns.
+
+    Raises:
+      BadInput: when there is no such file, it fails, or that is no ConfigDict.
+    """
+    if not path.is_file():
+        raise BadInput(f'config file {path} does not exist')
     spec = importlib.util.spec_from_file_location(f'pad_jax_config_{path.stem}', path)
     if spec is None:
         raise BadInput(f'config file {path} is not a Python file')
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = getattr(module, function)()
     except (Exception, SystemExit) as error:
         raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise BadInput(f'get_config() of {path} must return a ConfigDict, got {type(config).__name__}')
+        raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
     return config
 
 

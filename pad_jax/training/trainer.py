@@ -120,7 +120,7 @@ def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[ImageSource | T
     )
     check_data(workdir, source.spec)
     lengths = measure_lengths(config, source.spec.num_train)
-    _check_lengths(config, lengths, source)
+    check_lengths(config, lengths, source.spec.num_train)
     return source, lengths
 
 
@@ -141,17 +141,21 @@ def _check_devices(config, replicas: Replicas) -> None:
         )
 
 
-def _check_lengths(config, lengths: Lengths, source: ImageSource | TextSource) -> None:
+def check_lengths(config: ml_collections.ConfigDict, lengths: Lengths, num_train: int) -> None:
+    """Whether warm-up and partition fit into a run of those lengths.
+
+    Raises:
+      BadInput: naming every key that doesn't.
+    """
     problems = []
     if lengths.total <= config.optim.warmup_steps:
         problems.append(f'optim.warmup_steps must be below the {lengths.total} steps of the run')
     partition = config.partition
     if is_partial(config):
         problems += find_late_round(config, lengths.total)
-        if partition.batch_size > source.spec.num_train:
+        if partition.batch_size > num_train:
             problems.append(
-                f'partition.batch_size must be at most the {source.spec.num_train} training examples, got '
-                f'{partition.batch_size}'
+                f'partition.batch_size must be at most the {num_train} training examples, got {partition.batch_size}'
             )
     if problems:
         raise BadInput('; '.join(problems))

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -45,14 +46,14 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw_styled
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
+def save_figure(figure: Figure, path: Path | BinaryIO) -> None:
+    """Writes a figure as PNG, to a path or to an open file.
 
     Raises:
       BadInput: if the path can't be written.
     """
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format='png')
     except OSError as error:
         raise BadInput(f'{path} cannot be written: {error.strerror}') from error
 

@@ -1,19 +1,25 @@
 """Figures of a sweep, drawn as those of `plots`. Each takes what has at least one finished cell."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from pad_jax.reports.mask_overlap import Overlap
 from pad_jax.reports.plots import COLOURS, format_short, styled
 from pad_jax.reports.sweep_results import Results, Variant
 
-_MARKERS = 'osD^vP*X'  # with the colours, told apart for 56 variants
+_MARKERS = 'osD^vP*X'
+_LINES = ('-', '--', ':', '-.')
 _GREY = '#555555'
-_WIDE = 6.0  # a ratio of parameters from which on their axis is logarithmic
+_WIDE = 6.0  # a ratio of costs from which on their axis is logarithmic
+_NEAR = 0.02  # of the axis: what is nearer is drawn side by side
+_POINTS_BESIDE = 9.0  # so far from the next, in typographic points
 
 
 @styled
@@ -26,31 +32,65 @@ def plot_tradeoff(results: Results, cost: str, label: str) -> Figure:
       cost: of `COSTS`.
       label: of its axis.
     """
-    figure, axes = _with_legend()
-    points = []
-    for variant, style in _styles(results.shown):
-        score, found = variant.estimate(results.score), variant.estimate(cost)
-        x, y = found.mean, 100 * score.mean
-        points.append((x, y))
-        margin = None if score.count == 1 else 100 * score.margin
-        axes.errorbar(
-            x, y, margin, fmt=style['marker'], color=style['color'], markersize=8, capsize=3, elinewidth=1.2,
-            label=f'{variant.name} ({_count_seeds(score.count)})',
-        )  # fmt: skip
-    front = find_front(points)
-    if len(front) > 1:
-        axes.step(*zip(*front, strict=True), where='post', color=_GREY, linestyle='--', linewidth=1.2, zorder=0.9)
-        axes.lines[-1].set_label('Pareto front of the means')
-    axes.set(title=f'{_title(results.score)} against {label}', xlabel=label, ylabel=f'{results.score} in %')
-    xs = [x for x, _ in points]
-    if cost == 'parameters':
-        if max(xs) > _WIDE * min(xs):
-            axes.set_xscale('log')
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    variants = results.shown
+    scores = [variant.estimate(results.score) for variant in variants]
+    costs = [variant.estimate(cost).mean for variant in variants]
+    if wide := min(costs) > 0 and max(costs) > _WIDE * min(costs):
+        axes.set_xscale('log')
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    if max(costs) >= 1000:
         axes.xaxis.set_major_formatter(FuncFormatter(format_short))
-    _show_legend(figure, axes)
+    counts = {score.count for score in scores}
+    shifts = spread_out(np.log(costs) if wide else costs)
+    for variant, look, score, x, shift in zip(variants, _looks(), scores, costs, shifts, strict=False):
+        aside = ScaledTranslation(shift * _POINTS_BESIDE / 72, 0, figure.dpi_scale_trans)
+        drawn = axes.errorbar(
+            x,
+            100 * score.mean,
+            None if score.count == 1 else 100 * score.margin,
+            fmt=look.marker,
+            color=look.colour,
+            markersize=8,
+            capsize=3,
+            elinewidth=1.2,
+            label=variant.name if len(counts) == 1 else f'{variant.name} ({count_seeds(score.count)})',
+        )
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + aside)
+    front = find_front([(x, 100 * score.mean) for x, score in zip(costs, scores, strict=True)])
+    if front:
+        corners = [*front, (max(costs), front[-1][1])]
+        line = {'color': _GREY, 'linestyle': '--', 'linewidth': 1.2, 'zorder': 0.9}
+        axes.step(*zip(*corners, strict=True), where='post', label='Pareto front', **line)
+    axes.set(title=f'{_title(results.score)} against {label}', xlabel=label, ylabel=f'{results.score} in %')
+    several = f'mean of {count_seeds(max(counts))}' if len(counts) == 1 else 'mean over seeds'
+    title = 'one seed' if counts == {1} else f'{several}, 95 %'
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title=title)
     return figure
+
+
+def spread_out(places: Sequence[float]) -> list[float]:
+    """Steps to the side for those that would be drawn over one another, around 0.
+
+    >>> spread_out([0.3, 0.1, 0.3, 1.0, 0.3001])
+    [-1.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    order = np.argsort(places, kind='stable')
+    near = _NEAR * (np.max(places) - np.min(places))
+    groups = [[order[0]]]
+    for index in order[1:]:
+        if places[index] - places[groups[-1][0]] <= near:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    shifts = [0.0] * len(places)
+    for group in groups:
+        for rank, index in enumerate(group):
+            shifts[index] = rank - (len(group) - 1) / 2
+    return shifts
 
 
 def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -72,23 +112,22 @@ def plot_curves(results: Results) -> Figure:
     figure = Figure(figsize=(11, 5.2))
     loss, score = figure.subplots(1, 2)
     names = results.shown[0].finished[0].run.metric_names
-    for variant, style in _styles(results.shown):
+    for variant, look in zip(results.shown, _looks(), strict=False):
         network = variant.network
         for axes, curve in ((loss, network.curve('train', 'loss')), (score, network.curve('eval', *names))):
             steps, found = curve
             scale = 100 if axes is score else 1
             mean, error = scale * found.mean, scale * found.standard_error
-            axes.plot(
-                steps, mean, color=style['color'], linestyle=style['linestyle'], label=variant.name, linewidth=1.6
-            )
+            axes.plot(steps, mean, color=look.colour, linestyle=look.linestyle, label=variant.name, linewidth=1.6)
             if len(network.runs) > 1:
-                axes.fill_between(steps, mean - error, mean + error, color=style['color'], alpha=0.15, linewidth=0)
+                axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.12, linewidth=0)
     loss.set(title='Training loss', ylabel='loss per example')
     score.set(title=f'{_title(results.score)} on held-out examples', ylabel=f'{results.score} in %')
     for axes in (loss, score):
         axes.set_xlabel('steps')
         axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.get_layout_engine().set(wspace=0.06)  # between one panel and the label of the next
     figure.legend(*loss.get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return figure
 
@@ -143,27 +182,17 @@ def plot_overlaps(variants: Sequence[Variant], overlaps: Mapping[tuple[str, str]
     return figure
 
 
-def _styles(variants: Sequence[Variant]):
-    lines = ('-', '--', ':', '-.')
-    for index, variant in enumerate(variants):
+class _Look(NamedTuple):
+    colour: str
+    marker: str
+    linestyle: str
+
+
+def _looks() -> Iterator[_Look]:
+    """Told apart for 56 variants as points and 28 as lines; all figures give a variant the same."""
+    for index in itertools.count():
         around = index // len(COLOURS)
-        yield (
-            variant,
-            {
-                'color': COLOURS[index % len(COLOURS)],
-                'marker': _MARKERS[index % len(_MARKERS)],
-                'linestyle': lines[around % len(lines)],
-            },
-        )
-
-
-def _with_legend() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9, 5))
-    return figure, figure.subplots()
-
-
-def _show_legend(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper')
+        yield _Look(COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)])
 
 
 def _draw_table(figure: Figure, axes: Axes, table: np.ndarray, label: str) -> None:
@@ -189,5 +218,9 @@ def _title(name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def _count_seeds(count: int) -> str:
+def count_seeds(count: int) -> str:
+    """
+    >>> count_seeds(1), count_seeds(3)
+    ('one seed', '3 seeds')
+    """
     return 'one seed' if count == 1 else f'{count} seeds'

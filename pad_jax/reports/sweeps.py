@@ -13,7 +13,6 @@ from pathlib import Path
 
 import ml_collections
 
-from pad_jax import __version__
 from pad_jax.errors import BadInput, Stopped, check_together
 from pad_jax.reports.ablations import Ablation, load_variants, read_ablation
 from pad_jax.reports.sweep_layout import (
@@ -34,6 +33,7 @@ from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.trainer import check_lengths
 from pad_jax.training.workdir import check_data, check_workdir
+from pad_jax.version import __version__
 
 CELL = (sys.executable, '-m', 'pad_jax.reports.cell')
 COMPILED = '.compiled'

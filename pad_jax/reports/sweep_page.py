@@ -15,17 +15,17 @@ _STYLE = """
   :root { --text: #e6e8ea; --soft: #a4abb3; --line: #3a3f45; --page: #16181b; --mark: #20303f; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 74rem; background: var(--page); color: var(--text);
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 82rem; background: var(--page); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 p, li { max-width: 56rem; } .lead { font-size: 1.08rem; }
 .soft, figcaption { color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+table { border-collapse: collapse; font-size: .84rem; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; white-space: normal; font-weight: 600; }
-th.text, td.text { text-align: left; } td.text + td.text { white-space: normal; min-width: 13rem; color: var(--soft); }
+th.text, td.text { text-align: left; } td.text + td.text { white-space: normal; min-width: 9rem; color: var(--soft); }
 td { vertical-align: top; } tr.base td { background: var(--mark); }
 figure { margin: 0; } figcaption { margin: .6rem 0 0; max-width: 56rem; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
@@ -82,7 +82,7 @@ def summarize(results: Results) -> list[str]:
     known = {name: score for name, score in scores.items() if score.mean == score.mean}  # not NaN
     if known:
         best = max(known, key=lambda name: known[name].mean)
-        said += f' The highest mean {results.score} is that of {best}: {format_percent(known[best])} %.'
+        said += f' On average {best} has the highest {results.score}: {format_percent(known[best])} %.'
     return [said, _compare_to_base(results)]
 
 

@@ -14,7 +14,8 @@ from pad_jax.reports.mask_overlap import Overlap
 from pad_jax.reports.plots import COLOURS, format_short, styled
 from pad_jax.reports.sweep_results import Results, Variant
 
-_MARKERS = 'osD^vP*X'
+_COLOURS = (*COLOURS, '#7A4B2A')
+_MARKERS = 'osD^vP*Xhp'  # more than colours and no multiple: their pairs come round late
 _LINES = ('-', '--', ':', '-.')
 _GREY = '#555555'
 _WIDE = 6.0  # a ratio of costs from which on their axis is logarithmic
@@ -189,10 +190,10 @@ class _Look(NamedTuple):
 
 
 def _looks() -> Iterator[_Look]:
-    """Told apart for 56 variants as points and 28 as lines; all figures give a variant the same."""
+    """Told apart for 40 variants as points and 32 as lines; the same for a variant in all figures."""
     for index in itertools.count():
-        around = index // len(COLOURS)
-        yield _Look(COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)])
+        around = index // len(_COLOURS)
+        yield _Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)])
 
 
 def _draw_table(figure: Figure, axes: Axes, table: np.ndarray, label: str) -> None:

@@ -1,0 +1,19 @@
+"""Does it help to go to κ in rounds, each scored anew? All come before the first step; the base takes one.
+
+python -m pad_jax sweep configs/ablations/rounds.py --workdir=runs/rounds --config.data.path=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_ablation() -> ConfigDict:
+    return ConfigDict(
+        {
+            'base': 'cifar_resnet10_pad.py',
+            'variants': (
+                ('rounds_2', {'partition.rounds': 2}),
+                ('rounds_4', {'partition.rounds': 4}),
+                ('rounds_8', {'partition.rounds': 8}),
+            ),
+        }
+    )

@@ -1,0 +1,290 @@
+"""Sweeps end to end, with networks of one block; and with cells that only behave like some."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from pad_jax import __main__ as commands
+from pad_jax.errors import BadInput, Stopped
+from pad_jax.reports.ablations import BASE, load_variants, read_ablation
+from pad_jax.reports.sweep_layout import cell_folder, is_finished, read_sweep
+from pad_jax.reports.sweeps import run_sweep
+from pad_jax.training.command_line import exit_status
+from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths
+from pad_jax.training.state import init_state
+from tests.training.tiny import DIGITS, SMALL
+from tests.training.trainer_test import assert_same_run
+
+pytestmark = pytest.mark.usefixtures('one_block')
+HERE = Path(__file__).parent
+FAKE, SMALL_CELL = ([sys.executable, str(HERE / name)] for name in ('fake_cell.py', 'small_cell.py'))
+RANDOM = {'partition.criterion': 'random'}
+SHORT = {'train.steps': 16, 'train.eval_every_steps': 8, 'train.checkpoint_every_steps': 4, 'train.keep_checkpoints': 9}
+
+
+def write_ablation(folder, *variants, base=DIGITS):
+    path = folder / 'ablation.py'
+    path.write_text(
+        'from ml_collections import ConfigDict\n\n\n'
+        f"def get_ablation():\n    return ConfigDict({{'base': {str(base)!r}, 'variants': {variants!r}}})\n"
+    )
+    return path
+
+
+def named(*names):
+    """Variants that differ in a key of little weight."""
+    return [(name, {'optim.weight_decay': number / 100}) for number, name in enumerate(names, start=1)]
+
+
+def fake(path, folder, seeds=1, jobs=1, overrides=()):
+    run_sweep(path, folder, seeds, jobs, overrides, FAKE)
+
+
+def order(folder):
+    return (folder / 'order.txt').read_text().splitlines()
+
+
+def wait_for(found, process):
+    end = time.monotonic() + 60
+    while not found():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+
+
+def start(cell, path, folder, *overrides):
+    """A sweep with two seeds in a process and a process group of its own."""
+    command = [sys.executable, HERE / 'small_sweep.py', cell[1], path, folder, 1, 1, *overrides]
+    return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_in_the_middle_and_resumed_it_leaves_what_an_uninterrupted_one_does(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
+    # One device, and little time for the compiler.
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0')
+    path, killed, whole = write_ablation(tmp_path, ('random', RANDOM)), tmp_path / 'killed', tmp_path / 'whole'
+    overrides = [f'{name}={value}' for name, value in (SMALL | SHORT).items()]
+    process = start(SMALL_CELL, path, killed, *overrides)
+    first = cell_folder(killed, BASE, 0)
+    wait_for((first / 'checkpoints' / '4' / '_CHECKPOINT_METADATA').exists, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not is_finished(first) and not cell_folder(killed, 'random', 0).exists()
+    run_sweep(path, killed, 1, 1, overrides, SMALL_CELL)
+    assert 'resumes from the checkpoint of step' in (killed / BASE / 'seed_0.log').read_text()
+    run_sweep(path, whole, 1, 2, overrides, SMALL_CELL)
+    configs = load_variants(read_ablation(path), overrides)
+    for name, config in configs.items():
+        assert is_finished(cell_folder(killed, name, 0))
+        assert_same_run(cell_folder(killed, name, 0), cell_folder(whole, name, 0), config)
+    assert read_sweep(killed) == read_sweep(whole)
+    # A third time there is nothing to do.
+    capfd.readouterr()
+    run_sweep(path, killed, 1, 1, overrides, FAKE)
+    assert '2 cells in ' in capfd.readouterr().err and not (killed / 'order.txt').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_after_its_cells_have_stopped(tmp_path, number, status):
+    path, folder = write_ablation(tmp_path, *named('waits', 'last')), tmp_path / 'sweep'
+    process = start(FAKE, path, folder)
+    waits = cell_folder(folder, 'waits', 0)
+    wait_for((waits / 'begun').exists, process)
+    os.killpg(process.pid, number)  # all at once, as a terminal does: it is held from the cells
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == status
+    assert (waits / 'checkpoint').exists() and not is_finished(waits)
+    assert f'{number.name}: 2 cells are left' in said and 'failed' not in said
+    fake(path, folder)
+    assert order(folder) == ['base seed 0', 'waits seed 0', 'waits seed 0', 'last seed 0']
+
+
+def test_cells_run_seed_by_seed_and_seeds_and_variants_are_added(tmp_path):
+    folder = tmp_path / 'sweep'
+    fake(write_ablation(tmp_path, *named('one')), folder, seeds=2)
+    assert order(folder) == ['base seed 0', 'one seed 0', 'base seed 1', 'one seed 1']
+    for seed in (0, 1):
+        config = json.loads((cell_folder(folder, 'one', seed) / 'config.json').read_text())
+        assert (config['train']['seed'], config['optim']['weight_decay']) == (seed, 0.01)
+    path = write_ablation(tmp_path, *named('one', 'two'))
+    fake(path, folder, seeds=3)
+    assert order(folder)[4:] == ['two seed 0', 'two seed 1', 'base seed 2', 'one seed 2', 'two seed 2']
+    content = json.loads((folder / 'sweep.json').read_text())
+    assert content['format'] == 1 and content['base'] == DIGITS.name and content['base_name'] == 'base'
+    assert content['variants'] == dict(named('one', 'two')) and content['seeds'] == 3
+    assert content['config']['partition']['dynamic_fraction'] == 0.3
+    # Fewer seeds forget none.
+    fake(path, folder, seeds=1)
+    assert len(order(folder)) == 9 and read_sweep(folder).seeds == 3
+
+
+def test_a_cell_that_fails_does_not_stop_the_rest(tmp_path, capfd):
+    path, folder = write_ablation(tmp_path, *named('fails', 'crashes', 'last')), tmp_path / 'sweep'
+    with pytest.raises(Stopped, match='2 of 4 cells failed'):
+        fake(path, folder)
+    assert is_finished(cell_folder(folder, 'last', 0))
+    said = capfd.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith('sweep: failed: ')]
+    assert lines == [
+        'sweep: failed: fails seed 0: exit 1: then the disk caught fire',
+        'sweep: failed: crashes seed 0: killed by SIGKILL: it said nothing',
+    ]
+    assert '2/4 cells, 2 failed, 0:00 left; last seed 0 done in ' in said
+
+
+def test_jobs_run_side_by_side(tmp_path):
+    path, folder = write_ablation(tmp_path, *named('meets_one', 'meets_two')), tmp_path / 'sweep'
+    fake(path, folder, jobs=3)
+    assert is_finished(cell_folder(folder, 'meets_one', 0)) and is_finished(cell_folder(folder, 'meets_two', 0))
+
+
+def test_variants_of_a_seed_begin_with_the_same_parameters(tmp_path):
+    small = [f'{name}={value}' for name, value in SMALL.items()]
+    variants = ('wide', {'partition.dynamic_fraction': 0.8}), ('static', {'model.conv': 'static'})
+    found = {}
+    for name, config in load_variants(read_ablation(write_ablation(tmp_path, *variants)), small).items():
+        optimizer = make_run_optimizer(config, measure_lengths(config, 1442))
+        params = init_state(make_model(config), optimizer, make_inputs(config), seed=3).params
+        found[name] = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    assert found['wide'].keys() == found[BASE].keys()
+    for name in ('wide', 'static'):
+        shared = [
+            key for key in found[name].keys() & found[BASE].keys() if found[name][key].shape == found[BASE][key].shape
+        ]
+        assert "['classifier']['kernel']" in shared
+        assert all((found[name][key] == found[BASE][key]).all() for key in shared)
+
+
+WRONG = [
+    (
+        [('one', {'model.kernels': 2})],
+        r'variant one of .*unknown config key model\.kernels, did you mean model\.num_ker',
+    ),
+    ([('one', {'model.num_experts': 2})], r'variant one of .*unknown config key model\.num_experts'),
+    ([('one', RANDOM), ('one', {'optim.weight_decay': 0.5})], '2 variants of .*ablation.py are called one'),
+    ([('one', {'partition.dynamic_fraction': 0.3})], 'variant one of .* changes nothing: it is the same as base'),
+    ([('one', RANDOM), ('two', RANDOM)], 'variant two of .* changes nothing: it is the same as one'),
+    ([('one', {})], 'must change 1 to 3 keys, got 0'),
+    ([('one', {f'train.{number}': 1 for number in range(4)})], 'must change 1 to 3 keys, got 4'),
+    ([('a/b', RANDOM)], r"variant 'a/b' of .* cannot name a folder"),
+    ([('..', RANDOM)], r"variant '\.\.' of .* cannot name a folder"),
+    ([('report', RANDOM)], "variant 'report' of .* cannot name a folder"),
+    ([('base', RANDOM)], 'variant base of .* that is what the base itself is called'),
+    ([('one', {'train.seed': 1})], r'cannot change train\.seed'),
+    ([('one', {'partition.criterion': 'best'})], r'variant one of .*partition\.criterion must be one of'),
+    ([('one', {'partition.keep_static': 'stage9'})], "variant one: .*'stage9' matches none"),
+    ([('one', {'partition.start_step': 5000})], 'variant one: the last round of the partition comes after 5000 steps'),
+    ([('one', {'data.path': 'nowhere', 'data.name': 'folder'})], 'variant one: .*nowhere'),
+    ([], r'must be pairs \(name'),
+    ([('one', ['partition.criterion'])], r'must be pairs \(name'),
+]
+
+
+@pytest.mark.parametrize('variants, said', WRONG)
+def test_a_wrong_variant_is_refused(tmp_path, variants, said):
+    with pytest.raises(BadInput, match=said):
+        fake(write_ablation(tmp_path, *variants), tmp_path / 'sweep')
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    path = write_ablation(tmp_path, ('one', {'train.stops': 1}), ('two', {'partition.criterion': 'best'}))
+    with pytest.raises(BadInput, match=r'(?s)variant one of .*train\.stops.*; variant two of .*partition\.criterion'):
+        fake(path, tmp_path / 'sweep')
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('x = 1', "fails: AttributeError: .*'get_ablation'"),
+        ('import nothing_like_it', 'fails: ModuleNotFoundError'),
+        ('def get_ablation():\n    return {}', r'get_ablation\(\) of .* must return a ConfigDict, got dict'),
+        (
+            'from ml_collections import ConfigDict as C\n\ndef get_ablation():\n    return C({"base": 1})',
+            'must return base',
+        ),
+    ],
+)
+def test_a_file_that_is_no_ablation(tmp_path, text, said):
+    path = tmp_path / 'ablation.py'
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        fake(path, tmp_path / 'sweep')
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        ({'seeds': 0}, '--seeds must be from 1'),
+        ({'jobs': 0}, '--jobs must be from 1'),
+        ({'overrides': ['train.seed=1']}, r'train\.seed cannot be changed'),
+        ({'overrides': ['train.stops=1']}, r'did you mean train\.steps'),
+        ({'overrides': ['partition.criterion=random']}, 'variant one of .* changes nothing'),
+    ],
+)
+def test_wrong_flags(tmp_path, arguments, said):
+    with pytest.raises(BadInput, match=said):
+        fake(write_ablation(tmp_path, ('one', RANDOM)), tmp_path / 'sweep', **arguments)
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_a_folder_that_holds_something_else(tmp_path):
+    path = write_ablation(tmp_path, *named('one'))
+    with pytest.raises(BadInput, match=r'is not the folder of a sweep: it holds ablation\.py but no sweep\.json'):
+        fake(path, tmp_path)
+    with pytest.raises(BadInput, match='is not a folder'):
+        fake(path, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['ablation.py']
+
+
+def test_a_folder_that_holds_another_sweep(tmp_path, monkeypatch):
+    folder = tmp_path / 'sweep'
+    fake(write_ablation(tmp_path, *named('one')), folder)
+    before = {entry: entry.read_bytes() for entry in folder.rglob('*') if entry.is_file()}
+
+    def refused(said, *variants, **arguments):
+        with pytest.raises(BadInput, match=said):
+            fake(write_ablation(tmp_path, *variants), folder, **arguments)
+
+    refused('holds another sweep .*variant one -> missing', *named('other'))
+    refused(
+        r"variant one: {'optim.weight_decay': 0.01} -> {'optim.weight_decay': 0.5}",
+        ('one', {'optim.weight_decay': 0.5}),
+    )
+    refused(r'data\.batch_size: 64 -> 32', *named('one'), overrides=['data.batch_size=32'])
+    with pytest.raises(BadInput, match=r'base digits_resnet10_pad\.py, .* has digits_resnet10_random\.py'):
+        fake(write_ablation(tmp_path, *named('one'), base=DIGITS.with_name('digits_resnet10_random.py')), folder)
+    with monkeypatch.context() as patch:
+        patch.setattr('pad_jax.reports.sweeps.__version__', '9.9')
+        refused(r'was made by pad_jax \d[\d.]*, this is 9\.9', *named('one'))
+    assert {entry: entry.read_bytes() for entry in folder.rglob('*') if entry.is_file()} == before
+    data = cell_folder(folder, 'base', 0) / 'data.json'
+    data.write_text(data.read_text().replace('1442', '1000'))
+    refused('was trained on other data .*num_train: 1000 -> 1442', *named('one'))
+    (folder / 'sweep.json').write_text('{"format": 2}')
+    refused('has format 2, this version of pad_jax reads 1', *named('one'))
+    (folder / 'sweep.json').write_text('{')
+    refused(r'sweep\.json is damaged', *named('one'))
+
+
+def test_the_command(tmp_path, monkeypatch, capfd):
+    """Its flags arrive, its errors are one line; the rest is `run_sweep`."""
+    path, found = write_ablation(tmp_path, *named('one')), []
+    monkeypatch.setattr(commands, 'run_sweep', lambda *arguments: found.append(arguments))
+    flags = ['sweep', str(path), f'--workdir={tmp_path}', '--seeds=2', '--jobs=4', '--config.train.steps=40']
+    monkeypatch.setattr(sys, 'argv', ['pad_jax', *flags])
+    assert exit_status(commands.main) == 0
+    assert found == [(path, tmp_path, 2, 4, ['train.steps=40'])]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, 'argv', ['pad_jax', *flags])
+    capfd.readouterr()
+    assert exit_status(commands.main) == 2
+    assert re.fullmatch(r'error: .* is not the folder of a sweep: it holds ablation\.py.*\n', capfd.readouterr().err)

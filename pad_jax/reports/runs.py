@@ -14,7 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.files import read_json
 from pad_jax.partition import report_counts
 from pad_jax.reports.estimates import Estimate, estimate_mean
-from pad_jax.training.configuration import is_partial, read_workdir_config
+from pad_jax.training.configuration import is_partial, is_text, read_workdir_config
 from pad_jax.training.writers import read_metrics
 
 Partition = dict[str, Any]
@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
       workdir: its folder.
-      kind: what its convolutions are, in words.
+      kind: what its convolutions or feed-forward networks are, in words.
       metrics: the rows of metrics.jsonl.
       partition: of partition.json.
       seconds_per_step: of timing.json; None for a run too short to tell.
@@ -210,7 +210,9 @@ def _metric_names(row: Mapping[str, Any]) -> list[str]:
 
 
 def _describe(config) -> str:
-    if config.model.conv == 'static':
+    if is_text(config) and config.model.ffn == 'dense':
+        return 'dense'
+    if not is_text(config) and config.model.conv == 'static':
         return 'static'
     if not is_partial(config):
         return 'fully dynamic'

@@ -176,7 +176,7 @@ def plot_overlaps(variants: Sequence[Variant], overlaps: Mapping[tuple[str, str]
             continue
         _write(axes, column, row - 0.17, f'{overlap.found:.2f}', overlap.found, weight='bold')
         chance = f'{overlap.by_chance:.2f} · {overlap.by_chance_in_layers:.2f}'
-        _write(axes, column, row + 0.22, chance, overlap.found, fontsize=7.5)
+        _write(axes, column, row + 0.22, chance, overlap.found, fontsize=8.5)
     axes.set_yticks(range(size), names, parse_math=False)
     _name_columns(axes, variants)
     axes.set_title('Overlap of masks; below it: by chance · by chance within layers', loc='left')

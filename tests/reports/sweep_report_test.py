@@ -253,6 +253,18 @@ def test_tasks_of_several_metrics_count_with_their_mean(sweep):
     assert 'On average base has the highest mean of accuracy, f1: 62.50 %.' in out
 
 
+def test_a_sweep_of_texts(tmp_path, finished_text_run, one_layer):
+    folder = write_miniature(tmp_path / 'sweep', finished_text_run, {'base': SCORES['base']})
+    status, out, err = run_command('report', folder)
+    assert status == 0, err
+    assert 'On average base has the highest accuracy: 62.50 ± 31.05 %.' in out  # 0.125 · t / √3
+    (row,) = read_table(folder, 'summary.csv')
+    partition = read_json(finished_text_run / 'partition.json')
+    assert float(row['dynamic_fraction']) == partition['totals']['dynamic_fraction']
+    page = Page(folder / 'report' / 'report.html')
+    assert list(page.images) == [name for name in FIGURES if name != 'score_kappa']
+
+
 @pytest.fixture
 def refused_report(sweep, refused):
     def run(change):

@@ -118,7 +118,7 @@ def explain_table(results: Results) -> str:
 
 
 def list_missing(results: Results) -> list[str]:
-    """A line for each variant with cells that are not finished, or lack a timing; [] where nothing is missing."""
+    """A line for each variant with cells unfinished, or that lack a time or a version; [] if nothing is missing."""
     lines = []
     for variant in results.variants:
         said = [f'seed {cell.seed} {cell.state}' for cell in variant.cells if cell.run is None]
@@ -126,6 +126,9 @@ def list_missing(results: Results) -> list[str]:
             f'seed {cell.seed} without a time per step'
             for cell in variant.finished
             if cell.values['seconds_per_step'] is None
+        ]
+        said += [
+            f'seed {cell.seed} without a record of the version' for cell in variant.finished if not cell.knows_version
         ]
         if said:
             lines.append(f'{variant.name}: {", ".join(said)}')

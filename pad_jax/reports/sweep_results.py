@@ -14,7 +14,7 @@ from pad_jax.reports.sweep_layout import SWEEP, Sweep, cell_folder, find_seeds, 
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
-from pad_jax.training.workdir import read_data, read_versions
+from pad_jax.training.workdir import UNKNOWN_VERSION, read_data, read_versions
 
 COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
 """What a network of a sweep costs, next to what it reaches."""
@@ -30,6 +30,7 @@ class Cell:
       total: steps of the whole run; None for one that has not begun.
       run: of a finished cell; else None.
       values: of a finished cell, what it reaches and costs; None for what nobody has measured. Else {}.
+      knows_version: of a finished cell, whether it says which version of pad_jax trained it.
     """
 
     variant: str
@@ -39,6 +40,7 @@ class Cell:
     total: int | None = None
     run: Run | None = None
     values: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    knows_version: bool = True
 
     @property
     def state(self) -> str:
@@ -161,7 +163,7 @@ def _check_one_kind(path: Path, sweep: Sweep, begun: Sequence[tuple[str, int, Pa
     first = None
     for name, seed, workdir in begun:
         versions = read_versions(workdir)
-        if versions != [sweep.version]:
+        if {*versions} - {UNKNOWN_VERSION, sweep.version}:
             raise BadInput(
                 f'{workdir} was trained by pad_jax {" and ".join(versions)}, {path} is of {sweep.version}: cells of '
                 'one report must be of one version'
@@ -190,7 +192,8 @@ def _read_cell(variant: str, seed: int, workdir: Path) -> Cell:
     run = read_run(workdir, timed=False)
     if run.evaluated['step'] != total:
         raise BadInput(f'{workdir} holds a finished run, but its metrics.jsonl has lost the last evaluation')
-    return Cell(variant, seed, workdir, step, total, run, _measure(config, run))
+    known = UNKNOWN_VERSION not in read_versions(workdir)
+    return Cell(variant, seed, workdir, step, total, run, _measure(config, run), known)
 
 
 def _measure(config, run: Run) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.reports.sweeps import run_sweep
 from pad_jax.reports.tables import make_table, print_line, print_table
 from pad_jax.reports.tuning import tune as tune_network
@@ -127,6 +128,15 @@ def sweep(arguments: Sequence[str]) -> None:
     run_sweep(flags.file, flags.workdir, flags.seeds, flags.jobs, overrides)
 
 
+def report(arguments: Sequence[str]) -> None:
+    """Writes what a sweep has come to: a page with tables and figures, CSV and Markdown, in its folder's report/."""
+    parser = Parser(prog='python -m pad_jax report', description=report.__doc__)
+    parser.add_argument('workdir', type=Path, metavar='DIR', help='folder of a sweep')
+    flags = parser.parse_args(arguments)
+    jax.config.update('jax_platforms', 'cpu')  # it reads, and leaves the accelerator to runs that may go on
+    print(f'report: {report_sweep(flags.workdir)}', file=sys.stderr)
+
+
 def prepare(arguments: Sequence[str]) -> None:
     """Writes a data set as TFDS prepares it, in array_record, without TensorFlow and without the network."""
     parser = Parser(prog='python -m pad_jax prepare', description=prepare.__doc__)
@@ -165,6 +175,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'export': export,
     'demo': demo,
     'sweep': sweep,
+    'report': report,
     'prepare': prepare,
 }
 PREPARATIONS: dict[str, Callable[..., Path]] = {

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -32,7 +33,7 @@ _ROW_INCHES = 0.26
 _MOST_INCHES = 40.0
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """The same look whatever the user's matplotlibrc says."""
 
     @functools.wraps(draw)
@@ -45,19 +46,19 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw_styled
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
+def save_figure(figure: Figure, path: Path | BinaryIO) -> None:
+    """Writes a figure as PNG, to a path or to an open file.
 
     Raises:
       BadInput: if the path can't be written.
     """
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format='png')
     except OSError as error:
         raise BadInput(f'{path} cannot be written: {error.strerror}') from error
 
 
-@_styled
+@styled
 def plot_training_curves(networks: Sequence[Network]) -> Figure:
     """Train loss and eval accuracy over steps: mean over seeds, with a band of ± its standard error."""
     figure = Figure(figsize=(11, 4.4))
@@ -74,7 +75,7 @@ def plot_training_curves(networks: Sequence[Network]) -> Figure:
     loss.set(title='Training loss', ylabel='nats per example', yscale='log')
     accuracy.set(title='Accuracy on held-out examples', ylabel='accuracy (axis: log of the error)')
     figure.get_layout_engine().set(wspace=0.06)  # between one panel and the label of the next
-    loss.yaxis.set_major_formatter(FuncFormatter(_format_count))
+    loss.yaxis.set_major_formatter(FuncFormatter(format_short))
     loss.yaxis.set_minor_formatter(_PlainLogFormatter())
     _scale_by_errors(accuracy)
     for axes in (loss, accuracy):
@@ -85,7 +86,7 @@ def plot_training_curves(networks: Sequence[Network]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
     """Which fraction stays dynamic in each layer, for the partially dynamic networks among those given.
 
@@ -121,7 +122,7 @@ def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_partition(partition: Partition) -> Figure:
     """The partition of one run: κ of each dynamic layer, and the parameters that are behind it."""
     layers, totals = partition['layers'], partition['totals']
@@ -141,7 +142,7 @@ def plot_partition(partition: Partition) -> Figure:
         parameters.barh(rows, counts, left=left, height=0.75, color=colour, label=f'{kind} parameters')
         left += counts
     parameters.set(title='Parameters', xlabel='parameters')
-    parameters.xaxis.set_major_formatter(FuncFormatter(_format_count))
+    parameters.xaxis.set_major_formatter(FuncFormatter(format_short))
     parameters.grid(axis='y', visible=False)
     parameters.tick_params(axis='y', length=0)
     figure.legend(loc='outside lower center', ncols=4)
@@ -152,7 +153,7 @@ class _PlainLogFormatter(LogFormatter):
     """Labels the ticks that a logarithmic axis has room for, as 0.6 and not as 6 × 10⁻¹."""
 
     def __call__(self, value: float, position: int | None = None) -> str:
-        return _format_count(value, position) if super().__call__(value, position) else ''
+        return format_short(value, position) if super().__call__(value, position) else ''
 
 
 def _scale_by_errors(axes) -> None:
@@ -193,7 +194,12 @@ def _over_seeds(networks: Sequence[Network]) -> str:
     return f'mean ± s.e. over {"–".join(map(str, sorted(seeds)))} seeds'
 
 
-def _format_count(count: float, _) -> str:
+def format_short(count: float, _=None) -> str:
+    """A tick of a matplotlib axis.
+
+    >>> format_short(250_000)
+    '250k'
+    """
     for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if count >= size:
             return f'{count / size:g}{letter}'

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from pad_jax.data import METRICS
 from pad_jax.errors import BadInput
 from pad_jax.files import read_json
 from pad_jax.partition import report_counts
 from pad_jax.reports.estimates import Estimate, estimate_mean
-from pad_jax.training.configuration import is_partial, read_workdir_config
+from pad_jax.training.configuration import is_partial, is_text, read_workdir_config
 from pad_jax.training.writers import read_metrics
 
 Partition = dict[str, Any]
@@ -21,7 +22,6 @@ Partition = dict[str, Any]
 
 _COUNTS = tuple(report_counts([]))  # of every layer, and of the totals
 _MOST = 2**63 - 1
-_CURVES = {'train': 'loss', 'eval': 'accuracy'}  # what is drawn, by split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
       workdir: its folder.
-      kind: what its convolutions are, in words.
+      kind: what its convolutions or feed-forward networks are, in words.
       metrics: the rows of metrics.jsonl.
       partition: of partition.json.
       seconds_per_step: of timing.json; None for a run too short to tell.
@@ -45,11 +45,22 @@ class Run:
     @property
     def accuracy(self) -> float:
         """At the last evaluation, in [0, 1]."""
-        return next(row['accuracy'] for row in reversed(self.metrics) if row['split'] == 'eval')
+        return self.evaluated['accuracy']
 
-    def curve(self, split: str, name: str) -> dict[int, float]:
-        """A metric by step."""
-        return {row['step']: row[name] for row in self.metrics if row['split'] == split}
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The row of the last evaluation."""
+        return next(row for row in reversed(self.metrics) if row['split'] == 'eval')
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Of `METRICS`, those that the run is evaluated by, for several splits as SPLIT/METRIC."""
+        return _metric_names(self.evaluated)
+
+    def curve(self, split: str, *names: str) -> dict[int, float]:
+        """A metric by step, or the mean of several."""
+        rows = [row for row in self.metrics if row['split'] == split]
+        return {row['step']: sum(row[name] for name in names) / len(names) for row in rows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +88,9 @@ class Network:
         known = [run.seconds_per_step for run in self.runs if run.seconds_per_step is not None]
         return estimate_mean(known).mean if known else None
 
-    def curve(self, split: str, name: str) -> tuple[np.ndarray, Estimate]:
-        """Steps int[N] that all seeds logged, and the metric float64[N] at each."""
-        curves = [run.curve(split, name) for run in self.runs]
+    def curve(self, split: str, *names: str) -> tuple[np.ndarray, Estimate]:
+        """Steps int[N] that all seeds logged, and the metric float64[N] at each, or the mean of several."""
+        curves = [run.curve(split, *names) for run in self.runs]
         steps = sorted(set.intersection(*map(set, curves)))
         return np.array(steps, int), estimate_mean([[curve[step] for step in steps] for curve in curves])
 
@@ -108,25 +119,33 @@ def read_network(name: str, workdirs: Iterable[Path]) -> Network:
     return Network(name, tuple(map(read_run, workdirs)))
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: Path, timed: bool = True) -> Run:
     """A run that has been evaluated at its end.
+
+    Args:
+      timed: whether timing.json must be there; a run that was killed and went on may have nothing to tell.
 
     Raises:
       BadInput: naming the file that is missing or damaged.
     """
     config = read_workdir_config(workdir)
     partition = read_partition(workdir)
-    timing = _read_json(workdir / 'timing.json')
+    if timed or (workdir / 'timing.json').exists():
+        timing = _read_json(workdir / 'timing.json')
+    else:
+        timing = {'seconds_per_step': None}
     if not isinstance(timing, Mapping) or not _is_number(timing.get('seconds_per_step', ''), or_none=True):
         raise BadInput(f'{workdir / "timing.json"} is damaged: it lacks seconds_per_step')
     metrics = read_metrics(workdir)
-    if not any(row['split'] == 'eval' for row in metrics):
+    evaluations = [row for row in metrics if row['split'] == 'eval']
+    if not evaluations:
         raise BadInput(f'{workdir} was never evaluated: {workdir / "metrics.jsonl"} has no eval row')
+    needed = {'train': ['loss'], 'eval': [*(_metric_names(evaluations[-1]) or ['accuracy']), 'loss']}
     for row in metrics:
-        name = _CURVES.get(row['split'])
-        # A loss may have become NaN.
-        if name and type(row.get(name)) is not float and not _is_number(row.get(name)):
-            raise BadInput(f'{workdir / "metrics.jsonl"} is damaged: step {row["step"]} has no number for {name}')
+        for name in needed.get(row['split'], ()):
+            # A loss may have become NaN.
+            if type(row.get(name)) is not float and not _is_number(row.get(name)):
+                raise BadInput(f'{workdir / "metrics.jsonl"} is damaged: step {row["step"]} has no number for {name}')
     return Run(workdir, _describe(config), metrics, partition, timing['seconds_per_step'])
 
 
@@ -186,8 +205,14 @@ def _read_json(path: Path) -> Any:
         raise BadInput(f'{path} is damaged: {error}') from error
 
 
+def _metric_names(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row if name.rpartition('/')[2] in METRICS]
+
+
 def _describe(config) -> str:
-    if config.model.conv == 'static':
+    if is_text(config) and config.model.ffn == 'dense':
+        return 'dense'
+    if not is_text(config) and config.model.conv == 'static':
         return 'static'
     if not is_partial(config):
         return 'fully dynamic'

@@ -12,12 +12,35 @@ from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.parallel import Replicas
-from pad_jax.training.setup import make_heat, make_inputs, make_model, make_run_optimizer, make_task, measure_lengths
+from pad_jax.training.setup import (
+    Lengths,
+    make_heat,
+    make_inputs,
+    make_model,
+    make_run_optimizer,
+    make_task,
+    measure_lengths,
+)
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
 from pad_jax.training.workdir import DataRecord, read_data
 
 logger = logging.getLogger(__name__)
+
+
+class StoredRun(NamedTuple):
+    """What a workdir holds of a run.
+
+    Attributes:
+      config, record: of `RestoredRun`.
+      lengths: of the run.
+      state: of the newest sound checkpoint, in the masked form.
+    """
+
+    config: ml_collections.ConfigDict
+    record: DataRecord
+    lengths: Lengths
+    state: TrainState
 
 
 class RestoredRun(NamedTuple):
@@ -39,7 +62,17 @@ class RestoredRun(NamedTuple):
 
 
 def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
-    """Opens the run in workdir.
+    """Opens the run in workdir, as `read_stored`, to run its network."""
+    config, record, lengths, state = read_stored(workdir, overrides)
+    state = to_trained_form(state, config.partition.rounds, config.partition.compact)
+    replicas = Replicas(config.parallel, jax.local_devices()[:1])
+    heat = make_heat(config, lengths)
+    step = replicas.map_step(eval_step, donate=False, task=make_task(config), model=make_model(config), **heat)
+    return RestoredRun(config, record, replicas.place_state(state), step, replicas)
+
+
+def read_stored(workdir: Path, overrides: Sequence[str] = ()) -> StoredRun:
+    """Reads the run in workdir.
 
     Args:
       overrides: 'section.key=value' for keys that are free on resume.
@@ -57,9 +90,5 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     state = checkpoints.restore_newest(like)
     for line in checkpoints.describe_damage():
         logger.warning(line)
-    state = to_trained_form(state, config.partition.rounds, config.partition.compact)
     checkpoints.close()
-    replicas = Replicas(config.parallel, jax.local_devices()[:1])
-    heat = make_heat(config, lengths)
-    step = replicas.map_step(eval_step, donate=False, task=make_task(config), model=model, **heat)
-    return RestoredRun(config, record, replicas.place_state(state), step, replicas)
+    return StoredRun(config, record, lengths, state)

@@ -52,7 +52,7 @@ from pad_jax.training.setup import (
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
-from pad_jax.training.workdir import DataRecord, check_data, check_workdir, write_identity
+from pad_jax.training.workdir import DataRecord, add_version, check_data, check_workdir, write_identity
 from pad_jax.training.writers import MetricWriter, NoWriter, disk_faults_stop, read_metrics, write_json
 
 _NO_MEASURES = ('step', 'split', 'examples', 'skipped')
@@ -66,8 +66,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains what a checked config describes; goes on where the checkpoints of workdir end.
 
-    Leaves in workdir: config.json, data.json, for texts tokenizer.json, metrics.jsonl, tensorboard/, partition.json,
-    timing.json, checkpoints/.
+    Leaves in workdir: config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl, tensorboard/,
+    partition.json, timing.json, checkpoints/.
 
     Of several processes all have to call it. The first writes; what is bad input to one is refused by all.
 
@@ -220,6 +220,8 @@ class _Run:
             return []
         try:
             self._take_lock()
+            if self.start < self.lengths.total:
+                add_version(self.workdir)
             write_identity(self.workdir, self.config, self.source)
             said = self.checkpoints.prepare_to_write()
             self.writer = MetricWriter(self.workdir, self.start)

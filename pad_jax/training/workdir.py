@@ -1,6 +1,6 @@
 """What a workdir says of the run in it: with which config, on which data. And whether a run may go on there.
 
-Everything here reads, but for `write_identity`, so that a run which is refused has changed nothing.
+Everything here reads, but for `write_identity` and `add_version`, so that a run which is refused has changed nothing.
 """
 
 import dataclasses
@@ -13,8 +13,12 @@ from pad_jax.errors import BadInput
 from pad_jax.files import read_json
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.writers import check_writable, read_metrics, write_json
+from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'
+VERSIONS = 'versions.json'
+UNKNOWN_VERSION = 'unknown'
+"""Of runs from before versions were recorded."""
 # What a run writes after its config.json.
 _WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
 
@@ -92,6 +96,7 @@ def _check_is_ours(workdir: Path, config) -> None:
         differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
         if differing:
             raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
+        read_versions(workdir)
     elif workdir.exists() and not workdir.is_dir():
         raise BadInput(f'workdir {workdir} is not a folder')
     else:
@@ -133,6 +138,34 @@ def read_data(workdir: Path) -> DataRecord:
     if not names_are_text or {type(record.num_train), type(record.num_eval)} != {int}:
         raise BadInput(f'{path} is damaged: class_names must be texts, num_train and num_eval integers')
     return record
+
+
+def read_versions(workdir: Path) -> list[str]:
+    """The versions of pad_jax that have trained the run in workdir, the first of them first; [] without a run yet.
+
+    Raises:
+      BadInput: when versions.json can't be read.
+    """
+    path = workdir / VERSIONS
+    try:
+        content = read_json(path)
+        versions = content['pad_jax']
+    except FileNotFoundError:
+        return [UNKNOWN_VERSION] if (workdir / 'config.json').exists() else []
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f'{path} is damaged: it must hold pad_jax, a list of versions') from error
+    if type(versions) is not list or not versions or not all(type(one) is str for one in versions):
+        raise BadInput(f'{path} is damaged: it must hold pad_jax, a list of versions')
+    return versions
+
+
+def add_version(workdir: Path) -> None:
+    """Writes to versions.json that this version trains the run in workdir, before or after others."""
+    versions = read_versions(workdir)
+    if __version__ not in versions:
+        write_json(workdir / VERSIONS, {'pad_jax': [*versions, __version__]})
 
 
 def find_tokenizer(workdir: Path) -> Path | None:

@@ -38,7 +38,7 @@ from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.reports.tables import print_table
 from pad_jax.training.configuration import read_workdir_config
-from pad_jax.training.workdir import read_data
+from pad_jax.training.workdir import read_data, read_versions
 from pad_jax.training.writers import MetricWriter, read_metrics
 from tests.data import photos
 from tests.data.glue_miniatures import VOCABULARY, write_original, write_prepared
@@ -336,6 +336,7 @@ def name_in(place, files, part) -> str:
 READERS = [
     Reader('config.json', read_workdir_config, lambda: [config_json()]),
     Reader('data.json', read_data, as_json(DATA)),
+    Reader('versions.json', read_versions, as_json({'pad_jax': ['0.1.0']})),
     Reader('partition.json', inspect_run, as_json(PARTITION, {**PARTITION, 'layers': []}), fraction=0.3),
     Reader('metrics.jsonl', resume_metrics, metrics_jsonl),
     Reader('metrics.jsonl', read_curves, metrics_jsonl, write_run),

@@ -25,7 +25,9 @@ from pad_jax.training.setup import (
 )
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
+from pad_jax.training.workdir import UNKNOWN_VERSION, add_version, read_versions
 from pad_jax.training.writers import read_metrics
+from pad_jax.version import __version__
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config
 
@@ -82,6 +84,7 @@ def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     assert names == {
         'config.json',
         'data.json',
+        'versions.json',
         'metrics.jsonl',
         'partition.json',
         'timing.json',
@@ -262,3 +265,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(finished_run, tmp_path):
         train(small_config(**IN_ROUNDS, model__width_multiplier=0.125), workdir, devices=one_device())
     with pytest.raises(BadInput, match='does not fit the model'):
         evaluate_workdir(workdir)
+
+
+def test_versions_that_trained_a_run_are_recorded(finished_run, tmp_path):
+    assert read_versions(finished_run) == [__version__]
+    assert read_versions(tmp_path) == []
+    add_version(tmp_path)
+    add_version(tmp_path)
+    assert read_versions(tmp_path) == [__version__]
+    (tmp_path / 'versions.json').write_text('{"pad_jax": ["0.0.1"]}')
+    add_version(tmp_path)
+    assert read_versions(tmp_path) == ['0.0.1', __version__]
+    (tmp_path / 'versions.json').unlink()
+    (tmp_path / 'config.json').write_text('{}')  # a run from before versions were recorded
+    add_version(tmp_path)
+    assert read_versions(tmp_path) == [UNKNOWN_VERSION, __version__]
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{}', '{"pad_jax": []}', '{"pad_jax": "0.1.0"}', '{"pad_jax": [1]}'])
+def test_a_damaged_record_of_versions(tmp_path, content):
+    (tmp_path / 'versions.json').write_text(content)
+    with pytest.raises(BadInput, match=r'versions\.json is damaged: it must hold pad_jax, a list of versions'):
+        read_versions(tmp_path)

@@ -27,7 +27,7 @@ from pad_jax.training.setup import (
 from pad_jax.training.state import abstract_state
 from tests.training.tiny import DIGITS, ROOT, small_config
 
-FILES = sorted(path for path in (ROOT / 'configs').rglob('*.py') if path.name != '__init__.py')
+FILES = sorted(path for path in (ROOT / 'configs').glob('*.py') if path.name != '__init__.py')
 NAMES = [str(path.relative_to(ROOT / 'configs')) for path in FILES]
 REQUIRED = {
     'digits_resnet10_pad.py',

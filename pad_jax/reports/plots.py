@@ -32,7 +32,7 @@ _ROW_INCHES = 0.26
 _MOST_INCHES = 40.0
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """The same look whatever the user's matplotlibrc says."""
 
     @functools.wraps(draw)
@@ -57,7 +57,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise BadInput(f'{path} cannot be written: {error.strerror}') from error
 
 
-@_styled
+@styled
 def plot_training_curves(networks: Sequence[Network]) -> Figure:
     """Train loss and eval accuracy over steps: mean over seeds, with a band of ± its standard error."""
     figure = Figure(figsize=(11, 4.4))
@@ -85,7 +85,7 @@ def plot_training_curves(networks: Sequence[Network]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
     """Which fraction stays dynamic in each layer, for the partially dynamic networks among those given.
 
@@ -121,7 +121,7 @@ def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_partition(partition: Partition) -> Figure:
     """The partition of one run: κ of each dynamic layer, and the parameters that are behind it."""
     layers, totals = partition['layers'], partition['totals']

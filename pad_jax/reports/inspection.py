@@ -145,8 +145,9 @@ def tabulate_forms(config, layers: Sequence[LayerCount]) -> Table:
 
 def tabulate_locations(locations: Iterable[Location]) -> Table:
     """How many outputs and inputs of each layer have no dynamic position or nothing else, and κ of the places."""
-    columns = ['outputs', 'all static', 'all dynamic', 'inputs', 'all static', 'all dynamic', 'κ of places']
-    table = make_table('Where dynamic positions lie', ['layer'], columns)
+    columns = ['outputs', 'static', 'dynamic', 'inputs', 'static', 'dynamic', 'κ of places']
+    title = 'Where dynamic positions lie, and how many outputs and inputs are static or dynamic as a whole'
+    table = make_table(title, ['layer'], columns)
     for location in locations:
         cells = [
             f'{count:,}'
@@ -172,7 +173,7 @@ def tabulate_variation(now: Measures, before: Measures, title: str) -> Table:
 
 def tabulate_routing(now: Measures, before: Measures) -> Table:
     """Entropies in nats, and as a share of the largest, log K."""
-    columns = ['K', 'entropy', '/ log K', 'of the mean', '/ log K', 'similarity, began', 'similarity']
+    columns = ['K', 'entropy', '/ log K', 'of the mean', '/ log K', 'cosine, began', 'cosine']
     table = make_table('Entropy of routing weights in nats, and cosine of the factors', ['layer'], columns)
     for name, layer in now.items():
         if not layer.num_factors:

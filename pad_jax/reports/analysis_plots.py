@@ -66,7 +66,7 @@ def plot_measures(now: Mapping[str, LayerMeasures], before: Mapping[str, LayerMe
         ('dynamic positions, now', _NOW, now, lambda layer: layer.parameters.dynamic),
         ('all positions, now', _WHOLE, now, lambda layer: layer.parameters.whole),
     )
-    panels[0].set_xscale('log')
+    panels[0].set_xscale('log', nonpositive='mask')  # a layer that routes all inputs alike has no point
     draw(
         panels[1],
         'Outputs',

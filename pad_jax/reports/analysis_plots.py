@@ -12,6 +12,7 @@ from pad_jax.reports.plots import COLOURS, styled
 _LAYER_INCHES = 0.75
 _ROW_INCHES = 0.3
 _MOST_INCHES = 60.0
+_LEAST_SPAN = 0.02
 _BEFORE, _NOW, _WHOLE = '#9A9A9A', COLOURS[0], COLOURS[4]
 
 
@@ -94,4 +95,8 @@ def plot_measures(now: Mapping[str, LayerMeasures], before: Mapping[str, LayerMe
     for axes in panels:
         axes.tick_params(axis='y', length=0)
         axes.margins(x=0.1)
+    for axes in panels[1:]:  # differences of rounding errors are not to fill a panel
+        low, high = axes.get_xlim()
+        missing = max(_LEAST_SPAN - (high - low), 0) / 2
+        axes.set_xlim(low - missing, high + missing)
     return figure

@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     config.partition.batch_size = 32  # examples in each
     config.partition.handoff = 'mean'  # a static parameter starts from the experts' mean, or keeps its own value
     config.partition.scales = 'both'  # scale factors λd and λs: both, static, dynamic, none
+    config.partition.rest = 'static'  # what is not dynamic: static, a parameter; zero, none at all: pruned
     config.partition.compact = False  # after the last round, keep and train what is alive alone
     config.partition.keep_dynamic = ''  # regular expression: layers that stay dynamic, outside κ
     config.partition.keep_static = ''  # regular expression: layers that become static, outside κ

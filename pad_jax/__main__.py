@@ -66,8 +66,10 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def inspect(arguments: Sequence[str]) -> None:
-    """Shows which positions of a run's network are dynamic, layer by layer, as a table and as a PNG."""
-    inspect_workdir(_make_workdir_parser('inspect', inspect.__doc__).parse_args(arguments).workdir)
+    """Shows where a run's network is dynamic, and how much it varies over inputs, as tables and as PNGs."""
+    epilog = 'Data that has moved is found with --config.data.path=PATH; without it the partition alone is shown.'
+    flags, overrides = parse_with_overrides(_make_workdir_parser('inspect', inspect.__doc__, epilog), arguments)
+    inspect_workdir(flags.workdir, overrides)
 
 
 def tune(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pad_jax.models.norm import EPSILON
+from pad_jax.partition.counting import FACTORS
 from pad_jax.partition.masks import scale_factors
 
 Params = Mapping[str, Any]
@@ -77,10 +78,10 @@ def fold_scales(params: Params, scales: str) -> dict[str, Any]:
     if 'phi' not in params:
         return folded
     dynamic_scale, static_scale = (float(factor) for factor in scale_factors(folded.pop('phi'), scales))
-    for static in [name for name in folded if name.startswith('static_')]:
-        dynamic = static.removeprefix('static_')
-        folded[dynamic] = _multiply(folded[dynamic], dynamic_scale)
-        folded[static] = _multiply(folded[static], static_scale)
+    for name in FACTORS:
+        for part, factor in ((name, dynamic_scale), (f'static_{name}', static_scale)):
+            if part in folded:
+                folded[part] = _multiply(folded[part], factor)
     return folded
 
 

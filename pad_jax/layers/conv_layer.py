@@ -21,7 +21,7 @@ from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.plan_table import PlanTable
 from pad_jax.layers.static_conv import KERNEL_LAW
-from pad_jax.partition.masks import GRANULARITIES, SCALES
+from pad_jax.partition.masks import GRANULARITIES, RESTS, SCALES
 
 
 class ConvLayer(nn.Module):
@@ -31,6 +31,8 @@ class ConvLayer(nn.Module):
       features ... bias_init: as in `flax.linen.Conv`.
       granularity: None where all is dynamic, or one of `partition.masks.GRANULARITIES`.
       scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
+      rest: what a position is that is not dynamic: 'static', a parameter that all inputs share, or 'zero', no parameter
+        at all; λs then has no object.
 
     Raises:
       ValueError: where a value is not one of those.
@@ -51,6 +53,7 @@ class ConvLayer(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
     granularity: str | None = None
     scales: str = 'both'
+    rest: str = 'static'
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +62,7 @@ class ConvLayer(nn.Module):
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
         check_choice('granularity', self.granularity, (None, *GRANULARITIES))
         check_choice('scales', self.scales, SCALES)
+        check_choice('rest', self.rest, RESTS)
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:

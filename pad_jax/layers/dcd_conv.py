@@ -152,7 +152,11 @@ class DCDConv(ConvLayer):
         squeeze = self.param('squeeze', EXPAND_LAW, (channels, width), self.param_dtype)
         hidden = normalize_units(squeeze_space(x, squeeze))
         generate = partial(
-            GeneratedTensor, granularity=self.granularity, scales=self.scales, param_dtype=self.param_dtype
+            GeneratedTensor,
+            granularity=self.granularity,
+            scales=self.scales,
+            rest=self.rest,
+            param_dtype=self.param_dtype,
         )
         scaling = generate((*(1,) * len(kernel_size), 1, features), 1.0, scale_activation, name='scaling')(hidden)
         fusion = generate((groups, latent, latent), 0.0, keep, name='fusion')(hidden)

@@ -110,6 +110,8 @@ def declare_factors(
 ) -> Factors:
     """The parameter `name` of a module, [K, *shape], and what makes it partially dynamic.
 
+    Where the module's `rest` is 'zero' there are no static parameters but constant zeros, and λs has no object.
+
     To be called inside the module's compact method. The variables say how it is stored:
 
         collections           parameters
@@ -118,7 +120,7 @@ def declare_factors(
         'packed'              live entries alone: see `partition.compaction`
 
     Args:
-      module: has the fields `granularity`, `scales` and `param_dtype`.
+      module: has the fields `granularity`, `scales`, `rest` and `param_dtype`.
       shape: of one factor.
       num_factors: K.
       draw_factors: the law of the whole stack.
@@ -134,7 +136,9 @@ def declare_factors(
         dynamic = module.param(name, draw_factors, (num_factors, *shape), module.param_dtype)
     if module.granularity is None:
         return Factors(shape, dynamic)
-    if compact:
+    if module.rest == 'zero':
+        static = None
+    elif compact:
         static = module.get_variable('params', f'static_{name}')
     else:
         static = module.param(f'static_{name}', draw_static, shape, module.param_dtype)
@@ -144,8 +148,10 @@ def declare_factors(
     gates = mask_shape(shape, module.granularity)
     granularity = mask_granularity(gates)
     whole = Factors(shape, dynamic, static, *scale_factors(phi, module.scales), granularity=granularity)
+    static_shape = _check_entries(whole, name, num_factors) if compact else shape
+    if static is None:
+        whole = whole._replace(static=jnp.zeros(static_shape, module.param_dtype))
     if compact:
-        _check_entries(whole, name, num_factors)
         return _locate(whole, module.get_variable('packed', name))
     mask = module.variable('partition', name, lambda: jnp.ones(gates, bool)).value
     index = None if granularity == 'element' else module.get_variable('dynamic_columns', name)
@@ -164,19 +170,22 @@ def _is_compact(module, name):
 
 
 def _check_entries(factors, name, num_factors):
+    """The shape of the static entries."""
     view, axis = gate_axis(factors.shape, factors.granularity)
 
     def entries(count):
         return tuple(count if place == len(view) + axis else size for place, size in enumerate(view))
 
-    found, static = factors.dynamic.shape, factors.static.shape
+    found = factors.dynamic.shape
     num_dynamic = found[axis] if len(found) == len(view) + 1 else 0
     expected = (num_factors, *entries(num_dynamic)), entries(view[axis] - num_dynamic)
-    if (found, static) != expected:
+    static = expected[1] if factors.static is None else factors.static.shape
+    if (found, static) != expected or num_dynamic > view[axis]:
         raise ValueError(
             f'{name} {found} and static_{name} {static} are no compact parameters of {(num_factors, *factors.shape)} '
             f'at granularity {factors.granularity!r}'
         )
+    return static
 
 
 def _locate(factors, bits):

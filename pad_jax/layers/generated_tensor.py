@@ -32,7 +32,7 @@ class GeneratedTensor(nn.Module):
       shape: of one sample's tensor.
       start: value that the static tensor starts with; that of the activation at zero suits.
       activation: of each entry.
-      granularity, scales: see `ConvLayer`.
+      granularity, scales, rest: see `ConvLayer`.
 
     >>> layer = GeneratedTensor((1, 4), 0.5, granularity='output')
     >>> values, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((2, 3)))
@@ -45,6 +45,7 @@ class GeneratedTensor(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
     granularity: str | None = None
     scales: str = 'both'
+    rest: str = 'static'
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact

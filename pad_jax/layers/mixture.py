@@ -17,7 +17,7 @@ from pad_jax.layers.factors import Factors, declare_factors, stack_law
 from pad_jax.layers.gating import Assignment, dense_gates
 from pad_jax.layers.plan_table import MixtureCase, PlanTable
 from pad_jax.layers.router import Router, check_routing, sum_replicas
-from pad_jax.partition.masks import SCALES
+from pad_jax.partition.masks import RESTS, SCALES
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
 
@@ -40,6 +40,8 @@ class Mixture(nn.Module, kw_only=True):
       num_experts, num_selected: E and k, k in [1, E].
       granularity: one of MIXTURE_GRANULARITIES.
       scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
+      rest: what a position is that is not dynamic: 'static', a parameter that all inputs share, or 'zero', no parameter
+        at all; λs then has no object.
       dispatcher: how tokens reach experts, one of `dispatch.DISPATCHER_NAMES`.
       plan_table: what was measured, which dispatcher 'auto' goes by before its rules.
       capacity_factor: > 0, for the dispatcher 'capacity'.
@@ -55,6 +57,7 @@ class Mixture(nn.Module, kw_only=True):
     num_selected: int = 2
     granularity: str | None = None
     scales: str = 'both'
+    rest: str = 'static'
     dispatcher: str = 'auto'
     plan_table: PlanTable | None = None
     capacity_factor: float = 1.25
@@ -76,6 +79,7 @@ class Mixture(nn.Module, kw_only=True):
         for name, allowed in (
             ('granularity', MIXTURE_GRANULARITIES),
             ('scales', SCALES),
+            ('rest', RESTS),
             ('dispatcher', DISPATCHER_NAMES),
         ):
             if getattr(self, name) not in allowed:

@@ -66,6 +66,7 @@ class ODConv(MixingConv):
             start=0.5,
             granularity=self.granularity,
             scales=self.scales,
+            rest=self.rest,
             param_dtype=self.param_dtype,
         )
         by_channel = generate((*ones, channels, 1), name='channel')(hidden, temperature)

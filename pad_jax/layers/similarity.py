@@ -58,7 +58,9 @@ def measure_similarity(params: Mapping, masks: Mapping, scales: str = 'both') ->
         inside = masks.get(name, {})
         if 'router' in below:
             factors = 'neurons' if 'neurons' in below else 'kernel'
-            partial = (below[f'static_{factors}'], inside[factors]) if factors in inside else ()
+            # Where what is not dynamic is zero there are no static parameters.
+            static = below.get(f'static_{factors}', jnp.zeros(below[factors].shape[1:]))
+            partial = (static, inside[factors]) if factors in inside else ()
             factors_scales = scale_factors(below['phi'], scales) if partial and 'phi' in below else (1.0, 1.0)
             found[name] = expert_similarity(below[factors], *(partial or (None, None)), *factors_scales)
         else:

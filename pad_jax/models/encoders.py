@@ -29,6 +29,7 @@ def build_encoder(
     num_selected: int = 2,
     granularity: str | None = None,
     scales: str = 'both',
+    rest: str = 'static',
     routing: str = 'token',
     dispatcher: str = 'auto',
     plan_table: PlanTable | None = None,
@@ -48,7 +49,7 @@ def build_encoder(
       name: a key of ENCODERS.
       num_classes: outputs, at least 1; 1 for regression.
       ffn: a key of `models.FFNS`: what the feed-forward part of every layer is.
-      num_experts, num_selected, granularity, scales, routing, dispatcher, plan_table, capacity_factor,
+      num_experts, num_selected, granularity, scales, rest, routing, dispatcher, plan_table, capacity_factor,
         balance_coefficient, z_coefficient, axis_name: of mixtures of experts (`layers.MixtureLinear`,
         `layers.MixtureFFN`); without effect where there is none.
       vocab_size: token ids are below it.
@@ -78,6 +79,7 @@ def build_encoder(
         num_selected=num_selected,
         granularity=granularity,
         scales=scales,
+        rest=rest,
         routing=routing,
         dispatcher=dispatcher,
         plan_table=plan_table,

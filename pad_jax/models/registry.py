@@ -32,6 +32,7 @@ def build_model(
     reduction: int = 16,
     granularity: str | None = None,
     scales: str = 'both',
+    rest: str = 'static',
     plan: str = 'auto',
     plan_table: PlanTable | None = None,
     width_multiplier: float = 1.0,
@@ -45,8 +46,9 @@ def build_model(
       name: a key of MODELS.
       num_classes: outputs, at least 1.
       conv: a key of `layers.CONVS`: which convolution all but the stem is.
-      num_kernels, reduction, granularity, scales, plan, plan_table: of dynamic convolutions (`layers.DynamicConv`,
-        `CondConv`, `ODConv`, `DCDConv`); without effect where the convolution has no such argument.
+      num_kernels, reduction, granularity, scales, rest, plan, plan_table: of dynamic convolutions
+        (`layers.DynamicConv`, `CondConv`, `ODConv`, `DCDConv`); without effect where the convolution has no such
+        argument.
       width_multiplier: > 0, of the channels of every layer; 1 is the network of the paper.
       stem: a key of `stems.STEMS`.
       dtype: name of the dtype to compute in.
@@ -77,6 +79,7 @@ def build_model(
         reduction=reduction,
         granularity=granularity,
         scales=scales,
+        rest=rest,
         plan=plan,
         plan_table=plan_table,
     )

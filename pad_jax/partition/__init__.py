@@ -36,6 +36,7 @@ from pad_jax.partition.iterative import (
 )
 from pad_jax.partition.masks import (
     GRANULARITIES,
+    RESTS,
     SCALES,
     blend,
     count_dynamic,

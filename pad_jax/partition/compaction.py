@@ -9,6 +9,9 @@ beside a mask are live entries alone, in the order in which they stood:
     spatial         [K, D, C, F]            [T − D, C, F]         places of the kernel flattened in C order
     element         [K, D]                  [n − D]               positions flattened in C order
 
+Where there are no static parameters (see `masks.RESTS`) their compact form is an empty stack of these entries,
+[0, ...], whose shape is all that it says: without it the mask could not be unpacked.
+
 The bias [*shape] of a generator keeps its dynamic entries, as a factor does. The collection 'packed' takes the place
 of 'partition': for each mask its bits, eight in a byte along the last axis, as numpy.packbits puts them; where that
 axis has one gate, the mask itself. For a mask of the rows of `neurons` [2C + 1, F] it holds the indices of those that
@@ -96,9 +99,10 @@ def compact_params(params: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[
         if isinstance(mask, Mapping):
             compacted[name] = compact_params(params[name], mask)
             continue
-        mask, shape = np.asarray(mask), params[f'static_{name}'].shape
-        for part, is_dynamic in _parts(params, name):
-            compacted[part] = _take_live(params[part], mask if is_dynamic else ~mask, shape)
+        mask, shape = np.asarray(mask), params[name].shape[1:]
+        whole = {f'static_{name}': np.zeros((0, *shape), params[name].dtype), **params}
+        for part, is_dynamic in _parts(whole, name):
+            compacted[part] = _take_live(whole[part], mask if is_dynamic else ~mask, shape)
     return compacted
 
 
@@ -112,6 +116,8 @@ def expand_params(params: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[
         mask, shape = _unpack(bits, params, name)
         for part, is_dynamic in _parts(params, name):
             expanded[part] = _put_live(params[part], mask if is_dynamic else ~mask, shape)
+        if params[f'static_{name}'].ndim == params[name].ndim:  # an empty stack
+            del expanded[f'static_{name}']
     return expanded
 
 
@@ -172,7 +178,8 @@ def _put_live(values, mask, shape):
 
 def _unpack(bits, params, name) -> tuple[np.ndarray, tuple[int, ...]]:
     """(mask, shape of one position tensor)."""
-    factors, static = params[name].shape[1:], params[f'static_{name}'].shape
+    factors = params[name].shape[1:]
+    static = params[f'static_{name}'].shape[-len(factors) :]
     if isinstance(bits, Mapping):
         num_rows = factors[0] + static[0]
         return open_rows(bits, num_rows), (num_rows, static[-1])

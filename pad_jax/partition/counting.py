@@ -2,7 +2,8 @@
 
 A dynamic layer is a module that sows `routing` or `values`. Its factors are the params that have a mask, or, in a fully
 dynamic layer, those of a name in `FACTORS`; K is the length of their stack axis. What is counted is what is alive: K
-parameters at a dynamic position, one at a static position. The bias of a generator is alive at dynamic positions alone,
+parameters at a dynamic position, one at a static position, none there in a layer that is pruned, which has no static
+parameters. The bias of a generator is alive at dynamic positions alone,
 and counts among the other parameters. Dynamic layers inside of one are counted by themselves.
 """
 
@@ -33,6 +34,7 @@ class LayerCount:
       dynamic_positions: those that are dynamic.
       num_factors: K; 0 in an ordinary module.
       other_parameters: routers, biases, norms, scale parameters, and all of an ordinary module.
+      is_pruned: whether what is not dynamic is zero, and no parameter.
     """
 
     name: str
@@ -40,13 +42,15 @@ class LayerCount:
     dynamic_positions: int = 0
     num_factors: int = 0
     other_parameters: int = 0
+    is_pruned: bool = False
 
 
 def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
     """Sums over layers, under the names that the commands print.
 
     `dynamic_fraction` is κ = dynamic positions / positions, `dynamic_share` = dynamic parameters / (static + dynamic
-    parameters), Kκ / (1 − κ + Kκ) for one layer; both are 0 where there is no dynamic layer.
+    parameters), Kκ / (1 − κ + Kκ) for one layer, 1 for one that is pruned; 0 where there are
+    no parameters, and κ where there are no positions.
 
     >>> report_counts([LayerCount('conv', positions=10, dynamic_positions=5, num_factors=4)])['dynamic_share']
     0.8
@@ -55,7 +59,7 @@ def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
     positions = sum(layer.positions for layer in layers)
     dynamic_positions = sum(layer.dynamic_positions for layer in layers)
     dynamic = sum(layer.num_factors * layer.dynamic_positions for layer in layers)
-    static = positions - dynamic_positions
+    static = sum(layer.positions - layer.dynamic_positions for layer in layers if not layer.is_pruned)
     other = sum(layer.other_parameters for layer in layers)
     return {
         'parameters': static + dynamic + other,
@@ -65,7 +69,7 @@ def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
         'positions': positions,
         'dynamic_positions': dynamic_positions,
         'dynamic_fraction': dynamic_positions / positions if positions else 0.0,
-        'dynamic_share': dynamic / (static + dynamic) if positions else 0.0,
+        'dynamic_share': dynamic / (static + dynamic) if static + dynamic else 0.0,
     }
 
 
@@ -101,6 +105,7 @@ def _count_modules(params, masks, sown, num_dynamic, path) -> Iterator[LayerCoun
 
 def _count_dynamic_layer(params, masks, sown, num_dynamic, path) -> LayerCount:
     positions = dynamic_positions = stored = 0
+    is_pruned = False
     masks = {name: mask for name, mask in masks.items() if not isinstance(mask, Mapping)}
     for name in masks or [name for name in FACTORS if name in params]:
         factors = params[name]
@@ -110,7 +115,8 @@ def _count_dynamic_layer(params, masks, sown, num_dynamic, path) -> LayerCount:
         if name not in masks:
             dynamic_positions += size
             continue
-        stored += params[f'static_{name}'].size
+        is_pruned = f'static_{name}' not in params
+        stored += 0 if is_pruned else params[f'static_{name}'].size
         if num_dynamic is None:
             position = jax.ShapeDtypeStruct(factors.shape[1:], factors.dtype)
             dynamic = int(masks[name].sum()) * group_size(masks[name], position)
@@ -120,7 +126,7 @@ def _count_dynamic_layer(params, masks, sown, num_dynamic, path) -> LayerCount:
         if name == GENERATED:  # its dead bias is taken off with what is stored of positions
             stored += size - dynamic
     other = _num_parameters(_without_dynamic_layers(params, sown)) - stored
-    return LayerCount('/'.join(path), positions, dynamic_positions, num_factors, other)
+    return LayerCount('/'.join(path), positions, dynamic_positions, num_factors, other, is_pruned)
 
 
 def _without_dynamic_layers(params, sown) -> dict:

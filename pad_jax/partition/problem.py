@@ -87,10 +87,11 @@ class Problem:
 
 
 # --- Flax: a mask stands in the collection 'partition' where its factors stand in 'params'. The static parameters
-# stand beside the factors under `static_<name>`, the scale parameter as `phi`, the routing weights are sown as
-# `routing`. A mask called `tensor` is that of a generator, whose values are sown as `values`; it is part of the layer
-# that holds the generator. An `attention` that is a head alone, without a hidden layer, is one of sigmoids: each input
-# takes half of every factor at the start, and so factors are copies at 2/K.
+# stand beside the factors under `static_<name>` (zero where the network has none: `masks.RESTS`), the scale parameter
+# as `phi`, the routing weights are sown as `routing`. A mask called `tensor` is that of a generator, whose values are
+# sown as `values`; it is part of the layer that holds the generator. An `attention` that is a head alone, without a
+# hidden layer, is one of sigmoids: each input takes half of every factor at the start, and so factors are copies at
+# 2/K.
 GENERATED = 'tensor'
 
 
@@ -109,9 +110,16 @@ def _with_static(params: Mapping, masks: Mapping, static: Mapping):
     for name, below in masks.items():
         if isinstance(below, Mapping):
             replaced[name] = _with_static(params[name], below, static[name])
+        elif f'static_{name}' not in params:
+            raise ValueError(f'there is no static_{name} to take over a mean: what is not dynamic is zero')
         else:
             replaced[f'static_{name}'] = static[name]
     return replaced
+
+
+def _static_or_zero(module: Mapping, name: str):
+    static = module.get(f'static_{name}')
+    return jnp.zeros(module[name].shape[1:], module[name].dtype) if static is None else static
 
 
 def _flax_scales(scales: str):
@@ -137,7 +145,7 @@ def _layer_of(path: str) -> str:
 FLAX = {
     scales: Layout(
         dynamic=lambda params, masks: _at_masks(lambda module, name: module[name], params, masks),
-        static=lambda params, masks: _at_masks(lambda module, name: module[f'static_{name}'], params, masks),
+        static=lambda params, masks: _at_masks(_static_or_zero, params, masks),
         with_static=_with_static,
         scales=_flax_scales(scales),
         copy_scales=lambda params, masks: _at_masks(_copy_scale, params, masks),

@@ -1,28 +1,42 @@
 """The partition of one run, layer by layer, and what it saves."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from pad_jax.errors import BadInput
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import LayerCount, count_layers, leaf_names
+from pad_jax.reports.analysis import LayerMeasures, locate_run, measure_run, measure_start, read_held_out
+from pad_jax.reports.analysis_plots import plot_locations, plot_measures
+from pad_jax.reports.locations import Location
 from pad_jax.reports.network_forms import make_forms, measure_cost
 from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
 from pad_jax.training.configuration import read_workdir_config
+from pad_jax.training.restoring import restore_run
 from pad_jax.training.setup import abstract_variables, account_network, make_example, make_inputs, make_model
 
+Measures = Mapping[str, LayerMeasures]
 
-def inspect_workdir(workdir: Path) -> None:
-    """Prints the partition of a run and what it saves, and writes the partition to WORKDIR/partition.png.
+
+def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
+    """Prints the partition of a run, what it saves, where it lies and how much the network varies over inputs.
+
+    Pictures of them are written to WORKDIR as partition.png, locations.png and variation.png. What needs a checkpoint
+    or the data is left out where there is none, with a line that says why.
+
+    Args:
+      overrides: 'section.key=value' for keys that are free on resume, as data.path where the data has moved.
 
     Raises:
       BadInput: if workdir holds no run, or can't be written.
     """
-    config = read_workdir_config(workdir)  # refuses what is not the workdir of a run
+    config = read_workdir_config(workdir, overrides)  # refuses what is not the workdir of a run
     partition = read_partition(workdir)
     layers = count_partition(config, partition)
     if layers is None:
@@ -36,8 +50,41 @@ def inspect_workdir(workdir: Path) -> None:
         return
     if partition['rounds_done'] < partition['rounds']:
         print_line(f'{partition["rounds_done"]} of {partition["rounds"]} rounds of the partition are done.')
-    path = workdir / 'partition.png'
-    save_figure(plot_partition(partition), path)
+    _save(plot_partition(partition), workdir / 'partition.png')
+    _analyse(workdir, overrides, [layer['name'] for layer in partition['layers']])
+
+
+def _analyse(workdir: Path, overrides: Sequence[str], names: Sequence[str]) -> None:
+    """What only the checkpoint knows, and what only the data; `names` of the dynamic layers, in their order."""
+    try:
+        run = restore_run(workdir, overrides)
+    except BadInput as error:
+        print_line(f'Left out is what needs a checkpoint: {error}')
+        return
+    locations = sorted(locate_run(run), key=lambda location: names.index(location.name))
+    if locations:
+        print_table(tabulate_locations(locations))
+        _save(plot_locations(locations), workdir / 'locations.png')
+    try:
+        batches = read_held_out(run, workdir)
+    except BadInput as error:
+        print_line(f'Left out is what varies over inputs, which needs the data: {error}')
+        return
+    try:
+        before = measure_start(run, batches)
+    except BadInput as error:
+        print_line(f'Left out is what the run began with: {error}')
+        before = {}
+    now = measure_run(run, batches)
+    now = {name: now[name] for name in names}
+    num_examples = int(sum(batch['weight'].sum() for batch in batches))
+    print_table(tabulate_variation(now, before, f'Variance over {num_examples:,} held-out examples / mean square'))
+    print_table(tabulate_routing(now, before))
+    _save(plot_measures(now, before), workdir / 'variation.png')
+
+
+def _save(figure: Figure, path: Path) -> None:
+    save_figure(figure, path)
     print_line(f'Picture: {path}')
 
 
@@ -94,6 +141,53 @@ def tabulate_forms(config, layers: Sequence[LayerCount]) -> Table:
         cells = ['unknown'] * 2 if cost is None else map(format_count, cost)
         table.add_row(name, f'{form.num_parameters:,}', format_count(counted[name]), *cells)
     return table
+
+
+def tabulate_locations(locations: Iterable[Location]) -> Table:
+    """How many outputs and inputs of each layer have no dynamic position or nothing else, and κ of the places."""
+    columns = ['outputs', 'static', 'dynamic', 'inputs', 'static', 'dynamic', 'κ of places']
+    title = 'Where dynamic positions lie, and how many outputs and inputs are static or dynamic as a whole'
+    table = make_table(title, ['layer'], columns)
+    for location in locations:
+        cells = [
+            f'{count:,}'
+            for fractions in (location.by_output, location.by_input)
+            for count in (fractions.shape[1], *((fractions == end).all(axis=0).sum() for end in (0, 1)))
+        ]
+        low, high = location.by_place.min(), location.by_place.max()
+        places = format_fraction(low) if low == high else f'{format_fraction(low)} – {format_fraction(high)}'
+        table.add_row(location.name, *cells, places)
+    return table
+
+
+def tabulate_variation(now: Measures, before: Measures, title: str) -> Table:
+    """Of the parameters and of the outputs of each layer, as the run began, if that is known, and now."""
+    columns = ['Ŵ, began', 'Ŵ, dynamic', 'Ŵ, all', 'outputs, began', 'outputs']
+    table = make_table(title, ['layer'], columns)
+    for name, layer in now.items():
+        parameters, outputs = (before[name].parameters.whole, before[name].outputs) if before else (math.nan,) * 2
+        values = parameters, layer.parameters.dynamic, layer.parameters.whole, outputs, layer.outputs
+        table.add_row(name, *map(_format_measure, values))
+    return table
+
+
+def tabulate_routing(now: Measures, before: Measures) -> Table:
+    """Entropies in nats, and as a share of the largest, log K."""
+    columns = ['K', 'entropy', '/ log K', 'of the mean', '/ log K', 'cosine, began', 'cosine']
+    table = make_table('Entropy of routing weights in nats, and cosine of the factors', ['layer'], columns)
+    for name, layer in now.items():
+        if not layer.num_factors:
+            continue
+        entropies = (layer.entropy, layer.share_of_most(layer.entropy))
+        entropies += (layer.mean_entropy, layer.share_of_most(layer.mean_entropy))
+        began = before[name].similarity if before else math.nan
+        cells = [_format_measure(value, '.4f') for value in (*entropies, began, layer.similarity)]
+        table.add_row(name, str(layer.num_factors), *cells)
+    return table
+
+
+def _format_measure(value: float, form: str = '.3g') -> str:
+    return '–' if math.isnan(value) else format(value, form)
 
 
 def _costs(accounts: Iterable[LayerAccount]) -> list[str]:

@@ -81,7 +81,12 @@ def _compact_shapes(masked: Form, layers: Mapping[str, LayerCount]) -> Mapping[s
     dtypes = {name: tree for name, tree in masked.variables.items() if name != 'partition'}
     shapes = {'packed': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found['packed'])}
     for name, like in dtypes.items():
-        shapes[name] = jax.tree.map(lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, like.dtype), found[name], like)
+        of_path = {path: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+        shapes[name] = jax.tree_util.tree_map_with_path(
+            # The masked form has no static parameters where the compact one has an empty stack of them.
+            lambda path, leaf, of_path=of_path: jax.ShapeDtypeStruct(leaf.shape, of_path.get(path, np.float32)),
+            found[name],
+        )
     return shapes
 
 

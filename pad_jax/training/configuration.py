@@ -256,6 +256,19 @@ def find_late_round(config, num_steps: int) -> list[str]:
     ]
 
 
+def _find_no_rest(config) -> list[str]:
+    """What is asked of static parameters where there are none."""
+    partition = config.partition
+    if not is_partial(config) or partition.rest != 'zero':
+        return []
+    asked = {'handoff': partition.handoff == 'mean', 'scales': partition.scales == 'static'}
+    return [
+        f"partition.{key} {getattr(partition, key)!r} is about static parameters, partition.rest 'zero' leaves none"
+        for key, is_asked in asked.items()
+        if is_asked
+    ]
+
+
 def _find_copies(config) -> list[str]:
     """What is wrong with a partition of pretrained weights, whose copies only training moves apart.
 
@@ -264,6 +277,8 @@ def _find_copies(config) -> list[str]:
     if not is_partial(config):
         return []
     partition = config.partition
+    if partition.rest == 'zero':
+        return []  # a mask that prunes has an effect on copies too
     excluded = partition.keep_dynamic or partition.keep_static
     if not config.model.pretrained or partition.start_step or excluded or not CRITERIA[partition.criterion].reads_data:
         return []
@@ -320,6 +335,7 @@ _CONFLICTS = (
     _find_fractions,
     _find_single_gates,
     _find_late_rounds,
+    _find_no_rest,
     _find_copies,
 )
 _IMAGE_CONFLICTS = (_find_network_without_weights, _find_small_images, _find_augmentation)

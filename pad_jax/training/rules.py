@@ -12,7 +12,7 @@ import numpy as np
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.layers import CONVS, DISPATCHER_NAMES, DISPATCHERS, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
-from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
+from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, RESTS, SCALES, SCHEDULES, SCOPES
 from pad_jax.training.finiteness import ON_NONFINITE
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
 from pad_jax.training.parallel import PARALLEL
@@ -77,6 +77,7 @@ _COMMON = {
     'partition.batch_size': _integer(1, 2**20),
     'partition.handoff': _one_of(HANDOFFS),
     'partition.scales': _one_of(SCALES),
+    'partition.rest': _one_of(RESTS),
     'partition.compact': _FLAG,
     'partition.keep_dynamic': _PATTERN,
     'partition.keep_static': _PATTERN,

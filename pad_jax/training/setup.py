@@ -67,7 +67,7 @@ def make_model(
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
-    arguments['scales'] = config.partition.scales
+    arguments['scales'], arguments['rest'] = config.partition.scales, config.partition.rest
     try:
         del arguments['pretrained']
         arguments['plan_table'] = plan_table

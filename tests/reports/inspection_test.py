@@ -94,6 +94,17 @@ def test_a_fully_dynamic_network(write_run, capsys):
     assert (workdir / 'partition.png').exists()
 
 
+def test_a_pruned_network(write_run, capsys):
+    inspect_workdir(write_run(partition__rest='zero'))
+    text = capsys.readouterr().out
+    # As in `test_tables_and_picture`, without static parameters.
+    live = 4 * 72 + 13
+    partition, saved = rows(text, 'stage1_block1/conv1')
+    assert partition[2:] == ['144', '72', '0.5000', '1', str(live)]
+    assert saved[1:3] == [str(4 * 144 + 13), str(live)]
+    assert rows(text, 'compact')[0][1] == str(2 * live + 36 + 24 + 50)
+
+
 def test_a_network_without_dynamic_layers_says_so(write_run, capsys):
     workdir = write_run(model__conv='static')
     inspect_workdir(workdir)

@@ -39,6 +39,7 @@ IMAGE_REFUSED = {
     'partition.batch_size': ['0', str(2**20 + 1)],
     'partition.handoff': ['median'],
     'partition.scales': ['all'],
+    'partition.rest': ['pruned'],
     'partition.compact': ['1', 'after'],
     'partition.keep_dynamic': ['(', '*', 'a{99999999999}'],
     'partition.keep_static': ['[a-'],

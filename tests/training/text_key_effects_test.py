@@ -145,6 +145,7 @@ EFFECTS = {
     'partition.batch_size': (16, partitioned, {}),
     'partition.handoff': ('independent', partitioned, MAGNITUDE),
     'partition.scales': ('none', images.shapes, {}),
+    'partition.rest': ('zero', images.shapes, {'partition__handoff': 'independent'}),
     'partition.compact': (True, images.stored_sizes, {}),
     'partition.keep_dynamic': ('up', partitioned, MAGNITUDE),
     'partition.keep_static': ('up', partitioned, MAGNITUDE),

@@ -216,8 +216,6 @@ def test_an_update_that_overflows_never_reaches_a_checkpoint(monkeypatch, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Run, '_save', overflow)
-        with pytest.raises(
-            Stopped, match='^after step 4 params/classifier/bias is not finite; .* step 3 '
-        ):
+        with pytest.raises(Stopped, match=r'^after step 4 params/classifier/bias is not finite; .* step 3 '):
             train(small_config(**IN_ROUNDS, train__checkpoint_every_steps=1), tmp_path / 'run', devices=one_device())
     assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == 3

@@ -233,6 +233,8 @@ class _Run:
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
         if self.evaluated is not None:
+            if not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
+                self._write('timing.json', {'seconds_per_step': None})
             self._say_result('is finished already')
             return self.evaluated
         rows = self.replicas.rows(self.config.data.batch_size)

@@ -109,18 +109,19 @@ def train_step(
         gradients, values = jax.tree.map(lambda leaf: leaf / accumulate_steps, (gradients, values))
     if axis_name is not None:
         gradients, batch_stats, values = jax.lax.pmean((gradients, batch_stats, values), axis_name)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     metrics = {**values, 'gradient_norm': optax.tree.norm(gradients)}
     if task.heated:
         metrics['temperature'] = jnp.asarray(current, jnp.float32)
-    step = state.step + 1
-    learned = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
-    average = update_average(state.average, learned, step, ema_decay) if ema_decay else state.average
-    is_finite = check_finite(values['loss'], gradients, learned)
-    if axis_name is not None:
-        is_finite = jax.lax.psum(~is_finite, axis_name) == 0
-    new_state = state.replace(**learned, optimizer_state=optimizer_state, average=average)
-    return accept_finite(state, new_state, is_finite, most_nonfinite), metrics
+
+    def learn():
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        learned = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
+        average = update_average(state.average, learned, state.step + 1, ema_decay) if ema_decay else state.average
+        return {**learned, 'optimizer_state': optimizer_state, 'average': average}
+
+    # Of means over all replicas, so they decide alike.
+    is_finite = check_finite(values['loss'], gradients, batch_stats)
+    return accept_finite(state, learn, is_finite, most_nonfinite), metrics
 
 
 def eval_step(

@@ -17,7 +17,7 @@ from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.debugging import find_nan
 from pad_jax.training.evaluation import evaluate_state
-from pad_jax.training.finiteness import name_checked
+from pad_jax.training.finiteness import find_nonfinite, name_checked
 from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.mixtures import compare_experts
@@ -239,7 +239,7 @@ class _Run:
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Runs the steps that are left, or those until a signal comes."""
         if self.evaluated is not None:
-            if not (self.workdir / 'timing.json').exists():  # it was killed between its last checkpoint and that
+            if not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
                 self._write('timing.json', {'seconds_per_step': None})
             self._say_result('is finished already')
             return self.evaluated
@@ -326,22 +326,20 @@ class _Run:
         state = self.replicas.fetch(self.state)
         failed, in_a_row, skipped = int(state.step), int(state.faults.in_a_row), int(state.faults.skipped)
         finite = failed - in_a_row
-        learned = {'params': state.params, 'batch_stats': state.batch_stats}
-        what = f'{name_checked(state.params, learned)[int(state.faults.place)]} is not finite'
+        what = f'{name_checked(state.params)[int(state.faults.place)]} is not finite'
         if others := int(state.faults.others):
             what += f' (nor are {others} more numbers or tensors)'
         if in_a_row > 1:
             what += f', the last of {in_a_row} such steps in a row'
-        newest = self.checkpoints.latest_step() or 0
         # A round after that step has changed the state since: it is taken again after an earlier checkpoint.
-        if newest < finite and not any(finite <= at < failed for at, _ in self.rounds):
+        if (self.checkpoints.latest_step() or 0) < finite and not any(finite <= at < failed for at, _ in self.rounds):
             self._store(state.replace(step=jnp.int32(finite), faults=Faults.none(skipped - in_a_row)))
-            newest = finite
+        return f'step {failed}: {what}; {self._describe_kept()}, train.on_nonfinite=skip leaves such steps out'
+
+    def _describe_kept(self) -> str:
+        newest = self.checkpoints.latest_step()
         kept = f'the checkpoint of step {newest} is kept' if newest else 'there is no checkpoint yet'
-        return (
-            f'step {failed}: {what}; {kept}; debug=True says where it comes from, a smaller optim.learning_rate or '
-            'optim.clip_norm may help, train.on_nonfinite=skip leaves such steps out'
-        )
+        return f'{kept}; debug=True says where it comes from, a smaller optim.learning_rate or optim.clip_norm may help'
 
     def _explain_nan(self, step: int, batch) -> str:
         alone = functools.partial(train_step, **self.step_arguments | {'model': self.model, 'accumulate_steps': 1})
@@ -377,6 +375,8 @@ class _Run:
             self._store(self.replicas.fetch(self.state))
 
     def _store(self, state: TrainState) -> None:
+        if broken := find_nonfinite(state):
+            raise AgreedStop(f'after step {int(state.step)} {broken} is not finite; {self._describe_kept()}')
         self.writer.sync()
         self.checkpoints.save(to_masked_form(state))
 

@@ -1,6 +1,7 @@
 """`load_exported` serves what is whole, and says what is wrong with everything else."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import safetensors.numpy
 import pad_jax
 from pad_jax.deploy.manifest import FORMAT, MANIFEST, NETWORK, WEIGHTS, write_manifest
 from pad_jax.errors import BadInput
+from tests.training.tiny import ROOT
 
 IMAGES = np.zeros((2, 8, 8, 1), np.float32)
 
@@ -112,3 +114,14 @@ def test_what_is_served(exported):
     assert isinstance(found, jax.Array) and found.dtype == np.float32
     np.testing.assert_array_equal(found, network(IMAGES))
     np.testing.assert_allclose(jax.jit(network)(IMAGES), found, rtol=1e-5)
+
+
+def test_the_snippet_of_export_md(exported, tmp_path, monkeypatch):
+    (tmp_path / 'exports').mkdir()
+    (tmp_path / 'exports' / 'mine').symlink_to(exported.folder)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r'^```python\n(.*?)^```$', (ROOT / 'docs' / 'export.md').read_text(), re.MULTILINE | re.DOTALL)[1]
+    # The page's images are photos, these are digits.
+    namespace = {}
+    exec(code.replace('(3, 32, 32, 3)', '(3, 8, 8, 1)'), namespace)
+    assert namespace['logits'].shape == (3, 10) and namespace['logits'].dtype == np.float32

@@ -12,7 +12,7 @@ from flax import linen as nn
 from pad_jax.errors import Stopped
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.finiteness import accept_finite, check_finite, name_checked
+from pad_jax.training.finiteness import LEARNED, accept_finite, check_finite, name_checked
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.parallel import Replicas
 from pad_jax.training.state import Faults, init_state
@@ -89,8 +89,7 @@ def test_a_bad_step_changes_nothing_and_those_after_it_neither(form, count, star
     # The step that failed is counted; after it nothing is, whatever comes.
     assert [int(state.step) for state in found] == [1, 2, 2, 2]
     assert [int(state.faults.skipped) for state in found] == [0, 1, 1, 1]
-    names = name_checked(start.params, {'params': start.params, 'batch_stats': start.batch_stats})
-    assert names[int(found[-1].faults.place)] == 'the loss'
+    assert name_checked(start.params)[int(found[-1].faults.place)] == 'the loss'
 
 
 def test_bad_steps_are_skipped_up_to_so_many_in_a_row(start):
@@ -110,25 +109,22 @@ def test_skipping_is_the_same_as_never_having_met_that_batch(start):
 
 def test_each_thing_that_is_not_finite_is_named():
     params = {'a': jnp.ones(2), 'b': {'c': jnp.ones((2, 2)), 'empty': jnp.ones((0, 3))}}
-    learned = {'params': params, 'batch_stats': {'mean': jnp.zeros(3)}}
-    names = name_checked(params, learned)
-    assert names == [
-        *('the loss', 'the gradient of a', 'the gradient of b/c', 'the gradient of b/empty'),
-        *('batch_stats/mean after the step', 'params/a after the step', 'params/b/c after the step'),
-        'params/b/empty after the step',
-    ]
-    assert check_finite(jnp.float32(3), params, learned).all()
-    for place, value in ((0, jnp.nan), (0, jnp.inf), (2, -jnp.inf), (2, 1e30), (4, jnp.nan), (6, jnp.inf)):
-        trees = [jnp.float32(3), params, learned]
-        flat, structure = jax.tree.flatten(trees)
-        flat[place] = flat[place].at[(0,) * flat[place].ndim].set(value)
+    statistics = {'mean': jnp.zeros(3), 'var': jnp.ones((2, 2))}
+    names = ['the loss', 'the gradient of a', 'the gradient of b/c', 'the gradient of b/empty', 'a running statistic']
+    assert name_checked(params) == names
+    assert check_finite(jnp.float32(3), params, statistics).all()
+    # Leaves in order: the loss, three gradients, two statistics. 1e30 squared is beyond float32.
+    for leaf, value, place in ((0, jnp.nan, 0), (0, jnp.inf, 0), (2, -jnp.inf, 2), (2, 1e30, 2), (5, jnp.nan, 4)):
+        flat, structure = jax.tree.flatten([jnp.float32(3), params, statistics])
+        flat[leaf] = flat[leaf].at[(0,) * flat[leaf].ndim].set(value)
         (found,) = np.flatnonzero(~check_finite(*jax.tree.unflatten(structure, flat)))
         assert found == place
 
 
 def test_what_else_was_not_finite_is_counted(start):
     is_finite = jnp.array([True, False, True, False, False])
-    faults = accept_finite(start, start, is_finite, 1).faults
+    learned = {name: getattr(start, name) for name in LEARNED}
+    faults = accept_finite(start, lambda: learned, is_finite, 1).faults
     assert (int(faults.place), int(faults.others)) == (1, 2)
     assert start.faults == Faults.none() or int(start.faults.place) == 0
 
@@ -206,3 +202,20 @@ def test_a_run_that_stopped_may_skip(monkeypatch, tmp_path):
     with bad_steps(monkeypatch, 3, 4), pytest.raises(Stopped, match=r'^step 4: .* the last of 2 such steps in a row; '):
         train(small_config(**skips, train__max_nonfinite=2), tmp_path / 'other', devices=one_device())
     assert json.loads((tmp_path / 'other' / 'checkpoints' / '2' / 'about' / 'metadata').read_text())['skipped'] == 0
+
+
+@pytest.mark.usefixtures('one_block')
+def test_an_update_that_overflows_never_reaches_a_checkpoint(monkeypatch, tmp_path):
+    """Gradients that are finite, of which an optimizer makes what is not: here by a state that is made so."""
+    inner = trainer._Run._save
+
+    def overflow(run, step):
+        if step == 4:
+            run.state = run.state.replace(params=jax.tree.map(lambda leaf: leaf / 0, run.state.params))
+        inner(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, '_save', overflow)
+        with pytest.raises(Stopped, match=r'^after step 4 params/classifier/bias is not finite; .* step 3 '):
+            train(small_config(**IN_ROUNDS, train__checkpoint_every_steps=1), tmp_path / 'run', devices=one_device())
+    assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == 3

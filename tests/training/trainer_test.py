@@ -133,7 +133,9 @@ def test_evaluate_repeats_the_last_evaluation(finished_run):
 
 def test_a_finished_run_is_not_trained_again_and_says_its_result(finished_run, tmp_path, capsys):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    (workdir / 'timing.json').unlink()  # as a kill right after the last checkpoint leaves it
     result = train(small_config(**IN_ROUNDS), workdir, 'mine', devices=one_device())
+    assert json.loads((workdir / 'timing.json').read_text()) == {'seconds_per_step': None}
     assert result == [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
     figures = f'6 steps, accuracy {result["accuracy"]:.4f}, loss {result["loss"]:.4f}, in {workdir}\n'

@@ -1,0 +1,57 @@
+"""Every snippet below docs/extend and of ablations.md runs as it stands, and prints what the page says it prints.
+
+Those of compose.md, export.md and the README have tests of their own; that no page is forgotten is tested here.
+"""
+
+import pathlib
+import re
+
+import pytest
+
+from pad_jax import CONVS, CRITERIA, MODELS, data
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [*sorted((ROOT / 'docs' / 'extend').glob('*.md')), ROOT / 'docs' / 'ablations.md']
+ELSEWHERE = {
+    'README.md': 'docs/readme_test.py',
+    'compose.md': 'docs/compose_test.py',
+    'export.md': 'deploy/loading_test.py',
+}
+
+
+@pytest.fixture
+def tables():
+    """What a page adds to them is gone afterwards."""
+    tables = (CONVS, CRITERIA, MODELS, data.SOURCES, data.CHANNELS, data.PREPROCESSING)
+    before = [dict(table) for table in tables]
+    yield
+    for table, rows in zip(tables, before, strict=True):
+        table.clear()
+        table.update(rows)
+
+
+@pytest.mark.usefixtures('tables')
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_snippets_run_and_print_what_they_say(page, capsys):
+    text = page.read_text()
+    namespace = {'__name__': page.stem}
+    for block in re.finditer(r'^```python\n(.*?)^```$', text, flags=re.MULTILINE | re.DOTALL):
+        # On the lines where it stands, so that a traceback points into the page.
+        lines = '\n' * text.count('\n', 0, block.start(1)) + block[1]
+        exec(compile(lines, str(page), 'exec'), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    said = re.findall(r'^print\(.*\)  # (.*?)(?::|$)', text, flags=re.MULTILINE)
+    assert [line for line in said if line not in printed] == []
+
+
+def test_every_page_with_snippets_is_run_somewhere():
+    found = {path for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')] if '```python\n' in path.read_text()}
+    assert {path.name for path in found - set(PAGES)} == ELSEWHERE.keys()
+    for page, test in ELSEWHERE.items():
+        assert page in (ROOT / 'tests' / test).read_text()
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
+        for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
+            assert (page.parent / target).exists(), f'{page.name}: {target}'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import read_json, read_plain
 
 FORMAT = 1
 """Version of what an export holds. A reader refuses newer ones."""
@@ -34,13 +35,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         problem = f'holds no {MANIFEST}: it is no export' if folder.is_dir() else 'is not a folder'
         raise BadInput(f'{quote(folder)} {problem if folder.exists() else "does not exist"}') from None
     except OSError as error:
         raise BadInput(f'{quote(path)} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f'{quote(path)} is no JSON: {error}') from error
     found = manifest.get('format') if isinstance(manifest, dict) else None
     if type(found) is not int:
@@ -65,7 +66,7 @@ def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     for name, described in manifest['files'].items():
         path = folder / Path(name).name
         try:
-            found[name] = path.read_bytes()
+            found[name] = read_plain(path)
         except FileNotFoundError:
             raise BadInput(f'{quote(path)} is missing: the export is not whole') from None
         except OSError as error:

@@ -11,7 +11,6 @@ Where several processes train, all of them call everything here.
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -28,6 +27,7 @@ import tensorstore
 from jax.experimental import multihost_utils
 
 from pad_jax.errors import BadInput
+from pad_jax.files import read_json
 from pad_jax.training.parallel import as_global
 from pad_jax.training.processes import ask_first, is_first
 from pad_jax.training.state import Faults, TrainState
@@ -37,9 +37,10 @@ FORMAT = 2
 """Version of what a checkpoint holds. A reader refuses newer ones. The first had no manifest."""
 
 MANIFEST = 'manifest.json'
+_STEP = re.compile('0|[1-9][0-9]*')  # "07" is no step: it would be looked for under another name
 _LEFTOVER = re.compile(r'\d+\.(writing|removing)(\..*)?|\d+\.orbax-checkpoint-tmp.*')
 # What a system answers about a file that is not what was written; anything else is trouble of the machine.
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EIO)
 
 
 class Checkpoints:
@@ -69,7 +70,7 @@ class Checkpoints:
     def steps_here(self) -> list[int]:
         """`steps` as this process sees them."""
         found = self.folder.iterdir() if self.folder.exists() else ()
-        return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name) and path.is_dir())
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
@@ -93,6 +94,7 @@ class Checkpoints:
             with disk_faults_stop(f'checkpoint {where} cannot be written'), _quiet_when_failing():
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
+                    sync_folder(self.folder.parent)
                     shutil.rmtree(begun, ignore_errors=True)
                 self._checkpointer.save(begun.absolute(), args=arguments)
                 if is_first():
@@ -193,12 +195,18 @@ class Checkpoints:
         """
         where = self._path(step)
         try:
-            listed = json.loads((where / MANIFEST).read_text())['files'] if (where / MANIFEST).exists() else None
+            # Orbax would wait for a pipe, and read a device without end.
+            odd = next(
+                (path for path in where.rglob('*') if path.exists() and not (path.is_file() or path.is_dir())), None
+            )
+            if odd:
+                return f'{odd.relative_to(where)} is no plain file'
+            listed = read_json(where / MANIFEST)['files'] if (where / MANIFEST).exists() else None
             if listed is not None:
                 problem = _compare_files(where, listed)
                 if problem:
                     return problem
-            about = json.loads((where / 'about' / 'metadata').read_text())
+            about = read_json(where / 'about' / 'metadata')
             if not isinstance(about, dict) or type(about.get('format')) is not int:
                 return f'about/metadata says no format, but {str(about)[:80]}'
             if about['format'] > FORMAT:
@@ -228,7 +236,7 @@ class Checkpoints:
     def _restore(self, like: TrainState, step: int) -> TrainState:
         where = self._path(step)
         with self._as_bad_input(where):
-            about = json.loads((where / 'about' / 'metadata').read_text())
+            about = read_json(where / 'about' / 'metadata')
             faults = Faults.none(**{name: about[name] for name in ('skipped', 'in_a_row') if about['format'] > 1})
             stored = self._describe_state(step)
         self._check_fits(where, stored, like)

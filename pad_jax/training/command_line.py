@@ -75,7 +75,7 @@ def exit_status(command: Callable[[], None]) -> int:
             leave_at_once(BAD_INPUT)
         return BAD_INPUT
     except Stopped as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        print(f'error: {make_line(str(error))}', file=sys.stderr)
         if not isinstance(error, AgreedStop):
             leave_at_once(1)
         return 1

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import read_json
 from pad_jax.layers import DROPLESS, MixtureCase, PartialCase, PlanTable, describe_case, list_plans, parse_case
 from pad_jax.layers.plan_table import Case
 
@@ -28,13 +29,13 @@ def read_plan_table(path: str) -> PlanTable | None:
         return None
     named = f'plan table {quote(path)}'
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_json(Path(path))
     except FileNotFoundError:
         advice = 'python -m pad_jax tune --table=FILE makes one, --config.model.plan_table= does without'
         raise BadInput(f'{named} does not exist: {advice}') from None
     except OSError as error:
         raise BadInput(f'{named} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f'{named} is damaged: {error}') from error
     try:
         return _parse(content)

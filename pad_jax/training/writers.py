@@ -68,13 +68,17 @@ def check_folder(folder: Path, to_write: bool) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces a JSON file in one step: a reader finds the old one or the new one, never half of it."""
+    _replace(path, json.dumps(content, indent=2) + '\n')
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + '.tmp')
     with temporary.open('w') as file:
-        json.dump(content, file, indent=2)
-        file.write('\n')
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -132,9 +136,8 @@ class MetricWriter:
         check_writable(workdir)
         path = workdir / 'metrics.jsonl'
         kept = [row for row in read_metrics(workdir) if _belongs(row, resumed_step)]
-        temporary = path.with_name(path.name + '.tmp')
-        temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-        temporary.replace(path)
+        # On the disk at once: should the machine fail before the next checkpoint, the rows before the last are there.
+        _replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
         # Without a buffer: what can't be written is known at once, and nothing is written later.
         self._file = path.open('ab', buffering=0)
         self._name = path

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from pad_jax import CONVS, CRITERIA, MODELS, data
+from tests.training.fixtures import compiled_quickly
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / 'docs' / 'extend').glob('*.md')), ROOT / 'docs' / 'ablations.md']
@@ -35,10 +36,11 @@ def tables():
 def test_snippets_run_and_print_what_they_say(page, capsys):
     text = page.read_text()
     namespace = {'__name__': page.stem}
-    for block in re.finditer(r'^```python\n(.*?)^```$', text, flags=re.MULTILINE | re.DOTALL):
-        # On the lines where it stands, so that a traceback points into the page.
-        lines = '\n' * text.count('\n', 0, block.start(1)) + block[1]
-        exec(compile(lines, str(page), 'exec'), namespace)
+    with compiled_quickly():
+        for block in re.finditer(r'^```python\n(.*?)^```$', text, flags=re.MULTILINE | re.DOTALL):
+            # On the lines where it stands, so that a traceback points into the page.
+            lines = '\n' * text.count('\n', 0, block.start(1)) + block[1]
+            exec(compile(lines, str(page), 'exec'), namespace)
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r'^print\(.*\)  # (.*?)(?::|$)', text, flags=re.MULTILINE)
     assert [line for line in said if line not in printed] == []

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save
@@ -32,18 +33,25 @@ from pad_jax.data.preparation.jpegs import as_rgb_jpeg
 from pad_jax.data.preparation.tars import MemberReader, list_members
 from pad_jax.data.preparation.tfrecord import read_records
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
+from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
+from pad_jax.layers import MixtureCase, PlanTable
 from pad_jax.pretrained.safetensors_folder import read_config, read_weights
 from pad_jax.reports.inspection import tabulate_partition
 from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.reports.tables import print_table
+from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
+from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.plan_tables import read_plan_table, write_plan_table
+from pad_jax.training.state import init_state
+from pad_jax.training.tasks import image_inputs
 from pad_jax.training.workdir import read_data, read_versions
 from pad_jax.training.writers import MetricWriter, read_metrics
 from tests.data import photos
 from tests.data.glue_miniatures import VOCABULARY, write_original, write_prepared
 from tests.data.preparation.tfrecord_twin import frame
-from tests.training.tiny import small_config
+from tests.training.tiny import NormFree, small_config
 
 
 class Reader(NamedTuple):
@@ -108,6 +116,78 @@ def read_curves(folder):
 def resume_metrics(folder):
     read_metrics(folder)
     MetricWriter(folder, 1).close()
+
+
+# Checkpoints.
+@cache
+def empty_state():
+    return init_state(NormFree(), make_optimizer('sgd', 0.1, 'cosine', 1, 0.0, 1.0, 5), image_inputs((8, 8, 1)), seed=0)
+
+
+@cache
+def checkpoint_files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), keep=1)
+        checkpoints.save(empty_state())
+        checkpoints.close()
+        where = Path(folder) / '0'
+        return {str(path.relative_to(where)): path.read_bytes() for path in where.rglob('*') if path.is_file()}
+
+
+def write_checkpoint(folder, with_manifest=True):
+    for name, content in checkpoint_files().items():
+        (folder / '0' / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / '0' / name).write_bytes(content)
+    if not with_manifest:  # as the first format was, whose files are read unchecked
+        (folder / '0' / 'manifest.json').unlink()
+        (folder / '0' / 'about' / 'metadata').write_text('{"format": 1}')
+
+
+def restore(folder):
+    checkpoints = Checkpoints(folder)
+    try:
+        checkpoints.restore_newest(empty_state())
+    finally:
+        checkpoints.close()
+
+
+def of_checkpoint(name, with_manifest) -> Reader:
+    def seeds():
+        return [checkpoint_files()[name] if with_manifest or name != 'about/metadata' else b'{"format": 1}']
+
+    return Reader(f'0/{name}', restore, seeds, partial(write_checkpoint, with_manifest=with_manifest), 0.1)
+
+
+# Exports and plan tables.
+CASE = MixtureCase(6, 4, 2, 'kernel', (3, 5), 'float32')
+EXPORT = {'task': 'images', 'inputs': [], 'output': {}, 'class_names': ['cat'], 'versions': {}}
+
+
+def export_manifest() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_export(Path(folder))
+        return [(Path(folder) / 'manifest.json').read_bytes()]
+
+
+def write_export(folder):
+    (folder / 'weights.safetensors').write_bytes(weights()[0])
+    write_manifest(folder, EXPORT)
+
+
+def read_export(folder):
+    read_files(folder, read_manifest(folder))
+
+
+def weights_alone() -> list[bytes]:
+    return weights()[:1]
+
+
+def plan_table() -> list[bytes]:
+    """A table of one mixture's plan."""
+    table = PlanTable(jax.local_devices()[0].device_kind, '1.2.3', ((CASE, 'ragged'),))
+    with tempfile.TemporaryDirectory() as folder:
+        write_plan_table(Path(folder) / 'table.json', table, {CASE: {'ragged': 1.5}})
+        return [(Path(folder) / 'table.json').read_bytes()]
 
 
 # Texts.
@@ -341,6 +421,12 @@ READERS = [
     Reader('metrics.jsonl', resume_metrics, metrics_jsonl),
     Reader('metrics.jsonl', read_curves, metrics_jsonl, write_run),
     Reader('timing.json', read_curves, as_json({'seconds_per_step': 0.5}), write_run),
+    of_checkpoint('manifest.json', True),
+    of_checkpoint('about/metadata', True),
+    *(of_checkpoint(name, False) for name in ('about/metadata', 'state/_METADATA', 'state/manifest.ocdbt')),
+    Reader('manifest.json', read_export, export_manifest, write_export),
+    Reader('weights.safetensors', read_export, weights_alone, write_export),
+    Reader('table.json', lambda folder: read_plan_table(str(folder / 'table.json')), plan_table),
     Reader('tokenizer.json', partial(encode, 'tokenizer.json'), tokenizer_json),
     Reader('vocab.txt', partial(encode, 'vocab.txt'), vocabulary_seeds),
     Reader('tokenizer_config.json', partial(encode, 'vocab.txt'), as_json(SETTINGS), write_vocabulary),

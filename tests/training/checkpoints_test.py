@@ -294,11 +294,12 @@ def test_what_was_begun_is_none_and_goes(two_checkpoints, tmp_path):
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
     for name in ('9.writing', '9.writing.orbax-checkpoint-tmp', '3.removing', '9.orbax-checkpoint-tmp'):
         shutil.copytree(folder / '7', folder / name)
-    (folder / '9.mine').mkdir()
+    for name in ('9.mine', '010', '٩'):  # the last two are numbers to Python
+        (folder / name).mkdir()
     writer = Checkpoints(folder, keep=2)
     assert writer.steps() == [5, 7] and int(writer.restore_newest(like()).step) == 7
     assert writer.prepare_to_write() == []
-    assert sorted(path.name for path in folder.iterdir()) == ['5', '7', '9.mine']
+    assert sorted(path.name for path in folder.iterdir()) == ['010', '5', '7', '9.mine', '٩']
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,28 @@ def test_a_damaged_line_is_named(tmp_path, line):
         file.write(line + '\n')
     with pytest.raises(BadInput, match=r'metrics\.jsonl, line 2: not a row of metrics'):
         read_metrics(tmp_path)
+
+
+def test_what_is_replaced_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
+    """A machine may fail at any time: first the content is on the disk, then the folder says where it is."""
+    happened, fsync, replace = [], os.fsync, Path.replace
+
+    def noted_fsync(number):
+        happened.append(os.readlink(f'/proc/self/fd/{number}').removeprefix(f'{tmp_path}/'))
+        fsync(number)
+
+    def noted_replace(path, target):
+        happened.append(f'{path.name} -> {target.name}')
+        return replace(path, target)
+
+    write_rows(tmp_path, (1, 'train'))
+    monkeypatch.setattr(os, 'fsync', noted_fsync)
+    monkeypatch.setattr(Path, 'replace', noted_replace)
+    write_json(tmp_path / 'config.json', {})
+    assert happened == ['config.json.tmp', 'config.json.tmp -> config.json', str(tmp_path)]
+    happened.clear()
+    MetricWriter(tmp_path, 1).close()
+    assert happened[:3] == ['metrics.jsonl.tmp', 'metrics.jsonl.tmp -> metrics.jsonl', str(tmp_path)]
 
 
 def test_json_is_replaced_at_once(tmp_path, monkeypatch):

@@ -97,6 +97,12 @@ def test_flax(run):
     assert found['logits'].shape == (4, 10)
 
 
+def test_mixture(run):
+    found = run('Mixture')
+    assert found['mixed'].shape == (2, 5, 8) and not found['mixed'][1, 3:].any()
+    assert found['aux']['load'].shape == (4,)
+
+
 def test_compact(run, capsys):
     found = run('Compact')
     assert capsys.readouterr().out.strip() in PAGE.read_text()

@@ -5,6 +5,7 @@ Those of compose.md, export.md and the README have tests of their own; that no p
 
 import pathlib
 import re
+import runpy
 
 import pytest
 
@@ -57,3 +58,21 @@ def test_links_lead_somewhere():
     for page in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
         for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
             assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_every_ablation_is_in_the_table():
+    files = {path.name for path in (ROOT / 'configs' / 'ablations').glob('[!_]*.py')}
+    assert (
+        set(re.findall(r'^\| `(\w+\.py)`', (ROOT / 'docs' / 'ablations.md').read_text(), flags=re.MULTILINE)) == files
+    )
+
+
+def test_the_figure_is_drawn_by_its_code():
+    drawing = runpy.run_path(str(ROOT / 'docs' / 'figures' / 'concepts.py'))
+    with compiled_quickly():
+        kernels, scores, mask = drawing['partition']()
+    assert mask.sum() == 22  # 0.3 · 72 = 21.6
+    assert scores[mask].min() >= scores[~mask].max()
+    titles = [axes.get_title() for axes in drawing['draw'](kernels, scores, mask).axes]
+    # 72 static or dynamic, and three more of each dynamic one: 72 + 3 · 22.
+    assert [title for title in titles if title.startswith('138 parameters')]

@@ -33,6 +33,8 @@ from pad_jax.training.processes import ask_first, is_first
 from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.writers import check_folder, disk_faults_stop, sync_folder, write_json
 
+# That a write which fails waits for each of the others.
+SECONDS_FOR_OTHERS = 5.0
 FORMAT = 2
 """Version of what a checkpoint holds. A reader refuses newer ones. The first had no manifest."""
 
@@ -313,18 +315,23 @@ def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
 def _quiet_when_failing() -> Iterator[None]:
     """Orbax starts all its writes at once, in threads: when one fails it raises that, and each leaves a traceback too.
 
-    The others do so later, each about an event loop that is closed by then.
+    The others are waited for. Some speak later still, when a write that nobody waits for ends after its event loop, or
+    when a result that nobody has asked for is collected: so after a failure they are silenced for good.
     """
-    in_threads, outside, words = threading.excepthook, sys.excepthook, logging.getLogger('absl')
+    before, in_threads, elsewhere = set(threading.enumerate()), threading.excepthook, sys.unraisablehook
+    words = logging.getLogger('absl')
     was_disabled, words.disabled = words.disabled, True
     threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda found: None if 'Event loop is closed' in str(found.exc_value) else elsewhere(found)
     try:
         yield
     except Exception:
-        sys.excepthook = lambda kind, error, trace: (
-            None if 'Event loop is closed' in str(error) else outside(kind, error, trace)
-        )
+        logging.getLogger('asyncio').disabled = True
+        for thread in set(threading.enumerate()) - before:
+            thread.join(SECONDS_FOR_OTHERS)
         raise
+    else:
+        sys.unraisablehook = elsewhere
     finally:
         threading.excepthook, words.disabled = in_threads, was_disabled
 

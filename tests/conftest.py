@@ -9,9 +9,11 @@ import tempfile
 
 NUM_DEVICES = 8
 FLAG = '--xla_force_host_platform_device_count'
+# On a busy machine eight threads may take longer to meet than the 40 s after which XLA ends the process.
+PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
 
 if FLAG not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}={NUM_DEVICES}'.strip()
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}={NUM_DEVICES} {PATIENCE}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['MPLBACKEND'] = 'Agg'
 

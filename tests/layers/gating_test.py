@@ -135,7 +135,7 @@ def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     assert float(aux['router_entropy']) == pytest.approx(-(likely * np.log(likely)).sum(1).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize('routing', ['token', 'sentence'])
+@pytest.mark.parametrize('routing', ['token', pytest.param('sentence', marks=pytest.mark.slow)])
 def test_statistics_and_gradients_over_replicas_are_those_of_all_tokens(routing):
     """Padding is spread unevenly, so that no mean of the replicas' own values would do."""
     x = jax.random.normal(jax.random.key(0), (4, 6, 5))

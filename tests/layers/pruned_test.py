@@ -56,7 +56,7 @@ def gradients(layer, variables, x):
     ('name', 'granularity'),
     [
         ('dynamic', 'output'),
-        ('ffn', 'input'),
+        pytest.param('ffn', 'input', marks=pytest.mark.slow),
         *(pytest.param(name, 'element', marks=pytest.mark.slow) for name in LAYERS),
         *(
             pytest.param('dynamic', granularity, marks=pytest.mark.slow)

@@ -7,28 +7,34 @@ import sys
 import time
 from pathlib import Path
 
-workdir, label = Path(sys.argv[1]), sys.argv[2]
-config = json.loads(sys.stdin.readline())
-workdir.mkdir(exist_ok=True)
-with (workdir.parents[1] / 'order.txt').open('a') as order:
-    order.write(f'{label}\n')
-if workdir.parent.name == 'fails':
-    print('first it went well', file=sys.stderr)
-    sys.exit('then the disk caught fire')
-if workdir.parent.name == 'crashes':
-    os.kill(os.getpid(), signal.SIGKILL)
-if workdir.parent.name == 'waits' and not (workdir / 'checkpoint').exists():
-    (workdir / 'begun').touch()
-    sys.stdin.read()  # until it is told to stop
-    (workdir / 'checkpoint').touch()
-    sys.exit(143)
-if workdir.parent.name.startswith('meets'):  # each waits for the other to run
-    (workdir.parents[1] / f'{workdir.parent.name}.here').touch()
-    end = time.monotonic() + 20
-    while len(list(workdir.parents[1].glob('meets*.here'))) < 2:
-        if time.monotonic() > end:
-            sys.exit('nobody came')
-        time.sleep(0.01)
-data = {'class_names': list('0123456789'), 'num_train': 1442, 'num_eval': 355}
-for name, content in (('data', data), ('config', config), ('timing', {'seconds_per_step': None})):
-    (workdir / f'{name}.json').write_text(json.dumps(content))
+
+def main() -> None:
+    workdir, label = Path(sys.argv[1]), sys.argv[2]
+    config = json.loads(sys.stdin.readline())
+    workdir.mkdir(exist_ok=True)
+    with (workdir.parents[1] / 'order.txt').open('a') as order:
+        order.write(f'{label}\n')
+    if workdir.parent.name == 'fails':
+        print('first it went well', file=sys.stderr)
+        sys.exit('then the disk caught fire')
+    if workdir.parent.name == 'crashes':
+        os.kill(os.getpid(), signal.SIGKILL)
+    if workdir.parent.name == 'waits' and not (workdir / 'checkpoint').exists():
+        (workdir / 'begun').touch()
+        sys.stdin.read()  # until it is told to stop
+        (workdir / 'checkpoint').touch()
+        sys.exit(143)
+    if workdir.parent.name.startswith('meets'):  # each waits for the other to run
+        (workdir.parents[1] / f'{workdir.parent.name}.here').touch()
+        end = time.monotonic() + 20
+        while len(list(workdir.parents[1].glob('meets*.here'))) < 2:
+            if time.monotonic() > end:
+                sys.exit('nobody came')
+            time.sleep(0.01)
+    data = {'class_names': list('0123456789'), 'num_train': 1442, 'num_eval': 355}
+    for name, content in (('data', data), ('config', config), ('timing', {'seconds_per_step': None})):
+        (workdir / f'{name}.json').write_text(json.dumps(content))
+
+
+if __name__ == '__main__':
+    main()

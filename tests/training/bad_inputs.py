@@ -169,7 +169,7 @@ VERBS = [
     ('inspect', ['--workdir=nowhere'], 'nowhere is not the workdir of a run'),
     ('evaluate', ['--workdir=x', '--more=1'], 'unknown argument --more=1'),
     ('evaluate', ['--workdir=x', '--config.data.path'], '--config.data.path has no value'),
-    ('inspect', ['--workdir=x', '--config.data.path=y'], 'unrecognized arguments'),
+    ('inspect', ['--workdir=x', '--data.path=y'], 'unknown argument --data.path=y; see '),
     ('nothing', [], 'invalid choice'),
 ]
 

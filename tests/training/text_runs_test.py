@@ -140,6 +140,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_t
     assert_same_run(tmp_path, finished_text_run, config)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monkeypatch, texts, tmp_path):
     """Which columns those are is in no checkpoint: it follows from the masks."""
     rounds = TEXT_ROUNDS | {'partition__rounds': 1, 'partition__start_step': 2}

@@ -104,6 +104,7 @@ def test_microbatches_equal_the_whole(texts):
         assert_alike(one, train_on(config, state, **other), rtol=1e-4, exclude=STATISTICS)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight_in_regression(texts):
     config, state = settled(texts, **REGRESSION, model__ffn='dense')
     one, eight = train_on(config, state), train_on(config, state, num_devices=8)

@@ -1,0 +1,22 @@
+"""Do inputs choose between kernels at all? A wider attention, and one that is sharp from the first step.
+
+python -m pad_jax sweep configs/ablations/attention.py --workdir=runs/attention --config.data.path=FOLDER
+
+In a narrow network the base's attention has a single hidden unit, C / 16, and it is heated for the first epochs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_ablation() -> ConfigDict:
+    sharp = {'train.temperature': 1.0, 'train.temperature_epochs': 0.0}
+    return ConfigDict(
+        {
+            'base': 'cifar_resnet10_pad.py',
+            'variants': (
+                ('wide', {'model.reduction': 2}),
+                ('sharp', sharp),
+                ('wide_and_sharp', {'model.reduction': 2, **sharp}),
+            ),
+        }
+    )

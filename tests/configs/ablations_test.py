@@ -12,6 +12,7 @@ from pad_jax.partition import iterative_mode_partition, scale_factors
 from pad_jax.reports.ablations import BASE, load_variants, read_ablation
 from pad_jax.training import trainer
 from pad_jax.training.configuration import flatten, is_partial
+from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.rules import choose_rules
 from pad_jax.training.setup import abstract_variables, make_exclusions, make_inputs, make_model
 from tests.partition import problems
@@ -63,13 +64,17 @@ def observe(config):
     tree = abstract(make_model(config), make_inputs(config))
     network = {name: tree.get(name, {}) for name in ('params', 'partition')}
     leaves = [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(network)]
+    heat = None
+    if 'temperature' in config.train:  # of mixtures there is none
+        schedule = make_temperature_schedule(config.train.temperature, 10 * config.train.temperature_epochs)
+        heat = [float(schedule(step)) for step in (0, 20)]
     if not is_partial(config):
-        return leaves, None, None, None, None
+        return leaves, heat, None, None, None, None
     partition = config.partition
     roles = make_exclusions(config).roles(tree['partition'])
     chosen = choose(**{key: partition[key] for key in ('dynamic_fraction', 'criterion', 'scope', 'handoff')})
     scales = [float(factor) for factor in scale_factors(jnp.float32(0.5), partition.scales)]
-    return leaves, trainer._plan_rounds(config), roles, chosen, scales
+    return leaves, heat, trainer._plan_rounds(config), roles, chosen, scales
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 from pad_jax.errors import BadInput, Stopped, check_together
 from pad_jax.reports.ablations import Ablation, load_variants, read_ablation
 from pad_jax.reports.sweep_layout import (
+    BASE,
     SWEEP,
     Sweep,
     cell_folder,
@@ -32,7 +34,7 @@ from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.trainer import check_lengths
-from pad_jax.training.workdir import check_data, check_workdir
+from pad_jax.training.workdir import DataRecord, check_data, check_workdir
 from pad_jax.version import __version__
 
 CELL = (sys.executable, '-m', 'pad_jax.reports.cell')
@@ -89,13 +91,20 @@ def run_sweep(
     base, *_ = configs.values()
     with WorkdirLock(folder) as lock:
         lock.find()
-        sweep = Sweep(__version__, ablation.base.name, base.to_dict(), ablation.variants, seeds=seeds)
+        changes = _read_back(ablation, configs)
+        sweep = Sweep(__version__, ablation.base.name, base.to_dict(), changes, seeds=seeds)
         sweep = _join_earlier(folder, sweep, ablation)
         _check_data_and_cells(folder, configs)
         lock.take()
         write_sweep(folder, sweep)
         cells = {Cell(name, seed): _with_seed(configs[name], seed) for seed in range(seeds) for name in configs}
         _Runner(folder, cells, jobs, command).run()
+
+
+def _read_back(ablation: Ablation, configs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, dict[str, Any]]:
+    """What the variants change, as their configs hold it: a file may say '0.5' or 1 for a float."""
+    flat = {name: flatten(configs[name]) for name in ablation.variants}
+    return {name: {key: flat[name][key] for key in change} for name, change in ablation.variants.items()}
 
 
 def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
@@ -140,7 +149,7 @@ def _join_earlier(folder: Path, sweep: Sweep, ablation: Ablation) -> Sweep:
 
 
 def _check_data_and_cells(folder: Path, configs: Mapping[str, ml_collections.ConfigDict]) -> None:
-    """Whether every config can be trained on its data, and whether the cells that are there were."""
+    """Whether every config can be trained on its data, the same for all, and whether the cells that are there were."""
     specs = {}
 
     def check(name, config):
@@ -148,6 +157,11 @@ def _check_data_and_cells(folder: Path, configs: Mapping[str, ml_collections.Con
         if data not in specs:
             specs[data] = open_source(config).spec  # of no variant by itself: what is wrong is said once
         spec = specs[data]
+        first, *_ = specs.values()
+        if differing := DataRecord.of(first).differences(DataRecord.of(spec)):
+            raise BadInput(
+                f'variant {name} has other data than {BASE} ({"; ".join(differing)}): a sweep compares on one data set'
+            )
         try:
             if is_partial(config):
                 plan_layers(config)  # says whether the exclusions fit the network

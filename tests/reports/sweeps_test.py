@@ -1,5 +1,6 @@
 """Sweeps end to end, with networks of one block; and with cells that only behave like some."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from pad_jax.reports.ablations import BASE, load_variants, read_ablation
 from pad_jax.reports.sweep_layout import cell_folder, is_finished, read_sweep
 from pad_jax.reports.sweeps import run_sweep
 from pad_jax.training.command_line import exit_status
-from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths
+from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths, open_source
 from pad_jax.training.state import init_state
 from tests.training.tiny import DIGITS, SMALL
 from tests.training.trainer_test import assert_same_run
@@ -195,6 +196,27 @@ def test_a_wrong_variant_is_refused(tmp_path, variants, said):
     assert not (tmp_path / 'sweep').exists()
 
 
+def test_a_variant_with_other_data_is_refused(tmp_path, monkeypatch):
+    """Here already: the report would refuse its cells, after days of training."""
+
+    def open_flipped(config):
+        source = open_source(config)
+        if not config.data.flip:
+            return source
+        return dataclasses.replace(source, spec=dataclasses.replace(source.spec, num_train=721))
+
+    monkeypatch.setattr('pad_jax.reports.sweeps.open_source', open_flipped)
+    with pytest.raises(BadInput, match=r'variant one has other data than base \(num_train: 1442 -> 721\): a sweep'):
+        fake(write_ablation(tmp_path, ('one', {'data.flip': True})), tmp_path / 'sweep')
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_a_value_is_kept_as_the_config_has_it(tmp_path):
+    """The report compares what sweep.json says with the configs of the cells."""
+    fake(write_ablation(tmp_path, ('one', {'partition.dynamic_fraction': '0.5'})), tmp_path / 'sweep')
+    assert read_sweep(tmp_path / 'sweep').variants == {'one': {'partition.dynamic_fraction': 0.5}}
+
+
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
     path = write_ablation(tmp_path, ('one', {'train.stops': 1}), ('two', {'partition.criterion': 'best'}))
     with pytest.raises(BadInput, match=r'(?s)variant one of .*train\.stops.*; variant two of .*partition\.criterion'):
@@ -266,8 +288,8 @@ def test_a_folder_that_holds_another_sweep(tmp_path, monkeypatch):
         patch.setattr('pad_jax.reports.sweeps.__version__', '9.9')
         refused(r'was made by pad_jax \d[\d.]*, this is 9\.9', *named('one'))
     assert {entry: entry.read_bytes() for entry in folder.rglob('*') if entry.is_file()} == before
-    data = cell_folder(folder, 'base', 0) / 'data.json'
-    data.write_text(data.read_text().replace('1442', '1000'))
+    record = cell_folder(folder, 'base', 0) / 'data.json'
+    record.write_text(record.read_text().replace('1442', '1000'))
     refused('was trained on other data .*num_train: 1000 -> 1442', *named('one'))
     (folder / 'sweep.json').write_text('{"format": 2}')
     refused('has format 2, this version of pad_jax reads 1', *named('one'))

@@ -81,8 +81,12 @@ def summarize(results: Results) -> list[str]:
     scores = {variant.name: variant.estimate(results.score) for variant in results.shown}
     known = {name: score for name, score in scores.items() if score.mean == score.mean}  # not NaN
     if known:
-        best = max(known, key=lambda name: known[name].mean)
-        said += f' On average {best} has the highest {results.score}: {format_percent(known[best])} %.'
+        # Seeds differ by luck: a mean over fewer of them says less, and may be of easier ones.
+        most = max(score.count for score in known.values())
+        full = {name: score for name, score in known.items() if score.count == most}
+        of_which = '' if len(full) == len(known) else ', of those with the most finished runs,'
+        best = max(full, key=lambda name: full[name].mean)
+        said += f' On average{of_which} {best} has the highest {results.score}: {format_percent(full[best])} %.'
     return [said, _compare_to_base(results)]
 
 
@@ -99,11 +103,11 @@ def _compare_to_base(results: Results) -> str:
     ]
     what = f'{len(found)} paired {"difference" if len(found) == 1 else "differences"} to {base.name}'
     if not clear:
-        return f'Of {what}, none has a 95 % interval that excludes 0: on these runs the variants cannot be told apart.'
+        return f'Of {what}, none has a 95 % interval that excludes 0: these runs show no variant to differ from {base.name}.'
     return (
         f'Of {what}, {len(clear)} {"has a" if len(clear) == 1 else "have"} 95 % '
-        f'{"interval that excludes" if len(clear) == 1 else "intervals that exclude"} 0: {", ".join(clear)}. One in '
-        'twenty such intervals does so by chance alone.'
+        f'{"interval that excludes" if len(clear) == 1 else "intervals that exclude"} 0: {", ".join(clear)}. Where '
+        'there is no difference, one in twenty such intervals excludes 0 all the same.'
     )
 
 

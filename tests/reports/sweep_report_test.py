@@ -205,7 +205,7 @@ def test_unfinished_cells_are_named_and_do_not_count(sweep):
         f'missing: {missing}\n' in out
         and 'seed 2 without a time per step, seed 1 without a record of the version\n' in out
     )
-    assert '4 of 6 runs are finished' in out
+    assert '4 of 6 runs are finished. On average, of those with the most finished runs, base has the highest' in out
     page = Page(folder / 'report' / 'report.html')
     assert missing in page.text and f'Missing: {missing}.' in (folder / 'report' / 'report.md').read_text()
     cells = {(row['variant'], row['seed']): row for row in read_table(folder, 'cells.csv')}

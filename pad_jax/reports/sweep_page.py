@@ -103,7 +103,7 @@ def _compare_to_base(results: Results) -> str:
     ]
     what = f'{len(found)} paired {"difference" if len(found) == 1 else "differences"} to {base.name}'
     if not clear:
-        return f'Of {what}, none has a 95 % interval that excludes 0: these runs show no variant to differ from {base.name}.'
+        return f'Of {what}, none has a 95 % interval that excludes 0: these runs show no variant to differ.'
     return (
         f'Of {what}, {len(clear)} {"has a" if len(clear) == 1 else "have"} 95 % '
         f'{"interval that excludes" if len(clear) == 1 else "intervals that exclude"} 0: {", ".join(clear)}. Where '

@@ -6,10 +6,14 @@ Those of compose.md, export.md and the README have tests of their own; that no p
 import pathlib
 import re
 import runpy
+import shlex
 
 import pytest
 
 from pad_jax import CONVS, CRITERIA, MODELS, data
+from pad_jax.__main__ import VERBS
+from pad_jax.reports.ablations import read_ablation
+from pad_jax.training.configuration import load_config
 from tests.training.fixtures import compiled_quickly
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,6 +56,25 @@ def test_every_page_with_snippets_is_run_somewhere():
     assert {path.name for path in found - set(PAGES)} == ELSEWHERE.keys()
     for page, test in ELSEWHERE.items():
         assert page in (ROOT / 'tests' / test).read_text()
+
+
+def test_commands_name_verbs_files_and_keys_that_exist():
+    found = 0
+    for page in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]:
+        for line in re.findall(r'^    (python .*)$', page.read_text().replace('\\\n', ''), flags=re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            overrides = [word.removeprefix('--config.') for word in words if word.startswith('--config.')]
+            config = next((word.removeprefix('--config=') for word in words if word.startswith('--config=')), None)
+            if words[1:3] == ['-m', 'pad_jax']:
+                assert words[3] in VERBS, f'{page.name}: {line}'
+            else:
+                assert words[1] == '-m' or (ROOT / words[1]).exists(), f'{page.name}: {line}'
+            if config is None and words[3:4] == ['sweep']:
+                config = ROOT / 'configs' / read_ablation(ROOT / words[4]).base.name
+            if config is not None:
+                load_config(str(ROOT / config), overrides)
+            found += 1
+    assert found > 30
 
 
 def test_links_lead_somewhere():

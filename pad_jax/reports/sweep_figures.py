@@ -45,11 +45,11 @@ def _draw_parameters(results: Results) -> Drawing:
         'What would be drawn over one another is drawn side by side.'
     )
     figure = plot_tradeoff(results, 'parameters', 'parameters')
-    return Drawing('score_parameters', f'{_capital(results)} against parameters', caption, figure)
+    return Drawing('score_parameters', f'{results.title} against parameters', caption, figure)
 
 
 def _draw_kappa(results: Results) -> Drawing:
-    name, title = 'score_kappa', f'{_capital(results)} against κ'
+    name, title = 'score_kappa', f'{results.title} against κ'
     found = [variant.estimate('dynamic_fraction').mean for variant in results.shown]
     if max(found) - min(found) < _LEAST_APART:
         return Drawing(name, title, f'All finished variants have the same κ, {found[0]:.3g}.', None)
@@ -101,7 +101,3 @@ def _explain_gaps(overlaps) -> str:
     if gaps:
         said += f' n/a, since their masks have other shapes or they share no finished seed: {"; ".join(gaps)}.'
     return said
-
-
-def _capital(results: Results) -> str:
-    return results.score[:1].upper() + results.score[1:]

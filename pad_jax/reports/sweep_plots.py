@@ -66,7 +66,7 @@ def plot_tradeoff(results: Results, cost: str, label: str) -> Figure:
         corners = [*front, (max(costs), front[-1][1])]
         line = {'color': _GREY, 'linestyle': '--', 'linewidth': 1.2, 'zorder': 0.9}
         axes.step(*zip(*corners, strict=True), where='post', label='Pareto front', **line)
-    axes.set(title=f'{_title(results.score)} against {label}', xlabel=label, ylabel=f'{results.score} in %')
+    axes.set(title=f'{results.title} against {label}', xlabel=label, ylabel=f'{results.score} in %')
     several = f'mean of {count_seeds(max(counts))}' if len(counts) == 1 else 'mean over seeds'
     title = 'one seed' if counts == {1} else f'{several}, 95 %'
     figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title=title)
@@ -123,7 +123,7 @@ def plot_curves(results: Results) -> Figure:
             if len(network.runs) > 1:
                 axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.12, linewidth=0)
     loss.set(title='Training loss', ylabel='loss per example')
-    score.set(title=f'{_title(results.score)} on held-out examples', ylabel=f'{results.score} in %')
+    score.set(title=f'{results.title} on held-out examples', ylabel=f'{results.score} in %')
     for axes in (loss, score):
         axes.set_xlabel('steps')
         axes.margins(x=0.01)
@@ -213,10 +213,6 @@ def _write(axes: Axes, x: float, y: float, text: str, shade: float, **look) -> N
 def _name_columns(axes: Axes, variants: Sequence[Variant]) -> None:
     names = [variant.name for variant in variants]
     axes.set_xticks(range(len(names)), names, rotation=30, ha='right', rotation_mode='anchor', parse_math=False)
-
-
-def _title(name: str) -> str:
-    return name[:1].upper() + name[1:]
 
 
 def count_seeds(count: int) -> str:

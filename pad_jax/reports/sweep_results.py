@@ -118,6 +118,11 @@ class Results:
         return self.measures[0]
 
     @property
+    def title(self) -> str:
+        """That, as the beginning of a heading."""
+        return self.score[:1].upper() + self.score[1:]
+
+    @property
     def shown(self) -> list[Variant]:
         """Those of which a cell is finished."""
         return [variant for variant in self.variants if variant.finished]

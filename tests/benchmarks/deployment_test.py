@@ -18,6 +18,7 @@ def deployment(monkeypatch):
     return importlib.import_module('benchmarks.deployment')
 
 
+@pytest.mark.slow
 def test_every_table_is_printed(deployment, capsys):
     with compiled_quickly():
         deployment.main(['--model=resnet10', '--image-size=64', '--repeats=1', '--plans=shift,patches'])

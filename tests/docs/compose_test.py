@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import CRITERIA, count_dynamic
+from tests.training.fixtures import compiled_quickly
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'compose.md'
 
@@ -37,7 +38,8 @@ def run():
     def run_section(title):
         (code,) = [code for name, code in SECTIONS.items() if name.startswith(title)]
         namespace = {'__name__': 'compose'}
-        exec(compile(code, str(PAGE), 'exec'), namespace)
+        with compiled_quickly():
+            exec(compile(code, str(PAGE), 'exec'), namespace)
         return namespace
 
     yield run_section

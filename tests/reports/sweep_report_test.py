@@ -257,6 +257,7 @@ def test_tasks_of_several_metrics_count_with_their_mean(sweep):
     assert 'On average base has the highest mean of accuracy, f1: 62.50 %.' in out
 
 
+@pytest.mark.slow
 def test_a_sweep_of_texts(tmp_path, finished_text_run, one_layer):
     folder = write_miniature(tmp_path / 'sweep', finished_text_run, {'base': SCORES['base']})
     status, out, err = run_command('report', folder)

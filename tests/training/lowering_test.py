@@ -81,7 +81,7 @@ def test_no_argument_of_the_step_is_left_to_its_default():
     assert all(arguments[name] != found.default for name, found in taken.items() if name in arguments)
 
 
-RECIPES = [(IMAGENET, 4096, 'tpu'), (BERT, 1024, 'cuda')]
+RECIPES = [(IMAGENET, 4096, 'tpu'), pytest.param(BERT, 1024, 'cuda', marks=pytest.mark.slow)]
 
 
 def assert_recipe_lowers(path, batch_size, platform):

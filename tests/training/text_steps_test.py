@@ -78,6 +78,7 @@ def assert_alike(first, second, rtol, exclude=frozenset()):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), first[2], second[2])
 
 
+@pytest.mark.slow
 def test_pmap_equals_shard_map(texts):
     """Dropout and noise included; on eight devices, whose outputs come back in the order of the batch."""
     config = small_text_config(texts)

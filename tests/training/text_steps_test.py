@@ -87,6 +87,7 @@ def test_pmap_equals_shard_map(texts):
     assert_alike(first, second, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(texts):
     config, state = settled(texts, model__z_coefficient=1e-10)  # of logits in the tens of thousands
     one = train_on(config, state)
@@ -97,6 +98,7 @@ def test_one_device_equals_eight(texts):
     assert_alike(one, train_on(config, state, num_devices=8), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_equal_the_whole(texts):
     """But for the balance, which is a value of the tokens that a router sees at once."""
     config, state = settled(texts, model__balance_coefficient=0.0)

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pad_jax.errors import BadInput
+
 MOST_DEPTH = 100
 """Of JSON: what nests deeper was made to exhaust a stack."""
 
@@ -67,6 +69,28 @@ def read_json(path: Path) -> Any:
         ValueError: as `parse_json`.
     """
     return parse_json(read_plain(path))
+
+
+def read_own_object(path: Path, folder_is: str) -> dict[str, Any]:
+    """The JSON object that this package wrote into a folder.
+
+    Args:
+        folder_is: what a folder that holds such a file is, 'the workdir of a run'.
+
+    Raises:
+        BadInput: there is none, or it is not what was written.
+    """
+    try:
+        content = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f'{path.parent} is not {folder_is}: it holds no {path.name}') from None
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise BadInput(f'{path} is damaged: {error}') from error
+    if not isinstance(content, dict):
+        raise BadInput(f'{path} is damaged: it holds no object')
+    return content
 
 
 def list_children(value: Any) -> list:

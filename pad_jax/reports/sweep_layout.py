@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_jax.errors import BadInput
-from pad_jax.files import read_json
+from pad_jax.files import read_own_object
 from pad_jax.training.writers import write_json
 
 SWEEP = 'sweep.json'
@@ -61,16 +61,7 @@ def read_sweep(folder: Path) -> Sweep:
       BadInput: if it is no sweep, or its sweep.json cannot be used.
     """
     path = folder / SWEEP
-    try:
-        content = read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f'{folder} is not the folder of a sweep: it holds no {SWEEP}') from None
-    except OSError as error:
-        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise BadInput(f'{path} is damaged: {error}') from error
-    if not isinstance(content, dict):
-        raise BadInput(f'{path} is damaged: it holds no object')
+    content = read_own_object(path, 'the folder of a sweep')
     if content.get('format') != FORMAT:
         raise BadInput(f'{path} has format {content.get("format")!r}, this version of pad_jax reads {FORMAT}')
     lacking = [name for name, kind in _TYPES.items() if not isinstance(content.get(name), kind)]
@@ -115,6 +106,12 @@ def find_seeds(folder: Path, name: str) -> list[int]:
     """The seeds that a variant has begun with, in order."""
     found = [re.fullmatch(r'seed_(0|[1-9]\d{0,9})', path.name) for path in (folder / name).glob('seed_*')]
     return sorted(int(match[1]) for match in found if match)
+
+
+def find_strangers(folder: Path, sweep: Sweep) -> list[Path]:
+    """Workdirs of runs that lie where cells do, but are of no variant of the sweep, in order."""
+    configs = folder.glob('*/seed_*/config.json')
+    return sorted(path.parent for path in configs if path.parent.parent.name not in sweep.names)
 
 
 def is_finished(workdir: Path) -> bool:

@@ -10,7 +10,7 @@ from pad_jax.models import sum_multiply_adds
 from pad_jax.reports.inspection import count_partition
 from pad_jax.reports.intervals import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.runs import Network, Run, read_run
-from pad_jax.reports.sweep_layout import SWEEP, Sweep, cell_folder, find_seeds, read_sweep
+from pad_jax.reports.sweep_layout import SWEEP, Sweep, cell_folder, find_seeds, find_strangers, read_sweep
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
@@ -136,10 +136,15 @@ def read_results(folder: Path) -> Results:
     """Reads the cells of a sweep.
 
     Raises:
-      BadInput: if folder is no sweep; a cell in it is damaged, or of another config, version or data than the others;
-        or none is finished.
+      BadInput: if folder is no sweep; a cell in it is damaged, of no variant, or of another config, version or data
+        than the others; or none is finished.
     """
     sweep = read_sweep(folder)
+    if strangers := find_strangers(folder, sweep):
+        raise BadInput(
+            f'{strangers[0]} is a run, but of no variant that {folder / SWEEP} names ({", ".join(sweep.names)}): move '
+            'it elsewhere'
+        )
     seeds = sorted(set(range(sweep.seeds)).union(*(find_seeds(folder, name) for name in sweep.names)))
     places = [(name, seed, cell_folder(folder, name, seed)) for name in sweep.names for seed in seeds]
     _check_one_kind(folder / SWEEP, sweep, [place for place in places if _has_begun(place[2])])

@@ -17,7 +17,7 @@ import ml_collections
 
 from pad_jax.data import GLUE_TASKS, check_augmentation
 from pad_jax.errors import BadInput
-from pad_jax.files import read_json
+from pad_jax.files import read_own_object
 from pad_jax.models import check_image_size
 from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
@@ -372,7 +372,7 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
       BadInput: if there is none or it can't be used by this version, or an override is not allowed.
     """
     path = workdir / 'config.json'
-    content = _read_object(path)
+    content = read_own_object(path, 'the workdir of a run')
     flat = flatten(content)
     # On plain dicts: a ConfigDict takes no key with a dot in it.
     dotted = [name for name in content if '.' in name]
@@ -400,17 +400,3 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
     return config
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f'{path.parent} is not the workdir of a run: it holds no {path.name}') from None
-    except OSError as error:
-        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise BadInput(f'{path} is damaged: {error}') from error
-    if not isinstance(content, dict):
-        raise BadInput(f'{path} is damaged: it holds no object')
-    return content

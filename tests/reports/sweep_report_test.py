@@ -301,6 +301,10 @@ def refused_report(sweep, refused):
             ['static/seed_0 was made by another config than ', "(model.conv: 'condconv' -> 'static')"],
         ),
         (
+            lambda folder: shutil.copytree(folder / 'base', folder / 'other'),
+            ['other/seed_0 is a run, but of no variant that ', 'sweep.json names (base, static'],
+        ),
+        (
             lambda folder: [leave_unfinished(cell.parent, 4) for cell in folder.glob('*/*/config.json')],
             ['has no finished cell'],
         ),

@@ -16,7 +16,6 @@ def test_code_runs_and_gives_what_the_comments_promise():
         exec(compile(code, 'README.md', 'exec'), namespace)
     assert namespace['outputs'].shape == (2, 16, 16, 8)
     assert namespace['variables']['partition']['kernel'].shape == (3, 3, 3, 8)
-    assert namespace['masks'].sum() == 19  # 0.3 · 64 = 19.2
 
 
 def test_map_names_what_exists():

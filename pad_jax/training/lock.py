@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ class WorkdirLock:
             if os.fstat(number).st_ino != self._path.stat().st_ino:
                 raise FileNotFoundError
             holder = _read_holder(number)
-            if (not is_known or holder.get('host') not in (None, socket.gethostname())) and self._beats():
+            if (not is_known or holder.get('host') not in (None, socket.gethostname())) and self._beats(holder):
                 raise self._refuse(holder)
         except FileNotFoundError:
             os.close(number)
@@ -109,11 +110,16 @@ class WorkdirLock:
             who = f'a run on {holder.get("host")}, process {holder.get("pid")}, since {holder.get("since")}'
         return BadInput(f'{self._workdir} is in use by {who}: wait for its end, stop it, or use another workdir')
 
-    def _beats(self) -> bool:
+    def _beats(self, holder: dict) -> bool:
         """Whether the file's time moves, by whatever clock. Opened each time, as network file systems remember."""
         before, end = self._modified(), time.monotonic() + WATCH_SECONDS
         if not before:  # an empty file: nobody ever wrote into it
             return False
+        print(
+            f'{self._path}: of a run on {holder.get("host")!r}; watching for {WATCH_SECONDS:.0f} s whether it lives',
+            file=sys.stderr,
+            flush=True,
+        )
         while time.monotonic() < end:
             time.sleep(BEAT_SECONDS / 10)
             if self._modified() != before:

@@ -78,7 +78,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())['pid'] == os.getpid()
 
 
-def test_a_lock_of_another_machine_is_watched(tmp_path, quick):
+def test_a_lock_of_another_machine_is_watched(tmp_path, quick, capsys):
     """Its kernel may keep its locks to itself: a time that moves tells that the run lives."""
     write_lock(tmp_path, 'elsewhere')
     ended = threading.Event()
@@ -95,6 +95,9 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, quick):
     finally:
         ended.set()
         thread.join()
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/{LOCK}: of a run on 'elsewhere'; watching for 0 s whether it lives\n"
+    )
     start = time.monotonic()
     with WorkdirLock(tmp_path) as mine:
         mine.find()

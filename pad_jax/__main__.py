@@ -15,6 +15,7 @@ from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
 from pad_jax.reports.demo import run_demo
 from pad_jax.reports.inspection import inspect_workdir
+from pad_jax.reports.sweep_layout import BASE
 from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.reports.sweeps import run_sweep
 from pad_jax.reports.tables import make_table, print_line, print_table
@@ -134,9 +135,10 @@ def report(arguments: Sequence[str]) -> None:
     """Writes what a sweep has come to: a page with tables and figures, CSV and Markdown, in its folder's report/."""
     parser = Parser(prog='python -m pad_jax report', description=report.__doc__)
     parser.add_argument('workdir', type=Path, metavar='DIR', help='folder of a sweep')
+    parser.add_argument('--base', default=BASE, metavar='VARIANT', help='what the others are compared with')
     flags = parser.parse_args(arguments)
     jax.config.update('jax_platforms', 'cpu')  # it reads, and leaves the accelerator to runs that may go on
-    print(f'report: {report_sweep(flags.workdir)}', file=sys.stderr)
+    print(f'report: {report_sweep(flags.workdir, flags.base)}', file=sys.stderr)
 
 
 def prepare(arguments: Sequence[str]) -> None:

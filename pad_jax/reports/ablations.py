@@ -63,9 +63,13 @@ def read_ablation(path: Path) -> Ablation:
             problems.append(f'variant {name} of {path} must change 1 to {MOST_KEYS} keys, got {len(change)}')
         if 'train.seed' in change:
             problems.append(f'variant {name} of {path} cannot change train.seed: every variant has the same seeds')
+        if 'data.path' in change:
+            problems.append(f'variant {name} of {path} cannot change data.path: a sweep compares on one data set')
     if problems:
         raise BadInput('; '.join(dict.fromkeys(problems)))
-    return Ablation(path, path.parent.parent / content['base'], {name: dict(change) for name, change in pairs})
+    return Ablation(
+        path, path.absolute().parent.parent / content['base'], {name: dict(change) for name, change in pairs}
+    )
 
 
 def _is_variant(pair: Any) -> bool:

@@ -86,7 +86,9 @@ def _draw_masks(results: Results, partial: Sequence[Variant]) -> list[Drawing]:
         'Jaccard’s index: positions dynamic in both masks / positions dynamic in either, from the newest checkpoints. '
         'A variant with itself: every two of its seeds; with another: the runs that share a seed. In small: the same '
         'of random masks with the same κ, then of random masks with the same κ in every layer. What is above the '
-        'second number is agreement on places within layers; what that is above the first, agreement on layers.'
+        'second number is agreement on places within layers; what that is above the first, agreement on layers. Two '
+        'seeds draw different weights, and the units of a layer have no order: their places need not agree, however '
+        'much they matter.'
     )
     return [
         *drawn,

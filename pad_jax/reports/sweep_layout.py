@@ -14,6 +14,9 @@ from typing import Any
 
 from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.command_line import make_line
+from pad_jax.training.lock import LOCK
 from pad_jax.training.writers import write_json
 
 SWEEP = 'sweep.json'
@@ -21,7 +24,7 @@ REPORT = 'report'
 BASE = 'base'
 """The variant that changes nothing."""
 FORMAT = 1
-_TYPES = {'version': str, 'base': str, 'config': Mapping, 'variants': Mapping, 'base_name': str}
+_TYPES = {'version': str, 'base': str, 'config': Mapping, 'variants': Mapping}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,6 @@ class Sweep:
       base: name of the base's config file.
       config: the base's keys after the flags, nested.
       variants: {name: {'section.key': value}}, what each changes; without the base.
-      base_name: what the base is called among them.
       seeds: so many were asked for: 0, 1, ...; 0 where nothing says so.
     """
 
@@ -41,7 +43,6 @@ class Sweep:
     base: str
     config: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
-    base_name: str = BASE
     seeds: int = 0
 
     @property
@@ -51,7 +52,7 @@ class Sweep:
         >>> Sweep('1', 'file.py', {}, {'late': {'partition.start_step': 9}}).names
         ['base', 'late']
         """
-        return [self.base_name, *(name for name in self.variants if name != self.base_name)]
+        return [BASE, *self.variants]
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -70,8 +71,7 @@ def read_sweep(folder: Path) -> Sweep:
     seeds = content.get('seeds', 0)
     if type(seeds) is not int or seeds < 0:
         raise BadInput(f'{path} is damaged: seeds must be a count, got {seeds!r}')
-    names = [content['base_name'], *content['variants']]
-    wrong = [name for name in names if not is_plain_name(name)]
+    wrong = [name for name in content['variants'] if not is_plain_name(name) or name == BASE]
     wrong += [name for name, change in content['variants'].items() if not isinstance(change, Mapping)]
     if wrong:
         raise BadInput(f'{path} is damaged: {wrong[0]!r} is no name of a variant with what it changes')
@@ -86,10 +86,10 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 def is_plain_name(name: str) -> bool:
     """Whether a folder of a sweep may be called so.
 
-    >>> [is_plain_name(name) for name in ('kappa_0.1', 'a/b', '..', '.hidden', 'report', '')]
-    [True, False, False, False, False, False]
+    >>> [is_plain_name(name) for name in ('kappa_0.1', 'a/b', '..', '.hidden', 'report', 'lock.json', '')]
+    [True, False, False, False, False, False, False]
     """
-    return re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}', name) is not None and name not in (REPORT, SWEEP)
+    return re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}', name) is not None and name not in (REPORT, SWEEP, LOCK)
 
 
 def cell_folder(folder: Path, name: str, seed: int) -> Path:
@@ -100,6 +100,15 @@ def cell_folder(folder: Path, name: str, seed: int) -> Path:
 def cell_log(folder: Path, name: str, seed: int) -> Path:
     """The file with what a cell said."""
     return folder / name / f'seed_{seed}.log'
+
+
+def read_last_line(log: Path) -> str:
+    """The last line that a cell left, fit to be shown; '' where there is none, or no log any more."""
+    try:
+        lines = log.read_text(errors='replace').split('\n')
+    except OSError:
+        return ''
+    return make_line(next((line for line in reversed(lines) if line.strip()), ''))
 
 
 def find_seeds(folder: Path, name: str) -> list[int]:
@@ -115,5 +124,6 @@ def find_strangers(folder: Path, sweep: Sweep) -> list[Path]:
 
 
 def is_finished(workdir: Path) -> bool:
-    """Whether the run in a workdir has reached its last step: what it writes last is there."""
-    return (workdir / 'timing.json').is_file() and (workdir / 'config.json').is_file()
+    """Whether the run in a workdir has reached its last step: what it writes last is there, and a checkpoint."""
+    last = (workdir / 'timing.json').is_file() and (workdir / 'config.json').is_file()
+    return last and bool(Checkpoints(workdir / 'checkpoints').steps_here())

@@ -93,7 +93,7 @@ def summarize(results: Results) -> list[str]:
 def _compare_to_base(results: Results) -> str:
     base = results.base
     found = {variant.name: variant.difference(base, results.score) for variant in results.shown if variant is not base}
-    found = {name: difference for name, difference in found.items() if difference and difference.count > 1}
+    found = {name: found for name, found in found.items() if found and found.count > 1 and found.mean == found.mean}
     if not found:
         return f'No variant shares two finished seeds with {base.name}: nothing can be said of differences.'
     clear = [
@@ -115,14 +115,15 @@ def explain_table(results: Results) -> str:
     """What the numbers of the table are."""
     return (
         'Mean ± half of the 95 % interval over finished seeds (Student’s t); the difference to '
-        f'{results.base.name} is paired by seed. A single seed has no interval. κ: dynamic positions / positions. '
-        'Dynamic share: dynamic parameters / parameters of the dynamic layers, static ones included. Parameters and '
-        'multiply-adds (of one example) are those of the compact network.'
+        f'{results.base.name} is paired by seed, and says of how many where not all finished seeds have a partner. A '
+        'single seed has no interval. κ: dynamic positions / positions. Dynamic share: dynamic parameters / parameters '
+        'of the dynamic layers, static ones included. Parameters and multiply-adds (of one example) are those of the '
+        'compact network. Seconds a step are as they were, whatever else the machine did.'
     )
 
 
 def list_missing(results: Results) -> list[str]:
-    """A line for each variant with cells unfinished, or that lack a time or a version; [] if nothing is missing."""
+    """A line for each variant with cells unfinished, or that lack something; [] if none is."""
     lines = []
     for variant in results.variants:
         said = [f'seed {cell.seed} {cell.state}' for cell in variant.cells if cell.run is None]
@@ -132,16 +133,27 @@ def list_missing(results: Results) -> list[str]:
             if cell.values['seconds_per_step'] is None
         ]
         said += [
+            f'seed {cell.seed} with a score that is no number'
+            for cell in variant.finished
+            if cell.values[results.score] != cell.values[results.score]
+        ]
+        said += [
             f'seed {cell.seed} without a record of the version' for cell in variant.finished if not cell.knows_version
         ]
         if said:
             lines.append(f'{variant.name}: {", ".join(said)}')
+    paths = sorted({cell.data_path for cell in results.cells} - {''})
+    if len(paths) > 1:
+        lines.append(f'a sign that {" and ".join(paths)} hold the same data: only classes and counts were compared')
     return lines
 
 
 def _make_table(results: Results) -> str:
     heads = _make_row('th', list_columns(results))
-    rows = [_make_row('td', row, 'base' if index == 0 else '') for index, row in enumerate(list_rows(results))]
+    rows = [
+        _make_row('td', row, 'base' if variant is results.base else '')
+        for variant, row in zip(results.variants, list_rows(results), strict=True)
+    ]
     body = '\n'.join(rows)
     return f'<div class="wide"><table>\n<thead>{heads}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 

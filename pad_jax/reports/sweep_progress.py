@@ -22,7 +22,7 @@ class SweepProgress:
 
     def __init__(self, folder: Path, total: int, missing: int, jobs: int):
         self._folder, self._total, self._missing, self._jobs = folder, total, missing, jobs
-        self._seconds: list[float] = []  # that each of the cells which have ended took
+        self._seconds: list[float] = []  # that each of the cells which are done took
         self._failed = 0
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._bar = None
@@ -51,9 +51,10 @@ class SweepProgress:
 
     def ended(self, cell: str, seconds: float, problem: str | None = None) -> None:
         """One more cell has ended, well or with a problem."""
-        self._seconds.append(seconds)
         if problem:
-            self._failed += 1
+            self._failed += 1  # in whatever time: it says nothing of the others
+        else:
+            self._seconds.append(seconds)
         how = f'failed: {problem}' if problem else f'done in {format_duration(seconds)}'
         self.say(f'{self._done}/{self._total} cells{self._say_left()}; {cell} {how}')
 
@@ -64,19 +65,20 @@ class SweepProgress:
     @property
     def _done(self) -> int:
         """Cells that are finished."""
-        return self._total - self._missing + len(self._seconds) - self._failed
+        return self._total - self._missing + len(self._seconds)
 
     def _say_left(self, spent: list[float] = ()) -> str:
         failed = f', {self._failed} failed' if self._failed else ''
-        seconds = estimate_left(self._seconds, self._missing - len(self._seconds), self._jobs, spent)
+        left = self._missing - len(self._seconds) - self._failed
+        seconds = estimate_left(self._seconds, left, self._jobs, spent)
         return failed if seconds is None else f'{failed}, {format_duration(seconds)} left'
 
 
 def estimate_left(ended: list[float], left: int, jobs: int, spent: list[float] = ()) -> float | None:
-    """Seconds that the cells which are left will take; None before one has ended.
+    """Seconds that the cells which are left will take; None before one is done.
 
     Args:
-      ended: seconds that each of the others took.
+      ended: seconds that each of those which are done took.
       left: cells that have not ended, among them those that run.
       jobs: cells at a time.
       spent: seconds that those which run have taken so far.

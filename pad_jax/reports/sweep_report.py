@@ -7,28 +7,32 @@ from pathlib import Path
 from pad_jax.errors import BadInput
 from pad_jax.reports.plots import save_figure
 from pad_jax.reports.sweep_figures import Drawing, draw_figures
-from pad_jax.reports.sweep_layout import REPORT
+from pad_jax.reports.sweep_layout import BASE, REPORT
 from pad_jax.reports.sweep_page import explain_table, list_missing, summarize, write_page
 from pad_jax.reports.sweep_results import Results, read_results
 from pad_jax.reports.sweep_tables import list_columns, list_rows, write_cells, write_markdown, write_summary
 from pad_jax.reports.tables import print_line
 
 
-def report_sweep(folder: Path) -> Path:
+def report_sweep(folder: Path, base: str = BASE) -> Path:
     """Writes report.html, its figures as PNG, cells.csv, summary.csv and report.md; an earlier report is replaced.
 
     Only finished cells count. Everything is made before anything is written.
+
+    Args:
+      base: the variant that others are compared with.
 
     Returns:
       The page.
 
     Raises:
-      BadInput: if folder is no sweep, its cells are not of one kind, none is finished, or report/ can't be written.
+      BadInput: if folder is no sweep, or has no such variant; its cells are not of one kind, none is finished, or
+        report/ can't be written.
     """
-    results = read_results(folder)
+    results = read_results(folder, base)
     drawings = draw_figures(results)
     pictures = {drawing.name: _encode(drawing) for drawing in drawings if drawing.figure is not None}
-    command = f'python -m pad_jax report {shlex.quote(str(folder))}'
+    command = f'python -m pad_jax report {shlex.quote(str(folder))}' + (f' --base={base}' if base != BASE else '')
     texts = {
         'cells.csv': write_cells(results),
         'summary.csv': write_summary(results),

@@ -10,7 +10,17 @@ from pad_jax.models import sum_multiply_adds
 from pad_jax.reports.inspection import count_partition
 from pad_jax.reports.intervals import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.runs import Network, Run, read_run
-from pad_jax.reports.sweep_layout import SWEEP, Sweep, cell_folder, find_seeds, find_strangers, read_sweep
+from pad_jax.reports.sweep_layout import (
+    BASE,
+    SWEEP,
+    Sweep,
+    cell_folder,
+    cell_log,
+    find_seeds,
+    find_strangers,
+    read_last_line,
+    read_sweep,
+)
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
@@ -31,6 +41,8 @@ class Cell:
       run: of a finished cell; else None.
       values: of a finished cell, what it reaches and costs; None for what nobody has measured. Else {}.
       knows_version: of a finished cell, whether it says which version of pad_jax trained it.
+      data_path: where a run found its data; '' for one that has not begun.
+      problem: why one that is not finished stopped by itself, as its log says; '' for others.
     """
 
     variant: str
@@ -41,16 +53,19 @@ class Cell:
     run: Run | None = None
     values: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     knows_version: bool = True
+    data_path: str = ''
+    problem: str = ''
 
     @property
     def state(self) -> str:
         """
-        >>> Cell('base', 0, Path(), step=3, total=9).state
-        'unfinished at step 3 of 9'
+        >>> Cell('base', 0, Path(), step=3, total=9, problem='error: the loss is not finite').state
+        'unfinished at step 3 of 9 (error: the loss is not finite)'
         """
-        if self.total is None:
-            return 'not begun'
-        return 'finished' if self.run else f'unfinished at step {self.step} of {self.total}'
+        if self.run:
+            return 'finished'
+        state = 'not begun' if self.total is None else f'unfinished at step {self.step} of {self.total}'
+        return f'{state} ({self.problem})' if self.problem else state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +114,16 @@ class Results:
     Attributes:
       folder: of the sweep.
       sweep: what it compares.
-      variants: all of them, the base first.
+      variants: all of them, the one that changes nothing first.
+      base: the one of them that the others are compared with.
       measures: what finished cells reach, the one that counts first, the loss last.
     """
 
     folder: Path
     sweep: Sweep
     variants: tuple[Variant, ...]
+    base: Variant
     measures: tuple[str, ...]
-
-    @property
-    def base(self) -> Variant:
-        return self.variants[0]
 
     @property
     def score(self) -> str:
@@ -132,14 +145,19 @@ class Results:
         return [cell for variant in self.variants for cell in variant.cells]
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, base: str = BASE) -> Results:
     """Reads the cells of a sweep.
 
+    Args:
+      base: the variant that others are compared with.
+
     Raises:
-      BadInput: if folder is no sweep; a cell in it is damaged, of no variant, or of another config, version or data
-        than the others; or none is finished.
+      BadInput: if folder is no sweep, or has no such variant; a cell in it is damaged, of no variant, or of another
+        config, version or data than the others; or none is finished.
     """
     sweep = read_sweep(folder)
+    if base not in sweep.names:
+        raise BadInput(f'--base must be a variant of {folder}, one of {", ".join(sweep.names)}, got {base}')
     if strangers := find_strangers(folder, sweep):
         raise BadInput(
             f'{strangers[0]} is a run, but of no variant that {folder / SWEEP} names ({", ".join(sweep.names)}): move '
@@ -148,7 +166,7 @@ def read_results(folder: Path) -> Results:
     seeds = sorted(set(range(sweep.seeds)).union(*(find_seeds(folder, name) for name in sweep.names)))
     places = [(name, seed, cell_folder(folder, name, seed)) for name in sweep.names for seed in seeds]
     _check_one_kind(folder / SWEEP, sweep, [place for place in places if _has_begun(place[2])])
-    cells = [_read_cell(*place) for place in places]
+    cells = [_read_cell(folder, *place) for place in places]
     finished = [cell for cell in cells if cell.run]
     if not finished:
         raise BadInput(f'{folder} has no finished cell, so there is nothing to report: go on with its sweep')
@@ -157,11 +175,12 @@ def read_results(folder: Path) -> Results:
         if cell.values.keys() != first.values.keys():
             names = [', '.join(one.run.metric_names) for one in (first, cell)]
             raise BadInput(f'{first.workdir} is evaluated by {names[0]}, {cell.workdir} by {names[1]}')
-    variants = [
-        Variant(name, sweep.variants.get(name, {}), tuple(cell for cell in cells if cell.variant == name))
+    variants = {
+        name: Variant(name, sweep.variants.get(name, {}), tuple(cell for cell in cells if cell.variant == name))
         for name in sweep.names
-    ]
-    return Results(folder, sweep, tuple(variants), tuple(name for name in first.values if name not in COSTS))
+    }
+    measures = tuple(name for name in first.values if name not in COSTS)
+    return Results(folder, sweep, tuple(variants.values()), variants[base], measures)
 
 
 def _has_begun(workdir: Path) -> bool:
@@ -191,19 +210,21 @@ def _check_one_kind(path: Path, sweep: Sweep, begun: Sequence[tuple[str, int, Pa
             )
 
 
-def _read_cell(variant: str, seed: int, workdir: Path) -> Cell:
+def _read_cell(folder: Path, variant: str, seed: int, workdir: Path) -> Cell:
+    last = read_last_line(cell_log(folder, variant, seed))
+    problem = last if last.startswith('error: ') else ''
     if not _has_begun(workdir):
-        return Cell(variant, seed, workdir)
+        return Cell(variant, seed, workdir, problem=problem)
     config = read_workdir_config(workdir)
     total = measure_lengths(config, read_data(workdir).num_train).total
     step = max(Checkpoints(workdir / 'checkpoints').steps_here(), default=0)
     if step < total:
-        return Cell(variant, seed, workdir, step, total)
+        return Cell(variant, seed, workdir, step, total, data_path=config.data.get('path', ''), problem=problem)
     run = read_run(workdir, timed=False)
     if run.evaluated['step'] != total:
         raise BadInput(f'{workdir} holds a finished run, but its metrics.jsonl has lost the last evaluation')
     known = UNKNOWN_VERSION not in read_versions(workdir)
-    return Cell(variant, seed, workdir, step, total, run, _measure(config, run), known)
+    return Cell(variant, seed, workdir, step, total, run, _measure(config, run), known, config.data.get('path', ''))
 
 
 def _measure(config, run: Run) -> dict[str, float | None]:

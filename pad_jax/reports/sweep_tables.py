@@ -30,14 +30,15 @@ def write_summary(results: Results) -> str:
         row = [variant.name, variant.described, len(variant.finished), len(variant.cells)]
         for measure in results.measures:
             row += _numbers(variant.estimate(measure))
-            row += _numbers(_difference(results, variant, measure))
+            difference = _difference(results, variant, measure)
+            row += [*_numbers(difference), difference and difference.count]
         row += [_mean(variant, name) for name in COSTS]
         rows.append(row)
     return _write_csv(['variant', 'changes', 'finished', 'planned', *heads, *COSTS], rows)
 
 
 def _heads(measure: str) -> list[str]:
-    ends = ('', '_low', '_high', '_difference', '_difference_low', '_difference_high')
+    ends = ('', '_low', '_high', '_difference', '_difference_low', '_difference_high', '_difference_seeds')
     return [f'{measure}{end}' for end in ends]
 
 
@@ -69,7 +70,7 @@ def list_rows(results: Results) -> list[list[str]]:
 
 def _list_row(results: Results, variant: Variant) -> list[str]:
     first, *others = [format_percent(variant.estimate(name)) for name in results.measures[:-1]]
-    difference = format_percent(_difference(results, variant, results.score), signed=True)
+    difference = _format_difference(_difference(results, variant, results.score), len(variant.finished))
     return [
         variant.name,
         variant.described,
@@ -108,8 +109,14 @@ def format_percent(interval: Interval | None, signed: bool = False) -> str:
     return _format_interval(interval, 100, 2, signed)
 
 
+def _format_difference(difference: Interval | None, finished: int) -> str:
+    """In percent; with the number of pairs where it is of fewer seeds than are finished."""
+    said = format_percent(difference, signed=True)
+    return said if difference is None or difference.count == finished else f'{said} (of {difference.count})'
+
+
 def _format_interval(interval: Interval | None, scale: float, digits: int, signed: bool = False) -> str:
-    if interval is None:
+    if interval is None or math.isnan(interval.mean):
         return NOTHING
     mean = f'{scale * interval.mean:{"+" if signed else ""}.{digits}f}'.replace('-', '−')
     return mean if math.isnan(interval.margin) else f'{mean} ± {scale * interval.margin:.{digits}f}'

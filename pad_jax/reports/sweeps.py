@@ -24,6 +24,7 @@ from pad_jax.reports.sweep_layout import (
     cell_log,
     find_seeds,
     is_finished,
+    read_last_line,
     read_sweep,
     write_sweep,
 )
@@ -35,13 +36,14 @@ from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.trainer import check_lengths
 from pad_jax.training.workdir import DataRecord, check_data, check_workdir
+from pad_jax.training.writers import disk_faults_stop
 from pad_jax.version import __version__
 
 CELL = (sys.executable, '-m', 'pad_jax.reports.cell')
 COMPILED = '.compiled'
 """Folder of what one cell compiled, so that those with an equal network need not."""
 _SECONDS_BETWEEN_LOOKS = 0.1
-_MOST_JOBS = 1024
+_MOST_JOBS, _MOST_SEEDS = 1024, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_sweep(
       Stopped: when all is done that can be, but some cells have failed.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once every cell that ran has written its checkpoint.
     """
-    for flag, value, most in (('--seeds', seeds, 2**32), ('--jobs', jobs, _MOST_JOBS)):
+    for flag, value, most in (('--seeds', seeds, _MOST_SEEDS), ('--jobs', jobs, _MOST_JOBS)):
         if not 1 <= value <= most:
             raise BadInput(f'{flag} must be from 1 to {most}, got {value}')
     if any(override.partition('=')[0] == 'train.seed' for override in overrides):
@@ -96,7 +98,8 @@ def run_sweep(
         sweep = _join_earlier(folder, sweep, ablation)
         _check_data_and_cells(folder, configs)
         lock.take()
-        write_sweep(folder, sweep)
+        with disk_faults_stop(f'{folder / SWEEP} cannot be written'):
+            write_sweep(folder, sweep)
         cells = {Cell(name, seed): _with_seed(configs[name], seed) for seed in range(seeds) for name in configs}
         _Runner(folder, cells, jobs, command).run()
 
@@ -199,7 +202,10 @@ class _Runner:
         self.running: list[_Process] = []
         self.failed: dict[Cell, str] = {}
         self.progress = SweepProgress(folder, len(cells), len(self.waiting), jobs)
+        # Of one accelerator, JAX would give the first of several processes three quarters of the memory.
+        shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if jobs > 1 else {}
         self.environment = {
+            **shared,
             'JAX_COMPILATION_CACHE_DIR': str((folder / COMPILED).absolute()),
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
             **os.environ,
@@ -210,7 +216,7 @@ class _Runner:
             try:
                 while (self.waiting or self.running) and signals.received is None:
                     while self.waiting and len(self.running) < self.jobs:
-                        self.running.append(self._start(self.waiting.pop(0)))
+                        self._start(self.waiting.pop(0))
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
                     self._collect()
                     self.progress.update({str(one.cell): one.start for one in self.running})
@@ -232,7 +238,15 @@ class _Runner:
             )
         self.progress.say(f'all {len(self.cells)} cells are finished: python -m pad_jax report {self.folder}')
 
-    def _start(self, cell: Cell) -> _Process:
+    def _start(self, cell: Cell) -> None:
+        """Runs a cell; one that cannot even begin has failed."""
+        try:
+            self.running.append(self._open(cell))
+        except OSError as error:
+            self.failed[cell] = f'cannot begin: {error.strerror}: {make_line(str(error.filename))}'
+            self.progress.ended(str(cell), 0.0, self.failed[cell])
+
+    def _open(self, cell: Cell) -> _Process:
         log = cell_log(self.folder, cell.name, cell.seed)
         log.parent.mkdir(exist_ok=True)
         workdir = cell_folder(self.folder, cell.name, cell.seed)
@@ -268,5 +282,4 @@ class _Runner:
 def _explain(status: int, log: Path) -> str:
     """How a process ended, and the last line that it left."""
     how = f'exit {status}' if status > 0 else f'killed by {signal.Signals(-status).name}'
-    lines = log.read_text(errors='replace').split('\n')
-    return f'{how}: {make_line(next((line for line in reversed(lines) if line.strip()), "it said nothing"))}'
+    return f'{how}: {read_last_line(log) or "it said nothing"}'

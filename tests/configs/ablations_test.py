@@ -36,7 +36,9 @@ def load(path):
 
 def test_the_files_that_are_promised_exist():
     others = {'dynamic_fraction', 'rounds', 'schedule', 'timing', 'num_kernels', 'num_experts', 'exclusion', 'networks'}
-    assert set(NAMES) >= {*WHOLE, *others, 'networks_glue'}
+    assert set(NAMES) >= {*WHOLE, *others, 'networks_glue', 'pruning', 'attention'}
+    fractions = [config.partition.dynamic_fraction for config in load(FILES[NAMES.index('dynamic_fraction')]).values()]
+    assert (min(fractions), max(fractions)) == (0.05, 1.0)
 
 
 @functools.cache

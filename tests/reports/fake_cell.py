@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,12 +12,15 @@ from pathlib import Path
 def main() -> None:
     workdir, label = Path(sys.argv[1]), sys.argv[2]
     config = json.loads(sys.stdin.readline())
-    workdir.mkdir(exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     with (workdir.parents[1] / 'order.txt').open('a') as order:
         order.write(f'{label}\n')
     if workdir.parent.name == 'fails':
         print('first it went well', file=sys.stderr)
         sys.exit('then the disk caught fire')
+    if workdir.parent.name == 'vanishes':  # with its log
+        shutil.rmtree(workdir.parent)
+        sys.exit(1)
     if workdir.parent.name == 'crashes':
         os.kill(os.getpid(), signal.SIGKILL)
     if workdir.parent.name == 'waits' and not (workdir / 'checkpoint').exists():
@@ -31,6 +35,7 @@ def main() -> None:
             if time.monotonic() > end:
                 sys.exit('nobody came')
             time.sleep(0.01)
+    (workdir / 'checkpoints' / '16').mkdir(parents=True)
     data = {'class_names': list('0123456789'), 'num_train': 1442, 'num_eval': 355}
     for name, content in (('data', data), ('config', config), ('timing', {'seconds_per_step': None})):
         (workdir / f'{name}.json').write_text(json.dumps(content))

@@ -61,6 +61,9 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say():
     assert 1871 <= sum(found.low <= 5.0 <= found.high for found in intervals) <= 1929
 
 
-@pytest.mark.parametrize('interval, excludes', [((1.0, 0.9, 3), True), ((-1.0, 0.9, 3), True), ((1.0, 1.0, 3), False)])
+@pytest.mark.parametrize(
+    'interval, excludes',
+    [((1.0, 0.9, 3), True), ((-1.0, 0.9, 3), True), ((1.0, 1.0, 3), False), ((1.0, 0.0, 2), False)],
+)
 def test_zero_is_excluded_from_either_side(interval, excludes):
     assert Interval(*interval).excludes_zero == excludes

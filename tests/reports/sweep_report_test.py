@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import math
+import re
 import shutil
 import statistics
 import subprocess
@@ -191,6 +192,53 @@ def test_page_opens_in_a_browser(reported, tmp_path):
     body = next(attributes for tag, attributes in Page(shown).tags if tag == 'body')
     found = json.loads(body['data-widths'])
     assert len(found) == len(FIGURES) and min(found) > 300
+
+
+def test_any_variant_may_be_what_the_others_are_compared_with(sweep, refused):
+    folder = sweep()
+    status, _, err = run_command('report', folder, '--base=static')
+    assert status == 0, err
+    text = (folder / 'report' / 'report.md').read_text()
+    assert text.startswith(f'    python -m pad_jax report {folder} --base=static\n\n')
+    assert 'accuracy: difference to static |' in text and 'paired differences to static, ' in text
+    # base − static: 0.25, 0, 0.125, margin t · 0.125 / √3 = 0.3105.
+    assert '| base | nothing: the base | 3 of 3 | 62.50 ± 31.05 | +12.50 ± 31.05 |' in text
+    assert '| static | model.conv = static | 3 of 3 | 50.00 ± 62.10 | – |' in text
+    page = Page(folder / 'report' / 'report.html')
+    assert [attributes.get('class') for tag, attributes in page.tags if tag == 'tr'] == [None, None, None, 'base']
+    line = refused('report', folder, '--base=other')
+    assert '--base must be a variant of' in line and 'one of base, by_magnitude, static, got other' in line
+
+
+def test_a_difference_says_of_how_many_pairs_it_is(sweep):
+    folder = sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625, 1: 1.0, 2: 0.1}})
+    assert run_command('report', folder)[0] == 0
+    # 0.125 and 0.25: 0.1875, of two pairs; three runs are finished.
+    assert re.search(r'\+18\.75 ± \d+\.\d\d \(of 2\) \|', (folder / 'report' / 'report.md').read_text())
+    assert [row['accuracy_difference_seeds'] for row in read_table(folder, 'summary.csv')] == ['', '2']
+
+
+def test_a_score_that_is_no_number_is_named_and_shows_no_difference(sweep):
+    folder = sweep(
+        {'base': SCORES['base'], 'by_magnitude': {0: 0.625, 1: math.nan, 2: 0.75}, 'static': SCORES['static']}
+    )
+    status, out, _ = run_command('report', folder)
+    assert status == 0 and 'missing: by_magnitude: seed 1 with a score that is no number\n' in out
+    assert 'Of 1 paired difference to base, none has' in out
+    assert '| 3 of 3 | n/a | n/a |' in (folder / 'report' / 'report.md').read_text()
+
+
+def test_what_stopped_a_cell_and_where_data_lay_is_said(sweep):
+    folder = sweep({'base': {0: 0.5, 1: 0.75}, 'static': {0: 0.25, 1: 0.5}}, planned=2)
+    leave_unfinished(folder / 'static' / 'seed_1', step=4)
+    (folder / 'static' / 'seed_1.log').write_text('step 4\nerror: the loss is not finite\n')
+    for seed, place in enumerate(('here', 'there')):
+        path = folder / 'base' / f'seed_{seed}' / 'config.json'
+        change_json(path, data=read_json(path)['data'] | {'path': place})
+    status, out, err = run_command('report', folder)
+    assert status == 0, err
+    assert 'missing: static: seed 1 unfinished at step 4 of 6 (error: the loss is not finite)\n' in out
+    assert 'missing: a sign that here and there hold the same data: only classes and counts were compared\n' in out
 
 
 def test_unfinished_cells_are_named_and_do_not_count(sweep):

@@ -1,9 +1,11 @@
 """Sweeps end to end, with networks of one block; and with cells that only behave like some."""
 
+import csv
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +19,12 @@ from pad_jax import __main__ as commands
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.reports.ablations import BASE, load_variants, read_ablation
 from pad_jax.reports.sweep_layout import cell_folder, is_finished, read_sweep
+from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.reports.sweeps import run_sweep
 from pad_jax.training.command_line import exit_status
 from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths, open_source
 from pad_jax.training.state import init_state
-from tests.training.tiny import DIGITS, SMALL
+from tests.training.tiny import DIGITS, ROOT, SMALL
 from tests.training.trainer_test import assert_same_run
 
 pytestmark = pytest.mark.usefixtures('one_block')
@@ -51,6 +54,13 @@ def fake(path, folder, seeds=1, jobs=1, overrides=()):
 
 def order(folder):
     return (folder / 'order.txt').read_text().splitlines()
+
+
+def read_cells(folder):
+    """The runs of a sweep as its report has them."""
+    report_sweep(folder)
+    with (folder / 'report' / 'cells.csv').open() as file:
+        return list(csv.DictReader(file))
 
 
 def wait_for(found, process):
@@ -86,6 +96,8 @@ def test_killed_in_the_middle_and_resumed_it_leaves_what_an_uninterrupted_one_do
         assert is_finished(cell_folder(killed, name, 0))
         assert_same_run(cell_folder(killed, name, 0), cell_folder(whole, name, 0), config)
     assert read_sweep(killed) == read_sweep(whole)
+    rows, others = ([row | {'seconds_per_step': None} for row in read_cells(folder)] for folder in (killed, whole))
+    assert rows == others and [row['state'] for row in rows] == ['finished'] * 2
     # A third time there is nothing to do.
     capfd.readouterr()
     run_sweep(path, killed, 1, 1, overrides, FAKE)
@@ -119,7 +131,7 @@ def test_cells_run_seed_by_seed_and_seeds_and_variants_are_added(tmp_path):
     fake(path, folder, seeds=3)
     assert order(folder)[4:] == ['two seed 0', 'two seed 1', 'base seed 2', 'one seed 2', 'two seed 2']
     content = json.loads((folder / 'sweep.json').read_text())
-    assert content['format'] == 1 and content['base'] == DIGITS.name and content['base_name'] == 'base'
+    assert content['format'] == 1 and content['base'] == DIGITS.name
     assert content['variants'] == dict(named('one', 'two')) and content['seeds'] == 3
     assert content['config']['partition']['dynamic_fraction'] == 0.3
     # Fewer seeds forget none.
@@ -128,17 +140,35 @@ def test_cells_run_seed_by_seed_and_seeds_and_variants_are_added(tmp_path):
 
 
 def test_a_cell_that_fails_does_not_stop_the_rest(tmp_path, capfd):
-    path, folder = write_ablation(tmp_path, *named('fails', 'crashes', 'last')), tmp_path / 'sweep'
-    with pytest.raises(Stopped, match='2 of 4 cells failed'):
-        fake(path, folder)
+    folder = tmp_path / 'sweep'
+    fake(write_ablation(tmp_path, *named('one')), folder)
+    (folder / 'blocked').touch()
+    with pytest.raises(Stopped, match='4 of 7 cells failed'):
+        fake(write_ablation(tmp_path, *named('one', 'fails', 'crashes', 'vanishes', 'blocked', 'last')), folder)
     assert is_finished(cell_folder(folder, 'last', 0))
     said = capfd.readouterr().err
     lines = [line for line in said.splitlines() if line.startswith('sweep: failed: ')]
     assert lines == [
         'sweep: failed: fails seed 0: exit 1: then the disk caught fire',
         'sweep: failed: crashes seed 0: killed by SIGKILL: it said nothing',
+        'sweep: failed: vanishes seed 0: exit 1: it said nothing',
+        f'sweep: failed: blocked seed 0: cannot begin: File exists: {folder}/blocked',
     ]
-    assert '2/4 cells, 2 failed, 0:00 left; last seed 0 done in ' in said
+    assert '3/7 cells, 4 failed, 0:00 left; last seed 0 done in ' in said
+
+
+def test_a_cell_without_its_checkpoints_is_trained_again(tmp_path):
+    """The report, which reads their masks, would call it unfinished."""
+    path, folder = write_ablation(tmp_path, *named('one')), tmp_path / 'sweep'
+    fake(path, folder)
+    shutil.rmtree(cell_folder(folder, 'one', 0) / 'checkpoints')
+    fake(path, folder)
+    assert order(folder) == ['base seed 0', 'one seed 0', 'one seed 0']
+
+
+def test_the_base_lies_in_the_folder_above_however_the_file_is_named(monkeypatch):
+    monkeypatch.chdir(ROOT / 'configs' / 'ablations')
+    assert read_ablation(Path('criterion.py')).base == ROOT / 'configs' / 'cifar_resnet10_pad.py'
 
 
 def test_jobs_run_side_by_side(tmp_path):
@@ -183,7 +213,7 @@ WRONG = [
     ([('one', {'partition.criterion': 'best'})], r'variant one of .*partition\.criterion must be one of'),
     ([('one', {'partition.keep_static': 'stage9'})], "variant one: .*'stage9' matches none"),
     ([('one', {'partition.start_step': 5000})], 'variant one: the last round of the partition comes after 5000 steps'),
-    ([('one', {'data.path': 'nowhere', 'data.name': 'folder'})], 'nowhere.* does not exist|nowhere.* is not'),
+    ([('one', {'data.path': 'nowhere', 'data.name': 'folder'})], r'cannot change data\.path: a sweep compares on one'),
     ([], r'must be pairs \(name'),
     ([('one', ['partition.criterion'])], r'must be pairs \(name'),
 ]
@@ -246,6 +276,7 @@ def test_a_file_that_is_no_ablation(tmp_path, text, said):
     'arguments, said',
     [
         ({'seeds': 0}, '--seeds must be from 1'),
+        ({'seeds': 1234567}, '--seeds must be from 1 to 10000, got 1234567'),
         ({'jobs': 0}, '--jobs must be from 1'),
         ({'overrides': ['train.seed=1']}, r'train\.seed cannot be changed'),
         ({'overrides': ['train.stops=1']}, r'did you mean train\.steps'),

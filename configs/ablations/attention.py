@@ -2,7 +2,8 @@
 
 python -m pad_jax sweep configs/ablations/attention.py --workdir=runs/attention --config.data.path=FOLDER
 
-In a narrow network the base's attention has a single hidden unit, C / 16, and it is heated for the first epochs.
+In a narrow network the base's attention has one to four hidden units, C / 16 of the layer's input channels, and it is
+heated for the first epochs.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
 """The page of a sweep: one HTML file that needs nothing else, neither files nor the network."""
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from pad_jax.reports.sweep_figures import Drawing
-from pad_jax.reports.sweep_results import Results
+from pad_jax.reports.sweep_results import Cell, Results
 from pad_jax.reports.sweep_tables import format_percent, list_columns, list_rows
 
 _TEXTS, _CLASS = 2, ' class="text"'  # the first columns are text
@@ -126,26 +127,28 @@ def list_missing(results: Results) -> list[str]:
     """A line for each variant with cells unfinished, or that lack something; [] if none is."""
     lines = []
     for variant in results.variants:
-        said = [f'seed {cell.seed} {cell.state}' for cell in variant.cells if cell.run is None]
-        said += [
-            f'seed {cell.seed} without a time per step'
-            for cell in variant.finished
-            if cell.values['seconds_per_step'] is None
-        ]
-        said += [
-            f'seed {cell.seed} with a score that is no number'
-            for cell in variant.finished
-            if cell.values[results.score] != cell.values[results.score]
-        ]
-        said += [
-            f'seed {cell.seed} without a record of the version' for cell in variant.finished if not cell.knows_version
-        ]
+        seeds = {}
+        for cell in variant.cells:
+            for lack in _list_lacks(cell, results.score):
+                seeds.setdefault(lack, []).append(str(cell.seed))
+        said = [f'seed{"s" * (len(those) > 1)} {", ".join(those)} {lack}' for lack, those in seeds.items()]
         if said:
-            lines.append(f'{variant.name}: {", ".join(said)}')
+            lines.append(f'{variant.name}: {"; ".join(said)}')
     paths = sorted({cell.data_path for cell in results.cells} - {''})
     if len(paths) > 1:
         lines.append(f'a sign that {" and ".join(paths)} hold the same data: only classes and counts were compared')
     return lines
+
+
+def _list_lacks(cell: Cell, score: str) -> list[str]:
+    if cell.run is None:
+        return [cell.state]
+    lacks = {
+        'without a time per step': cell.values['seconds_per_step'] is None,
+        'with a score that is no number': math.isnan(cell.values[score]),
+        'without a record of the version': not cell.knows_version,
+    }
+    return [lack for lack, is_so in lacks.items() if is_so]
 
 
 def _make_table(results: Results) -> str:

@@ -248,10 +248,10 @@ def test_unfinished_cells_are_named_and_do_not_count(sweep):
     (folder / 'base' / 'seed_1' / 'versions.json').unlink()  # from before versions were recorded
     status, out, err = run_command('report', folder)
     assert status == 0, err
-    missing = 'by_magnitude: seed 1 unfinished at step 4 of 6, seed 2 not begun'
+    missing = 'by_magnitude: seed 1 unfinished at step 4 of 6; seed 2 not begun'
     assert (
         f'missing: {missing}\n' in out
-        and 'seed 2 without a time per step, seed 1 without a record of the version\n' in out
+        and 'missing: base: seed 1 without a record of the version; seed 2 without a time per step\n' in out
     )
     assert '4 of 6 runs are finished. On average, of those with the most finished runs, base has the highest' in out
     page = Page(folder / 'report' / 'report.html')

@@ -86,8 +86,10 @@ def summarize(results: Results) -> list[str]:
         most = max(score.count for score in known.values())
         full = {name: score for name, score in known.items() if score.count == most}
         of_which = '' if len(full) == len(known) else ', of those with the most finished runs,'
-        best = max(full, key=lambda name: full[name].mean)
-        said += f' On average{of_which} {best} has the highest {results.score}: {format_percent(full[best])} %.'
+        highest = max(score.mean for score in full.values())
+        first, *others = [name for name, score in full.items() if score.mean == highest]
+        have = f'{", ".join([first, *others])} have' if others else f'{first} has'
+        said += f' On average{of_which} {have} the highest {results.score}: {format_percent(full[first])} %.'
     return [said, _compare_to_base(results)]
 
 

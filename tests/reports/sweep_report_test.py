@@ -218,6 +218,12 @@ def test_a_difference_says_of_how_many_pairs_it_is(sweep):
     assert [row['accuracy_difference_seeds'] for row in read_table(folder, 'summary.csv')] == ['', '2']
 
 
+def test_a_tie_is_said_to_be_one(sweep):
+    folder = sweep({'base': {0: 0.5}, 'by_magnitude': {0: 0.25}, 'static': {0: 0.5}}, planned=1)
+    _, out, _ = run_command('report', folder)
+    assert 'On average base, static have the highest accuracy: 50.00 %.' in out
+
+
 def test_a_score_that_is_no_number_is_named_and_shows_no_difference(sweep):
     folder = sweep(
         {'base': SCORES['base'], 'by_magnitude': {0: 0.625, 1: math.nan, 2: 0.75}, 'static': SCORES['static']}

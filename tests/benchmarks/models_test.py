@@ -21,6 +21,7 @@ def models(monkeypatch):
     return importlib.import_module('benchmarks.models')
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_printed(models, monkeypatch, capsys):
     monkeypatch.setitem(MODELS, 'resnet18', ONE_BLOCK)
     with compiled_quickly():

@@ -364,6 +364,7 @@ def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
         call(variables['params'], masks, jax.random.normal(key, x.shape), valid, key)
 
 
+@pytest.mark.slow
 def test_half_precision_computes_near_the_full_one():
     for kind in LAYERS:
         layer = LAYERS[kind][0](16, num_experts=4, granularity='output', dispatcher='blocks')

@@ -113,6 +113,7 @@ def test_submissions_of_numbers(monkeypatch, texts, tmp_path):
     assert predict_numbers(20).tolist() == [5.0] * 3 and predict_numbers(-20).tolist() == [0.0] * 3
 
 
+@pytest.mark.slow
 def test_the_three_sets_of_mnli_go_into_one_folder(texts, tmp_path):
     workdir = train_task(texts, tmp_path, 'mnli', model__ffn='dense', train__steps=2)
     folder, source = tmp_path / 'out', texts / 'glue' / 'MNLI' / 'test_matched.tsv'

@@ -127,6 +127,7 @@ def test_dropout_and_noise_are_drawn_anew_for_each_step_and_part(texts):
     assert losses[0] == losses[2] != losses[1]
 
 
+@pytest.mark.slow
 def test_the_loss_of_routers_is_in_the_gradient(texts):
     """Copies of one layer: which of them a token has changes nothing, so a router learns from its own loss alone."""
     losses = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_jax.errors import BadInput
-from pad_jax.files import read_own_object
+from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.command_line import make_line
 from pad_jax.training.lock import LOCK
@@ -105,7 +105,7 @@ def cell_log(folder: Path, name: str, seed: int) -> Path:
 def read_last_line(log: Path) -> str:
     """The last line that a cell left, fit to be shown; '' where there is none, or no log any more."""
     try:
-        lines = log.read_text(errors='replace').split('\n')
+        lines = read_plain(log).decode(errors='replace').split('\n')
     except OSError:
         return ''
     return make_line(next((line for line in reversed(lines) if line.strip()), ''))

@@ -10,10 +10,13 @@ import re
 import shutil
 import statistics
 import subprocess
+import types
 
 import matplotlib.image
 import pytest
 
+from pad_jax.reports.mask_overlap import Overlap
+from pad_jax.reports.sweep_plots import plot_overlaps
 from tests.reports.miniature_sweep import (
     SCORES,
     STATIC_PARAMETERS,
@@ -166,8 +169,22 @@ def test_page_holds_every_figure_and_refers_to_nothing_else(reported):
     style = (reported / 'report' / 'report.html').read_text().partition('</style>')[0]
     assert 'url(' not in style and '@import' not in style and 'prefers-color-scheme: dark' in style
     assert 'Nothing: every cell is finished.' in page.text
-    # The copies have one mask: it overlaps wholly, by chance it would not.
     assert 'Without masks, and so not here: static.' in page.text
+
+
+def test_an_overlap_stands_above_what_chance_gives():
+    names = [types.SimpleNamespace(name=name) for name in ('one', 'two')]
+    overlaps = {
+        ('one', 'one'): Overlap(0.5, 0.25, 0.375),
+        ('one', 'two'): None,
+        ('two', 'two'): Overlap(0.75, 0.1, 0.2),
+    }
+    axes, *_ = plot_overlaps(names, overlaps).axes
+    found = {(round(text.get_position()[0]), round(text.get_position()[1])): [] for text in axes.texts}
+    for text in sorted(axes.texts, key=lambda text: text.get_position()[1]):
+        found[round(text.get_position()[0]), round(text.get_position()[1])].append(text.get_text())
+    # By column and row: the earlier variant across, the later one down.
+    assert found == {(0, 0): ['0.50', '0.25 · 0.38'], (0, 1): ['n/a'], (1, 1): ['0.75', '0.10 · 0.20']}
 
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='chromium is not installed')

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -166,15 +167,26 @@ def test_a_cell_without_its_checkpoints_is_trained_again(tmp_path):
     assert order(folder) == ['base seed 0', 'one seed 0', 'one seed 0']
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def fail(folder, sweep):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('pad_jax.reports.sweeps.write_sweep', fail)
+    with pytest.raises(Stopped, match=r'sweep\.json cannot be written: No space left on device'):
+        fake(write_ablation(tmp_path, *named('one')), tmp_path / 'sweep')
+
+
 def test_the_base_lies_in_the_folder_above_however_the_file_is_named(monkeypatch):
     monkeypatch.chdir(ROOT / 'configs' / 'ablations')
     assert read_ablation(Path('criterion.py')).base == ROOT / 'configs' / 'cifar_resnet10_pad.py'
 
 
-def test_jobs_run_side_by_side(tmp_path):
+def test_jobs_run_side_by_side_and_share_the_memory_of_a_device(tmp_path, monkeypatch):
+    monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
     path, folder = write_ablation(tmp_path, *named('meets_one', 'meets_two')), tmp_path / 'sweep'
     fake(path, folder, jobs=3)
-    assert is_finished(cell_folder(folder, 'meets_one', 0)) and is_finished(cell_folder(folder, 'meets_two', 0))
+    for name in ('meets_one', 'meets_two'):
+        assert is_finished(cell_folder(folder, name, 0)) and (folder / f'{name}.here').read_text() == 'false'
 
 
 def test_variants_of_a_seed_begin_with_the_same_parameters(tmp_path):

@@ -31,13 +31,14 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from _timing import compile_call, time_interleaved
+
 from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.partition.masks import gate_axis, scale_factors
-from pad_jax.reports.timing import compile_call, time_interleaved
 
 
 class Shape(NamedTuple):

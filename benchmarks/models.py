@@ -34,11 +34,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _flax_resnet import FlaxResNet, flax_train_step, init_flax_state
+from _timing import Call, time_interleaved
 
 from pad_jax.layers import CONVS
 from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
 from pad_jax.partition import count_layers
-from pad_jax.reports.timing import Call, time_interleaved
 from pad_jax.training.configuration import load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments

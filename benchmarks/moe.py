@@ -30,10 +30,11 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from _timing import compile_call, time_interleaved
+
 from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
 from pad_jax.layers.mixture_ffn import apply_neurons
 from pad_jax.layers.mixture_linear import multiply_experts
-from pad_jax.reports.timing import compile_call, time_interleaved
 
 
 class Shape(NamedTuple):

@@ -25,8 +25,9 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from _timing import time_interleaved
+
 from pad_jax.partition import CRITERIA, Problem, init_masks, merge, score_positions, select_positions
-from pad_jax.reports.timing import time_interleaved
 
 MILLIONS = (1, 4, 25)
 FRACTION = 0.3

@@ -21,7 +21,8 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pad_jax.reports.timing import time_interleaved
+from _timing import time_interleaved
+
 from pad_jax.training.configuration import load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, make_heat, make_inputs, make_model, make_run_optimizer, make_task

@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.model.stem = 'cifar'  # imagenet: resolution / 32 at the end of the network; cifar, for small images: / 8
     config.model.sync_batch_norm = True  # norms take their statistics over all devices, or each its own
     config.model.plan = 'auto'  # how dynamic convolutions are executed; the numbers are the same
-    config.model.plan_table = ''  # for auto: what `python -m pad_jax tune` measured, a file; '' = its estimates alone
     config.model.pretrained = ''  # torchvision's weights as safetensors, a file or a folder; '' = from scratch
     config.model.dtype = 'float32'  # to compute in; parameters are float32
 

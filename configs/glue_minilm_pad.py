@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     config.model.num_selected = 2  # k: experts of each token
     config.model.routing = 'token'  # each token, or each sentence as a whole, has experts of its own
     config.model.plan = 'auto'  # how tokens reach experts: auto, dense, blocks, capacity, ragged
-    config.model.plan_table = ''  # for auto: what `python -m pad_jax tune` measured, a file; '' = its estimates alone
     config.model.capacity_factor = 1.25  # of capacity: room of an expert, in equal shares; what is beyond is dropped
     config.model.balance_coefficient = 1e-2  # of the loss that evens out importance and load
     config.model.z_coefficient = 0.0  # of the loss that keeps a router's logits small

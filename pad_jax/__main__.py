@@ -19,7 +19,6 @@ from pad_jax.reports.sweep_layout import BASE
 from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.reports.sweeps import run_sweep
 from pad_jax.reports.tables import make_table, print_line, print_table
-from pad_jax.reports.tuning import tune as tune_network
 from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
 from pad_jax.training.evaluation import evaluate_workdir
@@ -71,18 +70,6 @@ def inspect(arguments: Sequence[str]) -> None:
     epilog = 'Data that has moved is found with --config.data.path=PATH; without it the partition alone is shown.'
     flags, overrides = parse_with_overrides(_make_workdir_parser('inspect', inspect.__doc__, epilog), arguments)
     inspect_workdir(flags.workdir, overrides)
-
-
-def tune(arguments: Sequence[str]) -> None:
-    """Measures on this device every plan that a config's dynamic layers may take; prints what auto would lose."""
-    parser = Parser(prog='python -m pad_jax tune', description=tune.__doc__)
-    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
-    parser.add_argument('--table', type=Path, help='file to write the fastest plans to, for model.plan_table')
-    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each plan; the median counts')
-    flags, overrides = parse_with_overrides(parser, arguments)
-    if flags.repeats < 1:
-        parser.error(f'--repeats must be at least 1, got {flags.repeats}')
-    tune_network(load_config(flags.config, overrides), flags.table, flags.repeats)
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -175,7 +162,6 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'evaluate': evaluate,
     'predict': predict,
     'inspect': inspect,
-    'tune': tune,
     'export': export,
     'demo': demo,
     'sweep': sweep,

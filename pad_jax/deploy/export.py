@@ -32,7 +32,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 FLOAT_BYTES = 4
 
 # Keys of config.model that name files of the machine that it was trained on.
-_FILES = ('pretrained', 'plan_table')
+_FILES = ('pretrained',)
 
 
 class Export(NamedTuple):

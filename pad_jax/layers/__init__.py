@@ -15,7 +15,6 @@ from pad_jax.layers.mixture_ffn import MixtureFFN
 from pad_jax.layers.mixture_linear import MixtureLinear
 from pad_jax.layers.neurons import join_neurons, split_neurons
 from pad_jax.layers.od_conv import ODConv
-from pad_jax.layers.plan_table import ConvCase, MixtureCase, PartialCase, PlanTable, describe_case, parse_case
 from pad_jax.layers.router import ROUTINGS, Router
 from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
@@ -33,23 +32,18 @@ __all__ = [
     'Assignment',
     'Attention',
     'CondConv',
-    'ConvCase',
     'ConvSpec',
     'DCDConv',
     'DynamicConv',
     'Geometry',
-    'MixtureCase',
     'MixtureFFN',
     'MixtureLinear',
     'ODConv',
-    'PartialCase',
-    'PlanTable',
     'Router',
     'StaticConv',
     'assign_top_k',
     'choose_dispatcher',
     'choose_plan',
-    'describe_case',
     'dynamic_convolution',
     'expert_similarity',
     'index_dynamic_columns',
@@ -57,7 +51,6 @@ __all__ = [
     'list_plans',
     'make_conv_spec',
     'measure_similarity',
-    'parse_case',
     'resolve_geometry',
     'split_neurons',
 ]

@@ -19,7 +19,6 @@ from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
 from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
-from pad_jax.layers.plan_table import PlanTable
 from pad_jax.layers.static_conv import KERNEL_LAW
 from pad_jax.partition.masks import GRANULARITIES, RESTS, SCALES
 
@@ -113,12 +112,10 @@ class MixingConv(ConvLayer):
       num_kernels: K, at least 1.
       plan: how it is executed; one of `conv_plans.PLAN_NAMES`. Forward derivatives (jax.jvp) need whole
         kernels and a plan that has them, such as 'shift': see `dynamic_convolution`.
-      plan_table: what was measured, which plan 'auto' goes by before its cost model.
     """
 
     num_kernels: int = 4
     plan: str = 'auto'
-    plan_table: PlanTable | None = None
     plan_names = PLAN_NAMES
 
     def __post_init__(self):
@@ -157,7 +154,6 @@ class MixingConv(ConvLayer):
             'feature_group_count': self.feature_group_count,
             'precision': self.precision,
             'plan': self.plan,
-            'plan_table': self.plan_table,
         }
         if kernels.columns is not None and not kernels.structured:
             kernels = kernels.spread()

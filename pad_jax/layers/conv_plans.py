@@ -27,7 +27,6 @@ from typing import NamedTuple
 import jax
 
 from pad_jax.layers.conv_geometry import Geometry
-from pad_jax.layers.plan_table import ConvCase, PlanTable
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_grouped
@@ -85,26 +84,21 @@ def choose_plan(
     geometry: Geometry,
     platform: str | None = None,
     by_place: bool = False,
-    table: PlanTable | None = None,
 ) -> str:
     """Name of the plan that is expected to be fastest, from shapes alone: a pure function, at trace time.
 
-    That is the one that was measured to be, or else the one of the least cost. Costs are those of forward + backward,
+    The one of the least cost. Costs are those of forward + backward,
     the measure of training; see `plans.choice` for the model.
 
     Args:
       x, kernels: as for a plan; only shape and dtype are read.
       platform: 'cpu', 'gpu', ...; None is the default backend of this process.
       by_place: whether attention has a weight for every place of each kernel.
-      table: what was measured, or None.
 
     Returns:
       A key of PLANS.
     """
     candidates = list_plans(x.shape[0], by_place)
-    measured = None if table is None else table.find(ConvCase.read(x, kernels, geometry, by_place))
-    if measured in candidates:
-        return measured
     shape = ConvShape.read(x.shape, kernels.shape, geometry)
     platform = jax.default_backend() if platform is None else platform
     return min(candidates, key=lambda name: estimate_cost(name, shape, platform))

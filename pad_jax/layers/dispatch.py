@@ -41,7 +41,6 @@ from pad_jax.layers.dispatchers.dense import (
 )
 from pad_jax.layers.dispatchers.ragged import arrange_ragged, multiply_ragged
 from pad_jax.layers.dispatchers.rows import combine_rows, dropped_rows, spread_rows, take_rows
-from pad_jax.layers.plan_table import MixtureCase, PlanTable
 
 
 def _with_ends(multiply, spread_tokens=spread_rows, combine_product=combine_rows):
@@ -89,8 +88,6 @@ def choose_dispatcher(
     num_experts: int,
     num_selected: int,
     platform: str | None = None,
-    case: MixtureCase | None = None,
-    table: PlanTable | None = None,
 ) -> str:
     """Name of a dropless dispatcher that should be fast, from shapes alone: a pure function, at trace time.
 
@@ -103,8 +100,6 @@ def choose_dispatcher(
       num_tokens: N, or a symbolic dimension.
       num_experts, num_selected: E and k.
       platform: 'cpu', 'gpu', 'tpu'; None is the default backend of this process.
-      case: the mixture, for the table; read where the number of tokens is known.
-      table: what was measured: a dropless dispatcher that it has for the case is taken; or None.
 
     Returns:
       A key of DISPATCHERS.
@@ -114,9 +109,6 @@ def choose_dispatcher(
     """
     if not isinstance(num_tokens, int):
         return 'dense'
-    measured = table.find(case) if table is not None else None
-    if measured in DROPLESS:
-        return measured
     if num_tokens * num_experts <= count_block_rows(num_tokens * num_selected, num_experts):
         return 'dense'
     platform = jax.default_backend() if platform is None else platform

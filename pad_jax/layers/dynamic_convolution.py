@@ -12,7 +12,6 @@ from flax.typing import PrecisionLike
 from pad_jax.layers.choices import check_choice
 from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan
-from pad_jax.layers.plan_table import PlanTable
 
 
 def dynamic_convolution(
@@ -28,7 +27,6 @@ def dynamic_convolution(
     feature_group_count: int = 1,
     precision: PrecisionLike = None,
     plan: str = 'auto',
-    plan_table: PlanTable | None = None,
 ) -> jax.Array:
     """y[b] = convolution of x[b] with Σ_k attention[b, k]·kernels[k], plus Σ_k attention[b, k]·bias[k].
 
@@ -42,7 +40,6 @@ def dynamic_convolution(
       plan: how it is executed, one of PLAN_NAMES; the numbers are the same. 'auto' may take 'fused', which
         has a gradient but no forward derivative: for jax.jvp, jax.jacfwd or jax.linearize name another one,
         such as 'shift' (`conv_plans.PLANS` says which have one).
-      plan_table: what was measured, which 'auto' goes by before its cost model.
 
     Returns:
       [B, *S', F] of x's dtype. A row depends on that row of x and attention alone.
@@ -82,7 +79,7 @@ def dynamic_convolution(
         x.shape[1:-1], kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count
     )
     x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
-    name = choose_plan(x, kernels, geometry, by_place=by_place, table=plan_table) if plan == 'auto' else plan
+    name = choose_plan(x, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
     y = PLANS[name].function(x, kernels, attention, geometry, precision)
     return y if bias is None else add_bias(y, attention, bias)
 

@@ -12,7 +12,6 @@ from flax.typing import PrecisionLike
 from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
-from pad_jax.layers.plan_table import PlanTable
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.parts import StaticPart, flatten_taps
 from pad_jax.partition.masks import merge, scale_values
@@ -43,7 +42,6 @@ def masked_convolution(
     feature_group_count: int = 1,
     precision: PrecisionLike = None,
     plan: str = 'auto',
-    plan_table: PlanTable | None = None,
 ) -> jax.Array:
     """`dynamic_convolution` of `partition.masks.merge(kernels, static, mask, dynamic_scale, static_scale)`.
 
@@ -76,7 +74,7 @@ def masked_convolution(
     by_place = attention.ndim > 2
     geometry = resolve_geometry(x.shape[1:-1], kernels.shape[1:-2], *settings.values())
     padded = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
-    name = choose_plan(padded, kernels, geometry, by_place=by_place, table=plan_table) if plan == 'auto' else plan
+    name = choose_plan(padded, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
     if mask.dtype != bool or by_place != (static_attention is not None):
         merged = merge(kernels, static, mask, dynamic_scale, static_scale)
         return dynamic_convolution(x, merged, attention, bias, **settings, precision=precision, plan=name)

@@ -15,7 +15,6 @@ from flax.typing import Dtype, Initializer
 from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
 from pad_jax.layers.gating import Assignment, dense_gates
-from pad_jax.layers.plan_table import MixtureCase, PlanTable
 from pad_jax.layers.router import Router, check_routing, sum_replicas
 from pad_jax.partition.masks import RESTS, SCALES
 
@@ -43,7 +42,6 @@ class Mixture(nn.Module, kw_only=True):
       rest: what a position is that is not dynamic: 'static', a parameter that all inputs share, or 'zero', no parameter
         at all; λs then has no object.
       dispatcher: how tokens reach experts, one of `dispatch.DISPATCHER_NAMES`.
-      plan_table: what was measured, which dispatcher 'auto' goes by before its rules.
       capacity_factor: > 0, for the dispatcher 'capacity'.
       routing, noisy, balance_coefficient, z_coefficient, axis_name: see `Router`.
       dtype: to compute in; None: the wider one of the input's and the parameters'.
@@ -59,7 +57,6 @@ class Mixture(nn.Module, kw_only=True):
     scales: str = 'both'
     rest: str = 'static'
     dispatcher: str = 'auto'
-    plan_table: PlanTable | None = None
     capacity_factor: float = 1.25
     routing: str = 'token'
     noisy: bool = True
@@ -104,25 +101,19 @@ class Mixture(nn.Module, kw_only=True):
         )
         assignment, aux = router(x, valid, train)
         self.sow('intermediates', 'routing', dense_gates(assignment, self.num_experts))
-        dispatcher = DISPATCHERS[self._dispatcher_name(assignment, x)]
+        dispatcher = DISPATCHERS[self._dispatcher_name(assignment)]
         layout = dispatcher.arrange(assignment, self.num_experts, self.capacity_factor)
         slots = jnp.sum(assignment.experts < self.num_experts)
         dropped, slots = sum_replicas((dispatcher.dropped(layout), slots), self.axis_name)
         return dispatcher, layout, aux | {'dropped_fraction': dropped.astype(jnp.float32) / jnp.maximum(slots, 1)}
 
-    def _dispatcher_name(self, assignment, x):
+    def _dispatcher_name(self, assignment):
         num_tokens = assignment.experts.shape[0]
         if isinstance(num_tokens, int) and num_tokens == 0:
             return 'dense'  # the others would read rows that aren't there
         if self.dispatcher != 'auto':
             return self.dispatcher
-        sizes = num_tokens, self.num_experts, self.num_selected
-        case = MixtureCase(*sizes, *self._describe_expert(x.shape[-1]), jnp.dtype(self.dtype or x.dtype).name)
-        return choose_dispatcher(*sizes, case=case, table=self.plan_table)
-
-    def _describe_expert(self, width: int) -> tuple[str, tuple[int, int]]:
-        """Name and shape of the parameter of one expert, for tokens of that width."""
-        raise NotImplementedError
+        return choose_dispatcher(num_tokens, self.num_experts, self.num_selected)
 
     def _declare(self, name: str, law: Initializer, shape: tuple[int, int]) -> Factors:
         """The parameter [E, *shape], and what makes it partially dynamic."""

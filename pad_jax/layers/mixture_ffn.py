@@ -83,9 +83,6 @@ class MixtureFFN(Mixture):
             y = self._apply_parts_of_neurons(x, neurons, dispatcher, layout)
         return finish_tokens(y + mix_bias(bias.astype(y.dtype), layout), x, valid), aux
 
-    def _describe_expert(self, width: int) -> tuple[str, tuple[int, int]]:
-        return 'neurons', (2 * width + 1, self.hidden)
-
     def _apply_whole_neurons(self, x, neurons: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
         """The experts compute their dynamic neurons alone: [*batch, T, C] -> [N, C]."""
         tokens, experts, shared = cast_all(self.dtype, flatten_tokens(x), neurons.dynamic, neurons.static)

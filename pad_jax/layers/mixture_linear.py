@@ -80,9 +80,6 @@ class MixtureLinear(Mixture):
             y += mix_bias(bias.astype(y.dtype), layout)
         return finish_tokens(y, x, valid), aux
 
-    def _describe_expert(self, width: int) -> tuple[str, tuple[int, int]]:
-        return 'kernel', (width, self.features)
-
     def _apply_columns(self, x, kernel: Factors, dispatcher: Dispatcher, layout) -> jax.Array:
         """x·kernel where the experts compute their dynamic columns or rows alone: [*batch, T, C] -> [N, F]."""
         dynamic, static = kernel.columns

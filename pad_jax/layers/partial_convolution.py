@@ -18,7 +18,6 @@ from pad_jax.layers.conv_geometry import Geometry, Padding, pad_by_copying, reso
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan, list_plans
 from pad_jax.layers.dynamic_columns import Columns, put_columns, split_columns, take_columns
 from pad_jax.layers.dynamic_convolution import add_bias
-from pad_jax.layers.plan_table import PartialCase, PlanTable
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost, get_rates
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.fused import convolve_fused
@@ -63,7 +62,6 @@ def partial_convolution(
     feature_group_count: int = 1,
     precision: PrecisionLike = None,
     plan: str = 'auto',
-    plan_table: PlanTable | None = None,
 ) -> jax.Array:
     """`dynamic_convolution` with λd·Σ_k attention[b, k]·kernels[k] where the kernel is dynamic, λs·static where not.
 
@@ -85,7 +83,6 @@ def partial_convolution(
       static_attention: float[B, *kernel_size], a weight for every place of the static entries, or None: all are one.
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in `flax.linen.Conv`.
       plan: how it is executed, one of `conv_plans.PLAN_NAMES`.
-      plan_table: what was measured, which 'auto' goes by before its cost model.
 
     Returns:
       [B, *S', F] of x's dtype.
@@ -134,11 +131,8 @@ def partial_convolution(
     if len(present) == 1:
         (side,) = present
         whole = side.kernels.reshape(side.kernels.shape[0], *kernel_size, *side.kernels.shape[-2:])
-        y = side.run(plan, x, whole, geometry, precision, plan_table)
+        y = side.run(plan, x, whole, geometry, precision)
     else:
-        if plan == 'auto' and plan_table is not None:
-            measured = plan_table.find(PartialCase.read(x, kernels, static, axis, geometry, by_place))
-            plan = measured if measured in list_plans(x.shape[0], by_place) else plan
         form, name = choose_form(x, kernels, static, axis, geometry, plan, by_place)
         y = FORMS[form](name, x, *sides, axis, geometry, precision)
     return y if bias is None else add_bias(y, attention, bias)
@@ -211,12 +205,12 @@ class Side(NamedTuple):
     attention: jax.Array | None
     columns: Columns
 
-    def run(self, plan, x, kernels, geometry, precision, plan_table=None):
+    def run(self, plan, x, kernels, geometry, precision):
         """`dynamic_convolution` with this attention; without any a static one, whatever the plan."""
         if self.attention is None:
             return convolve_once(x, kernels[0], geometry, precision)
         by_place = self.attention.ndim > 2
-        name = choose_plan(x, kernels, geometry, by_place=by_place, table=plan_table) if plan == 'auto' else plan
+        name = choose_plan(x, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
         return PLANS[name].function(x, kernels, self.attention, geometry, precision)
 
 

@@ -5,7 +5,6 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pad_jax.layers.plan_table import PlanTable
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.registry import DTYPES
@@ -32,7 +31,6 @@ def build_encoder(
     rest: str = 'static',
     routing: str = 'token',
     dispatcher: str = 'auto',
-    plan_table: PlanTable | None = None,
     capacity_factor: float = 1.25,
     balance_coefficient: float = 1e-2,
     z_coefficient: float = 0.0,
@@ -49,7 +47,7 @@ def build_encoder(
       name: a key of ENCODERS.
       num_classes: outputs, at least 1; 1 for regression.
       ffn: a key of `models.FFNS`: what the feed-forward part of every layer is.
-      num_experts, num_selected, granularity, scales, rest, routing, dispatcher, plan_table, capacity_factor,
+      num_experts, num_selected, granularity, scales, rest, routing, dispatcher, capacity_factor,
         balance_coefficient, z_coefficient, axis_name: of mixtures of experts (`layers.MixtureLinear`,
         `layers.MixtureFFN`); without effect where there is none.
       vocab_size: token ids are below it.
@@ -82,7 +80,6 @@ def build_encoder(
         rest=rest,
         routing=routing,
         dispatcher=dispatcher,
-        plan_table=plan_table,
         capacity_factor=capacity_factor,
         balance_coefficient=balance_coefficient,
         z_coefficient=z_coefficient,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.conv_spec import make_conv_spec
-from pad_jax.layers.plan_table import PlanTable
 from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from pad_jax.models.stems import STEMS
@@ -34,7 +33,6 @@ def build_model(
     scales: str = 'both',
     rest: str = 'static',
     plan: str = 'auto',
-    plan_table: PlanTable | None = None,
     width_multiplier: float = 1.0,
     stem: str = 'imagenet',
     dtype: str = 'float32',
@@ -46,7 +44,7 @@ def build_model(
       name: a key of MODELS.
       num_classes: outputs, at least 1.
       conv: a key of `layers.CONVS`: which convolution all but the stem is.
-      num_kernels, reduction, granularity, scales, rest, plan, plan_table: of dynamic convolutions
+      num_kernels, reduction, granularity, scales, rest, plan: of dynamic convolutions
         (`layers.DynamicConv`, `CondConv`, `ODConv`, `DCDConv`); without effect where the convolution has no such
         argument.
       width_multiplier: > 0, of the channels of every layer; 1 is the network of the paper.
@@ -81,7 +79,6 @@ def build_model(
         scales=scales,
         rest=rest,
         plan=plan,
-        plan_table=plan_table,
     )
     return MODELS[name](
         num_classes=num_classes,

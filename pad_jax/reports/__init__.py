@@ -12,7 +12,6 @@ locations       where dynamic positions lie
 analysis        how much the network varies over inputs (by sums: variation), and how it routes
 analysis_plots  both as figures
 
-tuning  what each plan of a network takes on this device (timing)
 
 sweep_layout    the folder of a sweep
 ablations       what a sweep compares: files of configs/ablations/

@@ -65,7 +65,6 @@ _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
 # The most of a size is far beyond what is of use, and small enough that what is made of it can be counted.
 _COMMON = {
     'model.dtype': _DTYPE,
-    'model.plan_table': _TEXT,
     'partition.dynamic_fraction': _FRACTION,
     'partition.criterion': _one_of(CRITERIA),
     'partition.scope': _one_of(SCOPES),
@@ -167,7 +166,7 @@ def choose_rules(flat: Mapping[str, Any]) -> dict[str, Rule]:
 # a step that is not finite has computed nothing of it: it may skip it as well.
 FREE_ON_RESUME = frozenset(
     {
-        *('data.path', 'model.plan', 'model.plan_table', 'model.remat', 'partition.compact', 'parallel', 'debug'),
+        *('data.path', 'model.plan', 'model.remat', 'partition.compact', 'parallel', 'debug'),
         *('train.keep_checkpoints', 'train.on_nonfinite', 'train.max_nonfinite'),
     }
 )

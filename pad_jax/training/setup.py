@@ -15,7 +15,6 @@ from flax import linen as nn
 
 from pad_jax.data import CHANNELS, ImageSource, TextSource, make_source
 from pad_jax.errors import BadInput
-from pad_jax.layers import PlanTable
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
     FLAX,
@@ -55,22 +54,18 @@ class Lengths:
     temperature: int
 
 
-def make_model(
-    config: ml_collections.ConfigDict, axis_name: str | None = None, plan_table: PlanTable | None = None
-) -> nn.Module:
+def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
     """The network of a config; partially dynamic where κ < 1.
 
     Args:
       axis_name: mapped axis that the network is trained over, for norms and routers, which take their statistics over
         all of it. A network that has one only runs inside of that axis; its parameters are those of one without.
-      plan_table: that of `model.plan_table`, read; without it plans are chosen by cost alone.
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
     arguments['scales'], arguments['rest'] = config.partition.scales, config.partition.rest
     try:
         del arguments['pretrained']
-        arguments['plan_table'] = plan_table
         if is_text(config):
             return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
         synchronised = arguments.pop('sync_batch_norm')
@@ -154,16 +149,15 @@ def make_step_arguments(
     config: ml_collections.ConfigDict,
     lengths: Lengths,
     axis_name: str | None = None,
-    plan_table: PlanTable | None = None,
 ) -> dict[str, Any]:
     """All arguments of the train step beside state and batch, but for the axis; texts are neither smoothed nor mixed.
 
     Args:
-      axis_name, plan_table: of `make_model`.
+      axis_name: of `make_model`.
     """
     return {
         'task': make_task(config),
-        'model': make_model(config, axis_name, plan_table),
+        'model': make_model(config, axis_name),
         'optimizer': make_run_optimizer(config, lengths),
         **make_heat(config, lengths),
         **{name: config.optim[name] for name in _STEP_KEYS},

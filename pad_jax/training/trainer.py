@@ -12,7 +12,6 @@ import ml_collections
 
 from pad_jax.data import METRICS, ImageSource, StreamedSource, TextSource
 from pad_jax.errors import BadInput, check_together
-from pad_jax.layers import PlanTable
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.debugging import find_nan
@@ -24,7 +23,6 @@ from pad_jax.training.mixtures import compare_experts
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
-from pad_jax.training.plan_tables import checksum, read_plan_table
 from pad_jax.training.processes import (
     AgreedStop,
     all_or_none,
@@ -89,21 +87,19 @@ def train(
         raise BadInput('workdir must name a folder, got an empty text')
     workdir = Path(workdir)
     replicas = Replicas(config.parallel, devices)
-    check_same('config', {name: value for name, value in flatten(config).items() if name != 'model.plan_table'})
+    check_same('config', flatten(config))
     check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
     with WorkdirLock(workdir) as lock:
         with all_or_none():
             if is_first():
                 lock.find()
             source, lengths = _prepare(config, workdir, replicas)
-            plan_table = read_plan_table(config.model.plan_table)
-        check_same('plan table', {'checksum': checksum(plan_table)})
         check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
         check_shared(workdir)
         if isinstance(source, StreamedSource):
             source = dataclasses.replace(source, num_threads=count_own_processors())
         with jax.debug_nans(config.debug), StopSignals() as signals:
-            run = _Run(config, workdir, source, lengths, replicas, lock, label, plan_table)
+            run = _Run(config, workdir, source, lengths, replicas, lock, label)
             try:
                 return run.finish(signals)
             finally:
@@ -173,13 +169,12 @@ class _Run:
         replicas: Replicas,
         lock: WorkdirLock,
         label: str,
-        plan_table: PlanTable | None,
     ):
         self.config, self.workdir, self.source, self.lock = config, workdir, source, lock
         self.lengths, self.replicas, self.label = lengths, replicas, label
-        self.model = make_model(config, plan_table=plan_table)
+        self.model = make_model(config)
         self.task = make_task(config)
-        self.step_arguments = make_step_arguments(config, lengths, AXIS, plan_table)
+        self.step_arguments = make_step_arguments(config, lengths, AXIS)
         self.train_step = replicas.map_step(train_step, donate=True, **self.step_arguments)
         heat = make_heat(config, lengths)
         self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)

@@ -14,7 +14,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save
@@ -34,7 +33,6 @@ from pad_jax.data.preparation.tars import MemberReader, list_members
 from pad_jax.data.preparation.tfrecord import read_records
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
 from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
-from pad_jax.layers import MixtureCase, PlanTable
 from pad_jax.pretrained.safetensors_folder import read_config, read_weights
 from pad_jax.reports.inspection import tabulate_partition
 from pad_jax.reports.plots import plot_partition, save_figure
@@ -43,7 +41,6 @@ from pad_jax.reports.tables import print_table
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.plan_tables import read_plan_table, write_plan_table
 from pad_jax.training.state import init_state
 from pad_jax.training.tasks import image_inputs
 from pad_jax.training.workdir import read_data, read_versions
@@ -158,8 +155,7 @@ def of_checkpoint(name, with_manifest) -> Reader:
     return Reader(f'0/{name}', restore, seeds, partial(write_checkpoint, with_manifest=with_manifest), 0.1)
 
 
-# Exports and plan tables.
-CASE = MixtureCase(6, 4, 2, 'kernel', (3, 5), 'float32')
+# Exports.
 EXPORT = {'task': 'images', 'inputs': [], 'output': {}, 'class_names': ['cat'], 'versions': {}}
 
 
@@ -180,14 +176,6 @@ def read_export(folder):
 
 def weights_alone() -> list[bytes]:
     return weights()[:1]
-
-
-def plan_table() -> list[bytes]:
-    """A table of one mixture's plan."""
-    table = PlanTable(jax.local_devices()[0].device_kind, '1.2.3', ((CASE, 'ragged'),))
-    with tempfile.TemporaryDirectory() as folder:
-        write_plan_table(Path(folder) / 'table.json', table, {CASE: {'ragged': 1.5}})
-        return [(Path(folder) / 'table.json').read_bytes()]
 
 
 # Texts.
@@ -426,7 +414,6 @@ READERS = [
     *(of_checkpoint(name, False) for name in ('about/metadata', 'state/_METADATA', 'state/manifest.ocdbt')),
     Reader('manifest.json', read_export, export_manifest, write_export),
     Reader('weights.safetensors', read_export, weights_alone, write_export),
-    Reader('table.json', lambda folder: read_plan_table(str(folder / 'table.json')), plan_table),
     Reader('tokenizer.json', partial(encode, 'tokenizer.json'), tokenizer_json),
     Reader('vocab.txt', partial(encode, 'vocab.txt'), vocabulary_seeds),
     Reader('tokenizer_config.json', partial(encode, 'vocab.txt'), as_json(SETTINGS), write_vocabulary),

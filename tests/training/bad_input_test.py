@@ -175,7 +175,7 @@ def test_what_evaluate_may_not_change(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
     for flags, says in (
         (['train.seed=1', 'data.name=folder'], 'train.seed, data.name cannot be changed for the run in '),
-        (['train.seed=1'], 'only data.path, debug, model.plan, model.plan_table, parallel, partition.compact, '),
+        (['train.seed=1'], 'only data.path, debug, model.plan, parallel, partition.compact, '),
         (['data.pth=1'], 'unknown config key data.pth, did you mean data.path?'),
         (['model.plan=best'], 'model.plan must be one of'),
         (['data.path=elsewhere'], 'the digits are embedded and read no path'),

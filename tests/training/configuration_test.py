@@ -100,7 +100,7 @@ TEXT_REFUSED = COMMON_REFUSED | {
     'data.max_length': ['7', '128.0', str(2**20 + 1)],
 }
 # Any text will do.
-IMAGE_FREE = {'data.path', 'model.plan_table', 'model.pretrained'}
+IMAGE_FREE = {'data.path', 'model.pretrained'}
 TEXT_FREE = IMAGE_FREE | {'data.text_columns', 'data.label_column', 'data.vocabulary'}
 
 
@@ -393,7 +393,6 @@ def test_differing_keys_say_old_and_new_but_for_those_that_are_free():
 FREE = {
     'data.path': 'elsewhere',
     'model.plan': 'shift',
-    'model.plan_table': 'plans.json',
     'partition.compact': True,
     'train.keep_checkpoints': 7,
     'train.on_nonfinite': 'skip',

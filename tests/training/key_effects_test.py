@@ -39,8 +39,7 @@ from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from pad_jax.training.writers import read_metrics
 from tests.pretrained.torchvision_twin import make_resnet
-from tests.training.small_tables import write_other_plans
-from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device, small_config
+from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device
 
 pytestmark = pytest.mark.usefixtures('one_block')
 
@@ -208,7 +207,6 @@ EFFECTS = {
     'model.sync_batch_norm': (False, trained, {}),
     'model.pretrained': ('{weights}', started, {'model.name': 'resnet18', 'model.conv': 'static'}),
     'model.plan': ('shift', program, {'model.plan': 'outputs'}),
-    'model.plan_table': ('{table}', lowered, {}),
     'model.dtype': ('bfloat16', program, {}),
     'partition.dynamic_fraction': (0.6, planned, {}),
     'partition.criterion': ('magnitude', partitioned, {}),
@@ -284,14 +282,8 @@ def folders(tmp_path_factory):
     return {**found, 'weights': weights}
 
 
-@pytest.fixture
-def table(tmp_path):
-    """What a step on one device takes where its eight would share eight times as much."""
-    return write_other_plans(tmp_path / 'table.json', small_config(data__batch_size=8 * 16))
-
-
 @pytest.mark.parametrize('key', EFFECTS)
-def test_a_key_has_an_effect(key, folders, table, tmp_path, monkeypatch):
+def test_a_key_has_an_effect(key, folders, tmp_path, monkeypatch):
     changed, observe, further = EFFECTS[key]
     if observe in (trained, placed, lowered):
         observe = functools.partial(observe, monkeypatch=monkeypatch, tmp_path=tmp_path)
@@ -302,7 +294,7 @@ def test_a_key_has_an_effect(key, folders, table, tmp_path, monkeypatch):
     base = SMALL | further
     configs = []
     for values in (base, base | {key: changed}):
-        overrides = [f'{name}={str(value).format(**folders, table=table)}' for name, value in values.items()]
+        overrides = [f'{name}={str(value).format(**folders)}' for name, value in values.items()]
         configs.append(load_config(str(DIGITS), overrides))
     before, after = map(observe, configs)
     assert before != after

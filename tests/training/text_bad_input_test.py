@@ -112,7 +112,7 @@ def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_
     workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
     assert 'was made by another config' in refuse(optim__learning_rate=0.5)
     line = refused('evaluate', f'--workdir={workdir}', '--config.data.task=mrpc')
-    assert 'only data.path, debug, model.plan, model.plan_table, model.remat, parallel, partition.compact, ' in line
+    assert 'only data.path, debug, model.plan, model.remat, parallel, partition.compact, ' in line
     line = refused('evaluate', f'--workdir={workdir}', f'--config.data.path={tmp_path}/nowhere')
     assert "nowhere' does not exist" in line
 

@@ -24,7 +24,6 @@ from pad_jax.training.setup import (
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from tests.training import key_effects_test as images
-from tests.training.small_tables import write_other_plans
 from tests.training.tiny_texts import glue, small_text_config
 
 pytestmark = pytest.mark.usefixtures('one_layer')
@@ -123,7 +122,6 @@ EFFECTS = {
     'model.num_selected': (1, program, {}),
     'model.routing': ('sentence', program, {}),
     'model.plan': ('blocks', program, {}),
-    'model.plan_table': ('{table}', devices_and_step, {'model__plan': 'auto'}),
     'model.capacity_factor': (2.0, program, {'model__plan': 'capacity'}),
     'model.balance_coefficient': (0.5, program, {}),
     'model.z_coefficient': (0.5, program, {}),
@@ -206,13 +204,8 @@ def observe_with(observe, **fixtures):
     return functools.partial(observe, **{name: fixtures[name] for name in wanted.get(observe, ())})
 
 
-def make_config(texts, broken, changes, table=None):
-    places = {'{broken}': str(broken), '{table}': str(table)}
-    filled = {}
-    for name, value in changes.items():
-        filled[name] = str(value)
-        for placeholder, path in places.items():
-            filled[name] = filled[name].replace(placeholder, path)
+def make_config(texts, broken, changes):
+    filled = {name: str(value).replace('{broken}', str(broken)) for name, value in changes.items()}
     return small_text_config(texts, **filled)
 
 
@@ -220,10 +213,7 @@ def make_config(texts, broken, changes, table=None):
 def test_a_key_has_an_effect(key, texts, broken, tmp_path, monkeypatch):
     changed, observe, further = EFFECTS[key]
     base = {'partition__batch_size': 4} | further
-    table = write_other_plans(tmp_path / 'table.json', small_text_config(texts)) if key == 'model.plan_table' else None
-    configs = [
-        make_config(texts, broken, changes, table) for changes in (base, base | {key.replace('.', '__'): changed})
-    ]
+    configs = [make_config(texts, broken, changes) for changes in (base, base | {key.replace('.', '__'): changed})]
     before, after = map(observe_with(observe, tmp_path=tmp_path, monkeypatch=monkeypatch), configs)
     assert before != after
 

@@ -1,4 +1,4 @@
-"""How `tune` and the benchmarks take time: compiled ahead of the clock, in turn, the median over repeats."""
+"""Timing of the benchmarks: compiled ahead of the clock, in turn, the median over repeats."""
 
 import statistics
 import time

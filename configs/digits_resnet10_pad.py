@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.partition.batch_size = 64  # examples in each
     config.partition.handoff = 'independent'  # a static parameter starts from its own draw, or from the mean
     config.partition.scales = 'both'  # scale factors λd and λs: both, static, dynamic, none
-    config.partition.rest = 'static'  # what is not dynamic: static, a parameter; zero, none at all: pruned
+    config.partition.prune = False  # positions that are not dynamic: zero (True), or a static parameter (False)
     config.partition.compact = False  # after the last round, keep and train what is alive alone
     config.partition.keep_dynamic = ''  # regular expression: layers that stay dynamic, outside κ
     config.partition.keep_static = ''  # regular expression: layers that become static, outside κ

@@ -25,8 +25,7 @@ def get_config() -> ConfigDict:
     config.model.num_experts = 8  # E
     config.model.num_selected = 2  # k: experts of each token
     config.model.routing = 'token'  # each token, or each sentence as a whole, has experts of its own
-    config.model.plan = 'auto'  # how tokens reach experts: auto, dense, blocks, capacity, ragged
-    config.model.capacity_factor = 1.25  # of capacity: room of an expert, in equal shares; what is beyond is dropped
+    config.model.plan = 'auto'  # how tokens reach experts: auto, dense, blocks, ragged
     config.model.balance_coefficient = 1e-2  # of the loss that evens out importance and load
     config.model.z_coefficient = 0.0  # of the loss that keeps a router's logits small
     config.model.vocab_size = 30522  # pieces
@@ -50,7 +49,7 @@ def get_config() -> ConfigDict:
     config.partition.batch_size = 32  # examples in each
     config.partition.handoff = 'mean'  # a static parameter starts from the experts' mean, or keeps its own value
     config.partition.scales = 'both'  # scale factors λd and λs: both, static, dynamic, none
-    config.partition.rest = 'static'  # what is not dynamic: static, a parameter; zero, none at all: pruned
+    config.partition.prune = False  # positions that are not dynamic: zero (True), or a static parameter (False)
     config.partition.compact = False  # after the last round, keep and train what is alive alone
     config.partition.keep_dynamic = ''  # regular expression: layers that stay dynamic, outside κ
     config.partition.keep_static = ''  # regular expression: layers that become static, outside κ

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from pad_jax.data.preparation import convert_tfrecord, prepare_glue, prepare_imagenet2012
-from pad_jax.deploy.export import FORMS, export_workdir
+from pad_jax.deploy.export import export_workdir
 from pad_jax.deploy.verification import NotVerified
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import report_counts
@@ -78,13 +77,10 @@ def export(arguments: Sequence[str]) -> None:
     parser = _make_workdir_parser('export', export.__doc__, epilog)
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
     parser.add_argument('--overwrite', action='store_true', help='an export that is there may be replaced')
-    parser.add_argument(
-        '--format', choices=FORMS, default=FORMS[0], help='onnx: where jax2onnx can convert the network'
-    )
     flags, overrides = parse_with_overrides(parser, arguments)
     try:
         with exit_on_sigterm():
-            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides, flags.format)
+            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
     except NotVerified as error:
         sys.exit(f'error: {error}')
     table = make_table(f'Export of {flags.workdir}', ['figure'], ['export', 'fully dynamic', 'ratio'])
@@ -128,29 +124,6 @@ def report(arguments: Sequence[str]) -> None:
     print(f'report: {report_sweep(flags.workdir, flags.base)}', file=sys.stderr)
 
 
-def prepare(arguments: Sequence[str]) -> None:
-    """Writes a data set as TFDS prepares it, in array_record, without TensorFlow and without the network."""
-    parser = Parser(prog='python -m pad_jax prepare', description=prepare.__doc__)
-    sets = parser.add_subparsers(dest='set', required=True, metavar='|'.join(PREPARATIONS))
-    imagenet = sets.add_parser('imagenet2012', help='from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar')
-    imagenet.add_argument('--subset', action='store_true', help='fewer classes and images than ImageNet has will do')
-    glue = sets.add_parser('glue', help='one task, from its archive or its folder of TSV files')
-    glue.add_argument('--task', required=True, help='a configuration of TFDS, as rte')
-    convert = sets.add_parser('convert', help='a set in TFRecord, record by record')
-    convert.add_argument('--name', required=True, help='as imagenet2012 or glue/rte')
-    convert.add_argument('--output-dir', type=Path, help='another data_dir, to leave this one as it is')
-    for made in (imagenet, glue):
-        made.add_argument('--manual-dir', type=Path, required=True, help='folder of what was downloaded')
-        made.add_argument('--data-dir', type=Path, required=True, help='where to write, as DATA_DIR/NAME/VERSION')
-    convert.add_argument('--data-dir', type=Path, required=True, help='where the set is, as DATA_DIR/NAME/VERSION')
-    for made in (imagenet, glue, convert):
-        made.add_argument('--overwrite', action='store_true', help='a set that is there may be replaced')
-    settings = vars(parser.parse_args(arguments))
-    with exit_on_sigterm():
-        folder = PREPARATIONS[settings.pop('set')](**settings)
-    print(f'prepared: {folder}', file=sys.stderr)
-
-
 def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parser:
     parser = Parser(prog=f'python -m pad_jax {verb}', description=description, epilog=epilog)
     parser.add_argument('--workdir', type=Path, required=True, help='folder of a run')
@@ -166,12 +139,6 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     'demo': demo,
     'sweep': sweep,
     'report': report,
-    'prepare': prepare,
-}
-PREPARATIONS: dict[str, Callable[..., Path]] = {
-    'imagenet2012': prepare_imagenet2012,
-    'glue': prepare_glue,
-    'convert': convert_tfrecord,
 }
 
 

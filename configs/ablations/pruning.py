@@ -14,11 +14,11 @@ def get_ablation() -> ConfigDict:
         {
             'base': 'cifar_resnet10_pad.py',
             'variants': (
-                ('pruned', {'partition.rest': 'zero'}),
+                ('pruned', {'partition.prune': True}),
                 ('kappa_0.1', {'partition.dynamic_fraction': 0.1}),
-                ('pruned_0.1', {'partition.rest': 'zero', 'partition.dynamic_fraction': 0.1}),
+                ('pruned_0.1', {'partition.prune': True, 'partition.dynamic_fraction': 0.1}),
                 ('kappa_0.5', {'partition.dynamic_fraction': 0.5}),
-                ('pruned_0.5', {'partition.rest': 'zero', 'partition.dynamic_fraction': 0.5}),
+                ('pruned_0.5', {'partition.prune': True, 'partition.dynamic_fraction': 0.5}),
             ),
         }
     )

@@ -21,7 +21,7 @@ from pad_jax.files import read_own_object
 from pad_jax.models import check_image_size
 from pad_jax.partition import CRITERIA, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
-from pad_jax.training.rules import FREE_ON_RESUME, IMAGE_RULES, Rule, choose_rules, is_free
+from pad_jax.training.rules import FREE_ON_RESUME, IMAGE_RULES, Rule, choose_rules
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -259,11 +259,11 @@ def find_late_round(config, num_steps: int) -> list[str]:
 def _find_no_rest(config) -> list[str]:
     """What is asked of static parameters where there are none."""
     partition = config.partition
-    if not is_partial(config) or partition.rest != 'zero':
+    if not is_partial(config) or not partition.prune:
         return []
     asked = {'handoff': partition.handoff == 'mean', 'scales': partition.scales == 'static'}
     return [
-        f"partition.{key} {getattr(partition, key)!r} is about static parameters, partition.rest 'zero' leaves none"
+        f'partition.{key} {getattr(partition, key)!r} is about static parameters, partition.prune leaves none'
         for key, is_asked in asked.items()
         if is_asked
     ]
@@ -277,7 +277,7 @@ def _find_copies(config) -> list[str]:
     if not is_partial(config):
         return []
     partition = config.partition
-    if partition.rest == 'zero':
+    if partition.prune:
         return []  # a mask that prunes has an effect on copies too
     excluded = partition.keep_dynamic or partition.keep_static
     if not config.model.pretrained or partition.start_step or excluded or not CRITERIA[partition.criterion].reads_data:
@@ -358,7 +358,7 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f'{name}: {old.get(name, "missing")!r} -> {new.get(name, "missing")!r}'
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not is_free(name, old.get(name), new.get(name))
+        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
     ]
 
 

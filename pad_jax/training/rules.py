@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
-from pad_jax.layers import CONVS, DISPATCHER_NAMES, DISPATCHERS, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
+from pad_jax.layers import CONVS, DISPATCHER_NAMES, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
-from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, RESTS, SCALES, SCHEDULES, SCOPES
+from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
 from pad_jax.training.finiteness import ON_NONFINITE
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
 from pad_jax.training.parallel import PARALLEL
@@ -76,7 +76,7 @@ _COMMON = {
     'partition.batch_size': _integer(1, 2**20),
     'partition.handoff': _one_of(HANDOFFS),
     'partition.scales': _one_of(SCALES),
-    'partition.rest': _one_of(RESTS),
+    'partition.prune': _FLAG,
     'partition.compact': _FLAG,
     'partition.keep_dynamic': _PATTERN,
     'partition.keep_static': _PATTERN,
@@ -137,8 +137,7 @@ TEXT_RULES = _COMMON | {
     'model.num_experts': _integer(1, 4096),
     'model.num_selected': _integer(1, 4096),
     'model.routing': _one_of(ROUTINGS),
-    'model.plan': _one_of(DISPATCHER_NAMES),
-    'model.capacity_factor': _number(_SMALLEST),
+    'model.plan': _one_of(name for name in DISPATCHER_NAMES if name != 'capacity'),
     'model.balance_coefficient': _number(0),
     'model.z_coefficient': _number(0),
     'model.vocab_size': _integer(8, 2**24),
@@ -170,13 +169,3 @@ FREE_ON_RESUME = frozenset(
         *('train.keep_checkpoints', 'train.on_nonfinite', 'train.max_nonfinite'),
     }
 )
-
-
-def is_free(name: str, old: Any, new: Any) -> bool:
-    """Whether a resumed run may change that key from the old value to the new one.
-
-    >>> is_free('model.plan', 'dense', 'blocks'), is_free('model.plan', 'dense', 'capacity')
-    (True, False)
-    """
-    drops = [value in DISPATCHERS and not DISPATCHERS[value].dropless for value in (old, new)]
-    return name in FREE_ON_RESUME and not any(drops)  # a plan that drops tokens computes something else

@@ -63,7 +63,7 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
-    arguments['scales'], arguments['rest'] = config.partition.scales, config.partition.rest
+    arguments['scales'], arguments['rest'] = config.partition.scales, 'zero' if config.partition.prune else 'static'
     try:
         del arguments['pretrained']
         if is_text(config):
@@ -146,9 +146,7 @@ def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> o
 
 
 def make_step_arguments(
-    config: ml_collections.ConfigDict,
-    lengths: Lengths,
-    axis_name: str | None = None,
+    config: ml_collections.ConfigDict, lengths: Lengths, axis_name: str | None = None
 ) -> dict[str, Any]:
     """All arguments of the train step beside state and batch, but for the axis; texts are neither smoothed nor mixed.
 

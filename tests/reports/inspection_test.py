@@ -95,7 +95,7 @@ def test_a_fully_dynamic_network(write_run, capsys):
 
 
 def test_a_pruned_network(write_run, capsys):
-    inspect_workdir(write_run(partition__rest='zero'))
+    inspect_workdir(write_run(partition__prune=True))
     text = capsys.readouterr().out
     # As in `test_tables_and_picture`, without static parameters.
     live = 4 * 72 + 13

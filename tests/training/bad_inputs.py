@@ -45,12 +45,12 @@ IMAGE_CONFIGS = [
     (['optim.schedule=sine'], 'optim.schedule must be one of cosine, linear, step, constant'),
     (['partition.handoff=max'], 'partition.handoff must be one of independent, mean'),
     (['partition.scales=some'], 'partition.scales must be one of both, static, dynamic, none'),
-    (['partition.rest=none'], 'partition.rest must be one of static, zero'),
+    (['partition.prune=zero'], 'partition.prune must be True or False'),
     (
-        ['partition.rest=zero', 'partition.handoff=mean'],
-        "partition.handoff 'mean' is about static parameters, partition.rest 'zero' leaves none",
+        ['partition.prune=True', 'partition.handoff=mean'],
+        "partition.handoff 'mean' is about static parameters, partition.prune leaves none",
     ),
-    (['partition.rest=zero', 'partition.scales=static'], "partition.scales 'static' is about static parameters"),
+    (['partition.prune=True', 'partition.scales=static'], "partition.scales 'static' is about static parameters"),
     (['train.steps=-1'], 'train.steps must be an integer from 0 to 2147483647, got -1'),
     (
         ['data.batch_size=60'],

@@ -220,7 +220,7 @@ EFFECTS = {
     'partition.batch_size': (16, partitioned, {}),
     'partition.handoff': ('mean', partitioned, {'partition.criterion': 'magnitude'}),
     'partition.scales': ('none', shapes, {}),
-    'partition.rest': ('zero', shapes, {}),
+    'partition.prune': (True, shapes, {}),
     'partition.compact': (True, stored_sizes, {}),
     'partition.keep_dynamic': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),
     'partition.keep_static': ('conv1', partitioned, {'partition.criterion': 'magnitude'}),

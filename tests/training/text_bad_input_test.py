@@ -117,23 +117,6 @@ def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_
     assert "nowhere' does not exist" in line
 
 
-def test_a_plan_that_drops_tokens_is_no_plan_to_change_to(refused, refuse, finished_text_run, texts, tmp_path):
-    """Whatever else the plan is, it changes how a run is done; this one changes what it computes."""
-    workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
-    config = json.loads((workdir / 'config.json').read_text())
-    assert config['model']['plan'] == 'dense'
-    rounds = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__every_steps': 2}
-    line = refuse(**rounds, model__plan='capacity')
-    assert "was made by another config (model.plan: 'dense' -> 'capacity'): use another workdir" in line
-    line = refused('evaluate', f'--workdir={workdir}', '--config.model.plan=capacity')
-    assert f"model.plan: 'dense' -> 'capacity' cannot be changed for the run in {workdir}" in line
-    config['model']['plan'] = 'capacity'
-    (workdir / 'config.json').write_text(json.dumps(config))
-    line = refused('evaluate', f'--workdir={workdir}', '--config.model.plan=auto')
-    assert f"model.plan: 'capacity' -> 'auto' cannot be changed for the run in {workdir}" in line
-    assert "(model.plan: 'capacity' -> 'blocks')" in refuse(**rounds, model__plan='blocks')
-
-
 def test_a_run_whose_tokenizer_is_lost_or_damaged(refused, refuse, finished_text_run, tmp_path):
     workdir = shutil.copytree(finished_text_run, tmp_path / 'run')
     (workdir / 'tokenizer.json').write_text('{"version": ')

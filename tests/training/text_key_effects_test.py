@@ -122,7 +122,6 @@ EFFECTS = {
     'model.num_selected': (1, program, {}),
     'model.routing': ('sentence', program, {}),
     'model.plan': ('blocks', program, {}),
-    'model.capacity_factor': (2.0, program, {'model__plan': 'capacity'}),
     'model.balance_coefficient': (0.5, program, {}),
     'model.z_coefficient': (0.5, program, {}),
     'model.vocab_size': (40, images.shapes, {}),
@@ -143,7 +142,7 @@ EFFECTS = {
     'partition.batch_size': (16, partitioned, {}),
     'partition.handoff': ('independent', partitioned, MAGNITUDE),
     'partition.scales': ('none', images.shapes, {}),
-    'partition.rest': ('zero', images.shapes, {'partition__handoff': 'independent'}),
+    'partition.prune': (True, images.shapes, {'partition__handoff': 'independent'}),
     'partition.compact': (True, images.stored_sizes, {}),
     'partition.keep_dynamic': ('up', partitioned, MAGNITUDE),
     'partition.keep_static': ('up', partitioned, MAGNITUDE),
@@ -224,5 +223,3 @@ def test_observations_repeat_themselves(texts, tmp_path, monkeypatch):
     for observe in (program, gradient, started, partitioned, batches, devices_and_step, checks_for_nan):
         again = observe_with(observe, tmp_path=tmp_path, monkeypatch=monkeypatch)
         assert again(config) == again(config), observe
-    capacity = small_text_config(texts, model__plan='capacity')
-    assert program(capacity) == program(capacity)

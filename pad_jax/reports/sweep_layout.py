@@ -17,7 +17,7 @@ from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.command_line import make_line
 from pad_jax.training.lock import LOCK
-from pad_jax.training.writers import write_json
+from pad_jax.training.workdir import write_json
 
 SWEEP = 'sweep.json'
 REPORT = 'report'

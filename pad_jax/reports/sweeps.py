@@ -35,8 +35,7 @@ from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.trainer import check_lengths
-from pad_jax.training.workdir import DataRecord, check_data, check_workdir
-from pad_jax.training.writers import disk_faults_stop
+from pad_jax.training.workdir import DataRecord, check_data, check_workdir, disk_faults_stop
 from pad_jax.version import __version__
 
 CELL = (sys.executable, '-m', 'pad_jax.reports.cell')

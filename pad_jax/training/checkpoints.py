@@ -28,10 +28,10 @@ from jax.experimental import multihost_utils
 
 from pad_jax.errors import BadInput
 from pad_jax.files import read_json
-from pad_jax.training.parallel import as_global
+from pad_jax.training.devices import as_global
 from pad_jax.training.processes import ask_first, is_first
 from pad_jax.training.state import Faults, TrainState
-from pad_jax.training.writers import check_folder, disk_faults_stop, sync_folder, write_json
+from pad_jax.training.workdir import check_folder, disk_faults_stop, sync_folder, write_json
 
 # That a write which fails waits for each of the others.
 SECONDS_FOR_OTHERS = 5.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from pad_jax.data import ImageSource, TextSource, score
 from pad_jax.errors import BadInput
-from pad_jax.training.parallel import Replicas
+from pad_jax.training.devices import Replicas
 from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.restoring import restore_run
 from pad_jax.training.setup import open_source

@@ -1,14 +1,18 @@
-"""Optimizers and learning rates, from optax; weight decay only on weights."""
+"""Optimizers, learning rates and the average of parameters; weight decay acts on weights only."""
 
 import functools
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+PyTree = Any
 OPTIMIZERS = ('sgd', 'adamw')
 RATE_SCHEDULES = ('cosine', 'linear', 'step', 'constant')
 
-# Every parameter is covered by one of the two, by the last name of its path. Shapes can't tell: the bias of a
+# Every parameter is covered by one of the two, by the last name of its path. Shapes cannot decide: the bias of a
 # dynamic layer is a matrix [K, F].
 DECAYED = frozenset(
     {
@@ -21,10 +25,10 @@ NOT_DECAYED = frozenset({'bias', 'scale', 'phi', 'static_tensor'})
 
 
 def decay_mask(params):
-    """Which parameters weight decay applies to: weights, never biases, norms or scale parameters.
+    """Mark the parameters that weight decay applies to: weights, never biases, norms or scale parameters.
 
     Raises:
-      ValueError: for a parameter that no rule covers.
+      ValueError: a parameter is covered by no rule.
     """
 
     def decays(path, _):
@@ -38,10 +42,10 @@ def decay_mask(params):
 
 
 def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate over steps: linear warm-up from 0 to its peak, then a schedule over the remaining steps.
+    """Learning rate over steps: linear warm-up from 0 to the peak, then a schedule over the remaining steps.
 
-    `cosine` and `linear` fall to 0 at the last step, `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs
-    30, 60 and 80 of 90), `constant` stays.
+    `cosine` and `linear` fall to 0 at the last step. `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs
+    30, 60 and 80 of 90). `constant` stays.
 
     Args:
       learning_rate: the peak, > 0.
@@ -56,7 +60,7 @@ def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, t
         main = optax.linear_schedule(learning_rate, 0.0, remaining)
     elif schedule == 'step':
         drops = [round(total_steps * part) - warmup_steps for part in (1 / 3, 2 / 3, 8 / 9)]
-        start = learning_rate * 0.1 ** sum(drop <= 0 for drop in drops)  # those that the warm-up has passed
+        start = learning_rate * 0.1 ** sum(drop <= 0 for drop in drops)  # drops within the warm-up count too
         main = optax.piecewise_constant_schedule(start, {drop: 0.1 for drop in drops if drop > 0})
     else:
         main = optax.constant_schedule(learning_rate)
@@ -65,10 +69,12 @@ def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, t
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), main], [warmup_steps])
 
 
+@functools.lru_cache
 def make_temperature_schedule(temperature: float, steps: int) -> optax.Schedule:
     """Attention temperature over steps: linear from `temperature` to 1 over the first `steps`, then 1.
 
-    (DY-Conv, arXiv:1912.03458, section 3.2: near-uniform attention early on lets all kernels learn.)
+    Near-uniform attention early in training lets all kernels learn (DY-Conv, arXiv:1912.03458, section 3.2). Equal
+    arguments give the same object, so jitted steps are shared.
     """
     return optax.linear_schedule(temperature, 1.0, steps) if steps else optax.constant_schedule(1.0)
 
@@ -86,7 +92,7 @@ def make_optimizer(
     """SGD with momentum 0.9 or AdamW; equal arguments give the same object, so jitted steps are shared.
 
     Args:
-      name: one of `OPTIMIZERS`. With `sgd` the decay is added to the gradient (L2), with `adamw` it is decoupled.
+      name: one of `OPTIMIZERS`. `sgd` adds the decay to the gradient (L2), `adamw` decouples it.
       learning_rate, schedule, warmup_steps, total_steps: see `make_rate_schedule`.
       weight_decay: at least 0; on weights only.
       clip_norm: global gradient norm above which gradients are scaled down; 0 = never.
@@ -97,3 +103,38 @@ def make_optimizer(
     else:
         main = optax.adamw(rate, weight_decay=weight_decay, mask=decay_mask)
     return optax.chain(optax.clip_by_global_norm(clip_norm), main) if clip_norm else main
+
+
+def update_average(average: PyTree, current: PyTree, step: jax.Array, decay: float) -> PyTree:
+    """Update an exponential moving average, corrected for its start.
+
+    After t steps it is `Σ_i d^(t − i)·θ_i / Σ_i d^(t − i)` over the values θ_i after each step, for a decay d. It
+    contains no initial parameters, so it serves short runs too.
+
+    Args:
+      average: average over the steps before; ignored at the first step.
+      current: values after this step, of the same structure.
+      step: int, steps done including this one: at least 1.
+      decay: in (0, 1).
+
+    >>> float(update_average(jnp.float32(2), jnp.float32(5), step=jnp.int32(2), decay=0.5))  # (0.5·2 + 5) / 1.5
+    4.0
+    """
+    # (1 − d) / (1 − d^t), exactly 1 at the first step; computed as differences from 1 both would lose their digits.
+    weight = jnp.expm1(math.log(decay)) / jnp.expm1(step * math.log(decay))
+    return jax.tree.map(lambda old, new: ((1 - weight) * old + weight * new).astype(old.dtype), average, current)
+
+
+def follow_handoff(average: PyTree, before: PyTree, after: PyTree) -> PyTree:
+    """Correct the average of params after a round of the partition has replaced some of them.
+
+    A replaced parameter has no past of its own: its average becomes the new value, as though it had always had it. It
+    then follows at the pace of the others, and after n steps the new value keeps the share dⁿ. With a decay of 0.9999
+    that is a half after 6900 steps. Leave a run that many steps after its last round. Separate weights for each
+    entry would average entries over different steps.
+
+    Args:
+      average: average of the params.
+      before, after: params on either side of the round, of the same structure.
+    """
+    return jax.tree.map(lambda kept, old, new: jnp.where(old == new, kept, new), average, before, after)

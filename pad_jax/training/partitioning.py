@@ -21,7 +21,7 @@ from pad_jax.partition import (
     round_fractions,
     round_steps,
 )
-from pad_jax.training.averaging import follow_handoff
+from pad_jax.training.optimizer import follow_handoff
 from pad_jax.training.state import TrainState
 
 

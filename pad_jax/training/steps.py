@@ -14,10 +14,9 @@ import optax
 from flax import linen as nn
 
 from pad_jax.partition import FLAX, Problem, sown_routing
-from pad_jax.training.averaging import update_average
 from pad_jax.training.finiteness import accept_finite, check_finite
 from pad_jax.training.mixup import PARTNER, draw_share, mix_neighbours
-from pad_jax.training.optimizer import make_temperature_schedule
+from pad_jax.training.optimizer import make_temperature_schedule, update_average
 from pad_jax.training.state import TrainState
 from pad_jax.training.tasks import Task, summarize_routers
 

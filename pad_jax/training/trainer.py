@@ -15,13 +15,13 @@ from pad_jax.errors import BadInput, check_together
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
 from pad_jax.training.debugging import find_nan
+from pad_jax.training.devices import AXIS, Replicas
 from pad_jax.training.evaluation import evaluate_state
 from pad_jax.training.finiteness import find_nonfinite, name_checked
 from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.mixtures import compare_experts
 from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
-from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
 from pad_jax.training.processes import (
     AgreedStop,
@@ -50,8 +50,18 @@ from pad_jax.training.setup import (
 from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
-from pad_jax.training.workdir import DataRecord, add_version, check_data, check_workdir, write_identity
-from pad_jax.training.writers import MetricWriter, NoWriter, disk_faults_stop, read_metrics, write_json
+from pad_jax.training.workdir import (
+    DataRecord,
+    MetricWriter,
+    NoWriter,
+    add_version,
+    check_data,
+    check_workdir,
+    disk_faults_stop,
+    read_metrics,
+    write_identity,
+    write_json,
+)
 
 _NO_MEASURES = ('step', 'split', 'examples', 'skipped')
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.chaos.chaos import ROUNDS, Runs, compare, resnet
 
 pytestmark = pytest.mark.slow

@@ -43,8 +43,7 @@ from pad_jax.training.configuration import read_workdir_config
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.state import init_state
 from pad_jax.training.tasks import image_inputs
-from pad_jax.training.workdir import read_data, read_versions
-from pad_jax.training.writers import MetricWriter, read_metrics
+from pad_jax.training.workdir import MetricWriter, read_data, read_metrics, read_versions
 from tests.data import photos
 from tests.data.glue_miniatures import VOCABULARY, write_original, write_prepared
 from tests.data.preparation.tfrecord_twin import frame

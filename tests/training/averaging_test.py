@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.training.averaging import follow_handoff, update_average
 from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import follow_handoff, make_optimizer, update_average
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.layers.compiling import jit_quickly
 from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import NormFree, one_device, small_config

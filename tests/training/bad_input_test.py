@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
         (workdir / 'data.json').write_text(content)
         assert 'data.json is damaged' in refused('train', *flags)
     (workdir / 'data.json').unlink()
-    assert 'holds no data.json to say what it was trained on' in refused('train', *flags)
+    assert 'contains no data.json, so its data is unknown' in refused('train', *flags)
 
 
 @pytest.mark.usefixtures('one_block')

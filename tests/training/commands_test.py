@@ -18,7 +18,7 @@ from pad_jax.errors import BadInput
 from pad_jax.training.command_line import exit_status
 from pad_jax.training.configuration import load_config
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
 from tests.training.trainer_test import assert_same_run
 

@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 from pad_jax.training.debugging import find_nan
+from pad_jax.training.devices import PARALLEL, Replicas
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import PARALLEL, Replicas
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs

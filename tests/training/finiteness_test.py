@@ -12,14 +12,14 @@ from flax import linen as nn
 from pad_jax.errors import Stopped
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.devices import Replicas
 from pad_jax.training.finiteness import LEARNED, accept_finite, check_finite, name_checked
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import Replicas
 from pad_jax.training.state import Faults, init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config
 from tests.training.trainer_test import Killed, assert_same_run, kill_before, load_state

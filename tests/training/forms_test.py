@@ -13,7 +13,7 @@ from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, mak
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import ONE_BLOCK, one_device, small_config
 from tests.training.trainer_test import Killed, assert_same_run, kill_before

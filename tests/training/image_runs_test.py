@@ -9,7 +9,7 @@ import pytest
 from pad_jax.training import trainer
 from pad_jax.training.evaluation import evaluate_workdir
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.data.photos import CLASSES, truncate, write_folders
 from tests.training.fixtures import compiled_quickly, run_command
 from tests.training.tiny import DIGITS, SMALL, one_device, small_config

@@ -37,7 +37,7 @@ from pad_jax.training.setup import (
 )
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device
 

@@ -11,8 +11,8 @@ from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from pad_jax.training.configuration import is_text, load_config
+from pad_jax.training.devices import AXIS, PARALLEL, Replicas, map_over_mesh
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import AXIS, PARALLEL, Replicas, map_over_mesh
 from pad_jax.training.setup import make_inputs, make_model, make_step_arguments, measure_lengths
 from pad_jax.training.state import abstract_state, init_state
 from pad_jax.training.steps import train_step

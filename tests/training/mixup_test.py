@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput
+from pad_jax.training.devices import Replicas
 from pad_jax.training.mixup import draw_share, mix_neighbours
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import Replicas
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pad_jax.training.devices import AXIS, PARALLEL, Replicas
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import AXIS, PARALLEL, Replicas
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step

@@ -19,10 +19,10 @@ from pad_jax.errors import BadInput
 from pad_jax.training import processes
 from pad_jax.training.command_line import LEFT_ALONE, Parser, exit_status, parse_with_overrides
 from pad_jax.training.configuration import load_config
-from pad_jax.training.parallel import PARALLEL
+from pad_jax.training.devices import PARALLEL
 from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, check_shared, join
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.data.photos import truncate, write_folders
 from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL

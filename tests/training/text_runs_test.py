@@ -25,7 +25,7 @@ from pad_jax.training.setup import (
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import make_problem
 from pad_jax.training.trainer import train
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import run_command
 from tests.training.tiny import GLUE, one_device
 from tests.training.tiny_texts import (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pad_jax.pretrained import load_pretrained
+from pad_jax.training.devices import AXIS, Replicas
 from pad_jax.training.optimizer import make_optimizer
-from pad_jax.training.parallel import AXIS, Replicas
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step

@@ -13,8 +13,8 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.devices import PARALLEL
 from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.parallel import PARALLEL
 from pad_jax.training.setup import (
     make_inputs,
     make_model,
@@ -25,8 +25,7 @@ from pad_jax.training.setup import (
 )
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
-from pad_jax.training.workdir import UNKNOWN_VERSION, add_version, read_versions
-from pad_jax.training.writers import read_metrics
+from pad_jax.training.workdir import UNKNOWN_VERSION, add_version, read_metrics, read_versions
 from pad_jax.version import __version__
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config

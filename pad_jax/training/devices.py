@@ -1,10 +1,8 @@
 """The one place that knows devices: the same step on every replica, by pmap or by shard_map.
 
-Axis letters: R replicas (devices), B global batch, b = B / R.
-
-Both forms map the leading axis of the batch over the devices and keep the state the same on all of them; steps average
-over the axis `AXIS`. They give the same numbers, also where the devices are those of several processes. Each of these
-has rows of the batch, and places the state on devices of its own.
+Both strategies split the leading axis of the batch over the devices and keep the state equal on all devices. Steps
+average over the axis `AXIS`. They give the same numbers, for devices of several processes too. Each process holds some
+rows of the batch, and places the state on its own devices.
 """
 
 import functools
@@ -24,44 +22,44 @@ class Replicas:
     """Places state and batches on devices, and maps steps over them.
 
     Args:
-      form: one of `PARALLEL`.
-      devices: those to use, of each process as many in a row; all there are if None.
+      strategy: one of `PARALLEL`.
+      devices: devices to use, equally many of each process and in a row; None: all devices.
     """
 
-    def __init__(self, form: str, devices=None):
-        if form not in PARALLEL:
-            raise ValueError(f'parallel must be one of {", ".join(PARALLEL)}, got {form!r}')
-        self.form = form
-        # In the order of processes, so that each has rows of the batch that lie together.
+    def __init__(self, strategy: str, devices=None):
+        if strategy not in PARALLEL:
+            raise ValueError(f'parallel must be one of {", ".join(PARALLEL)}, got {strategy!r}')
+        self.strategy = strategy
+        # In the order of processes, so that the rows of a process lie together.
         self.devices = tuple(devices or sorted(jax.devices(), key=lambda device: device.process_index))
         here = jax.process_index()
         self.local_devices = tuple(device for device in self.devices if device.process_index == here)
         self.num_processes = len({device.process_index for device in self.devices})
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that this process places; `batch_size` is a multiple of the devices."""
+        """Rows of a global batch that this process places; `batch_size` is a multiple of the number of devices."""
         share = batch_size // len(self.devices)
         start = self.devices.index(self.local_devices[0]) * share
         return slice(start, start + len(self.local_devices) * share)
 
     def map_step(self, step: Callable, *, donate: bool, **static: Hashable) -> Callable:
-        """`step(state, batch, **static, axis_name=AXIS)` compiled for these devices.
+        """Compile `step(state, batch, **static, axis_name=AXIS)` for these devices.
 
-        Equal arguments give the same compiled function. With `donate`, `step` returns (state, metrics) and the old
-        state's memory is given to the new one; without, it returns metrics. Metrics are the same on every replica.
+        Equal arguments give the same compiled function. With `donate`, `step` returns (state, metrics) and reuses the
+        memory of the old state; otherwise it returns metrics. Metrics are equal on every replica.
         """
-        return _map_step(self.form, self.devices, step, donate, tuple(sorted(static.items())))
+        return _map_step(self.strategy, self.devices, step, donate, tuple(sorted(static.items())))
 
     def place_state(self, state):
-        """A copy of the state on every device; of several processes all have to hold the same, as `share` gives it."""
-        stacked = self.form == 'pmap'
-        # The very sharding that a mapped step returns: with any other, as of flax.jax_utils.replicate, the second call
-        # of the step would compile it once more. What pmap returns is spread over the devices of the process alone.
+        """Copy the state to every device. All processes must hold the same state, see `share`."""
+        stacked = self.strategy == 'pmap'
+        # The sharding that a mapped step returns: any other, as of flax.jax_utils.replicate, would compile the step
+        # twice. pmap returns arrays that are spread over the devices of this process only.
         devices = self.local_devices if stacked else self.devices
         sharding = NamedSharding(_mesh(devices), PartitionSpec(AXIS) if stacked else PartitionSpec())
 
         def place(leaf):
-            # Copies even where the leaf is there already: a step that donates its state would take the caller's away.
+            # Always a copy: a step that donates its state would otherwise free the caller's arrays.
             source = leaf[None] if stacked else leaf
             copies = [jax.device_put(source, device, may_alias=False) for device in self.local_devices]
             shape = (len(copies), *leaf.shape) if stacked else leaf.shape
@@ -70,8 +68,8 @@ class Replicas:
         return jax.tree.map(place, state)
 
     def place_batch(self, batch):
-        """This process' rows of arrays [B, ...] spread over its devices; B is a multiple of the number of all."""
-        if self.form == 'pmap':
+        """Spread this process' rows of arrays [B, ...] over its devices; B is a multiple of the number of devices."""
+        if self.strategy == 'pmap':
             return jax.tree.map(lambda leaf: leaf.reshape(len(self.local_devices), -1, *leaf.shape[1:]), batch)
         sharding = NamedSharding(_mesh(self.devices), PartitionSpec(AXIS))
         if self.num_processes == 1:
@@ -80,17 +78,17 @@ class Replicas:
 
     def fetch(self, tree) -> Any:
         """One replica's copy of a state or of metrics, on the first device of this process."""
-        if self.form == 'pmap':
+        if self.strategy == 'pmap':
             return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
         if self.num_processes == 1:
             return jax.device_put(tree, self.devices[0])
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
     def share(self, state):
-        """The state of the first process, on one device of each. All have to call it, with states of the same shapes.
+        """Return the state of the first process on every process. All must call it, with equal shapes.
 
-        Processes that each compute a state from the same numbers may still differ: not every device adds up in the same
-        order each time. Replicas that differ would go on differing, and none would say so.
+        Processes that compute a state from the same numbers may still differ, because devices may add in different
+        orders. Replicas that differ would stay different without a word.
         """
         if self.num_processes == 1:
             return state
@@ -99,7 +97,10 @@ class Replicas:
 
 
 def as_global(tree):
-    """Arrays on one device of each process, the same on all, as arrays of the whole run; themselves if there is one."""
+    """Turn arrays that are equal on one device of each process into arrays of the whole run.
+
+    With one process the tree is returned unchanged.
+    """
     if jax.process_count() == 1:
         return tree
     devices = tuple(jax.local_devices(process_index=process)[0] for process in range(jax.process_count()))
@@ -110,7 +111,6 @@ def as_global(tree):
 
 
 def _take_first(state, batch, *, axis_name):
-    """The first replica's state, on all."""
     is_first = jax.lax.axis_index(axis_name) == 0
 
     def take(leaf):
@@ -130,21 +130,24 @@ def _mesh(devices):
 
 
 @functools.lru_cache
-def _map_step(form, devices, step, donate, static):
-    if form == 'pmap':
+def _map_step(strategy, devices, step, donate, static):
+    if strategy == 'pmap':
         replica = functools.partial(step, **dict(static), axis_name=AXIS)
         return jax.pmap(replica, axis_name=AXIS, devices=devices, donate_argnums=(0,) if donate else ())
     return map_over_mesh(step, _mesh(devices), donate, **dict(static))
 
 
 def map_over_mesh(step: Callable, mesh, donate: bool, **static: Hashable) -> Callable:
-    """`Replicas.map_step` by shard_map over a mesh of one axis, `AXIS`; an abstract one lowers for what isn't there."""
+    """Do what `Replicas.map_step` does by shard_map, over a mesh with the one axis `AXIS`.
+
+    An abstract mesh lowers the step for devices that are not present.
+    """
     mapped = jax.shard_map(
         functools.partial(step, **static, axis_name=AXIS),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
         out_specs=PartitionSpec(),
-        # What the replicas hold is equal by the means over the axis; the checker can't follow it through scan.
+        # Means over the axis keep the replicas equal; the checker cannot follow that through scan.
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.training.writers import MetricWriter, check_writable, read_metrics, write_json
+from pad_jax.training.workdir import MetricWriter, check_writable, read_metrics, write_json
 
 
 def write_rows(workdir, *rows, torn=''):

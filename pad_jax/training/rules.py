@@ -13,9 +13,9 @@ from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, 
 from pad_jax.layers import CONVS, DISPATCHER_NAMES, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES
+from pad_jax.training.devices import PARALLEL
 from pad_jax.training.finiteness import ON_NONFINITE
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
-from pad_jax.training.devices import PARALLEL
 
 MOST_STEPS = 2**31 - 1
 """Steps are counted in int32."""

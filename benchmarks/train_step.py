@@ -25,7 +25,7 @@ from _timing import time_interleaved
 
 from pad_jax.training.configuration import load_config
 from pad_jax.training.forms import to_trained_form
-from pad_jax.training.setup import Lengths, make_heat, make_inputs, make_model, make_run_optimizer, make_task
+from pad_jax.training.setup import Lengths, make_inputs, make_model, make_run_optimizer, make_task, make_temperature
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 
@@ -74,7 +74,8 @@ def prepare_step(config_name: str, changes: list[str], options: argparse.Namespa
     halve = lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(halve, state.masks), round=jnp.int32(1))
     state = to_trained_form(state, rounds=1, compact=False)
-    arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, **make_heat(config, lengths)}
+    temperature = make_temperature(config, lengths)
+    arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, 'temperature': temperature}
     step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
     shape = options.batch_size, options.length
     batch = {

@@ -19,9 +19,8 @@ from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.partition import compact, expand
 from pad_jax.training.configuration import is_text
 from pad_jax.training.forms import to_masked_form
-from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.restoring import RestoredRun
-from pad_jax.training.setup import make_heat, make_model, make_task, measure_lengths
+from pad_jax.training.setup import make_model, make_task, make_temperature, measure_lengths
 from pad_jax.training.tasks import Task
 
 # Of these all that a mask splits is a kernel. ODConv and DCD generate tensors as well, whose scales stay.
@@ -61,8 +60,7 @@ def read_network(run: RestoredRun) -> Network:
     With the averaged parameters where the run keeps an average, and the temperature of its step.
     """
     state, config = to_masked_form(run.replicas.fetch(run.state)), run.config
-    heat = make_heat(config, measure_lengths(config, run.record.num_train))
-    temperature = make_temperature_schedule(heat['temperature'], heat['temperature_steps'])(state.step)
+    temperature = make_temperature(config, measure_lengths(config, run.record.num_train))(state.step)
     variables = {name: jax.device_get(found) for name, found in state.averaged_variables.items() if found}
     model = make_model(_serving(config))
     if 'packed' in variables:  # it trains without dead entries

@@ -36,14 +36,13 @@ from pad_jax.reports.variation import (
     sum_routing,
 )
 from pad_jax.training.forms import to_masked_form
-from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.restoring import RestoredRun
 from pad_jax.training.setup import (
-    make_heat,
     make_inputs,
     make_model,
     make_run_optimizer,
     make_task,
+    make_temperature,
     measure_lengths,
     open_source,
     start_from_pretrained,
@@ -126,14 +125,14 @@ def measure_start(run: RestoredRun, batches: Iterable[Batch]) -> dict[str, Layer
 
 
 def _measure(run, batches, variables, step, train):
-    heat = make_heat(run.config, measure_lengths(run.config, run.record.num_train))
+    temperature = make_temperature(run.config, measure_lengths(run.config, run.record.num_train))
     return measure_network(
         make_task(run.config),
         make_model(run.config),
         variables,
         batches=batches,
         scales=run.config.partition.scales,
-        temperature=make_temperature_schedule(heat['temperature'], heat['temperature_steps'])(step),
+        temperature=temperature(step),
         train=train,
     )
 

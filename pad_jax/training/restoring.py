@@ -14,11 +14,11 @@ from pad_jax.training.devices import Replicas
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import (
     Lengths,
-    make_heat,
     make_inputs,
     make_model,
     make_run_optimizer,
     make_task,
+    make_temperature,
     measure_lengths,
 )
 from pad_jax.training.state import TrainState, abstract_state
@@ -66,8 +66,8 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     config, record, lengths, state = read_stored(workdir, overrides)
     state = to_trained_form(state, config.partition.rounds, config.partition.compact)
     replicas = Replicas(config.parallel, jax.local_devices()[:1])
-    heat = make_heat(config, lengths)
-    step = replicas.map_step(eval_step, donate=False, task=make_task(config), model=make_model(config), **heat)
+    static = {'task': make_task(config), 'model': make_model(config), 'temperature': make_temperature(config, lengths)}
+    step = replicas.map_step(eval_step, donate=False, **static)
     return RestoredRun(config, record, replicas.place_state(state), step, replicas)
 
 

@@ -31,7 +31,7 @@ from pad_jax.partition import (
 )
 from pad_jax.pretrained import find_weights, load_pretrained, load_torchvision
 from pad_jax.training.configuration import is_partial, is_text
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_rate_schedule, make_temperature_schedule
 from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
@@ -134,9 +134,15 @@ def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Length
     return lengths
 
 
-def make_heat(config: ml_collections.ConfigDict, lengths: Lengths) -> dict[str, float]:
-    """Arguments of the steps' temperature schedule: 1 all along where the network takes none."""
-    return {'temperature': config.train.get('temperature', 1.0), 'temperature_steps': lengths.temperature}
+def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
+    """Attention temperature as a function of the step: constant 1 for texts."""
+    return make_temperature_schedule(config.train.get('temperature', 1.0), lengths.temperature)
+
+
+def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
+    """Learning rate as a function of the number of updates."""
+    optim = config.optim
+    return make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
@@ -157,7 +163,7 @@ def make_step_arguments(
         'task': make_task(config),
         'model': make_model(config, axis_name),
         'optimizer': make_run_optimizer(config, lengths),
-        **make_heat(config, lengths),
+        'temperature': make_temperature(config, lengths),
         **{name: config.optim[name] for name in _STEP_KEYS},
         **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')},
         'most_nonfinite': config.train.max_nonfinite if config.train.on_nonfinite == 'skip' else 1,

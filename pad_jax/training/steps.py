@@ -16,7 +16,7 @@ from flax import linen as nn
 from pad_jax.partition import FLAX, Problem, sown_routing
 from pad_jax.training.finiteness import accept_finite, check_finite
 from pad_jax.training.mixup import PARTNER, draw_share, mix_neighbours
-from pad_jax.training.optimizer import make_temperature_schedule, update_average
+from pad_jax.training.optimizer import update_average
 from pad_jax.training.state import TrainState
 from pad_jax.training.tasks import Task, summarize_routers
 
@@ -28,8 +28,7 @@ def train_step(
     task: Task,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    temperature: float,
-    temperature_steps: int,
+    temperature: optax.Schedule,
     accumulate_steps: int = 1,
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
@@ -40,7 +39,7 @@ def train_step(
     """One optimizer step, which changes nothing but the counts where what it makes is not finite.
 
     Args:
-      temperature, temperature_steps: see `make_temperature_schedule`; for a task that is heated.
+      temperature: attention temperature as a function of the step, from `setup.make_temperature`.
       model: with `axis_name` of its own, its norms and routers take their statistics over all replicas.
       accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
         memory falls and the step stays the same but for batch statistics and the balance of routers. Divides B.
@@ -53,7 +52,7 @@ def train_step(
       (new state, metrics): loss (the task's, on smoothed and mixed labels, without that of routers), gradient_norm, and
       as far as there are such: accuracy in [0, 1], temperature, and what `summarize_routers` says.
     """
-    current = make_temperature_schedule(temperature, temperature_steps)(state.step)
+    current = temperature(state.step)
     # Drawn anew for each step, replica and microbatch; what is mixed, for each step alone.
     step_key = jax.random.fold_in(state.key, state.step)
     if mixup:
@@ -129,8 +128,7 @@ def eval_step(
     *,
     task: Task,
     model: nn.Module,
-    temperature: float,
-    temperature_steps: int,
+    temperature: optax.Schedule,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 count in none of them.
@@ -139,7 +137,7 @@ def eval_step(
     that takes the place of its parameters and of its batch statistics. A task that collects also gets the `outputs`
     [B, O] of all replicas' examples, in the order of the batch.
     """
-    current = make_temperature_schedule(temperature, temperature_steps)(state.step)
+    current = temperature(state.step)
     outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)
     weight = batch['weight']
     values = {'loss': task.losses(outputs, batch['label']), **task.hits(outputs, batch['label'])}

@@ -21,7 +21,6 @@ from pad_jax.training.finiteness import find_nonfinite, name_checked
 from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.mixtures import compare_experts
-from pad_jax.training.optimizer import make_rate_schedule, make_temperature_schedule
 from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
 from pad_jax.training.processes import (
     AgreedStop,
@@ -37,11 +36,12 @@ from pad_jax.training.setup import (
     Lengths,
     abstract_variables,
     make_exclusions,
-    make_heat,
     make_inputs,
     make_model,
+    make_rate,
     make_step_arguments,
     make_task,
+    make_temperature,
     measure_lengths,
     open_source,
     plan_layers,
@@ -186,11 +186,12 @@ class _Run:
         self.task = make_task(config)
         self.step_arguments = make_step_arguments(config, lengths, AXIS)
         self.train_step = replicas.map_step(train_step, donate=True, **self.step_arguments)
-        heat = make_heat(config, lengths)
-        self.eval_step = replicas.map_step(eval_step, donate=False, task=self.task, model=self.model, **heat)
-        self.temperature = make_temperature_schedule(*heat.values()) if self.task.heated else None
-        optim = config.optim
-        self.rate = make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
+        temperature = make_temperature(config, lengths)
+        self.eval_step = replicas.map_step(
+            eval_step, donate=False, task=self.task, model=self.model, temperature=temperature
+        )
+        self.temperature = temperature if self.task.heated else None
+        self.rate = make_rate(config, lengths)
         self.rounds = _plan_rounds(config)
         self.inputs = make_inputs(config)
         self.most_nonfinite = self.step_arguments['most_nonfinite']

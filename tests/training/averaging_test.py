@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.optimizer import follow_handoff, make_optimizer, update_average
+from pad_jax.training.optimizer import follow_handoff, make_optimizer, make_temperature_schedule, update_average
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
@@ -18,7 +18,7 @@ from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import NormFree, one_device, small_config
 from tests.training.trainer_test import assert_same_run, kill_in
 
-STATIC = {'task': IMAGES, 'model': NormFree(norm=True), 'temperature': 30.0, 'temperature_steps': 4}
+STATIC = {'task': IMAGES, 'model': NormFree(norm=True), 'temperature': make_temperature_schedule(30.0, 4)}
 # Three kernels: a network that no other test compiles, as these compile without optimisation.
 AVERAGED = {**IN_ROUNDS, 'optim__ema_decay': 0.8, 'partition__handoff': 'mean', 'model__num_kernels': 3}
 

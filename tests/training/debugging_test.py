@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from pad_jax.training.debugging import find_nan
 from pad_jax.training.devices import PARALLEL, Replicas
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
@@ -31,7 +31,7 @@ def line_of(text):
 
 def test_a_nan_of_the_way_back_has_a_line_of_the_model():
     optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, 5)
-    static = {'task': IMAGES, 'model': Root(), 'optimizer': optimizer, 'temperature': 1.0, 'temperature_steps': 1}
+    static = {'task': IMAGES, 'model': Root(), 'optimizer': optimizer, 'temperature': make_temperature_schedule(1.0, 1)}
     state = init_state(Root(), optimizer, image_inputs((8, 8, 1)), 0)
     found = find_nan(functools.partial(train_step, **static), state, BATCH)
     assert (

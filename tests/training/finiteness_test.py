@@ -14,7 +14,7 @@ from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.devices import Replicas
 from pad_jax.training.finiteness import LEARNED, accept_finite, check_finite, name_checked
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.state import Faults, init_state
 from pad_jax.training.steps import train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
@@ -61,7 +61,7 @@ def same(one, other):
 def run(form, devices, state, badness, most_nonfinite):
     """The states after each of the steps, a bad one where `badness` says so."""
     replicas = Replicas(form, devices)
-    static = {'temperature': 1.0, 'temperature_steps': 0, 'most_nonfinite': most_nonfinite}
+    static = {'temperature': make_temperature_schedule(1.0, 0), 'most_nonfinite': most_nonfinite}
     step = replicas.map_step(train_step, donate=False, task=IMAGES, model=Tiny(), optimizer=OPTIMIZER, **static)
     placed, found = replicas.place_state(state), []
     for number, bad in enumerate(badness):

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from pad_jax.training.configuration import is_text, load_config
 from pad_jax.training.devices import AXIS, PARALLEL, Replicas, map_over_mesh
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_inputs, make_model, make_step_arguments, measure_lengths
 from pad_jax.training.state import abstract_state, init_state
 from pad_jax.training.steps import train_step
@@ -118,7 +118,12 @@ def optimizer():
 @pytest.mark.parametrize('form', PARALLEL)
 def test_the_step_takes_the_memory_of_the_state_that_it_is_given(form):
     replicas = Replicas(form, jax.local_devices()[:2])
-    static = {'task': IMAGES, 'model': NormFree(), 'optimizer': optimizer(), 'temperature': 1.0, 'temperature_steps': 1}
+    static = {
+        'task': IMAGES,
+        'model': NormFree(),
+        'optimizer': optimizer(),
+        'temperature': make_temperature_schedule(1.0, 1),
+    }
     step = replicas.map_step(train_step, donate=True, **static)
     state = replicas.place_state(init_state(NormFree(), optimizer(), image_inputs((8, 8, 1)), 0))
     batch = replicas.place_batch({'image': np.ones((4, 8, 8, 1), np.float32), 'label': np.zeros(4, np.int32)})

@@ -8,7 +8,7 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training.devices import Replicas
 from pad_jax.training.mixup import draw_share, mix_neighbours
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
@@ -17,7 +17,7 @@ from pad_jax.training.trainer import train
 from tests.layers.compiling import QUICK, jit_quickly
 from tests.training.tiny import NormFree, one_device, small_config
 
-STATIC = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4, 'mixup': 0.4, 'label_smoothing': 0.1}
+STATIC = {'task': IMAGES, 'temperature': make_temperature_schedule(30.0, 4), 'mixup': 0.4, 'label_smoothing': 0.1}
 
 
 def sgd():
@@ -100,7 +100,7 @@ def test_a_step_is_the_loss_of_mixed_examples_written_out(batch):
 def test_evaluation_is_plain_cross_entropy():
     """It has neither argument; and its loss is that of the very labels."""
     batch = next(iter(open_source(small_config()).eval_batches()))
-    static = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4}
+    static = {'task': IMAGES, 'temperature': make_temperature_schedule(30.0, 4)}
     found = jit_quickly(functools.partial(eval_step, model=NormFree(), **static))(start(), batch)
     logits, _ = NormFree().apply(start().variables, batch['image'], 30.0)
     expected = -jax.nn.log_softmax(logits)[np.arange(16), batch['label']].sum()

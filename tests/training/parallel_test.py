@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from pad_jax.training.devices import AXIS, PARALLEL, Replicas
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from tests.training.tiny import NormFree, small_config
 
-STATIC = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4}
+STATIC = {'task': IMAGES, 'temperature': make_temperature_schedule(30.0, 4)}
 STEPS = 5
 
 

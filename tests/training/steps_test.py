@@ -9,14 +9,14 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training.devices import Replicas
 from pad_jax.training.evaluation import evaluate_state
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from tests.training.tiny import NormFree, one_device, small_config
 
-STATIC = {'task': IMAGES, 'temperature': 30.0, 'temperature_steps': 4}
+STATIC = {'task': IMAGES, 'temperature': make_temperature_schedule(30.0, 4)}
 
 
 def sgd():

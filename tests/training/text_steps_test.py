@@ -9,7 +9,7 @@ import pytest
 
 from pad_jax.pretrained import load_pretrained
 from pad_jax.training.devices import AXIS, Replicas
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
@@ -19,7 +19,7 @@ from tests.training.tiny_texts import REGRESSION, small_text_config
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
-HEAT = {'temperature': 1.0, 'temperature_steps': 0}
+HEAT = {'temperature': make_temperature_schedule(1.0, 0)}
 STEPS = 2
 
 

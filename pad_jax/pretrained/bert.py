@@ -1,6 +1,6 @@
-"""Weights of the BERT family, under the names of Hugging Face, as params of `models.Bert`.
+"""Weights of the BERT family under the names of Hugging Face, as params of `models.Bert`.
 
-The encoder to fill is known by its params alone, but for its number of heads, which no shape tells.
+The shapes of the params describe the encoder, except for its number of heads.
 """
 
 from collections.abc import Mapping
@@ -12,28 +12,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pad_jax.errors import BadInput
-from pad_jax.pretrained.safetensors_folder import CONFIG, read_config, read_tensors
-from pad_jax.pretrained.tensor_check import check_tensors
 from pad_jax.pretrained.upcycling import dense_shapes, upcycle
+from pad_jax.pretrained.weights import CONFIG, check_tensors, read_config, read_weights
 
 PyTree = Any
 PREFIX = 'bert.'
-# What a file may lack as a whole: then the initial values stay.
+# A file may lack these modules completely. Then they keep their initial values.
 HEADS = ('pooler', 'classifier')
-# What a file may hold beside the encoder: constants, and the heads of pretraining.
+# A file may hold constants and the heads of pretraining beside the encoder.
 SKIPPED = ('embeddings.position_ids', 'cls.')
 # Released checkpoints of BERT name the parameters of their norms as TensorFlow did.
 OLD_NAMES = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
 
 MODULES = {
     'embeddings/norm': 'embeddings.LayerNorm',
-    'pooler': 'pooler.dense',
-    'classifier': 'classifier',
-}
-TABLES = {
     'embeddings/tokens': 'embeddings.word_embeddings',
     'embeddings/positions': 'embeddings.position_embeddings',
     'embeddings/segments': 'embeddings.token_type_embeddings',
+    'pooler': 'pooler.dense',
+    'classifier': 'classifier',
 }
 LAYER_MODULES = {
     'attention/query': 'attention.self.query',
@@ -48,12 +45,12 @@ LAYER_MODULES = {
 
 
 class Loaded(NamedTuple):
-    """What came of loading.
+    """Result of `load_pretrained`.
 
     Attributes:
-      params: of the structure of the initial ones.
-      fresh: modules that the file lacks and that keep their initial values, of HEADS.
-      skipped: tensors of the file that the encoder has no use for.
+      params: with the structure of the initial params.
+      fresh: modules of `HEADS` that the file lacks. They keep their initial values.
+      skipped: tensors of the file that the encoder does not use.
     """
 
     params: PyTree
@@ -62,68 +59,63 @@ class Loaded(NamedTuple):
 
 
 def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_heads: int) -> Loaded:
-    """Fills an encoder with the weights of a folder; mixtures of experts are upcycled from the dense weights.
+    """Fill an encoder with the weights of a folder. Mixtures of experts are upcycled from the dense weights.
 
     Args:
-      folder: with config.json and model.safetensors, or its index and shards.
-      params: initial params of a `models.Bert`, with any kind of feed-forward part.
-      num_heads: of the encoder.
+      folder: contains config.json and model.safetensors, or its index and shards.
+      params: initial params of a `models.Bert` with any kind of feed-forward part.
+      num_heads: attention heads of the encoder.
 
     Raises:
-      BadInput: if the folder can't be read, is of another architecture or size, or lacks tensors, holds ones that it
-        shouldn't or that have another shape; all of them are listed.
+      BadInput: if the folder cannot be read, or has another architecture or size. If tensors do not fit, all of them
+        are listed.
     """
     shapes = dense_shapes(params)
     _check_config(Path(folder) / CONFIG, read_config(folder), shapes, num_heads)
-    tensors = _name_plainly(folder, read_tensors(folder))
-    wanted = {path: (*_tensor_of(path), shape) for path, shape in flatten_dict(shapes).items()}
+    tensors = _rename(folder, read_weights(folder))
+    wanted = {path: (*_name_tensor(path), shape) for path, shape in flatten_dict(shapes).items()}
     fresh = tuple(
         head for head in HEADS if not any(name in tensors for path, (name, *_) in wanted.items() if path[0] == head)
     )
     skipped = tuple(sorted(name for name in tensors if name.startswith(SKIPPED)))
     loaded = {path: row for path, row in wanted.items() if path[0] not in fresh}
-    needed = {name: shape.shape[::-1] if transposed else shape.shape for name, transposed, shape in loaded.values()}
+    needed = {name: shape.shape[::-1] if is_linear else shape.shape for name, is_linear, shape in loaded.values()}
     check_tensors(folder, {name: tensor for name, tensor in tensors.items() if name not in skipped}, needed)
     dense = {
-        path: jnp.asarray(tensors[name].T if is_transposed else tensors[name], shape.dtype)
-        for path, (name, is_transposed, shape) in loaded.items()
+        path: jnp.asarray(tensors[name].T if is_linear else tensors[name], shape.dtype)
+        for path, (name, is_linear, shape) in loaded.items()
     }
     return Loaded(upcycle({**unflatten_dict(dense), **{head: params[head] for head in fresh}}, params), fresh, skipped)
 
 
-def _name_plainly(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    plain = {name: _plain_name(name) for name in sorted(tensors)}
-    names = list(plain.values())
-    twice = [name for name in plain if names.count(plain[name]) > 1]
-    if twice:
-        raise BadInput(f'the weights in {folder} name the same parameters twice: {", ".join(twice)}')
-    return {plain[name]: tensor for name, tensor in tensors.items()}
+def _rename(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Remove the prefix and the old names of norms."""
+    names: dict[str, str] = {}
+    for name in sorted(tensors):
+        plain = name.removeprefix(PREFIX)
+        for old, new in OLD_NAMES.items():
+            plain = plain.removesuffix(old) + new if plain.endswith(old) else plain
+        if plain in names:
+            raise BadInput(f'the weights in {folder} name the same parameter twice: {names[plain]}, {name}')
+        names[plain] = name
+    return {plain: tensors[name] for plain, name in names.items()}
 
 
-def _plain_name(name: str) -> str:
-    name = name.removeprefix(PREFIX)
-    for old, new in OLD_NAMES.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
-
-
-def _tensor_of(path: tuple[str, ...]) -> tuple[str, bool]:
-    """(name of the tensor behind a dense parameter, whether it is its transpose)."""
+def _name_tensor(path: tuple[str, ...]) -> tuple[str, bool]:
+    """Return the tensor's name for a dense parameter, and True if it is stored transposed, as [outputs, inputs]."""
     *modules, parameter = path
     if modules[0].startswith('layer_'):
         index = modules[0].removeprefix('layer_')
         module = f'encoder.layer.{index}.{LAYER_MODULES["/".join(modules[1:])]}'
     else:
-        module = (MODULES | TABLES)['/'.join(modules)]
-    # A linear layer is stored as [outputs, inputs].
+        module = MODULES['/'.join(modules)]
     return f'{module}.{"bias" if parameter == "bias" else "weight"}', parameter == 'kernel'
 
 
 def _check_config(path: Path, config: Mapping[str, Any], shapes, num_heads: int) -> None:
     tables = shapes['embeddings']
     vocab_size, width = tables['tokens']['embedding'].shape
-    # What a shape would tell as well is told here in the words of the architecture, not as a list of tensors.
+    # `check_tensors` would find wrong sizes too. Here the message has the words of the architecture.
     required = {
         'model_type': 'bert',
         'hidden_act': 'gelu',
@@ -145,4 +137,4 @@ def _check_config(path: Path, config: Mapping[str, Any], shapes, num_heads: int)
     if 'num_attention_heads' not in config:
         differing.append('num_attention_heads is missing')
     if differing:
-        raise BadInput(f'{path} is of another model: {"; ".join(differing)}')
+        raise BadInput(f'{path} describes another model: {"; ".join(differing)}')

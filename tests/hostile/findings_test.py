@@ -18,7 +18,7 @@ from pad_jax.data.preparation import glue as glue_preparation
 from pad_jax.data.preparation.jpegs import as_rgb_jpeg
 from pad_jax.errors import BadInput
 from pad_jax.files import MOST_DEPTH
-from pad_jax.pretrained.safetensors_folder import read_weights
+from pad_jax.pretrained.weights import read_weights
 from pad_jax.training.command_line import MOST_CHARACTERS, exit_status
 from tests.data.photos import claim_size
 from tests.hostile.fuzz_test import try_reader

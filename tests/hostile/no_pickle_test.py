@@ -10,7 +10,7 @@ import pytest
 
 import pad_jax
 from pad_jax.errors import BadInput
-from pad_jax.pretrained.safetensors_folder import read_weights
+from pad_jax.pretrained.weights import read_weights
 from tests.hostile.fuzz_test import check_seeds, try_reader
 from tests.hostile.readers import PHOTOS_PLACE, READERS, readers_of_sets
 

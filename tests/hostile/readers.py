@@ -33,7 +33,7 @@ from pad_jax.data.preparation.tars import MemberReader, list_members
 from pad_jax.data.preparation.tfrecord import read_records
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
 from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
-from pad_jax.pretrained.safetensors_folder import read_config, read_weights
+from pad_jax.pretrained.weights import read_config, read_weights
 from pad_jax.reports.inspection import tabulate_partition
 from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import read_partition, read_run

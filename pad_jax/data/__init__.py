@@ -13,9 +13,10 @@ from pad_jax.data.distortions import MOST_MAGNITUDE, make_distortion
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.image_folder import open_image_folder
 from pad_jax.data.imagenet import open_imagenet
+from pad_jax.data.images import ImageSource
 from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
-from pad_jax.data.source import DataSpec, Source
+from pad_jax.data.source import DataSpec, ImageSpec, Source
 from pad_jax.data.streaming import StreamedSource
 from pad_jax.data.text_source import TextSource, TextSpec
 from pad_jax.data.text_sources import ON_BAD, TEXT_SOURCES, make_text_source
@@ -25,8 +26,7 @@ from pad_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pad_jax.data.views import AUGMENTS
 from pad_jax.errors import BadInput
 
-ImageSource = Source | StreamedSource
-SOURCES: dict[str, Callable[..., ImageSource]] = {
+SOURCES: dict[str, Callable[..., Source]] = {
     'digits': open_digits,
     'folder': open_image_folder,
     'imagenet': open_imagenet,
@@ -59,6 +59,7 @@ __all__ = [
     'TEXT_SOURCES',
     'DataSpec',
     'ImageSource',
+    'ImageSpec',
     'Preprocessing',
     'Source',
     'StreamedSource',
@@ -88,7 +89,7 @@ def make_source(
     color_jitter: float = 0.0,
     randaugment_layers: int = 0,
     randaugment_magnitude: int = 9,
-) -> ImageSource:
+) -> Source:
     """Opens a source of images by name.
 
     Args:

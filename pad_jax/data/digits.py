@@ -7,7 +7,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from pad_jax.data.distortions import Distortion
-from pad_jax.data.source import DataSpec, Examples, Source
+from pad_jax.data.images import Examples, ImageSource
+from pad_jax.data.source import ImageSpec
 from pad_jax.errors import BadInput
 
 IMAGE_SIZE = 8
@@ -30,7 +31,7 @@ def open_digits(
     crop_padding: int | None = None,
     flip: bool | None = None,
     distortion: Distortion | None = None,
-) -> Source:
+) -> ImageSource:
     """The digits as float32[B, 8, 8, 1]. Arguments as for `pad_jax.data.make_source`.
 
     Within each class every fifth scan, in the order of the file, is for evaluation: 1,442 scans to train on
@@ -53,8 +54,8 @@ def open_digits(
     for label in range(10):
         for_eval[np.flatnonzero(labels == label)[EVAL_EVERY - 1 :: EVAL_EVERY]] = True
     train, evaluation = images[~for_eval], images[for_eval]
-    return Source(
-        spec=DataSpec(
+    return ImageSource(
+        spec=ImageSpec(
             num_classes=10,
             class_names=tuple(str(digit) for digit in range(10)),
             image_shape=(IMAGE_SIZE, IMAGE_SIZE, 1),

@@ -14,8 +14,9 @@ from pad_jax.data import transforms
 from pad_jax.data.class_folders import ClassFolders, list_class_folders, warn_of_unseen
 from pad_jax.data.decoding import describe_failure, open_image, to_rgb, turn_upright
 from pad_jax.data.distortions import Distortion
+from pad_jax.data.images import Examples, ImageSource
 from pad_jax.data.processors import usable_processors
-from pad_jax.data.source import DataSpec, Examples, Source
+from pad_jax.data.source import ImageSpec
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import open_plain
 
@@ -42,7 +43,7 @@ def open_image_folder(
     flip: bool | None = None,
     distortion: Distortion | None = None,
     cache_bytes: int = CACHE_BYTES,
-) -> Source:
+) -> ImageSource:
     """The folder as float32[B, S, S, 3], normalised with ImageNet's mean and deviation.
 
     Arguments as for `pad_jax.data.make_source`; classes are the sorted names of the folders in `train`. The
@@ -73,8 +74,8 @@ def open_image_folder(
     warn_of_unseen(folders, labels[evaluation])
 
     store = _Store(paths, image_size, cache)
-    return Source(
-        spec=DataSpec(
+    return ImageSource(
+        spec=ImageSpec(
             num_classes=len(folders.class_names),
             class_names=folders.class_names,
             image_shape=(image_size, image_size, 3),

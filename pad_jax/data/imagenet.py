@@ -11,7 +11,7 @@ from pad_jax.data.class_folders import list_class_folders, warn_of_unseen
 from pad_jax.data.distortions import Distortion
 from pad_jax.data.imagenet_tfds import NAME, find_prepared, open_splits
 from pad_jax.data.records import FileRecords
-from pad_jax.data.source import DataSpec
+from pad_jax.data.source import ImageSpec
 from pad_jax.data.streaming import StreamedSource
 from pad_jax.data.views import Augmentation
 from pad_jax.errors import BadInput, quote
@@ -57,7 +57,7 @@ def open_imagenet(
     else:
         raise BadInput(f'{quote(root)} holds no photos, data.path must name {EXPECTED}: {_explain_preparing(path)}')
     return StreamedSource(
-        spec=DataSpec(
+        spec=ImageSpec(
             num_classes=len(class_names),
             class_names=class_names,
             image_shape=(image_size, image_size, 3),

@@ -1,116 +1,94 @@
-"""What every source of images gives, whatever they are read from.
-
-Legend: B global batch, b rows of it that are asked for, H/W space, C channels, N examples.
-"""
+"""The protocol that sources of images and of texts share."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
-
-from pad_jax.data import transforms
-from pad_jax.data.distortions import Distortion
-from pad_jax.data.ordering import AUGMENTATION, DISTORTION, SCORING, Order, draw_bits
-from pad_jax.data.prefetch import Prefetch
-from pad_jax.errors import BadInput
 
 Batch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a model must know of its data.
+    """Properties of a data set.
 
-    `image_shape` is (H, W, C); `class_names[label]` names a label; the counts are examples that are in use.
+    Attributes:
+        num_classes: at least 1; 1 for regression.
+        class_names: names by label; empty for regression.
+        num_train, num_eval: examples in use.
+        eval_splits: names of the splits to evaluate on.
+        metrics: keys of `METRICS`, each measured on all outputs of a split. Empty if means over examples suffice.
     """
 
     num_classes: int
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
     num_train: int
     num_eval: int
+    eval_splits: tuple[str, ...] = ('val',)
+    metrics: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """One split: `labels` int32[N], and `take(indices)` -> uint8[len(indices), H, W, C]."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec(DataSpec):
+    """Properties of a data set of images.
 
-    labels: np.ndarray
-    take: Callable[[np.ndarray], np.ndarray]
+    Attributes:
+        image_shape: (H, W, C).
+    """
+
+    image_shape: tuple[int, int, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Batches of labelled images: `image` float32[b, H, W, C], normalised, and `label` int32[b].
+class Source(Protocol):
+    """Batches of labelled examples, a pure function of (seed, step).
 
-    `rows` is the slice of the global batch that the calling process wants (all of it when left out). The
-    global batch is the same however many processes share it.
+    A batch is a dict of arrays [b, ...] with the inputs of a network and `label`. `rows` selects the b rows of the
+    global batch that the calling process needs, all B by default. The global batch does not depend on the number of
+    processes or threads.
 
-    `skipped` lists what was left out under `on_bad='skip'`, one line each; `skipped_eval` of them were to be evaluated
-    on.
+    Attributes:
+        spec: properties of the data.
+        batch_size: B, at least 1.
     """
 
     spec: DataSpec
-    train: Examples
-    eval: Examples
     batch_size: int
-    seed: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
-    distortion: Distortion | None = None
-    skipped: list[str] = dataclasses.field(default_factory=list)
-    skipped_eval: int = 0
-
-    def __post_init__(self):
-        if self.spec.num_eval < 1:
-            raise BadInput('the data holds no example to evaluate on')
 
     @property
-    def num_eval_images(self) -> int:
-        """Images to evaluate on, whether or not they can be read."""
-        return self.spec.num_eval + self.skipped_eval
+    def num_eval_listed(self) -> int:
+        """Number of evaluation examples, including those that cannot be read."""
 
-    def train_batch(self, step: int, rows: slice | None = None) -> Batch:
-        """The augmented batch of a step (at least 0); a pure function of (seed, step)."""
-        indices = Order(self.spec.num_train, self.seed).indices(step, self.batch_size, rows)
-        # Drawn for the global batch and then sliced, so that sharing it does not change it.
-        bits = draw_bits(self.seed, step, AUGMENTATION, 3 * self.batch_size).reshape(self.batch_size, 3)
-        images = self.train.take(indices)
-        images = transforms.crop_and_flip(images, bits[rows or slice(None)], self.crop_padding, self.flip)
-        if self.distortion:
-            count = self.distortion.num_words
-            bits = draw_bits(self.seed, step, DISTORTION, count * self.batch_size).reshape(self.batch_size, count)
-            images = np.stack([self.distortion.apply(*pair) for pair in zip(images, bits[rows or slice(None)])])
-        return {'image': self._normalize(images), 'label': self.train.labels[indices]}
+    @property
+    def num_eval_batches(self) -> int:
+        """Number of batches that `eval_batches()` yields for all splits."""
 
-    def train_batches(self, start: int, stop: int, rows: slice | None = None) -> Prefetch[Batch]:
-        """For a `with` block: iterates over (step, its batch) for the steps in [start, stop), made ahead of time."""
-        return Prefetch(functools.partial(self.train_batch, rows=rows), start, stop)
+    @property
+    def skipped(self) -> list[str]:
+        """One line for each example left out so far under `on_bad='skip'`."""
 
-    def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
-        """Training examples as they are, for scores and statistics; a pure function of (seed, index)."""
-        indices = Order(self.spec.num_train, self.seed, SCORING).indices(index, batch_size, rows)
-        return {'image': self._normalize(self.train.take(indices)), 'label': self.train.labels[indices]}
+    @property
+    def run_files(self) -> dict[str, Any]:
+        """JSON content by file name that a run directory keeps in order to read new examples."""
 
-    def eval_batches(self, rows: slice | None = None) -> Iterator[Batch]:
-        """Every evaluation example once, in order, in batches of exactly `batch_size`.
+    def with_threads(self, num_threads: int) -> 'Source':
+        """Return this source with another number of decoding threads. Sources without threads return themselves."""
 
-        Besides image and label each batch holds `weight` float32[b]: 1 for an example, 0 for the rows that
-        fill up the last batch. A mean is exact as Σ weight · value / Σ weight.
+    def train_batches(
+        self, start: int, stop: int, rows: slice | None = None
+    ) -> AbstractContextManager[Iterator[tuple[int, Batch]]]:
+        """Iterate over (step, batch) for the steps in [start, stop) inside a `with` block, prepared ahead of time."""
+
+    def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
+        """Return training examples without augmentation; a pure function of (seed, number)."""
+
+    def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
+        """Iterate over every example of one evaluation split, or of all, in batches of B.
+
+        Batches also contain `weight` float32[b], 1 for an example and 0 for a row without one. So a mean is exact as
+        Σ weight · value / Σ weight.
         """
-        for start in range(0, self.spec.num_eval, self.batch_size):
-            positions = (start + np.arange(self.batch_size))[rows or slice(None)]
-            weight = positions < self.spec.num_eval
-            indices = positions[weight]
-            images = np.zeros((len(positions), *self.spec.image_shape), np.float32)
-            labels = np.zeros(len(positions), np.int32)
-            if len(indices):
-                images[weight] = self._normalize(self.eval.take(indices))
-                labels[weight] = self.eval.labels[indices]
-            yield {'image': images, 'label': labels, 'weight': weight.astype(np.float32)}
 
-    def _normalize(self, images: np.ndarray) -> np.ndarray:
-        return transforms.normalize(images, self.mean, self.std)
+    def eval_labels(self, split: str) -> np.ndarray:
+        """Return all labels of an evaluation split, int32[N] or float32[N]. Needed if `spec.metrics` is not empty."""

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pad_jax.data.ordering import SCORING, VIEW, Order, draw_bits
 from pad_jax.data.prefetch import Prefetch
 from pad_jax.data.processors import usable_processors
 from pad_jax.data.records import BrokenSet, Record, Records
-from pad_jax.data.source import Batch, DataSpec
+from pad_jax.data.source import Batch, ImageSpec
 from pad_jax.data.views import Augmentation, view_middle
 from pad_jax.errors import BadInput
 
@@ -85,7 +85,7 @@ class StreamedSource:
     `num_threads` decode at once: one for each processor when left out.
     """
 
-    spec: DataSpec
+    spec: ImageSpec
     train: Records
     eval: Records
     batch_size: int
@@ -101,7 +101,7 @@ class StreamedSource:
         return self.bad.lines
 
     @property
-    def num_eval_images(self) -> int:
+    def num_eval_listed(self) -> int:
         """Images to evaluate on, whether or not they can be read."""
         return len(self.eval)
 
@@ -133,7 +133,25 @@ class StreamedSource:
         with _Assembly(load, 0, 1, len(indices), self.spec.image_shape, self.num_threads) as batches:
             return _without_weight(next(batches)[1])
 
-    def eval_batches(self, rows: slice | None = None) -> Iterator[Batch]:
+    @property
+    def num_eval_batches(self) -> int:
+        """Number of batches of `eval_batches`."""
+        return -(-len(self.eval) // self.batch_size)
+
+    @property
+    def run_files(self) -> dict[str, Any]:
+        """No file: photos need none to be read again."""
+        return {}
+
+    def with_threads(self, num_threads: int) -> 'StreamedSource':
+        """Return this source with another number of decoding threads."""
+        return dataclasses.replace(self, num_threads=num_threads)
+
+    def eval_labels(self, split: str) -> np.ndarray:
+        """Raise: the labels of photos are known once they are read."""
+        raise NotImplementedError(split)
+
+    def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
         """Every evaluation example once, in order, in batches of exactly `batch_size`.
 
         Besides image and label each batch holds `weight` float32[b]: 1 for an example, 0 for the rows that fill up the

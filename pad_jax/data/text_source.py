@@ -6,21 +6,21 @@ Legend: B global batch, b rows of it that are asked for, T sequence length, N ex
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from pad_jax.data.ordering import SCORING, Order
 from pad_jax.data.prefetch import Prefetch
+from pad_jax.data.source import Batch, DataSpec
 from pad_jax.data.text_examples import TextExamples
 from pad_jax.data.tokenization import Tokens, WordPieces
-
-Batch = dict[str, np.ndarray]
 
 SHORTEST = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class TextSpec:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSpec(DataSpec):
     """What a model, and who evaluates it, must know of its data.
 
     `num_classes` is 1 for regression, where `class_names` is empty; else `class_names[label]` names a label.
@@ -29,15 +29,9 @@ class TextSpec:
     collected from a file, `first_seen` holds (class, file and line) in the order in which they appear.
     """
 
-    num_classes: int
-    class_names: tuple[str, ...]
     regression: bool
     max_length: int
     vocab_size: int
-    num_train: int
-    num_eval: int
-    metrics: tuple[str, ...]
-    eval_splits: tuple[str, ...]
     first_seen: tuple[tuple[str, str], ...] = ()
 
 
@@ -113,6 +107,35 @@ class TextSource:
     def scoring_batch(self, index: int, batch_size: int, rows: slice | None = None) -> Batch:
         """Training examples for scores and statistics; a pure function of (seed, index)."""
         return self.train.take(Order(len(self.train), self.seed, SCORING).indices(index, batch_size), rows)
+
+    @property
+    def num_eval_listed(self) -> int:
+        """Number of evaluation examples."""
+        return self.spec.num_eval
+
+    @property
+    def num_eval_batches(self) -> int:
+        """Number of batches of `eval_batches()`."""
+        return sum(-(-len(texts) // self.batch_size) for texts in self.eval.values())
+
+    @property
+    def skipped(self) -> list[str]:
+        """No line: rows are left out when a file is read, before there is a source."""
+        return []
+
+    @property
+    def run_files(self) -> dict[str, Any]:
+        """The tokenizer, as the content of `tokenizer.json`."""
+        return {'tokenizer.json': self.pieces.describe()}
+
+    def with_threads(self, num_threads: int) -> 'TextSource':
+        """Return the same source: its texts are encoded already."""
+        del num_threads
+        return self
+
+    def eval_labels(self, split: str) -> np.ndarray:
+        """Return the labels of an evaluation split, int32[N] or float32[N]."""
+        return self.eval[split].labels
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
         """Batches of `EncodedTexts.iterate` of one of `spec.eval_splits`, or of all, one after the other."""

@@ -142,7 +142,7 @@ def _spread_batches(source) -> Iterator[Batch]:
     if isinstance(source, TextSource):
         num_batches = sum(math.ceil(len(texts) / source.batch_size) for texts in source.eval.values())
     else:
-        num_batches = math.ceil(source.num_eval_images / source.batch_size)
+        num_batches = math.ceil(source.num_eval_listed / source.batch_size)
     num_rows = min(source.batch_size, max(1, MOST_EXAMPLES // max(num_batches, 1)))
     return source.eval_batches(rows=slice(0, num_rows))
 

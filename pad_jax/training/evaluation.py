@@ -38,10 +38,10 @@ def evaluate_state(
     totals = _sum_up([replicas.fetch(step(state, replicas.place_batch(batch))) for batch in batches])
     weight = totals.pop('weight')
     if not weight:
-        raise AgreedProblem(f'not one of the {source.num_eval_images} images to evaluate on can be read')
+        raise AgreedProblem(f'not one of the {source.num_eval_listed} images to evaluate on can be read')
     counts = {'examples': int(weight)}
     if on_bad == 'skip':
-        counts['skipped'] = source.num_eval_images - int(weight)
+        counts['skipped'] = source.num_eval_listed - int(weight)
     return counts | {name: total / weight for name, total in totals.items()}
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from pad_jax.data import METRICS, ImageSource, StreamedSource, TextSource
+from pad_jax.data import METRICS, ImageSource, TextSource
 from pad_jax.errors import BadInput, check_together
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.configuration import find_late_round, flatten, is_partial
@@ -106,8 +106,7 @@ def train(
             source, lengths = _prepare(config, workdir, replicas)
         check_same('data', dataclasses.asdict(DataRecord.of(source.spec)))
         check_shared(workdir)
-        if isinstance(source, StreamedSource):
-            source = dataclasses.replace(source, num_threads=count_own_processors())
+        source = source.with_threads(count_own_processors())
         with jax.debug_nans(config.debug), StopSignals() as signals:
             run = _Run(config, workdir, source, lengths, replicas, lock, label)
             try:

@@ -212,7 +212,7 @@ def test_skips_bad_images_counts_and_says_so(folder, caplog, cache_bytes):
     present = {split: sum(p.is_file() for p in (folder / split).rglob('*.*')) for split in ('train', 'val')}
     assert source.spec.num_train == present['train'] - 1 == len(source.train.labels)
     assert source.spec.num_eval == present['val'] - 1 == len(source.eval.labels)
-    assert len(source.skipped) == 2 and source.num_eval_images == present['val']
+    assert len(source.skipped) == 2 and source.num_eval_listed == present['val']
     assert all(str(path) in line for path, line in zip(bad, source.skipped))
     record, unseen = caplog.records
     assert 'has no image of 1 of the 3 classes' in unseen.getMessage()

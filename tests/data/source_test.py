@@ -5,8 +5,9 @@ import pytest
 
 from pad_jax.data.digits import open_digits
 from pad_jax.data.distortions import Distortion
+from pad_jax.data.images import Examples, ImageSource
 from pad_jax.data.ordering import DISTORTION, draw_bits
-from pad_jax.data.source import DataSpec, Examples, Source
+from pad_jax.data.source import ImageSpec
 from pad_jax.errors import BadInput
 
 
@@ -14,8 +15,10 @@ def make_tiny(num_train=5, num_eval=5, batch_size=4, **changes):
     """Images of one pixel that say which example they are; evaluation examples count from 100."""
     train = np.arange(num_train, dtype=np.uint8).reshape(-1, 1, 1, 1)
     evaluation = 100 + np.arange(num_eval, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    source = Source(
-        spec=DataSpec(3, ('a', 'b', 'c'), (1, 1, 1), num_train, num_eval),
+    source = ImageSource(
+        spec=ImageSpec(
+            num_classes=3, class_names=('a', 'b', 'c'), image_shape=(1, 1, 1), num_train=num_train, num_eval=num_eval
+        ),
         train=Examples(np.arange(num_train, dtype=np.int32) % 3, train.__getitem__),
         eval=Examples(np.arange(num_eval, dtype=np.int32) % 3, evaluation.__getitem__),
         batch_size=batch_size,
@@ -80,7 +83,7 @@ def test_distortions_are_drawn_for_the_global_batch():
     plain = make_tiny(
         6,
         train=Examples(np.arange(6, dtype=np.int32), pixels.__getitem__),
-        spec=DataSpec(6, tuple('abcdef'), (4, 4, 3), 6, 5),
+        spec=ImageSpec(num_classes=6, class_names=tuple('abcdef'), image_shape=(4, 4, 3), num_train=6, num_eval=5),
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
     )

@@ -9,7 +9,7 @@ import pytest
 from pad_jax.data import streaming
 from pad_jax.data.ordering import SCORING, VIEW, Order, draw_bits
 from pad_jax.data.records import Record
-from pad_jax.data.source import DataSpec
+from pad_jax.data.source import ImageSpec
 from pad_jax.data.streaming import StreamedSource
 from pad_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from pad_jax.data.views import Augmentation, view_middle
@@ -38,7 +38,9 @@ class ListedRecords:
 
 def make_source(damaged=(), damaged_eval=(), **changes):
     values = {
-        'spec': DataSpec(3, ('a', 'b', 'c'), (SIZE, SIZE, 3), 7, 5),
+        'spec': ImageSpec(
+            num_classes=3, class_names=('a', 'b', 'c'), image_shape=(SIZE, SIZE, 3), num_train=7, num_eval=5
+        ),
         'train': ListedRecords(range(7), damaged),
         'eval': ListedRecords(range(7, 12), damaged_eval),
         'batch_size': 4,
@@ -98,7 +100,7 @@ def test_processes_share_the_same_global_batches_and_read_only_their_rows(num_pr
     assert sorted(index for source in sources for index in source.train.seen) == sorted(whole.train.seen)
     assert all(len(source.train.seen) == 3 * size for source in sources)
     assert_same(join([whole.scoring_batch(1, 4, rows) for rows in shares]), whole.scoring_batch(1, 4))
-    for found, expected in zip(zip(*(whole.eval_batches(rows) for rows in shares)), whole.eval_batches(), strict=True):
+    for found, expected in zip(zip(*(whole.eval_batches(rows=rows) for rows in shares)), whole.eval_batches(), strict=True):
         assert_same(join(found), expected)
 
 
@@ -204,7 +206,7 @@ def test_evaluation_gives_up_after_as_many_bad_examples_in_a_row_as_training(mon
     for rows, gives_up in ((None, True), (slice(0, 2), False), (slice(2, 4), True)):
         source = make_source(damaged_eval=[2, 3], on_bad='skip')
         with pytest.raises(BadInput, match=r'^2 examples of the') if gives_up else contextlib.nullcontext():
-            list(source.eval_batches(rows))
+            list(source.eval_batches(rows=rows))
 
 
 def test_gives_up_where_nothing_can_be_read():

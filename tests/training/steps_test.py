@@ -167,7 +167,7 @@ def test_evaluation_counts_the_padded_batch_exactly(source):
 def test_evaluation_without_a_single_example_that_can_be_read():
     """As several processes come to it, each with a few rows of its own."""
     bad = {'image': np.zeros((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32), 'weight': np.zeros(2, 'f4')}
-    unread = types.SimpleNamespace(batch_size=2, num_eval_images=3, eval_batches=lambda rows: [bad, bad])
+    unread = types.SimpleNamespace(batch_size=2, num_eval_listed=3, eval_batches=lambda rows: [bad, bad])
     model, replicas = NormFree(), Replicas('pmap', one_device())
     mapped = replicas.map_step(eval_step, donate=False, model=model, **STATIC)
     with pytest.raises(BadInput, match=r'^not one of the 3 images to evaluate on can be read$'):

@@ -74,7 +74,7 @@ def test_shares_concatenate_to_the_global_batch(num_shares):
     assert_same(join([source.train_batch(5, r) for r in rows]), source.train_batch(5))
     assert_same(join([source.scoring_batch(5, 16, r) for r in rows]), source.scoring_batch(5, 16))
     *_, whole = source.eval_batches()
-    assert_same(join([list(source.eval_batches(r))[-1] for r in rows]), whole)
+    assert_same(join([list(source.eval_batches(rows=r))[-1] for r in rows]), whole)
 
 
 def test_distortions_are_drawn_for_the_global_batch():

@@ -100,7 +100,9 @@ def test_processes_share_the_same_global_batches_and_read_only_their_rows(num_pr
     assert sorted(index for source in sources for index in source.train.seen) == sorted(whole.train.seen)
     assert all(len(source.train.seen) == 3 * size for source in sources)
     assert_same(join([whole.scoring_batch(1, 4, rows) for rows in shares]), whole.scoring_batch(1, 4))
-    for found, expected in zip(zip(*(whole.eval_batches(rows=rows) for rows in shares)), whole.eval_batches(), strict=True):
+    for found, expected in zip(
+        zip(*(whole.eval_batches(rows=rows) for rows in shares)), whole.eval_batches(), strict=True
+    ):
         assert_same(join(found), expected)
 
 

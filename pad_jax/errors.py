@@ -1,4 +1,4 @@
-"""The exceptions that a command turns into one line, and how that line names things."""
+"""Exceptions that a command reports in one line."""
 
 import os
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class BadInput(ValueError):
-    """Something that the user gave (a flag, a config value, a file) is wrong.
+    """Wrong input of the user: a flag, a config value or a file.
 
-    Its message is one line that names the value and says what is allowed or what to do. Commands print it
-    on stderr and exit with status 2; code that calls this package as a library sees a `ValueError`.
+    The message is one line that names the value and the remedy. Commands print it on stderr and exit with status 2.
+    Library code sees a `ValueError`.
 
     >>> issubclass(BadInput, ValueError)
     True
@@ -17,20 +17,20 @@ class BadInput(ValueError):
 
 
 class Stopped(RuntimeError):
-    """A run that was right to begin can't go on: the disk is full, or the loss is no number.
+    """End of a valid run that cannot continue, because the disk is full or the loss is not finite.
 
-    Its message is one line that says what happened and what to do. Commands print it on stderr and exit with status 1.
+    The message is one line with the cause and the remedy. Commands print it on stderr and exit with status 1.
     """
 
 
 def check_together(*checks: Callable[[], Any]) -> list:
-    """Makes all of the checks before it raises what they found, so that a user is told everything at once.
+    """Run all checks before the first error is raised, so that users see all problems at once.
 
     Returns:
-        What they return.
+        The result of each check.
 
     Raises:
-        BadInput: with what each of them had to say.
+        BadInput: the messages of all checks that failed.
     """
     found, problems = [], []
     for check in checks:
@@ -46,9 +46,18 @@ def check_together(*checks: Callable[[], Any]) -> list:
 
 
 def quote(path: str | os.PathLike) -> str:
-    r"""In quotes, with anything escaped that would break the line.
+    r"""Quote a path and escape characters that would break the line.
 
     >>> print(quote('a\nb'))
     'a\nb'
     """
     return repr(str(path))
+
+
+def describe(error: Exception) -> str:
+    """Return the message of any exception as one line, or its type if it has no message.
+
+    >>> describe(OSError(13, 'Permission denied')), describe(KeyError())
+    ('Permission denied', 'KeyError')
+    """
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__

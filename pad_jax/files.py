@@ -1,50 +1,53 @@
-"""Files that others made, read as data: only where reading ends, and nothing in them is ever run."""
+"""Reading files made by others, and writing folders that are complete or absent."""
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, quote
 
+# Deeper JSON would exhaust the stack of the code that walks through it.
 MOST_DEPTH = 100
-"""Of JSON: what nests deeper was made to exhaust a stack."""
 
 
 def open_plain(path: str | os.PathLike) -> BinaryIO:
-    """Opens a plain file to read its bytes.
+    """Open a plain file to read its bytes.
 
     Raises:
-        OSError: it cannot be opened; or it is a pipe or a device, which may never begin or never end.
+        OSError: the file cannot be opened, or is a pipe or a device, which could block for ever.
     """
-    # A pipe would wait for its other end; a plain file does not know the flag.
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
     file = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, 'it is no plain file')
+        raise OSError(errno.EINVAL, 'it is not a plain file')
     return file
 
 
 def read_plain(path: str | os.PathLike) -> bytes:
-    """All bytes of a plain file.
+    """Return all bytes of a plain file.
 
     Raises:
-        OSError: as `open_plain`; it cannot be read; or the memory cannot hold it.
+        OSError: as `open_plain`; the file cannot be read; memory is too small for it.
     """
     with open_plain(path) as file:
         try:
             return file.read()
         except (MemoryError, OverflowError) as error:
-            raise OSError(errno.ENOMEM, 'the memory cannot hold it') from error
+            raise OSError(errno.ENOMEM, 'memory is too small for it') from error
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that UTF-8 encoded JSON stands for.
+    """Return the value of UTF-8 encoded JSON.
 
     Raises:
-        ValueError: it is no JSON, no UTF-8, or nests deeper than `MOST_DEPTH`.
+        ValueError: the data is not JSON, not UTF-8, or nests deeper than `MOST_DEPTH`.
 
     >>> parse_json(b'{"a": [1, null]}')
     {'a': [1, None]}
@@ -61,8 +64,19 @@ def parse_json(data: bytes) -> Any:
     raise ValueError(f'it nests more than {MOST_DEPTH} deep')
 
 
+def list_children(value: Any) -> list:
+    """Return the items of a list or the values of an object.
+
+    >>> list_children({'a': 1, 'b': [2]}), list_children('text')
+    ([1, [2]], [])
+    """
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         OSError: as `read_plain`.
@@ -72,13 +86,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_own_object(path: Path, folder_is: str) -> dict[str, Any]:
-    """The JSON object that this package wrote into a folder.
+    """Return the JSON object that this package wrote into a folder.
 
     Args:
-        folder_is: what a folder that holds such a file is, 'the workdir of a run'.
+        folder_is: name of such a folder, as in 'the workdir of a run'.
 
     Raises:
-        BadInput: there is none, or it is not what was written.
+        BadInput: the file is missing or damaged.
     """
     try:
         content = read_json(path)
@@ -93,12 +107,36 @@ def read_own_object(path: Path, folder_is: str) -> dict[str, Any]:
     return content
 
 
-def list_children(value: Any) -> list:
-    """What a value of JSON holds directly: the items of a list, the values of an object.
+def check_vacant(folder: Path, overwrite: bool) -> None:
+    """Raise `BadInput` if `folder` exists and must not be overwritten."""
+    try:
+        present = folder.exists()
+    except OSError as error:
+        raise BadInput(f'{quote(folder)} cannot be reached: {error.strerror}') from error
+    if present and not overwrite:
+        raise BadInput(f'{quote(folder)} is there already: --overwrite puts a new one in its place')
 
-    >>> list_children({'a': 1, 'b': [2]}), list_children('text')
-    ([1, [2]], [])
+
+@contextlib.contextmanager
+def fill_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to write into, which replaces `folder` at the end of the block.
+
+    If the block raises, the former folder stays and the new one is removed.
+
+    Raises:
+        BadInput: `folder` exists and must stay, or the files cannot be written.
     """
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+    check_vacant(folder, overwrite)
+    incomplete = folder.with_name(f'{folder.name}.incomplete')
+    made = next((parent for parent in reversed(incomplete.parents) if not parent.exists()), incomplete)
+    try:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        incomplete.mkdir(parents=True)
+        yield incomplete
+        shutil.rmtree(folder, ignore_errors=True)
+        incomplete.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise BadInput(f'{quote(incomplete)} cannot be written: {error.strerror or error}') from error
+        raise

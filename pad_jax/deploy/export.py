@@ -15,12 +15,12 @@ import safetensors.numpy
 
 import pad_jax
 from pad_jax.data import PREPROCESSING
-from pad_jax.data.preparation.folders import check_vacant, fill_folder
 from pad_jax.deploy.manifest import MANIFEST, NETWORK, ONNX, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.network import Network, read_network, shrink_network
 from pad_jax.deploy.onnx import check_onnx, convert_to_onnx
 from pad_jax.deploy.verification import Agreement, verify
 from pad_jax.errors import BadInput, quote
+from pad_jax.files import check_vacant, fill_folder
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training.configuration import is_partial, is_text
 from pad_jax.training.restoring import RestoredRun, restore_run

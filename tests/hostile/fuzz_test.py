@@ -83,6 +83,6 @@ def test_many(reader):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', range(9))
+@pytest.mark.parametrize('number', range(7))
 def test_many_of_prepared_sets(number):
     fuzz(readers_of_sets()[number], NUM_LONG)

@@ -4,11 +4,8 @@ A reader is a function of a folder; its first argument in the folder is the file
 """
 
 import io
-import itertools
 import json
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -26,11 +23,6 @@ from pad_jax.data.glue_tfds import read_split
 from pad_jax.data.image_folder import open_image_folder, read_image
 from pad_jax.data.imagenet_tfds import find_prepared as find_photos
 from pad_jax.data.imagenet_tfds import open_splits
-from pad_jax.data.preparation import glue as glue_preparation
-from pad_jax.data.preparation.convert import convert_tfrecord
-from pad_jax.data.preparation.jpegs import as_rgb_jpeg
-from pad_jax.data.preparation.tars import MemberReader, list_members
-from pad_jax.data.preparation.tfrecord import read_records
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
 from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
 from pad_jax.pretrained.weights import read_config, read_weights
@@ -46,7 +38,6 @@ from pad_jax.training.tasks import image_inputs
 from pad_jax.training.workdir import MetricWriter, read_data, read_metrics, read_versions
 from tests.data import photos
 from tests.data.glue_miniatures import VOCABULARY, write_original, write_prepared
-from tests.data.preparation.tfrecord_twin import frame
 from tests.training.tiny import NormFree, small_config
 
 
@@ -253,11 +244,6 @@ def picture_seeds() -> list[bytes]:
     ]
 
 
-def jpegs() -> list[bytes]:
-    found = [picture('PNG'), picture('JPEG'), picture('JPEG', progressive=True)]
-    return [*found, found[1] + b'\0']  # where its end is not the file's it has to be decoded
-
-
 def write_photos(folder):
     for split in ('train', 'val'):
         for name in ('cat', 'dog'):
@@ -283,53 +269,6 @@ def write_shards(folder):
 
 
 INDEX = {'metadata': {}, 'weight_map': {'a': 'one.safetensors', 'b': 'two.safetensors'}}
-
-
-# Archives.
-def tar(names=('a.JPEG', 'b/c.JPEG'), kind=tarfile.USTAR_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode='w', format=kind) as archive:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = 5
-            archive.addfile(entry, io.BytesIO(b'bytes'))
-    return buffer.getvalue()
-
-
-def tars() -> list[bytes]:
-    long = 'x' * 150
-    return [tar()[:4096], tar((long,), tarfile.GNU_FORMAT)[:4096], tar(('é' + long,), tarfile.PAX_FORMAT)[:4096]]
-
-
-def walk_tar(folder):
-    path = folder / 'images.tar'
-    members = list(itertools.islice(list_members(path), 100_000))
-    assert len(members) < 100_000
-    with MemberReader(path) as reader:
-        for member in members:
-            assert not member.name.startswith(('/', '..'))
-            reader.read(member)
-            list(list_members(path, member)) if member.name.endswith('.tar') else None
-
-
-RTE = 'index\tsentence1\tsentence2\tlabel\n' + ''.join(f'{i}\tthe cat\tsat\tentailment\n' for i in range(5))
-
-
-def zips() -> list[bytes]:
-    found = []
-    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, 'w', method) as archive:
-            for name in ('train', 'dev', 'test'):
-                archive.writestr(f'RTE/{name}.tsv', RTE)
-        found.append(buffer.getvalue())
-    return found
-
-
-def unpack(folder):
-    with glue_preparation.fill_folder(folder / 'out' / 'set') as staging:
-        glue_preparation._unpack(folder / 'RTE.zip', staging, 'RTE')
-        assert all(path.resolve().is_relative_to(staging.resolve()) for path in staging.rglob('*'))
 
 
 # Sets of TFDS.
@@ -375,23 +314,6 @@ def read_photos(folder):
             train.read(index)
 
 
-def as_tfrecord() -> dict[str, bytes]:
-    """glue/rte of records that say nothing."""
-    files = prepared_rte()
-    info = json.loads(files['dataset_info.json']) | {'fileFormat': 'tfrecord'}
-    records = {
-        name.replace('array_record', 'tfrecord'): frame(b'one') * (5 if 'train' in name else 3 if 'val' in name else 2)
-        for name in files
-        if 'array_record' in name
-    }
-    texts = {name: content for name, content in files.items() if 'array_record' not in name}
-    return {**texts, **records, 'dataset_info.json': json.dumps(info).encode()}
-
-
-def convert(folder):
-    convert_tfrecord(folder, 'glue/rte', output_dir=folder / 'other')
-
-
 def of_set(files, part) -> Callable[[], list[bytes]]:
     return lambda: [content for name, content in sorted(files().items()) if part in name][:1]
 
@@ -424,13 +346,9 @@ READERS = [
     Reader('train.tsv', lambda folder: read_glue_file(folder / 'train.tsv', find_task('mrpc')), glue_seeds),
     Reader('image', lambda folder: read_image(str(folder / 'image'), 8), picture_seeds),
     Reader('train/cat/0.png', open_photos, picture_seeds, write_photos),
-    Reader('x.JPEG', lambda folder: as_rgb_jpeg((folder / 'x.JPEG').read_bytes(), 'x.JPEG'), jpegs, nameless=True),
     Reader('model.safetensors', read_weights, weights),
     Reader('model.safetensors.index.json', read_weights, as_json(INDEX), write_shards),
     Reader('config.json', read_config, as_json({'model_type': 'bert', 'hidden_size': 16})),
-    Reader('images.tar', walk_tar, tars),
-    Reader('RTE.zip', unpack, zips),
-    Reader('x.tfrecord', lambda folder: list(read_records(folder / 'x.tfrecord')), lambda: [frame(b'one') * 3]),
 ]
 
 
@@ -444,15 +362,5 @@ def readers_of_sets() -> list[Reader]:
     found += [
         Reader(name_in(PHOTOS_PLACE, prepared_photos, part), read_photos, of_set(prepared_photos, part), pictures, 0.3)
         for part in ('dataset_info.json', 'features.json', 'train.array_record')
-    ]
-    found += [
-        Reader(
-            name_in(RTE_PLACE, as_tfrecord, part),
-            convert,
-            of_set(as_tfrecord, part),
-            partial(write_set, RTE_PLACE, as_tfrecord),
-            0.3,
-        )
-        for part in ('dataset_info.json', 'train.tfrecord')
     ]
     return found

@@ -33,7 +33,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from _timing import compile_call, time_interleaved
 
-from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
+from pad_jax.kernels.geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution

@@ -1,7 +1,7 @@
 """Exceptions that a command reports in one line."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -61,3 +61,13 @@ def describe(error: Exception) -> str:
     ('Permission denied', 'KeyError')
     """
     return getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise ValueError, with the allowed values, if `value` is not one of them.
+
+    >>> check_choice('scales', 'both', ('both', 'none'))
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f'{name} must be one of {", ".join(map(str, allowed))}, got {value!r}')

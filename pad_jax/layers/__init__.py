@@ -1,7 +1,7 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
+from pad_jax.kernels.geometry import Geometry, resolve_geometry
 from pad_jax.layers.cond_conv import CondConv
-from pad_jax.layers.conv_geometry import Geometry, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan, list_plans
 from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
 from pad_jax.layers.dcd_conv import DCDConv

@@ -12,8 +12,8 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike
 
-from pad_jax.layers.choices import check_choice
-from pad_jax.layers.conv_geometry import Padding
+from pad_jax.errors import check_choice
+from pad_jax.kernels.geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import Factors, declare_factors, stack_law

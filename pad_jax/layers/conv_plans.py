@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import jax
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost
 from pad_jax.layers.plans.fused import convolve_fused
 from pad_jax.layers.plans.grouped import convolve_grouped

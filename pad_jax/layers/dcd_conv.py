@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pad_jax.layers.conv_geometry import Geometry, pad_by_copying, resolve_geometry
+from pad_jax.kernels.geometry import Geometry, pad_by_copying, resolve_geometry
+from pad_jax.kernels.numerics import at_least_float32
+from pad_jax.kernels.windows import tap_windows
 from pad_jax.layers.conv_layer import ConvLayer
 from pad_jax.layers.dynamic_convolution import spread_places
 from pad_jax.layers.generated_tensor import GeneratedTensor
 from pad_jax.layers.plans.convolution import convolve
-from pad_jax.layers.plans.windows import tap_windows
 from pad_jax.layers.routing import EXPAND_LAW, normalize_units, squeeze_space
-from pad_jax.layers.wide_dtype import at_least_float32
 
 LEAST_WIDTH = 4
 """Of the hidden layer, the authors' code: a single unit that happens to be dead would leave nothing dynamic."""
@@ -50,22 +50,6 @@ def latent_width(channels: int) -> int:
     return max(1, math.isqrt(channels))
 
 
-def center_geometry(geometry: Geometry) -> Geometry:
-    """That of the kernel's centre tap alone: the same outputs, each reading what the centre of its window reads.
-
-    The centre of an even size is the earlier of the two in the middle, where padding 'SAME' aligns it.
-
-    >>> center_geometry(resolve_geometry((5, 5), (3, 2), 2, 'SAME')).padding
-    ((0, 0), (0, 0))
-    """
-    shifted = []
-    for size, (before, after), spread in zip(geometry.kernel_size, geometry.padding, geometry.kernel_dilation):
-        center = (size - 1) // 2
-        shifted.append((before - center * spread, after - (size - 1 - center) * spread))
-    ones = (1,) * geometry.num_spatial_axes
-    return Geometry(ones, geometry.strides, tuple(shifted), geometry.input_dilation, ones, geometry.groups)
-
-
 def convolve_residual(
     x: jax.Array, into: jax.Array, fusion: jax.Array, out_of: jax.Array, geometry: Geometry, precision=None
 ) -> jax.Array:
@@ -81,7 +65,7 @@ def convolve_residual(
     Returns:
       [B, *S', F] of x's dtype.
     """
-    (rows,) = tap_windows(x, center_geometry(geometry))
+    (rows,) = tap_windows(x, geometry.center())
     batch, positions, _ = rows.shape
     multiply = partial(_multiply, precision=precision)
     rows = rows.reshape(batch, positions, into.shape[0], into.shape[1])
@@ -163,7 +147,7 @@ class DCDConv(ConvLayer):
         geometry = resolve_geometry(
             x.shape[1:-1], kernel_size, self.strides, self.padding, self.input_dilation, self.kernel_dilation, groups
         )
-        x = pad_by_copying(x, self.padding, geometry.kernel_size, geometry.kernel_dilation)
+        x = pad_by_copying(x, self.padding, geometry)
         y = convolve(x, kernel.astype(x.dtype), geometry, self.precision)
         y = y * spread_places(scaling, y.ndim).astype(y.dtype)
         y = y + convolve_residual(x, into, fusion, out_of, geometry, self.precision)

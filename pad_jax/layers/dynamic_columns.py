@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.layers.varying import vary_together
+from pad_jax.kernels.numerics import vary_together
 from pad_jax.partition.masks import mask_granularity
 from pad_jax.partition.packing import holds_rows, index_open, index_rows
 from pad_jax.partition.problem import GENERATED

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
-from pad_jax.layers.choices import check_choice
-from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
+from pad_jax.errors import check_choice
+from pad_jax.kernels.geometry import Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan
 
 
@@ -78,7 +78,7 @@ def dynamic_convolution(
     geometry = resolve_geometry(
         x.shape[1:-1], kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count
     )
-    x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
+    x = pad_by_copying(x, padding, geometry)
     name = choose_plan(x, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
     y = PLANS[name].function(x, kernels, attention, geometry, precision)
     return y if bias is None else add_bias(y, attention, bias)

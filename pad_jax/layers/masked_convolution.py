@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
-from pad_jax.layers.conv_geometry import Padding, pad_by_copying, resolve_geometry
+from pad_jax.kernels.geometry import Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.dynamic_convolution import add_bias, dynamic_convolution
 from pad_jax.layers.plans.fused import convolve_fused
@@ -73,7 +73,7 @@ def masked_convolution(
     }
     by_place = attention.ndim > 2
     geometry = resolve_geometry(x.shape[1:-1], kernels.shape[1:-2], *settings.values())
-    padded = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
+    padded = pad_by_copying(x, padding, geometry)
     name = choose_plan(padded, kernels, geometry, by_place=by_place) if plan == 'auto' else plan
     if mask.dtype != bool or by_place != (static_attention is not None):
         merged = merge(kernels, static, mask, dynamic_scale, static_scale)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import PrecisionLike
 
-from pad_jax.layers.choices import check_choice
-from pad_jax.layers.conv_geometry import Geometry, Padding, pad_by_copying, resolve_geometry
+from pad_jax.errors import check_choice
+from pad_jax.kernels.geometry import Geometry, Padding, pad_by_copying, resolve_geometry
+from pad_jax.kernels.windows import some_windows
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLAN_NAMES_BY_PLACE, PLANS, choose_plan, list_plans
 from pad_jax.layers.dynamic_columns import Columns, put_columns, split_columns, take_columns
 from pad_jax.layers.dynamic_convolution import add_bias
@@ -27,7 +28,6 @@ from pad_jax.layers.plans.parts import Order, StaticPart, flat_places, flatten_t
 from pad_jax.layers.plans.patches import convolve_own_patches
 from pad_jax.layers.plans.shift import convolve_own_shifted
 from pad_jax.layers.plans.unfolded import convolve_unfolded_once
-from pad_jax.layers.plans.windows import some_windows
 from pad_jax.partition.masks import scale_values
 
 # Which axis of a kernel [..., C, F], or with its taps in one [T, C, F], the dynamic and the static entries share out.
@@ -116,7 +116,7 @@ def partial_convolution(
     geometry = resolve_geometry(
         x.shape[1:-1], kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count
     )
-    x = pad_by_copying(x, padding, geometry.kernel_size, geometry.kernel_dilation)
+    x = pad_by_copying(x, padding, geometry)
     split = split_columns(dynamic, num_dynamic + static.shape[axis])
     sides = (
         # λd on the few weights of attention: on the kernels its gradient would be a sum over all their entries.

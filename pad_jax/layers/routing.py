@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 
-from pad_jax.layers.wide_dtype import at_least_float32
+from pad_jax.kernels.numerics import at_least_float32
 
 LEAST_SQUARE = 1e-5
 """Added to a mean square that is divided by, as in norms."""

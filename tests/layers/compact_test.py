@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 
 from pad_jax import build_model, compact, compact_params, expand, index_dynamic_columns
+from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear
-from pad_jax.layers.conv_geometry import resolve_geometry
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.mobilenet import Stage

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, CondConv, DCDConv, ODConv
-from pad_jax.layers.conv_geometry import resolve_geometry
 from pad_jax.layers.dcd_conv import latent_width
 from pad_jax.partition import count_layers
 from pad_jax.partition.masks import GRANULARITIES

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_twin import convolve_samples

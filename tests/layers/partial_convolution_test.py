@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers.conv_plans import PLANS
 from pad_jax.layers.partial_convolution import STRUCTURED_AXES, choose_form, partial_convolution
 from tests.layers.compiling import jit_quickly

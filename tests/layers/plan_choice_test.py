@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pad_jax.layers.conv_geometry import resolve_geometry
+from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers.conv_plans import PLANS, choose_plan
 from pad_jax.layers.plans.choice import ConvShape, estimate_cost
 

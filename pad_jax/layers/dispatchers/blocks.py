@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pad_jax.kernels.numerics import vary_together
 from pad_jax.layers.dispatchers.rows import RowLayout, combine_rows, lay_out, rank_slots, read_tokens
 from pad_jax.layers.gating import Assignment
-from pad_jax.layers.varying import vary_together
 
 # Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
 BLOCK_SIZES = (128, 32)

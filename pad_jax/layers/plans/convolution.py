@@ -3,12 +3,12 @@
 import jax
 from jax import lax
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
 
 
 def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
     """[B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F]."""
-    rank = geometry.num_spatial_axes
+    rank = len(geometry.kernel_size)
     spatial = tuple(range(1, rank + 1))
     numbers = lax.ConvDimensionNumbers(
         lhs_spec=(0, rank + 1, *spatial),

@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.numerics import at_least_float32, vary_together
+from pad_jax.kernels.windows import unfold
 from pad_jax.layers.plans.parts import StaticPart, flat_places, flatten_taps, join_static
-from pad_jax.layers.plans.patches import unfold
-from pad_jax.layers.varying import vary_together
-from pad_jax.layers.wide_dtype import at_least_float32
 
 
 def convolve_fused(

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
 from pad_jax.layers.plans.convolution import convolve
 from pad_jax.layers.plans.mixing import mix_kernels
 

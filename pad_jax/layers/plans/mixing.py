@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pad_jax.layers.wide_dtype import at_least_float32
+from pad_jax.kernels.numerics import at_least_float32
 
 
 def mix_kernels(kernels: jax.Array, attention: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -5,23 +5,10 @@ K kernels.
 """
 
 import jax
-import jax.numpy as jnp
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.windows import multiply_groups, unfold
 from pad_jax.layers.plans.mixing import mix_kernels
-from pad_jax.layers.plans.windows import multiply_groups, tap_windows
-
-
-def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """The windows of x side by side: [B, *S, C] -> [B, P, g·T·c], ordered by group, tap, channel."""
-    windows = tap_windows(x, geometry)
-    if geometry.groups == 1:
-        return jnp.concatenate(windows, axis=-1)
-    batch, positions, channels = windows[0].shape
-    # Sizes written out, here and in all plans: beside an empty axis -1 has no answer.
-    inner = channels // geometry.groups
-    grouped = [window.reshape(batch, positions, geometry.groups, inner) for window in windows]
-    return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
 
 
 def convolve_patches(

@@ -6,9 +6,9 @@ K kernels, T taps.
 
 import jax
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.windows import multiply_groups, tap_windows
 from pad_jax.layers.plans.mixing import mix_kernels
-from pad_jax.layers.plans.windows import multiply_groups, tap_windows
 
 
 def convolve_shifted(

@@ -10,9 +10,9 @@ f of a group, K kernels.
 import jax
 import jax.numpy as jnp
 
-from pad_jax.layers.conv_geometry import Geometry
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.windows import unfold
 from pad_jax.layers.plans.mixing import mix_outputs
-from pad_jax.layers.plans.patches import unfold
 
 
 def convolve_unfolded_once(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers.conv_geometry import pad_by_copying, resolve_geometry
+from pad_jax.kernels.geometry import pad_by_copying, resolve_geometry
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,14 @@ def test_window_wider_than_the_input_gives_nothing():
 
 def test_padding_by_copying():
     x = jnp.arange(4.0)[None, :, None]
-    assert pad_by_copying(x, 'CIRCULAR', (3,), (1,)).ravel().tolist() == [3, 0, 1, 2, 3, 0]
-    assert pad_by_copying(x, 'reflect', (2,), (2,)).ravel().tolist() == [1, 0, 1, 2, 3, 2]
-    assert pad_by_copying(x, 'SAME', (3,), (1,)) is x
+
+    def pad(padding, kernel_size, dilation):
+        geometry = resolve_geometry((4,), kernel_size, 1, padding, 1, dilation)
+        return pad_by_copying(x, padding, geometry)
+
+    assert pad('CIRCULAR', 3, 1).ravel().tolist() == [3, 0, 1, 2, 3, 0]
+    assert pad('reflect', 2, 2).ravel().tolist() == [1, 0, 1, 2, 3, 2]
+    assert pad('SAME', 3, 1) is x
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""The windows of a convolution as slices: what every plan without a convolution is made of.
-
-Legend: B batch, S spatial axes, P output positions (all spatial axes in one), T taps of the kernel,
-C input channels, c input channels of a group, F output channels.
-"""
+"""Windows of a convolution as slices, and products with them: the parts of every plan except `outputs`."""
 
 import itertools
 import math
@@ -11,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pad_jax.layers.conv_geometry import Geometry
-from pad_jax.layers.wide_dtype import at_least_float32
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.numerics import at_least_float32
 
 
 def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
-    """What each tap of the kernel sees, in the order of the kernel's flattened spatial axes.
+    """Return the values that each tap of the kernel reads, in C order of the kernel's spatial axes.
 
     Args:
       x: [B, *S, C], any dtype; B may be symbolic.
 
     Returns:
-      T arrays [B, P, C].
+      One array [B, P, C] for each tap.
     """
     size = geometry.output_size(x.shape[1:-1])
     padded = _pad(x, geometry)
@@ -40,48 +36,47 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
     return windows
 
 
+def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """Put the windows of x side by side: [B, *S, C] -> [B, P, taps·C], ordered by group, tap, channel."""
+    windows = tap_windows(x, geometry)
+    return _join_windows(windows, geometry.groups)
+
+
 def some_windows(x: jax.Array, geometry: Geometry, taps: jax.Array) -> jax.Array:
-    """What some taps see, as the channels of an input of one kernel place.
+    """Put the windows of some taps side by side.
 
     Args:
       x: [B, *S, C], any dtype; B may be symbolic.
       taps: int32[D], which taps; may be traced.
 
     Returns:
-      [B, P, g·D·c], ordered by group, tap, channel.
+      [B, P, D·C], ordered by group, tap, channel.
     """
-    size, rank = geometry.output_size(x.shape[1:-1]), geometry.num_spatial_axes
-    padded = _pad(x, geometry)
-    # Zeros behind it, so that a window of as many values as its stride skips never begins later than asked.
+    size, rank = geometry.output_size(x.shape[1:-1]), len(geometry.kernel_size)
+    # Zeros behind the input, so that a window of stride · size values never begins later than asked.
     lengths = [extent * stride for extent, stride in zip(size, geometry.strides)]
-    padded = jnp.pad(padded, [(0, 0), *((0, stride) for stride in geometry.strides), (0, 0)])
-    inner = x.shape[-1] // geometry.groups
-    rest = taps
-    offsets = []
-    for axis in reversed(range(rank)):
-        offsets.append(rest % geometry.kernel_size[axis] * geometry.kernel_dilation[axis])
-        rest = rest // geometry.kernel_size[axis]
-    offsets = jnp.stack([*reversed(offsets)])
+    padded = jnp.pad(_pad(x, geometry), [(0, 0), *((0, stride) for stride in geometry.strides), (0, 0)])
+    offsets = jnp.unravel_index(taps, geometry.kernel_size)
     windows = []
     for number in range(taps.shape[0]):
         window = padded
         for axis in range(rank):
-            window = lax.dynamic_slice_in_dim(window, offsets[axis, number], lengths[axis], axis + 1)
+            start = offsets[axis][number] * geometry.kernel_dilation[axis]
+            window = lax.dynamic_slice_in_dim(window, start, lengths[axis], axis + 1)
             window = lax.slice_in_dim(window, 0, lengths[axis], geometry.strides[axis], axis + 1)
-        windows.append(window.reshape(x.shape[0], math.prod(size), geometry.groups, inner))
-    together = jnp.concatenate(windows, axis=-1)
-    return together.reshape(x.shape[0], math.prod(size), geometry.groups * taps.shape[0] * inner)
+        windows.append(window.reshape(x.shape[0], math.prod(size), x.shape[-1]))
+    return _join_windows(windows, geometry.groups)
 
 
 def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=None) -> jax.Array:
-    """Multiplies each sample's rows by the same sample's kernel, group by group.
+    """Multiply each sample's rows by the same sample's kernel, group by group.
 
     Args:
       rows: [B, P, C], channels ordered by group.
-      kernels: [B, c, F] with c = C / groups, outputs ordered by group.
+      kernels: [B, C / groups, F], outputs ordered by group.
 
     Returns:
-      [B, P, F], at least float32: the sum over channels and taps is rounded once, by the caller.
+      [B, P, F], at least float32: the caller rounds the sum over channels and taps once.
     """
     dtype = at_least_float32(rows.dtype)
     batch, positions, channels = rows.shape
@@ -92,14 +87,22 @@ def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=
     rows = rows.reshape(batch, positions, groups, inner)
     kernels = kernels.reshape(batch, inner, groups, outer)
     if inner == 1:
-        # Depthwise: as matrix products these would be B·groups products of inner size one.
+        # A depthwise layer: matrix products would be B · groups products with an inner size of one.
         product = rows.astype(dtype) * kernels.astype(dtype)
     else:
         product = jnp.einsum('bpgc,bcgf->bpgf', rows, kernels, precision=precision, preferred_element_type=dtype)
     return product.reshape(batch, positions, features)
 
 
+def _join_windows(windows, groups):
+    if groups == 1:
+        return jnp.concatenate(windows, axis=-1)
+    batch, positions, channels = windows[0].shape
+    # All sizes are written out: beside an empty axis, -1 would be ambiguous.
+    grouped = [window.reshape(batch, positions, groups, channels // groups) for window in windows]
+    return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
+
+
 def _pad(x, geometry):
-    zero = jnp.zeros((), x.dtype)
     inner = ((pad[0], pad[1], dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
-    return lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])

@@ -1,0 +1,1 @@
+"""Fast execution of dynamic operators: arrays and geometry, no Flax. Skip this package on a first reading."""

@@ -1,0 +1,150 @@
+"""Geometry of a convolution: everything that is known about its windows before any number is."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Paddings that copy values of the input instead of adding zeros -> the mode of jnp.pad.
+COPYING_MODES = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
+NAMED_PADDINGS = ('SAME', 'SAME_LOWER', 'VALID', 'CAUSAL', *COPYING_MODES)
+
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """A convolution without its numbers; hashable, so it may be a static argument of a jitted function.
+
+    Every tuple has one entry for each spatial axis.
+
+    Attributes:
+      kernel_size: taps of the kernel.
+      strides: distance between two windows.
+      padding: (before, after) in places of the dilated input; zeros are added, negative values crop.
+      input_dilation: distance between two values of the input; zeros lie between them.
+      kernel_dilation: distance between two taps of the kernel.
+      groups: feature groups; output group i sees only input group i.
+    """
+
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def num_taps(self) -> int:
+        """Taps of the kernel, over all spatial axes."""
+        return math.prod(self.kernel_size)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial shape of the output for a spatial shape of the input; never negative.
+
+        >>> resolve_geometry((7, 7), kernel_size=(3, 3), strides=2, padding='SAME').output_size((7, 7))
+        (4, 4)
+        """
+        sizes = []
+        for axis, size in enumerate(input_size):
+            padded = max(0, (size - 1) * self.input_dilation[axis] + 1) + sum(self.padding[axis])
+            extent = (self.kernel_size[axis] - 1) * self.kernel_dilation[axis] + 1
+            sizes.append(max(0, (padded - extent) // self.strides[axis] + 1))
+        return tuple(sizes)
+
+    def center(self) -> 'Geometry':
+        """Return the geometry of the centre tap: the same outputs, each reading the centre of its window.
+
+        An even kernel size has two taps in the middle. The earlier one counts, which padding 'SAME' aligns.
+
+        >>> resolve_geometry((5, 5), (3, 2), 2, 'SAME').center().padding
+        ((0, 0), (0, 0))
+        """
+        padding = []
+        for size, (before, after), dilation in zip(self.kernel_size, self.padding, self.kernel_dilation, strict=True):
+            center = (size - 1) // 2
+            padding.append((before - center * dilation, after - (size - 1 - center) * dilation))
+        ones = (1,) * len(self.kernel_size)
+        return dataclasses.replace(self, kernel_size=ones, padding=tuple(padding), kernel_dilation=ones)
+
+
+def resolve_geometry(
+    input_size: Sequence[int],
+    kernel_size: int | Sequence[int],
+    strides: None | int | Sequence[int] = 1,
+    padding: Padding = 'SAME',
+    input_dilation: None | int | Sequence[int] = 1,
+    kernel_dilation: None | int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Geometry:
+    """Turn the arguments of `flax.linen.Conv` into explicit numbers for an input of this size.
+
+    Args:
+      input_size: spatial shape of the input, before `pad_by_copying`.
+      kernel_size, strides, padding, input_dilation, kernel_dilation, groups: as in `flax.linen.Conv`.
+
+    Raises:
+      ValueError: for an unknown padding, a length that does not fit the kernel, or a size below one.
+
+    >>> resolve_geometry((8,), 3, strides=2).padding
+    ((0, 1),)
+    """
+    rank = 1 if isinstance(kernel_size, int) else len(tuple(kernel_size))
+    kernel_size = _expand('kernel_size', kernel_size, rank)
+    strides = _expand('strides', strides, rank)
+    input_dilation = _expand('input_dilation', input_dilation, rank)
+    kernel_dilation = _expand('kernel_dilation', kernel_dilation, rank)
+    if len(input_size) != rank:
+        raise ValueError(f'kernel_size {kernel_size} needs an input with {rank} spatial axes, got {len(input_size)}')
+    if groups < 1:
+        raise ValueError(f'feature_group_count must be at least 1, got {groups}')
+    extent = [(size - 1) * dilation + 1 for size, dilation in zip(kernel_size, kernel_dilation, strict=True)]
+    if isinstance(padding, str):
+        pairs = _resolve_named(padding, input_size, extent, strides, input_dilation)
+    elif isinstance(padding, int):
+        pairs = [(padding, padding)] * rank
+    else:
+        pairs = [(pair, pair) if isinstance(pair, int) else tuple(pair) for pair in padding]
+        if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f'padding must name {rank} integers or pairs (before, after), got {padding}')
+    pairs = tuple((int(before), int(after)) for before, after in pairs)
+    return Geometry(kernel_size, strides, pairs, input_dilation, kernel_dilation, groups)
+
+
+def pad_by_copying(x: jax.Array, padding: Padding, geometry: Geometry) -> jax.Array:
+    """Add the borders of the paddings that copy values ('CIRCULAR', 'REFLECT') to x [B, *S, C].
+
+    For these paddings the geometry has no padding of its own. For all others x is returned as it is.
+    """
+    if not isinstance(padding, str) or padding.upper() not in COPYING_MODES:
+        return x
+    extent = [(size - 1) * dilation + 1 for size, dilation in zip(geometry.kernel_size, geometry.kernel_dilation)]
+    pads = [(0, 0), *(((size - 1) // 2, size // 2) for size in extent), (0, 0)]
+    return jnp.pad(x, pads, mode=COPYING_MODES[padding.upper()])
+
+
+def _resolve_named(padding, input_size, extent, strides, input_dilation):
+    name, rank = padding.upper(), len(extent)
+    if name not in NAMED_PADDINGS:
+        raise ValueError(f'padding must be one of {", ".join(NAMED_PADDINGS)}, an int or a sequence, got {padding!r}')
+    if name == 'CAUSAL':
+        if rank != 1:
+            raise ValueError(f"padding 'CAUSAL' needs one spatial axis, got {rank}")
+        return [(extent[0] - 1, 0)]
+    if name in ('SAME', 'SAME_LOWER'):
+        if any(dilation != 1 for dilation in input_dilation):
+            raise ValueError(f'padding {name!r} is undefined for input_dilation {input_dilation}: give explicit pairs')
+        return lax.padtype_to_pads(tuple(input_size), extent, strides, name)
+    return [(0, 0)] * rank  # VALID, and the paddings by copying: the input has their borders already
+
+
+def _expand(name: str, value: None | int | Sequence[int], rank: int) -> tuple[int, ...]:
+    if value is None:
+        value = 1
+    values = (value,) * rank if isinstance(value, int) else tuple(int(entry) for entry in value)
+    if len(values) != rank or any(entry < 1 for entry in values):
+        raise ValueError(f'{name} must be at least 1 on each of the {rank} spatial axes, got {value}')
+    return values

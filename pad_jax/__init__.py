@@ -1,4 +1,16 @@
-"""pad_jax: partially dynamic networks (PAD-Net, arXiv:2211.05528) as Flax modules and functions on pytrees."""
+"""Partially dynamic networks (PAD-Net, arXiv:2211.05528) as Flax modules and functions on pytrees.
+
+Axis letters, the same in all docstrings:
+
+    B  batch                          K  kernels, or other stacked factors
+    H, W  height and width            E  experts
+    S  spatial axes, one or more      N  tokens, or other routed rows
+    C  input channels or features     k  experts selected for a token
+    F  output channels or features    T  sequence length
+    P  output positions of a          G  feature groups of a convolution
+       convolution                    n  positions of a parameter
+    D  dynamic entries of an axis     *shape  one parameter without its stack axis
+"""
 
 from pad_jax.deploy import load_exported
 from pad_jax.layers import (

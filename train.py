@@ -1,24 +1,25 @@
-"""Trains a network: python train.py --config=FILE --workdir=DIR [--config.section.key=value ...]"""
+"""Train a network: python train.py --config=FILE --workdir=DIR [--config.section.key=value ...]"""
 
 import sys
 
-from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
-from pad_jax.training.configuration import load_config
+from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
+from pad_jax.training.config import load_config
 from pad_jax.training.processes import add_flags, all_or_none, join
-from pad_jax.training.trainer import train
 
 
 def main() -> None:
     parser = Parser(prog='train.py', description=__doc__)
-    parser.add_argument('--config', required=True, help='a file of configs/')
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     parser.add_argument(
-        '--workdir', required=True, help='folder of the run; one that holds checkpoints is gone on with'
+        '--workdir', required=True, help='run directory; if it contains checkpoints, training resumes from the latest'
     )
     add_flags(parser)
     flags, overrides = parse_with_overrides(parser, sys.argv[1:])
     join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
     with all_or_none():
         config = load_config(flags.config, overrides)
+    from pad_jax.training.trainer import train  # after the config is checked: errors come at once
+
     train(config, flags.workdir)
 
 

@@ -33,7 +33,7 @@ from pad_jax.deploy.network import Network, shrink_network
 from pad_jax.layers import list_plans
 from pad_jax.models import MODELS, STEMS
 from pad_jax.partition import count_layers, report_counts
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_run_optimizer, make_task
 from pad_jax.training.state import TrainState, init_state

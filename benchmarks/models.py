@@ -39,7 +39,7 @@ from _timing import Call, time_interleaved
 from pad_jax.layers import CONVS
 from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
 from pad_jax.partition import count_layers
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _timing import time_interleaved
 
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import Lengths, make_inputs, make_model, make_run_optimizer, make_task, make_temperature
 from pad_jax.training.state import init_state

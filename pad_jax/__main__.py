@@ -1,53 +1,41 @@
-"""python -m pad_jax VERB: what can be asked of configs and of runs."""
+"""python -m pad_jax VERB: commands on configs and on runs."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
+from pad_jax.training.cli import Parser, exit_on_sigterm, exit_status, parse_with_overrides
+from pad_jax.training.config import free_keys, load_config
 
-from pad_jax.deploy.export import export_workdir
-from pad_jax.deploy.verification import NotVerified
-from pad_jax.models import LayerAccount, sum_multiply_adds
-from pad_jax.partition import report_counts
-from pad_jax.reports.demo import run_demo
-from pad_jax.reports.inspection import inspect_workdir
-from pad_jax.reports.sweep_layout import BASE
-from pad_jax.reports.sweep_report import report_sweep
-from pad_jax.reports.sweeps import run_sweep
-from pad_jax.reports.tables import make_table, print_line, print_table
-from pad_jax.training.command_line import Parser, exit_status, parse_with_overrides
-from pad_jax.training.configuration import load_config
-from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.prediction import predict_file
-from pad_jax.training.rules import FREE_ON_RESUME
-from pad_jax.training.setup import account_network, plan_layers
-from pad_jax.training.signals import exit_on_sigterm
+# Each verb imports its room when it is called, so that `count` starts without plots, data sets and checkpoints.
 
 
 def count(arguments: Sequence[str]) -> None:
-    """Counts parameters and multiply-adds of a config's network; nothing is allocated or trained."""
-    parser = Parser(prog='python -m pad_jax count', description=count.__doc__)
-    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    """Count parameters and multiply-adds of a config's network, without allocating or training it."""
+    from pad_jax.models import sum_multiply_adds
+    from pad_jax.partition import report_counts
+    from pad_jax.training.setup import account_network, plan_layers
+
+    def report_accounts(layers):
+        products = sum_multiply_adds(layer.multiply_adds for layer in layers)
+        return {**report_counts(layer.count for layer in layers), 'multiply_adds': products.compact}
+
+    parser = _make_config_parser('count', count.__doc__)
     flags, overrides = parse_with_overrides(parser, arguments)
     config = load_config(flags.config, overrides)
     layers = account_network(config, plan_layers(config))
-    by_name = {layer.count.name: _report([layer]) for layer in layers}
-    print(json.dumps({**_report(layers), 'layers': by_name}, indent=2))
-
-
-def _report(layers: Sequence[LayerAccount]) -> dict[str, Any]:
-    products = sum_multiply_adds(layer.multiply_adds for layer in layers)
-    return {**report_counts(layer.count for layer in layers), 'multiply_adds': products.compact}
+    by_name = {layer.count.name: report_accounts([layer]) for layer in layers}
+    print(json.dumps({**report_accounts(layers), 'layers': by_name}, indent=2))
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Evaluates the newest checkpoint of a run."""
+    """Evaluate the latest checkpoint of a run."""
+    from pad_jax.training.evaluation import evaluate_workdir
+
     epilog = (
-        'Data that has moved is found with --config.data.path=PATH. It must have the classes that the run was trained '
-        f'on. Of the other keys these may be changed too: {", ".join(sorted(FREE_ON_RESUME - {"data.path"}))}.'
+        'If the data has moved, name its new place with --config.data.path=PATH. It must have the classes that the run '
+        f'was trained on. These keys may be changed too: {", ".join(sorted(free_keys() - {"data.path"}))}.'
     )
     parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
     flags, overrides = parse_with_overrides(parser, arguments)
@@ -55,28 +43,36 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """Predicts the texts of a file: a submission for GLUE's tasks, a label and scores for texts of one's own."""
+    """Predict the texts of a file: a submission for a GLUE task, labels and scores for your own texts."""
+    from pad_jax.training.prediction import predict_file
+
     parser = _make_workdir_parser('predict', predict.__doc__)
     parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
-    parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a folder will do')
+    parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a directory is enough')
     flags = parser.parse_args(arguments)
     path, num_rows = predict_file(flags.workdir, flags.input, flags.output)
     print(f'{num_rows} predictions in {path}', file=sys.stderr)
 
 
 def inspect(arguments: Sequence[str]) -> None:
-    """Shows where a run's network is dynamic, and how much it varies over inputs, as tables and as PNGs."""
-    epilog = 'Data that has moved is found with --config.data.path=PATH; without it the partition alone is shown.'
+    """Show where a run's network is dynamic, and how much it varies over inputs, as tables and PNGs."""
+    from pad_jax.reports.inspection import inspect_workdir
+
+    epilog = 'If the data has moved, add --config.data.path=PATH; without data only the partition is shown.'
     flags, overrides = parse_with_overrides(_make_workdir_parser('inspect', inspect.__doc__, epilog), arguments)
     inspect_workdir(flags.workdir, overrides)
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Writes the newest checkpoint of a run to a folder that is served without its code: `pad_jax.load_exported`."""
-    epilog = 'Data that has moved is found with --config.data.path=PATH: what was written is tried on it.'
+    """Write the latest checkpoint of a run for serving without its code; `pad_jax.load_exported` reads it."""
+    from pad_jax.deploy.export import export_workdir
+    from pad_jax.deploy.verification import NotVerified
+    from pad_jax.reports.tables import make_table, print_line, print_table
+
+    epilog = 'The export is verified on the data of the run. If that has moved, add --config.data.path=PATH.'
     parser = _make_workdir_parser('export', export.__doc__, epilog)
-    parser.add_argument('--out', type=Path, required=True, help='folder to write')
-    parser.add_argument('--overwrite', action='store_true', help='an export that is there may be replaced')
+    parser.add_argument('--out', type=Path, required=True, help='directory to write')
+    parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
     try:
         with exit_on_sigterm():
@@ -92,60 +88,73 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Trains static, dynamic and partially dynamic networks on embedded digits, and compares them."""
+    """Train static, dynamic and partially dynamic networks on embedded digits, and compare them."""
+    from pad_jax.reports.demo import run_demo
+
     parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
-    parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='folder of the runs and the pictures')
+    parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='directory of the runs and pictures')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
-    parser.add_argument('--configs', type=Path, default=Path('configs'), help='folder of the config files')
+    parser.add_argument('--configs', type=Path, default=Path('configs'), help='directory of the config files')
     flags, overrides = parse_with_overrides(parser, arguments)
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
 
 def sweep(arguments: Sequence[str]) -> None:
-    """Trains what an ablation file compares, over seeds; what is finished in the folder already is kept."""
-    epilog = '--config.section.key=value changes a key of the base, before what the variants change.'
+    """Train the variants of an ablation file over several seeds; keep runs that are finished already."""
+    from pad_jax.reports.sweeps import run_sweep
+
+    epilog = '--config.section.key=value changes a key of the base, before the changes of the variants.'
     parser = Parser(prog='python -m pad_jax sweep', description=sweep.__doc__, epilog=epilog)
     parser.add_argument('file', type=Path, help='a file of configs/ablations/')
-    parser.add_argument('--workdir', type=Path, required=True, help='folder of the runs')
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each variant; their seeds are 0, 1, ...')
+    parser.add_argument('--workdir', type=Path, required=True, help='directory of the runs')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each variant, with the seeds 0, 1, ...')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     flags, overrides = parse_with_overrides(parser, arguments)
-    jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the runs, each a process of its own
+    _leave_accelerator()
     run_sweep(flags.file, flags.workdir, flags.seeds, flags.jobs, overrides)
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Writes what a sweep has come to: a page with tables and figures, CSV and Markdown, in its folder's report/."""
+    """Write the results of a sweep into its directory report/: tables, figures, CSV and Markdown."""
+    from pad_jax.reports.sweep_layout import BASE
+    from pad_jax.reports.sweep_report import report_sweep
+
     parser = Parser(prog='python -m pad_jax report', description=report.__doc__)
-    parser.add_argument('workdir', type=Path, metavar='DIR', help='folder of a sweep')
-    parser.add_argument('--base', default=BASE, metavar='VARIANT', help='what the others are compared with')
+    parser.add_argument('workdir', type=Path, metavar='DIR', help='directory of a sweep')
+    parser.add_argument('--base', default=BASE, metavar='VARIANT', help='variant that the others are compared with')
     flags = parser.parse_args(arguments)
-    jax.config.update('jax_platforms', 'cpu')  # it reads, and leaves the accelerator to runs that may go on
+    _leave_accelerator()
     print(f'report: {report_sweep(flags.workdir, flags.base)}', file=sys.stderr)
+
+
+def _leave_accelerator() -> None:
+    """Use the CPU in this process: the accelerator is for the runs, which are processes of their own."""
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
+
+
+def _make_config_parser(verb: str, description: str) -> Parser:
+    parser = Parser(prog=f'python -m pad_jax {verb}', description=description)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    return parser
 
 
 def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parser:
     parser = Parser(prog=f'python -m pad_jax {verb}', description=description, epilog=epilog)
-    parser.add_argument('--workdir', type=Path, required=True, help='folder of a run')
+    parser.add_argument('--workdir', type=Path, required=True, help='directory of a run')
     return parser
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    'count': count,
-    'evaluate': evaluate,
-    'predict': predict,
-    'inspect': inspect,
-    'export': export,
-    'demo': demo,
-    'sweep': sweep,
-    'report': report,
+    verb.__name__: verb for verb in (count, evaluate, predict, inspect, export, demo, sweep, report)
 }
 
 
 def main() -> None:
     summary = ', '.join(f'{name}: {verb.__doc__}' for name, verb in VERBS.items())
     parser = Parser(prog='python -m pad_jax', description=__doc__, epilog=summary)
-    parser.add_argument('verb', choices=VERBS, help='what to do; VERB --help says more')
+    parser.add_argument('verb', choices=VERBS, help='the command; VERB --help shows its flags')
     flags = parser.parse_args(sys.argv[1:2])
     VERBS[flags.verb](sys.argv[2:])
 

@@ -22,7 +22,7 @@ from pad_jax.deploy.verification import Agreement, verify
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import check_vacant, fill_folder
 from pad_jax.partition import count_layers, report_counts
-from pad_jax.training.configuration import is_partial, is_text
+from pad_jax.training.config import is_partial, is_text
 from pad_jax.training.restoring import RestoredRun, restore_run
 from pad_jax.training.setup import abstract_variables, make_inputs, plan_layers
 from pad_jax.training.workdir import find_tokenizer

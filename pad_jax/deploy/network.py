@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.partition import compact, expand
-from pad_jax.training.configuration import is_text
+from pad_jax.training.config import is_text
 from pad_jax.training.forms import to_masked_form
 from pad_jax.training.restoring import RestoredRun
 from pad_jax.training.setup import make_model, make_task, make_temperature, measure_lengths

@@ -11,7 +11,7 @@ import ml_collections
 
 from pad_jax.deploy.network import Network
 from pad_jax.errors import BadInput
-from pad_jax.training.configuration import is_text
+from pad_jax.training.config import is_text
 from pad_jax.training.setup import make_inputs
 
 INSTALL = 'pip install onnx onnx-ir onnxruntime && pip install --no-deps jax2onnx'

@@ -16,7 +16,7 @@ import ml_collections
 
 from pad_jax.errors import BadInput, check_together
 from pad_jax.reports.sweep_layout import BASE, is_plain_name
-from pad_jax.training.configuration import call_file, flatten, load_config
+from pad_jax.training.config import call_file, flatten, load_config
 
 MOST_KEYS = 3
 """Of a variant: what changes more is another experiment."""

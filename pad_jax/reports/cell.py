@@ -14,7 +14,7 @@ import threading
 
 import ml_collections
 
-from pad_jax.training.command_line import exit_status
+from pad_jax.training.cli import exit_status
 from pad_jax.training.trainer import train
 
 

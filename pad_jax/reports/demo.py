@@ -11,7 +11,7 @@ from pad_jax.reports.comparison import compare_networks
 from pad_jax.reports.plots import plot_dynamic_fractions, plot_training_curves, save_figure
 from pad_jax.reports.runs import read_network
 from pad_jax.reports.tables import print_line, print_table
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 
 NETWORKS = ('static', 'dynamic', 'pad', 'random')

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from pad_jax.partition import LayerCount, compact, group_size
-from pad_jax.training.configuration import is_partial, is_text
+from pad_jax.training.config import is_partial, is_text
 from pad_jax.training.setup import abstract_variables, make_inputs, make_model
 
 # Of what the compiler does only the passes that come after the count are left out.

@@ -14,7 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.files import read_json
 from pad_jax.partition import report_counts
 from pad_jax.reports.estimates import Estimate, estimate_mean
-from pad_jax.training.configuration import is_partial, is_text, read_workdir_config
+from pad_jax.training.config import is_partial, is_text, read_workdir_config
 from pad_jax.training.workdir import read_metrics
 
 Partition = dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.command_line import make_line
+from pad_jax.training.cli import make_line
 from pad_jax.training.lock import LOCK
 from pad_jax.training.workdir import write_json
 

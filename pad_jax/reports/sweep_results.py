@@ -22,7 +22,7 @@ from pad_jax.reports.sweep_layout import (
     read_sweep,
 )
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
+from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
 from pad_jax.training.workdir import UNKNOWN_VERSION, read_data, read_versions
 

@@ -29,12 +29,10 @@ from pad_jax.reports.sweep_layout import (
     write_sweep,
 )
 from pad_jax.reports.sweep_progress import SweepProgress
-from pad_jax.training.command_line import make_line
-from pad_jax.training.configuration import differing_keys, flatten, is_partial
+from pad_jax.training.cli import StopSignals, make_line
+from pad_jax.training.config import differing_keys, flatten, is_partial
 from pad_jax.training.lock import LOCK, WorkdirLock
-from pad_jax.training.setup import measure_lengths, open_source, plan_layers
-from pad_jax.training.signals import StopSignals
-from pad_jax.training.trainer import check_lengths
+from pad_jax.training.setup import check_lengths, measure_lengths, open_source, plan_layers
 from pad_jax.training.workdir import DataRecord, check_data, check_workdir, disk_faults_stop
 from pad_jax.version import __version__
 

@@ -1,11 +1,9 @@
-"""One run at a time writes into a workdir.
+"""A lock on a workdir, so that only one run at a time writes into it.
 
-The lock is the kernel's (flock) on a file in the workdir, which so is free again as soon as its run has ended, however
-that was. Some network file systems keep such locks within each machine, or know none. So the file also says who holds
-it, and its time moves while the run lives: a lock of another machine, and any where there are no locks of the kernel,
-is watched before it is taken over.
-
-Reading (evaluate, inspect, ...) asks nobody. Of several processes that train one network the first holds the lock.
+The kernel locks a file (flock) and frees it as soon as its process ends. Some network file systems keep such locks
+within each machine or have none. So the file also names its holder, and the holder renews its time. A lock of another
+machine is watched before it is taken over. So is every lock where the kernel has none. Commands that only read take no
+lock. With several processes, the first holds it.
 """
 
 import contextlib
@@ -24,13 +22,14 @@ from pad_jax.errors import BadInput
 
 LOCK = 'lock.json'
 BEAT_SECONDS = 10.0
-"""How often the file's time moves."""
+"""Seconds between two renewals of the file's time."""
 WATCH_SECONDS = 45.0
-"""A lock whose time stands still for so long is nobody's."""
+"""Seconds without a renewal after which a lock counts as abandoned."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 class WorkdirLock:
-    """Use as a context manager, within which `find` and `take` may be called: what they hold ends with it.
+    """A context manager; `find` and `take` lock within its block.
 
     Args:
       workdir: need not exist.
@@ -38,31 +37,31 @@ class WorkdirLock:
 
     def __init__(self, workdir: Path):
         self._workdir, self._path = workdir, workdir / LOCK
-        self._number: int | None = None  # of the open file that is locked
+        self._file: int | None = None  # descriptor of the locked file
         self._is_ours = False
         self._ended = threading.Event()
 
     def find(self) -> None:
-        """Takes the lock of an earlier run, if there is one; writes nothing.
+        """Take over the lock of an earlier run, if there is one. Write nothing.
 
         Raises:
-          BadInput: when that run goes on, with its host, process and start.
+          BadInput: that run is alive; names its host, process and start.
         """
         try:
-            if self._number is None and self._path.exists():
+            if self._file is None and self._path.exists():
                 self._lock(os.O_RDWR)
         except OSError as error:
             raise BadInput(f'workdir {self._workdir} cannot be used: {error.strerror}') from error
 
     def take(self) -> None:
-        """Takes the lock, which is written; makes the workdir. The run may begin to write.
+        """Take the lock and write it; make the workdir. From here on the run may write.
 
         Raises:
-          BadInput: when another run has it, or it can't be written.
+          BadInput: another run holds it, or it cannot be written.
         """
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            while self._number is None:
+            while self._file is None:
                 self._lock(os.O_RDWR | os.O_CREAT)
             since = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
             self._path.write_text(json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}) + '\n')
@@ -72,34 +71,28 @@ class WorkdirLock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _lock(self, flags: int) -> None:
-        """Opens and locks the file; leaves `_number` at None when that was removed meanwhile."""
-        try:
-            number = os.open(self._path, flags, 0o644)
-        except FileNotFoundError:
-            return
-        try:
-            is_known = self._ask_kernel(number)
-            if os.fstat(number).st_ino != self._path.stat().st_ino:
-                raise FileNotFoundError
-            holder = _read_holder(number)
-            if (not is_known or holder.get('host') not in (None, socket.gethostname())) and self._beats(holder):
+        """Open and lock the file; leave `_file` at None if it was removed meanwhile."""
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            file = os.open(self._path, flags, 0o644)
+            stack.callback(os.close, file)
+            has_locks = self._ask_kernel(file)
+            if os.fstat(file).st_ino != self._path.stat().st_ino:
+                return
+            holder = _read_holder(file)
+            is_local = has_locks and holder.get('host') in (None, socket.gethostname())
+            if not is_local and self._is_renewed(holder):
                 raise self._refuse(holder)
-        except FileNotFoundError:
-            os.close(number)
-        except BaseException:
-            os.close(number)
-            raise
-        else:
-            self._number = number
+            self._file = file
+            stack.pop_all()  # keep it open
 
-    def _ask_kernel(self, number: int) -> bool:
-        """Whether it has locks here, and gives this one to us."""
+    def _ask_kernel(self, file: int) -> bool:
+        """Lock the file by the kernel; return False if it has no locks here."""
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._refuse(_read_holder(number)) from None
+            raise self._refuse(_read_holder(file)) from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF):
+            if error.errno not in _NO_LOCKS:
                 raise
             return False
         return True
@@ -110,16 +103,13 @@ class WorkdirLock:
             who = f'a run on {holder.get("host")}, process {holder.get("pid")}, since {holder.get("since")}'
         return BadInput(f'{self._workdir} is in use by {who}: wait for its end, stop it, or use another workdir')
 
-    def _beats(self, holder: dict) -> bool:
-        """Whether the file's time moves, by whatever clock. Opened each time, as network file systems remember."""
+    def _is_renewed(self, holder: dict) -> bool:
+        """Watch the file's time. Reopen it each time, because network file systems cache it."""
         before, end = self._modified(), time.monotonic() + WATCH_SECONDS
-        if not before:  # an empty file: nobody ever wrote into it
+        if not before:  # an empty file has no holder
             return False
-        print(
-            f'{self._path}: of a run on {holder.get("host")!r}; watching for {WATCH_SECONDS:.0f} s whether it lives',
-            file=sys.stderr,
-            flush=True,
-        )
+        host, seconds = holder.get('host'), f'{WATCH_SECONDS:.0f} s'
+        print(f'{self._path}: held by a run on {host!r}; watching it for {seconds}', file=sys.stderr, flush=True)
         while time.monotonic() < end:
             time.sleep(BEAT_SECONDS / 10)
             if self._modified() != before:
@@ -142,17 +132,17 @@ class WorkdirLock:
     def __exit__(self, *exception) -> None:
         self._ended.set()
         if self._is_ours:
-            with contextlib.suppress(OSError):  # on a disk that fails it stays, and holds nobody up
+            with contextlib.suppress(OSError):  # a file that stays on a failing disk blocks no later run
                 self._path.unlink()
-        if self._number is not None:
-            os.close(self._number)
-            self._number = None
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
-def _read_holder(number: int) -> dict:
-    """What a lock says of its run; {} when that is nothing, as in the moment in which it is taken."""
+def _read_holder(file: int) -> dict:
+    """Read the holder from a lock; {} if the file is empty or damaged, as while it is being written."""
     try:
-        holder = json.loads(os.pread(number, 4096, 0))
+        holder = json.loads(os.pread(file, 4096, 0))
     except (ValueError, OSError):
         return {}
     return holder if isinstance(holder, dict) else {}

@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a live line in a terminal, plain lines now and then elsewhere."""
+"""Progress on stderr: a live line in a terminal, plain lines now and then elsewhere."""
 
 import contextlib
 import statistics
@@ -8,7 +8,7 @@ import time
 import jax
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task
+from rich.live import Live
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -18,69 +18,121 @@ _SHORT_NAMES = {
     'eval_validation_matched/accuracy': 'eval m',
     'eval_validation_mismatched/accuracy': 'mm',
 }
-_LEAST_BAR, _MOST_BAR = 8, 30
+_MIN_BAR, _MAX_BAR = 8, 30
 
 
-class StepProgress:
-    """Shows how far a run is: step, rate, time left, and what it measures.
+class Progress:
+    """A label with lines that stay and, in a terminal, one live line. Use as a context manager.
 
-    Use as a context manager. Only steps of this process count for the rate.
+    Subclasses draw the live line.
 
     Args:
-      label: what is running.
-      total: steps of the whole run.
-      start: steps that were done before.
-      quiet: shows nothing, and keeps the rate alone.
+      label: name in front of every line.
+      quiet: show nothing.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0, quiet: bool = False):
-        self.label, self.total = label, total
-        self._values: dict[str, float] = {}
-        self._step, self._said = start, 0.0
-        self._first: tuple[int, float] | None = None  # the first step done here: before it everything compiled
+    def __init__(self, label: str, quiet: bool = False):
+        self.label = label
         self._console = Console(stderr=True, quiet=quiet)
-        self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(_Line(self), console=self._console)
-            self._task = self._bar.add_task(label, total=total, completed=start)
+        self._live: Live | None = None
 
-    def __enter__(self) -> 'StepProgress':
-        if self._bar:
-            self._bar.start()
-        else:
-            self.say(f'{self.total - self._step} steps')
+    def __enter__(self) -> 'Progress':
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self.line)
+            self._live.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self._live.stop()
+
+    def line(self) -> Text:
+        """Draw the live line."""
+        return Text(self.label)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(f'{self.label}: {text}', highlight=False, markup=False, soft_wrap=True)
+
+
+class StepProgress(Progress):
+    """Progress of a training run: step, rate, time left, latest values, and seconds per step.
+
+    Args:
+      label: name of the run.
+      total: steps of the whole run.
+      start: steps done by earlier processes; they do not count for the rate.
+      quiet: show nothing, measure only.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0, quiet: bool = False):
+        super().__init__(label, quiet)
+        self.total = total
+        self._values: dict[str, float] = {}
+        self._start = self._step = start
+        self._first: tuple[int, float] | None = None  # step and time after compilation
+        self._last: tuple[int, float] | None = None  # step and time when results arrived
+        self._seconds: list[float] = []  # per step, between two arrivals of results
+        self._printed = 0.0
+
+    def __enter__(self) -> 'StepProgress':
+        if not self._console.is_terminal:
+            self.say(f'{self.total - self._step} steps')
+        return super().__enter__()
 
     @property
     def rate(self) -> float:
-        """Steps a second since the first step that this process did, everything between them included."""
+        """Steps per second of this process, including evaluation, checkpoints and partition rounds."""
         if self._first is None or self._step == self._first[0]:
             return 0.0
         return (self._step - self._first[0]) / (time.monotonic() - self._first[1])
 
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median over the stretches between two arrivals of results, without pauses. None for a short run."""
+        return statistics.median(self._seconds) if self._seconds else None
+
     def update(self, step: int, **values: float) -> None:
-        """Says that `step` steps are done; values stay on show until replaced."""
+        """Record that `step` steps are dispatched; with values, that their results have arrived.
+
+        Values are shown until later ones of the same name replace them.
+        """
         self._step = step
         self._first = self._first or (step, time.monotonic())
         self._values |= values
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-        elif values and not self._console.quiet and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            left = f'{(self.total - step) / self.rate:.0f} s left' if self.rate else 'compiled'
-            shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
-            print(
-                f'{self.label}: step {step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}',
-                file=sys.stderr,
-                flush=True,
-            )
+        if values:
+            self._arrive(step)
+            self._print_now_and_then()
+
+    @contextlib.contextmanager
+    def paused(self, step: int, state):
+        """Exclude the `with` block from `seconds_per_step`; first wait for `state`, the result of `step`."""
+        jax.block_until_ready(state)
+        self._arrive(step)
+        yield
+        if self._last:
+            self._last = self._last[0], time.monotonic()
+
+    def _arrive(self, step):
+        if step == self._start:  # the first step includes compilation
+            return
+        now = time.monotonic()
+        if self._last and step > self._last[0]:
+            self._seconds.append((now - self._last[1]) / (step - self._last[0]))
+        self._last = step, now
+
+    def _print_now_and_then(self):
+        is_silent = self._console.is_terminal or self._console.quiet
+        if is_silent or time.monotonic() - self._printed <= _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = time.monotonic()
+        left = f'{(self.total - self._step) / self.rate:.0f} s left' if self.rate else 'compiled'
+        shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
+        line = f'{self.label}: step {self._step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}'
+        print(line, file=sys.stderr, flush=True)
 
     def line(self) -> Text:
-        """How far it is, in one line of the terminal: what matters most comes first, the last values go without."""
+        """Draw the live line: the most important numbers first; values that do not fit are left out."""
         width = self._console.width
         done = f' {self._step:{len(str(self.total))}}/{self.total}'
         if self.rate:
@@ -90,37 +142,22 @@ class StepProgress:
         values = ''
         for name, value in self._values.items():
             shown = f' {_SHORT_NAMES.get(name, name)} {value:.3g}'
-            if cell_len(self.label + done + pace + values + shown) > width:  # half a number is worse than none
+            if cell_len(self.label + done + pace + values + shown) > width:  # half a number would mislead
                 values += ' …'
                 break
             values += shown
         parts = [(done, 'progress.download'), (pace, 'progress.remaining'), values]
-        room = min(width - cell_len(self.label + done + pace + values) - 1, _MOST_BAR)
-        if room >= _LEAST_BAR:
+        room = min(width - cell_len(self.label + done + pace + values) - 1, _MAX_BAR)
+        if room >= _MIN_BAR:
             full = room * self._step // self.total
             parts[:0] = [' ', ('━' * full, 'bar.complete'), ('━' * (room - full), 'bar.back')]
         text = Text.assemble(self.label, *parts, no_wrap=True)
         text.truncate(width, overflow='ellipsis')
         return text
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self._console.print(f'{self.label}: {text}', highlight=False, markup=False, soft_wrap=True)
-
-
-class _Line(ProgressColumn):
-    """The whole of a line: rich's own columns make room by squeezing the time left to nothing."""
-
-    def __init__(self, progress: StepProgress):
-        super().__init__()
-        self._progress = progress
-
-    def render(self, task: Task) -> Text:
-        return self._progress.line()
-
 
 def format_duration(seconds: float) -> str:
-    """Minutes and seconds, and hours where there are any.
+    """Format seconds as minutes and seconds, with hours if there are any.
 
     >>> format_duration(7.6), format_duration(83), format_duration(36_000)
     ('0:08', '1:23', '10:00:00')
@@ -128,35 +165,3 @@ def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
-
-
-class StepClock:
-    """Seconds a step, of steps alone: compilation, evaluation, checkpoints and rounds of the partition don't count."""
-
-    def __init__(self, start: int):
-        self._start = self._step = start
-        self._time: float | None = None  # of the last arrival; None until the first step, with its compilation, is done
-        self._segments: list[float] = []
-
-    def passed(self, step: int) -> None:
-        """Says that the results of `step` have arrived."""
-        if step == self._start:
-            return
-        now = time.monotonic()
-        if self._time is not None and step > self._step:
-            self._segments.append((now - self._time) / (step - self._step))
-        self._step, self._time = step, now
-
-    @contextlib.contextmanager
-    def paused(self, step: int, state):
-        """For what is done between steps, once `state`, the result of `step`, is there."""
-        jax.block_until_ready(state)
-        self.passed(step)
-        yield
-        if self._time is not None:
-            self._time = time.monotonic()
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Median over the stretches between two arrivals; None for a run too short to tell."""
-        return statistics.median(self._segments) if self._segments else None

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import read_workdir_config
+from pad_jax.training.config import read_workdir_config
 from pad_jax.training.devices import Replicas
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.setup import (

@@ -1,4 +1,4 @@
-"""From a checked config to the typed things that a run is made of. The ConfigDict goes no further."""
+"""Turn a checked config into the typed parts of a run. The ConfigDict ends here."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, ImageSource, TextSource, make_source
+from pad_jax.data import CHANNELS, Source, WordPieces, make_source, make_text_source, open_vocabulary, shorten
 from pad_jax.errors import BadInput
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
@@ -29,25 +29,25 @@ from pad_jax.partition import (
     positions_of,
     selection_targets,
 )
-from pad_jax.pretrained import find_weights, load_pretrained, load_torchvision
-from pad_jax.training.configuration import is_partial, is_text
+from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained, load_torchvision
+from pad_jax.training.config import MAX_STEPS, find_length_problems, is_partial, is_text, name_key
 from pad_jax.training.optimizer import make_optimizer, make_rate_schedule, make_temperature_schedule
-from pad_jax.training.rules import MOST_STEPS
 from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
-from pad_jax.training.texts import open_texts
+from pad_jax.training.workdir import find_tokenizer
 
-# Of the section `optim`: what the train step does itself.
 _STEP_KEYS = ('accumulate_steps', 'ema_decay')
+"""Keys of `optim` that belong to the train step."""
+_NUM_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """A run in optimizer steps.
+    """Lengths of a run in optimizer steps.
 
     Attributes:
       total: of the whole run.
-      temperature: over which the attention temperature falls to 1.
+      temperature: until the attention temperature is 1.
     """
 
     total: int
@@ -55,32 +55,32 @@ class Lengths:
 
 
 def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
-    """The network of a config; partially dynamic where κ < 1.
+    """Make the network of a config, partially dynamic if κ < 1.
 
     Args:
-      axis_name: mapped axis that the network is trained over, for norms and routers, which take their statistics over
-        all of it. A network that has one only runs inside of that axis; its parameters are those of one without.
+      axis_name: mapped axis of the training devices; norms and routers average their statistics over it. Such a
+        network runs only inside that axis. Its parameters are those of the network without one.
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
     arguments['scales'], arguments['rest'] = config.partition.scales, 'zero' if config.partition.prune else 'static'
+    del arguments['pretrained']
     try:
-        del arguments['pretrained']
         if is_text(config):
             return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
-        synchronised = arguments.pop('sync_batch_norm')
-        return build_model(**arguments, axis_name=axis_name if synchronised else None)
+        is_synchronised = arguments.pop('sync_batch_norm')
+        return build_model(**arguments, axis_name=axis_name if is_synchronised else None)
     except ValueError as error:
-        raise BadInput(f'model: {error}') from error
+        raise BadInput(name_key('model', error)) from error
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-    """What the network of a config is asked."""
+    """Make the task of a config: how its batches go through the network, and its losses."""
     return dataclasses.replace(TEXTS, regression=config.model.num_classes == 1) if is_text(config) else IMAGES
 
 
 def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
-    """Shapes of one example, as the network of a config takes it."""
+    """Shapes of one example for initialising the network; a text is short here."""
     if is_text(config):
         return text_inputs()
     size = config.data.image_size
@@ -88,65 +88,113 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
 
 
 def make_example(config: ml_collections.ConfigDict) -> Inputs:
-    """Shapes of a whole example: an image, or a text of data.max_length tokens, where `make_inputs` has a short one."""
+    """Shapes of one full example: an image, or a text of data.max_length tokens."""
     return text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
 
 
-def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> ImageSource | TextSource:
-    """The data of a config, known to fit its model.
+def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Source:
+    """Open the data of a config and check that it fits the model.
 
     Args:
-      workdir: of a run, which keeps how its texts become tokens; None goes by the config alone.
+      workdir: directory of a run, which keeps its tokenizer. None: use the vocabulary that the config names.
 
     Raises:
-      BadInput: on data that can't be read, or has another number of classes than the model, or more words.
+      BadInput: the data cannot be read, or its number of classes or words does not fit the model.
     """
-    if is_text(config):
-        return open_texts(config, workdir)
-    source = make_source(**config.data, seed=config.train.seed)
-    if source.spec.num_classes != config.model.num_classes:
+    data, seed = config.data, config.train.seed
+    try:
+        if is_text(config):
+            arguments = {name: value for name, value in data.items() if name not in ('vocabulary', 'max_length')}
+            arguments['text_columns'] = split_columns(config)
+            source = make_text_source(**arguments, pieces=open_pieces(config, workdir), seed=seed)
+        else:
+            source = make_source(**data, seed=seed)
+    except BadInput as error:
+        raise BadInput(name_key('data', error)) from error
+    spec, num_classes = source.spec, config.model.num_classes
+    if spec.num_classes != num_classes:
+        found = 'numbers for labels' if spec.num_classes == 1 else f'{spec.num_classes} classes{_list_classes(spec)}'
         raise BadInput(
-            f'model.num_classes is {config.model.num_classes}, the data has {source.spec.num_classes} classes: '
-            f'--config.model.num_classes={source.spec.num_classes}'
+            f'model.num_classes is {num_classes}, the data has {found}: --config.model.num_classes={spec.num_classes}'
         )
     return source
 
 
-def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:
-    """Epochs turned into steps; `train.steps` wins over `train.epochs`, and the last batch may be part of an epoch.
+def _list_classes(spec) -> str:
+    """List classes of a file of texts, the last to appear first: a misspelt label is rare."""
+    seen = [f'{shorten(name)!r} first in {where}' for name, where in reversed(getattr(spec, 'first_seen', ()))]
+    more = f', and {len(seen) - _NUM_LISTED} more' if len(seen) > _NUM_LISTED else ''
+    return f' ({", ".join(seen[:_NUM_LISTED])}{more})' if seen else ''
 
-    Args:
-      num_train: training examples in an epoch.
+
+def split_columns(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Split data.text_columns into names."""
+    return tuple(filter(None, (column.strip() for column in config.data.text_columns.split(','))))
+
+
+def open_pieces(config: ml_collections.ConfigDict, workdir: Path | None = None) -> WordPieces:
+    """Open the tokenizer: that of the run in workdir, else data.vocabulary, else that of the pretrained weights.
 
     Raises:
-      BadInput: on epochs of more steps than can be counted.
+      BadInput: no vocabulary is named, it cannot be read, or it has more pieces than the model embeds.
+    """
+    path, weights = (workdir and find_tokenizer(workdir)) or config.data.vocabulary, config.model.pretrained
+    if not path and not weights:
+        raise BadInput('data.vocabulary must name a vocab.txt or tokenizer.json: model.pretrained names no weights')
+    pieces = open_vocabulary(str(path or find_vocabulary(find_weights(weights))), config.data.max_length)
+    if pieces.vocab_size > config.model.vocab_size:
+        raise BadInput(f'the vocabulary has {pieces.vocab_size} pieces, model.vocab_size is {config.model.vocab_size}')
+    return pieces
+
+
+def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:
+    """Turn epochs into steps. `train.steps` wins over `train.epochs`; the last batch may be part of an epoch.
+
+    Args:
+      num_train: training examples of an epoch.
+
+    Raises:
+      BadInput: the epochs have more steps than can be counted.
     """
     epoch = num_train / config.data.batch_size
     total = config.train.steps or math.ceil(config.train.epochs * epoch)
     # A network of texts has no temperature.
     lengths = Lengths(total, round(config.train.get('temperature_epochs', 0.0) * epoch))
     for name, steps in (('epochs', lengths.total), ('temperature_epochs', lengths.temperature)):
-        if steps > MOST_STEPS:
+        if steps > MAX_STEPS:
             raise BadInput(
                 f'train.{name} = {config.train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at '
-                f'most {MOST_STEPS} can be counted'
+                f'most {MAX_STEPS} can be counted'
             )
     return lengths
 
 
+def check_lengths(config: ml_collections.ConfigDict, lengths: Lengths, num_train: int) -> None:
+    """Check that warm-up, partition and scoring batches fit a run of those lengths.
+
+    Raises:
+      BadInput: naming every key that does not fit.
+    """
+    problems, size = find_length_problems(config, lengths.total), config.partition.batch_size
+    if is_partial(config) and size > num_train:
+        problems.append(f'partition.batch_size must be at most the {num_train} training examples, got {size}')
+    if problems:
+        raise BadInput('; '.join(problems))
+
+
 def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
-    """Attention temperature as a function of the step: constant 1 for texts."""
+    """Make the attention temperature as a function of the step: constant 1 for texts."""
     return make_temperature_schedule(config.train.get('temperature', 1.0), lengths.temperature)
 
 
 def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
-    """Learning rate as a function of the number of updates."""
+    """Make the learning rate as a function of the number of updates."""
     optim = config.optim
     return make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
 
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
-    """The optimizer of a config, for a run of that length."""
+    """Make the optimizer of a config for a run of that length."""
     arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
     return make_optimizer(**arguments, total_steps=lengths.total)
 
@@ -154,10 +202,10 @@ def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> o
 def make_step_arguments(
     config: ml_collections.ConfigDict, lengths: Lengths, axis_name: str | None = None
 ) -> dict[str, Any]:
-    """All arguments of the train step beside state and batch, but for the axis; texts are neither smoothed nor mixed.
+    """Make all static arguments of the train step except the axis. Texts are neither smoothed nor mixed.
 
     Args:
-      axis_name: of `make_model`.
+      axis_name: see `make_model`.
     """
     return {
         'task': make_task(config),
@@ -173,55 +221,53 @@ def make_step_arguments(
 def start_from_pretrained(
     config: ml_collections.ConfigDict, model: nn.Module, state: TrainState
 ) -> tuple[TrainState, list[str]]:
-    """The state before the first step with the weights that the config names, and what to say of them.
+    """Put the weights that the config names into the state before the first step.
+
+    Returns:
+      The state, and lines that describe the weights.
 
     Raises:
-      BadInput: naming every tensor that doesn't fit.
+      BadInput: naming every tensor that does not fit.
     """
-    if not config.model.pretrained:
+    path = config.model.pretrained
+    if not path:
         return state, []
-    if not is_text(config):
-        return _start_from_torchvision(config, state)
-    folder = find_weights(config.model.pretrained)
-    loaded = load_pretrained(folder, state.params, num_heads=model.num_heads)
-    said = [f'weights of {folder}']
-    if loaded.fresh:
-        said.append(f'not among them, and so drawn anew: {", ".join(loaded.fresh)}')
-    return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), said
-
-
-def _start_from_torchvision(config, state):
+    if is_text(config):
+        folder = find_weights(path)
+        loaded = load_pretrained(folder, state.params, num_heads=model.num_heads)
+        said = [f'weights of {folder}']
+        if loaded.fresh:
+            said.append(f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}')
+        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), said
     static = config.copy_and_resolve_references()
     static.model.conv = 'static'
     shapes = abstract_variables(make_model(static), make_inputs(static))
-    path = config.model.pretrained
     loaded = load_torchvision(path, config.model.name, shapes, state.params)
     state = state.replace(params=loaded.params, batch_stats=loaded.batch_stats)
     return state, [f'weights of {path}', *loaded.notes]
 
 
 def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:
-    """Which parameters take no part in the partition."""
+    """Make the patterns of parameters that take no part in the partition."""
     return Exclusions(config.partition.keep_dynamic, config.partition.keep_static)
 
 
 def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
-    """Every collection of a model as shapes, `intermediates` included; nothing is computed or allocated.
+    """Shapes of every collection of a model, `intermediates` included; nothing is computed or allocated.
 
     Args:
-      inputs: of `make_inputs`.
+      inputs: from `make_inputs`.
     """
     return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), *inputs)
 
 
 def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
-    """Parameters of a config's network once it is partitioned, before anything is trained.
+    """Count the parameters of a config's network after its partition, without training it.
 
     Raises:
-      BadInput: where the exclusions don't fit the network, or no group of positions fits the dynamic fraction.
+      BadInput: the exclusions do not fit the network, or no group of positions fits the dynamic fraction.
     """
-    model = make_model(config)
-    variables = abstract_variables(model, make_inputs(config))
+    variables = abstract_variables(make_model(config), make_inputs(config))
     planned = None
     if is_partial(config):
         partition, layout = config.partition, FLAX[config.partition.scales]
@@ -237,51 +283,42 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
 
 
 def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerAccount]:
-    """Parameters and multiply-adds of a config's network for one image, or one text of data.max_length tokens.
+    """Count parameters and multiply-adds of a config's network for one image, or one text of data.max_length tokens.
 
     Args:
-      layers: how many positions of each layer are dynamic, as of `plan_layers`.
+      layers: dynamic positions of each layer, from `plan_layers`.
     """
     return account_layers(make_model(config), make_example(config), layers)
 
 
 def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
-    """ValueError where the network would be wholly dynamic or static without a word, or a round could select nothing.
+    """Raise ValueError if the partition would fail later, or leave the network wholly dynamic or static.
 
-    That is if the exclusions leave no layer to compete, and take all to the same side; if no gate is small enough to
-    stay dynamic; or if under scope `layer` any gate isn't, which would end the run once it has the best score of its
-    layer.
+    At least the smallest gate must fit under scope 'global'. Under scope 'layer' the largest must, because any gate
+    may have the best score of its layer.
     """
-    partition = config.partition
+    partition, scope = config.partition, config.partition.scope
     roles = make_exclusions(config).roles(masks)
     leaves = zip(leaf_names(masks), jax.tree.leaves(masks), jax.tree.leaves(positions), roles, strict=True)
     sizes = {name: group_size(mask, position) for name, mask, position, role in leaves if role is None}
     if not sizes:
-        if len(set(roles)) == 1:
-            side = 'dynamic' if roles[0] else 'static'
-            static = 'model.ffn=dense' if is_text(config) else 'model.conv=static'
-            instead = 'partition.dynamic_fraction=1' if roles[0] else static
+        if len(set(roles)) > 1:
+            return  # a partition by hand
+        side = 'dynamic' if roles[0] else 'static'
+        static = 'model.ffn=dense' if is_text(config) else 'model.conv=static'
+        raise ValueError(
+            f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them. For a '
+            f'wholly {side} network use --config.{"partition.dynamic_fraction=1" if roles[0] else static}'
+        )
+    targets = selection_targets(positions, partition.dynamic_fraction, scope, roles, layout.layer_of)
+    names, pick = list(sizes), min if scope == 'global' else max
+    for layer, members in find_competitions(names, scope, layout.layer_of).items():
+        target = targets if scope == 'global' else targets[layer]
+        name = pick((names[member] for member in members), key=sizes.get)
+        if sizes[name] > target:
             raise ValueError(
-                f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them; a '
-                f'network that is wholly {side} is --config.{instead}'
-            )
-        return  # a partition by hand
-    targets = selection_targets(positions, partition.dynamic_fraction, partition.scope, roles, layout.layer_of)
-    if partition.scope == 'global':
-        if min(sizes.values()) > targets:
-            raise ValueError(
-                f'dynamic_fraction {partition.dynamic_fraction} leaves nothing dynamic: granularity '
-                f'{partition.granularity!r} decides for at least {min(sizes.values())} positions at once, {targets} '
-                'are to stay'
-            )
-        return
-    names = list(sizes)
-    for layer, members in find_competitions(names, partition.scope, layout.layer_of).items():
-        largest = max((names[member] for member in members), key=sizes.get)
-        if sizes[largest] > targets[layer]:
-            raise ValueError(
-                f'granularity {partition.granularity!r} decides for {sizes[largest]} positions of {largest} at once, '
-                f'and {targets[layer]} of its layer are to stay dynamic under scope {partition.scope!r}: leave such '
-                'layers out by the patterns partition.keep_dynamic or partition.keep_static, or take '
-                'partition.scope=global'
+                f'granularity {partition.granularity!r} selects {sizes[name]} positions of {name} at once, but '
+                f'dynamic_fraction {partition.dynamic_fraction} keeps {target} of {layer} dynamic under scope '
+                f"{scope!r}. Use a larger fraction, a finer granularity or scope 'global', or exclude such layers "
+                'with partition.keep_dynamic or partition.keep_static'
             )

@@ -13,7 +13,8 @@ import ml_collections
 from pad_jax.data import METRICS, ImageSource, TextSource
 from pad_jax.errors import BadInput, check_together
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import find_late_round, flatten, is_partial
+from pad_jax.training.cli import StopSignals
+from pad_jax.training.config import flatten, is_partial
 from pad_jax.training.debugging import find_nan
 from pad_jax.training.devices import AXIS, Replicas
 from pad_jax.training.evaluation import evaluate_state
@@ -28,13 +29,14 @@ from pad_jax.training.processes import (
     check_same,
     check_shared,
     count_own_processors,
-    gather_lines,
+    gather,
     is_first,
 )
-from pad_jax.training.progress import StepClock, StepProgress
+from pad_jax.training.progress import StepProgress
 from pad_jax.training.setup import (
     Lengths,
     abstract_variables,
+    check_lengths,
     make_exclusions,
     make_inputs,
     make_model,
@@ -47,7 +49,6 @@ from pad_jax.training.setup import (
     plan_layers,
     start_from_pretrained,
 )
-from pad_jax.training.signals import StopSignals
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.workdir import (
@@ -146,26 +147,6 @@ def _check_devices(config, replicas: Replicas) -> None:
         )
 
 
-def check_lengths(config: ml_collections.ConfigDict, lengths: Lengths, num_train: int) -> None:
-    """Whether warm-up and partition fit into a run of those lengths.
-
-    Raises:
-      BadInput: naming every key that doesn't.
-    """
-    problems = []
-    if lengths.total <= config.optim.warmup_steps:
-        problems.append(f'optim.warmup_steps must be below the {lengths.total} steps of the run')
-    partition = config.partition
-    if is_partial(config):
-        problems += find_late_round(config, lengths.total)
-        if partition.batch_size > num_train:
-            problems.append(
-                f'partition.batch_size must be at most the {num_train} training examples, got {partition.batch_size}'
-            )
-    if problems:
-        raise BadInput('; '.join(problems))
-
-
 class _Run:
     """One process' part of a run: from the start or the newest checkpoint to the end."""
 
@@ -255,7 +236,6 @@ class _Run:
         ):
             if self.start:
                 self.progress.say(f'resumes from the checkpoint of step {self.start}')
-            self.clock = StepClock(self.start)
             for step, batch in batches:
                 self._partition_if_due(step)
                 self._train(step + 1, batch)
@@ -264,7 +244,7 @@ class _Run:
                     self._save(step + 1)
                     self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
                     raise SystemExit(128 + signals.received)
-        self._write('timing.json', {'seconds_per_step': self.clock.seconds_per_step})
+        self._write('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
         self._say_result('done')
         if self.skipped:
             self.progress.say(f'{self.skipped} steps were not finite and were skipped')
@@ -277,7 +257,7 @@ class _Run:
 
         No row of metrics says it: which images training has met depends on where it began and how far ahead it read.
         """
-        skipped = gather_lines(self.source.skipped)
+        skipped = set().union(*gather(self.source.skipped))
         if skipped:
             since = f' since step {self.start}' if self.start else ''
             self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
@@ -353,7 +333,6 @@ class _Run:
 
     def _log(self, step: int, metrics) -> None:
         values = {name: float(value) for name, value in self.replicas.fetch(metrics).items()}
-        self.clock.passed(step)
         values['learning_rate'] = float(self.rate(step - 1 - self.skipped))  # schedules count updates
         if self.config.train.on_nonfinite == 'skip':
             values['nonfinite_steps'] = self.skipped
@@ -364,7 +343,7 @@ class _Run:
         self.progress.update(step, **shown, κ=values['dynamic_fraction'])
 
     def _evaluate(self, step: int) -> None:
-        with self.clock.paused(step, self.state):
+        with self.progress.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: the optimizer's part of it is the largest.
             state = self.state
@@ -376,7 +355,7 @@ class _Run:
         self.progress.update(step, **{f'eval_{name}': value for name, value in measured.items()})
 
     def _save(self, step: int) -> None:
-        with self.clock.paused(step, self.state):
+        with self.progress.paused(step, self.state):
             self._store(self.replicas.fetch(self.state))
 
     def _store(self, state: TrainState) -> None:
@@ -392,7 +371,7 @@ class _Run:
             return
         self._check_finite()
         partition = self.config.partition
-        with self.clock.paused(step, self.state):
+        with self.progress.paused(step, self.state):
             state = to_masked_form(self.replicas.fetch(self.state))
             for fraction in due:
                 state, values = partition_state(

@@ -18,7 +18,7 @@ from typing import Any
 from pad_jax.data import DataSpec, ImageSource, TextSource, TextSpec, shorten
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.files import parse_json, read_json, read_plain
-from pad_jax.training.configuration import differing_keys, flatten, read_workdir_config
+from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'

@@ -11,9 +11,8 @@ import pytest
 from pad_jax.partition import iterative_mode_partition, scale_factors
 from pad_jax.reports.ablations import BASE, load_variants, read_ablation
 from pad_jax.training import trainer
-from pad_jax.training.configuration import flatten, is_partial
+from pad_jax.training.config import flatten, is_partial, keys_of
 from pad_jax.training.optimizer import make_temperature_schedule
-from pad_jax.training.rules import choose_rules
 from pad_jax.training.setup import abstract_variables, make_exclusions, make_inputs, make_model
 from tests.partition import problems
 from tests.training.tiny import ROOT
@@ -96,7 +95,7 @@ def test_a_variant_is_the_diff_that_it_says_and_has_an_effect(path):
 def test_all_that_the_rules_know_is_compared(name):
     configs = load(ROOT / 'configs' / 'ablations' / f'{name}.py')
     flat, key = [flatten(config) for config in configs.values()], WHOLE[name]
-    allowed = choose_rules(flat[0])[key].allowed.removeprefix('one of ').split(', ')
+    allowed = keys_of(flat[0])[key].rule.words.removeprefix('one of ').split(', ')
     assert {one[key] for one in flat} == set(allowed)
 
 

@@ -11,8 +11,7 @@ import pytest
 from pad_jax.data import CHANNELS, GLUE_TASKS, SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.partition import report_counts
-from pad_jax.training.configuration import find_late_round, flatten, is_partial, is_text, load_config
-from pad_jax.training.rules import choose_rules
+from pad_jax.training.config import find_length_problems, flatten, is_partial, is_text, keys_of, load_config
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -154,7 +153,7 @@ def is_static(config):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_has_every_key(name):
     flat = flatten(load(name))
-    assert flat.keys() == choose_rules(flat).keys()
+    assert flat.keys() == keys_of(flat).keys()
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -222,7 +221,7 @@ def test_the_recipe_from_pretrained_weights_takes_them():
     weights = 'model.pretrained=FILE'
     config = load('imagenet_resnet50_pad_pretrained.py', weights)
     assert config.optim.warmup_steps < config.partition.start_step
-    assert find_late_round(config, measure_lengths(config, 1_281_167).total) == []
+    assert find_length_problems(config, measure_lengths(config, 1_281_167).total) == []
     with pytest.raises(BadInput, match='start_step must be above 0'):
         load('imagenet_resnet50_pad.py', weights)
 
@@ -284,7 +283,7 @@ GLUE_SIZES = {
 def test_every_task_of_glue_leaves_room_for_the_rounds_and_the_warmup(name, task):
     config = load(name, f'data.task={task}')
     steps = measure_lengths(config, GLUE_SIZES[task]).total
-    assert find_late_round(config, steps) == []
+    assert find_length_problems(config, steps) == []
     assert config.optim.warmup_steps < steps and config.partition.batch_size <= GLUE_SIZES[task]
 
 

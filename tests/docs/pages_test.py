@@ -13,7 +13,7 @@ import pytest
 from pad_jax import CONVS, CRITERIA, MODELS, data
 from pad_jax.__main__ import VERBS
 from pad_jax.reports.ablations import read_ablation
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from tests.training.fixtures import compiled_quickly
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from pad_jax.training.configuration import flatten, load_config
+from pad_jax.training.config import flatten, load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / 'README.md').read_text()

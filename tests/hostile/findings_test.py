@@ -14,7 +14,7 @@ from pad_jax.data.image_folder import read_image
 from pad_jax.errors import BadInput
 from pad_jax.files import MOST_DEPTH
 from pad_jax.pretrained.weights import read_weights
-from pad_jax.training.command_line import MOST_CHARACTERS, exit_status
+from pad_jax.training.cli import MAX_CHARACTERS, exit_status
 from tests.data.photos import claim_size
 from tests.hostile.fuzz_test import try_reader
 from tests.hostile.mutations import refusal
@@ -342,4 +342,4 @@ def test_what_a_file_holds_cannot_move_the_cursor_or_fill_the_screen(capsys):
     assert exit_status(command) == 2
     line = capsys.readouterr().err
     assert line.startswith('error: bad \\x1b[2J \\x07ééé') and line.count('\n') == 1
-    assert len(line) < MOST_CHARACTERS + 100 and line.endswith('characters more\n')
+    assert len(line) < MAX_CHARACTERS + 100 and line.endswith('characters more\n')

@@ -31,7 +31,7 @@ from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.reports.tables import print_table
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.configuration import read_workdir_config
+from pad_jax.training.config import read_workdir_config
 from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.state import init_state
 from pad_jax.training.tasks import image_inputs

@@ -4,7 +4,7 @@ import json
 import shutil
 
 from pad_jax.reports.sweep_layout import Sweep, cell_folder, write_sweep
-from pad_jax.training.configuration import flatten
+from pad_jax.training.config import flatten
 from pad_jax.version import __version__
 
 SCORES = {

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pad_jax.models import MODELS
 from pad_jax.reports.sweeps import run_sweep
-from pad_jax.training.command_line import exit_status
+from pad_jax.training.cli import exit_status
 from tests.training.tiny import ONE_BLOCK
 
 if __name__ == '__main__':

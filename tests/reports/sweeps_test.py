@@ -22,7 +22,7 @@ from pad_jax.reports.ablations import BASE, load_variants, read_ablation
 from pad_jax.reports.sweep_layout import cell_folder, is_finished, read_sweep
 from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.reports.sweeps import run_sweep
-from pad_jax.training.command_line import exit_status
+from pad_jax.training.cli import exit_status
 from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths, open_source
 from pad_jax.training.state import init_state
 from tests.training.tiny import DIGITS, ROOT, SMALL

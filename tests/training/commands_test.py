@@ -15,8 +15,8 @@ from PIL import Image
 import train as train_command
 from pad_jax import __main__ as commands
 from pad_jax.errors import BadInput
-from pad_jax.training.command_line import exit_status
-from pad_jax.training.configuration import load_config
+from pad_jax.training.cli import exit_status
+from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
@@ -180,7 +180,7 @@ def test_debug_stops_where_a_nan_is_made(tmp_path, form):
 
 def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():
     program = (
-        'import sys; from pad_jax.training.command_line import exit_status; '
+        'import sys; from pad_jax.training.cli import exit_status; '
         "sys.exit(exit_status(lambda: print('long' * 10**6)))"
     )
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}

@@ -11,7 +11,7 @@ import pytest
 import train as train_command
 from pad_jax import __main__ as commands
 from pad_jax.models import ENCODERS, MODELS
-from pad_jax.training.command_line import exit_status
+from pad_jax.training.cli import exit_status
 from pad_jax.training.trainer import train
 from tests.training.tiny import ONE_BLOCK, one_device, small_config
 from tests.training.tiny_texts import ONE_LAYER, TEXT_ROUNDS, small_text_config, write_texts

@@ -13,7 +13,7 @@ from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS, ConvSpec, make_conv_spec
 from pad_jax.partition import FLAX, NothingSelected, Problem, count_dynamic, partition_round, positions_of
 from pad_jax.training import setup
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from tests.training.tiny import DIGITS
 
 DYNAMIC = [name for name in CONVS if name != 'static']

@@ -19,10 +19,9 @@ from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS
 from pad_jax.models import MODELS
 from pad_jax.training import trainer
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import keys_of, load_config
 from pad_jax.training.forms import to_trained_form
 from pad_jax.training.partitioning import partition_state
-from pad_jax.training.rules import IMAGE_RULES
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -262,7 +261,7 @@ EFFECTS = {
 
 
 def test_the_table_has_every_key():
-    assert EFFECTS.keys() == IMAGE_RULES.keys()
+    assert EFFECTS.keys() == keys_of({}).keys()
 
 
 @pytest.fixture(scope='module')

@@ -96,7 +96,7 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, quick, capsys):
         ended.set()
         thread.join()
     assert capsys.readouterr().err == (
-        f"{tmp_path}/{LOCK}: of a run on 'elsewhere'; watching for 0 s whether it lives\n"
+        f"{tmp_path}/{LOCK}: held by a run on 'elsewhere'; watching it for 0 s\n"
     )
     start = time.monotonic()
     with WorkdirLock(tmp_path) as mine:

@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from pad_jax.training.configuration import is_text, load_config
+from pad_jax.training.config import is_text, load_config
 from pad_jax.training.devices import AXIS, PARALLEL, Replicas, map_over_mesh
 from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_inputs, make_model, make_step_arguments, measure_lengths

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,8 +18,8 @@ import pytest
 from pad_jax.data.ordering import Order
 from pad_jax.errors import BadInput
 from pad_jax.training import processes
-from pad_jax.training.command_line import LEFT_ALONE, Parser, exit_status, parse_with_overrides
-from pad_jax.training.configuration import load_config
+from pad_jax.training.cli import OTHERS_ENDED, Parser, exit_status, parse_with_overrides
+from pad_jax.training.config import load_config
 from pad_jax.training.devices import PARALLEL
 from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, check_shared, join
 from pad_jax.training.trainer import train
@@ -40,19 +41,19 @@ SHORT = SMALL | {
 
 
 class Several:
-    """Processes by threads: each runs the same function, and what they say to one another is real."""
+    """Threads in the place of processes: each runs the same function, and gathers the values of all."""
 
     def __init__(self, monkeypatch, count):
-        self.count, self.here, self.texts = count, threading.local(), [''] * count
+        self.count, self.here, self.values = count, threading.local(), [None] * count
         self.barrier = threading.Barrier(count, timeout=10)
         monkeypatch.setattr(jax, 'process_count', lambda: count)
         monkeypatch.setattr(jax, 'process_index', lambda: self.here.index)
-        monkeypatch.setattr(processes, 'gather_texts', self.gather)
+        monkeypatch.setattr(processes, 'gather', self.gather)
 
-    def gather(self, text):
-        self.texts[self.here.index] = text
+    def gather(self, value):
+        self.values[self.here.index] = json.loads(json.dumps(value))
         self.barrier.wait()
-        found = list(self.texts)
+        found = list(self.values)
         self.barrier.wait()
         return found
 
@@ -125,7 +126,7 @@ def test_a_workdir_has_to_be_the_same_folder_for_all(monkeypatch, tmp_path):
     for found in several.run(lambda index: check_shared(tmp_path / f'disk{index == 2}' / 'a' / 'run')):
         assert isinstance(found, AgreedProblem)
         assert str(found).startswith(f'on process 2: workdir {tmp_path}/diskTrue/a/run on ')
-        assert str(found).endswith('is not the folder that process 0 writes into: it must be on storage that all '
+        assert str(found).endswith('is not the folder that process 0 writes into. It must be on storage that all '
                                    'processes share')  # fmt: skip
     assert not list(tmp_path.iterdir())
     assert several.run(lambda index: check_shared(tmp_path / 'deep' / 'run')) == [None] * 3
@@ -139,12 +140,6 @@ def test_a_file_that_appears_late_is_waited_for(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_several_processes_met_counts_once(monkeypatch):
-    met = [['a', 'b'], ['b', 'κ\n'], []]
-    found = Several(monkeypatch, 3).run(lambda index: processes.gather_lines(met[index]))
-    assert found == [['a', 'b', 'κ\n']] * 3
-
-
 def test_processes_share_the_processors_that_they_may_both_run_on(monkeypatch):
     places = [('a', range(16)), ('a', range(16)), ('a', range(16)), ('b', range(16)), ('b', range(16, 20)), ('c', [7])]
     places.append(places[-1])
@@ -154,20 +149,34 @@ def test_processes_share_the_processors_that_they_may_both_run_on(monkeypatch):
     assert several.run(lambda index: processes.count_own_processors()) == [5, 5, 5, 16, 4, 1, 1]
 
 
-def test_several_processes_gather_texts_of_any_length(monkeypatch):
-    """The other process' part is played by what `process_allgather` returns."""
-    theirs, sent = 'κ, longer than ours', []
+def test_several_processes_gather_values_of_any_length(monkeypatch):
+    """Another process is played by the return value of `process_allgather`."""
+    theirs, sent = ['κ', 'longer than ours'], []
+    text = json.dumps(theirs).encode()
 
     def gathers(mine):
         sent.append(mine)
         if np.ndim(mine) == 0:
-            return np.array([mine, len(theirs.encode())])
-        return np.stack([mine, np.frombuffer(theirs.encode().ljust(len(mine), b'\0'), np.uint8)])
+            return np.array([mine, len(text)])
+        return np.stack([mine, np.frombuffer(text.ljust(len(mine), b'\0'), np.uint8)])
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(processes.multihost_utils, 'process_allgather', gathers)
-    assert processes.gather_texts('ours') == ['ours', theirs]
-    assert [np.shape(part) for part in sent] == [(), (len(theirs.encode()),)]
+    assert processes.gather('ours') == ['ours', theirs]
+    assert [np.shape(part) for part in sent] == [(), (len(text),)]
+
+
+def test_the_first_process_answers_for_all(monkeypatch):
+    def ask(index):
+        return processes.ask_first(lambda: {'steps': [index, 'κ']})
+
+    def fail(index):
+        raise BadInput('no checkpoint')
+
+    several = Several(monkeypatch, 3)
+    assert several.run(ask) == [{'steps': [0, 'κ']}] * 3
+    for found in several.run(lambda index: processes.ask_first(lambda: fail(index))):
+        assert type(found) is AgreedProblem and str(found) == 'on process 0: no checkpoint'
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ def test_a_lost_connection_is_a_line_and_no_traceback(monkeypatch, capsys, error
     said = capsys.readouterr().err.splitlines()
     assert left.value.code == 1
     if lost:
-        assert said == [f'process 0 of 1 {LEFT_ALONE}']
+        assert said == [f'process 0 of 1 {OTHERS_ENDED}']
     else:
         assert said[0].startswith('Traceback') and said[-1] == 'process 0 of 1 ends by itself'
 
@@ -425,7 +434,7 @@ def test_who_loses_the_other_ends_too(tmp_path, victim):
     running[victim].kill()
     status, said = end(running, timeout=processes.HEARTBEAT_SECONDS + 60)[1 - victim]
     assert status in (1, -signal.SIGABRT)
-    assert any(LEFT_ALONE in line or 'another task died' in line for line in said)
+    assert any(OTHERS_ENDED in line or 'another task died' in line for line in said)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_what_matters_fits_on_a_terminal(on_terminal, capsys, width, label):
     assert line.startswith(label) and len(line) <= width
     assert '120/361 0:08 left 30.0/s loss 0.123 acc 0.984 κ 0.3' in line and '…' not in line
     # As rich puts it on the screen.
-    found._console.print(found._bar.get_renderable())
+    found._console.print(found.line())
     shown = capsys.readouterr().err
     assert len(shown.splitlines()) == 1
     for text in ('120/361', '0:08 left', '30.0/s', 'loss', 'acc', 'κ'):

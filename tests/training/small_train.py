@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train
 from pad_jax.models import ENCODERS, MODELS
-from pad_jax.training.command_line import exit_status
+from pad_jax.training.cli import exit_status
 from tests.training.tiny import ONE_BLOCK
 from tests.training.tiny_texts import ONE_LAYER
 

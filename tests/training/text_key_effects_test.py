@@ -9,8 +9,8 @@ import pytest
 
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
+from pad_jax.training.config import keys_of
 from pad_jax.training.partitioning import partition_state
-from pad_jax.training.rules import TEXT_RULES
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -179,7 +179,7 @@ EFFECTS = {
 
 
 def test_the_table_has_every_key():
-    assert EFFECTS.keys() == TEXT_RULES.keys()
+    assert EFFECTS.keys() == keys_of({'model.ffn': ''}).keys()
 
 
 @pytest.fixture(scope='module')

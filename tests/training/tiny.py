@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from pad_jax.layers import DynamicConv
 from pad_jax.models import BasicBlock, ResNet
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / 'configs' / 'digits_resnet10_pad.py'

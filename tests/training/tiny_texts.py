@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from pad_jax.models import Bert
-from pad_jax.training.configuration import load_config
+from pad_jax.training.config import load_config
 from tests.data.glue_miniatures import write_original, write_vocabulary
 from tests.pretrained.small_folder import CONFIG, LAYER_SHAPES, SHAPES, write_folder
 from tests.training.tiny import GLUE

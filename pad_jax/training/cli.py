@@ -1,0 +1,152 @@
+"""Shared by the commands: flags, config overrides, signals and exit statuses."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from pad_jax.errors import BadInput, Stopped
+from pad_jax.partition import PartitionError
+from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
+
+BAD_INPUT = 2
+MAX_CHARACTERS = 20_000
+"""Longest error line: enough to list all tensors that a large network lacks."""
+OTHERS_ENDED = (
+    'exits because another process exited: see its log. Restart all processes to resume from the latest checkpoint'
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like all others."""
+
+    def __init__(self, **arguments):
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def error(self, message: str):
+        raise BadInput(f'{message}; see {self.prog} --help')
+
+
+def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse flags, and --config.section.key=value into overrides 'section.key=value'.
+
+    >>> parse_with_overrides(Parser(), ['--config.train.steps=3', '--config.debug', 'True'])[1]
+    ['train.steps=3', 'debug=True']
+    """
+    flags, others = parser.parse_known_args(list(arguments))
+    overrides = []
+    while others:
+        flag = others.pop(0)
+        if not flag.startswith('--config.'):
+            parser.error(f'unknown argument {flag}')
+        if '=' not in flag:
+            if not others:
+                parser.error(f'{flag} has no value')
+            flag = f'{flag}={others.pop(0)}'
+        overrides.append(flag.removeprefix('--config.'))
+    return flags, overrides
+
+
+def make_line(text: str) -> str:
+    r"""Make one printable line of a text; escape sequences from files must not reach the terminal.
+
+    >>> print(make_line('a\n b \x1b[2J'))
+    a b \x1b[2J
+    """
+    text = ''.join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in ' '.join(text.split()))
+    left = len(text) - MAX_CHARACTERS
+    return text if left <= 0 else f'{text[:MAX_CHARACTERS]}… and {left} characters more'
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run a command and return its exit status.
+
+    Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1.
+    """
+    logging.getLogger('absl').setLevel(logging.ERROR)  # our own errors replace the warnings of orbax
+    try:
+        command()
+        sys.stdout.flush()
+    except (BadInput, PartitionError, Stopped) as error:
+        status = 1 if isinstance(error, Stopped) else BAD_INPUT
+        print(f'error: {make_line(str(error))}', file=sys.stderr)
+        if not isinstance(error, (AgreedProblem, AgreedStop)):
+            leave_at_once(status)
+        return status
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        leave_at_once(130)
+        return 130
+    except BrokenPipeError:  # the reader of stdout is gone, and Python would flush once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if jax.distributed.is_initialized():
+            if is_lost_connection(error):
+                leave_at_once(1, OTHERS_ENDED)
+            traceback.print_exc()
+        leave_at_once(1)
+        raise
+    return 0
+
+
+class StopSignals:
+    """Record SIGTERM and SIGINT in `received` during the `with` block; a second signal ends the process at once.
+
+    The exit status is 128 + the signal's number: 143 or 130. With several processes, JAX agrees on the step after
+    which all of them stop. There SIGINT counts as SIGTERM, and a second signal changes nothing.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> 'StopSignals':
+        handlers = {signal.SIGTERM: self._record, signal.SIGINT: self._record}
+        if jax.process_count() > 1:  # jax.distributed handles SIGTERM itself
+            handlers = {signal.SIGINT: lambda number, frame: signal.raise_signal(signal.SIGTERM)}
+        try:
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        except ValueError:
+            self._previous = {}  # outside the main thread, signals belong to the caller
+        return self
+
+    def stop_after(self, step: int) -> bool:
+        """Return True if the run must end now that `step` steps are done. Call after every step."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.received = signal.SIGTERM
+        return self.received is not None
+
+    def _record(self, number, frame):
+        self.received = signal.Signals(number)
+        self.__exit__()
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit(143) in the `with` block on SIGTERM, so that half-written files are cleaned up.
+
+    A second SIGTERM ends the process at once. For the main thread.
+    """
+
+    def leave(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

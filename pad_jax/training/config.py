@@ -1,0 +1,452 @@
+"""Configuration: one table of keys, config files, overrides, and checks. The ConfigDict ends at `setup`.
+
+A config file is Python with `get_config() -> ml_collections.ConfigDict`. It describes a network of images or one of
+texts; only the latter has the key `model.ffn`. Keys are checked one by one first. Their combinations are checked only
+if every key is valid.
+"""
+
+import ast
+import difflib
+import importlib.util
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
+from pad_jax.errors import BadInput
+from pad_jax.files import read_own_object
+from pad_jax.layers import CONVS, DISPATCHER_NAMES, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
+from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_size
+from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions, round_steps
+from pad_jax.pretrained import find_layout
+from pad_jax.training.devices import PARALLEL
+from pad_jax.training.finiteness import ON_NONFINITE
+from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
+
+MAX_STEPS = 2**31 - 1
+"""Steps are counted in int32."""
+# Numbers enter a step as float32: beyond these limits they would become infinite or zero.
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
+
+class Rule(NamedTuple):
+    """Allowed values of a key: their type, a test, and the rule in words."""
+
+    kind: type
+    holds: Callable[[Any], bool]
+    words: str
+
+
+class Key(NamedTuple):
+    """A row of the table of keys.
+
+    Attributes:
+      name: 'section.key', or 'key' at the top level.
+      rule: allowed values.
+      help: meaning; the base configs carry it as a comment.
+      models: kinds of model that have the key.
+      is_free: True if a resumed run may change the key, because the run computes the same.
+    """
+
+    name: str
+    rule: Rule
+    help: str
+    models: str = 'images texts'
+    is_free: bool = False
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    names = tuple(names)
+    return Rule(str, lambda value: value in names, f'one of {", ".join(names)}')
+
+
+def _integer(least: int, most: int = MAX_STEPS) -> Rule:
+    return Rule(int, lambda value: least <= value <= most, f'an integer from {least} to {most}')
+
+
+def _number(least: float, most: float = _LARGEST) -> Rule:
+    return Rule(float, lambda value: least <= value <= most, f'a number from {least:g} to {most:.7g}')
+
+
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+_FLAG = Rule(bool, lambda value: True, 'True or False')
+_TEXT = Rule(str, lambda value: True, 'text')
+_PATTERN = Rule(str, _is_pattern, 'a regular expression')
+_POSITIVE_FRACTION = Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]')
+_STRENGTH = Rule(float, lambda value: 0 <= value <= 1, 'in [0, 1]')
+_SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
+# Parameters are float32, and by default JAX turns float64 into float32.
+_DTYPE = _one_of(name for name in DTYPES if name != 'float64')
+# The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
+_SIZE = _integer(1, 2**20)
+
+_TEXT_PLAN = _one_of(name for name in DISPATCHER_NAMES if name != 'capacity')
+_TEXT_GRANULARITY = _one_of(filter(None, MIXTURE_GRANULARITIES))
+
+IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True
+KEYS = (
+    Key('model.name', _one_of(MODELS), 'network', IMAGES),
+    Key('model.name', _one_of(ENCODERS), 'encoder', TEXTS),
+    Key('model.num_classes', _integer(2, 2**20), 'classes of the data', IMAGES),
+    Key('model.num_classes', _integer(0, 2**20), '0 = those of the task; your own texts: 2, regression: 1', TEXTS),
+    Key('model.conv', _one_of(CONVS), 'layer of all convolutions except the stem', IMAGES),
+    Key('model.num_kernels', _integer(1, 1024), 'K, kernels of a dynamic convolution', IMAGES),
+    Key('model.reduction', _integer(1, 2**16), 'hidden width of the attention = channels / reduction', IMAGES),
+    Key('model.width_multiplier', _number(1 / 64, 128), 'multiplies all channels; 1 = the standard network', IMAGES),
+    Key(
+        'model.stem', _one_of(STEMS), 'final resolution: imagenet size / 32; cifar, for small images, size / 8', IMAGES
+    ),
+    Key('model.sync_batch_norm', _FLAG, 'batch statistics over all devices', IMAGES),
+    Key('model.plan', _one_of(PLAN_NAMES), 'execution of dynamic convolutions', IMAGES, FREE),
+    Key('model.ffn', _one_of(FFNS), 'dense; linear: each linear layer a mixture; ffn: whole experts', TEXTS),
+    Key('model.num_experts', _integer(1, 4096), 'E, experts of a mixture', TEXTS),
+    Key('model.num_selected', _integer(1, 4096), 'k, experts of each token', TEXTS),
+    Key('model.routing', _one_of(ROUTINGS), 'unit that experts are chosen for', TEXTS),
+    Key('model.plan', _TEXT_PLAN, 'execution of mixtures', TEXTS, FREE),
+    Key('model.balance_coefficient', _number(0), 'weight of the loss that balances importance and load', TEXTS),
+    Key('model.z_coefficient', _number(0), 'weight of the loss that keeps router logits small', TEXTS),
+    Key('model.vocab_size', _integer(8, 2**24), 'rows of the token embedding', TEXTS),
+    Key('model.max_length', _integer(8, 2**20), 'rows of the position embedding', TEXTS),
+    Key('model.dropout', _SHARE, 'dropped fraction in training', TEXTS),
+    Key('model.dtype', _DTYPE, 'dtype of the computation; parameters are float32'),
+    Key('model.remat', _FLAG, 'recompute activations for the gradient: less memory, more time', TEXTS, FREE),
+    Key('model.pretrained', _TEXT, "torchvision's weights as safetensors; '' = from scratch", IMAGES),
+    Key('model.pretrained', _TEXT, "folder with model.safetensors, or name of a package; '' = from scratch", TEXTS),
+    Key('partition.dynamic_fraction', _POSITIVE_FRACTION, 'κ; 1 = fully dynamic'),
+    Key('partition.criterion', _one_of(CRITERIA), 'score of a position'),
+    Key('partition.scope', _one_of(SCOPES), 'positions compete in the whole network (global) or in their layer'),
+    Key('partition.granularity', _one_of(GRANULARITIES), 'positions with one gate', IMAGES),
+    Key('partition.granularity', _TEXT_GRANULARITY, 'positions with one gate', TEXTS),
+    Key('partition.rounds', _integer(1, 10_000), 'T, rounds of the partition'),
+    Key('partition.schedule', _one_of(SCHEDULES), 'dynamic fraction after each round'),
+    Key('partition.start_step', _integer(0), 'training steps before the first round'),
+    Key('partition.every_steps', _integer(0), 'training steps between rounds'),
+    Key('partition.batches', _SIZE, 'scoring batches of a round'),
+    Key('partition.batch_size', _SIZE, 'examples of a scoring batch'),
+    Key('partition.handoff', _one_of(HANDOFFS), 'static parameters start from independent draws or the mean factor'),
+    Key('partition.scales', _one_of(SCALES), 'scale factors λd and λs'),
+    Key('partition.prune', _FLAG, 'positions that are not dynamic become zero instead of static'),
+    Key('partition.compact', _FLAG, 'train without dead entries after the last round', BOTH, FREE),
+    Key('partition.keep_dynamic', _PATTERN, 'regular expression: layers that stay dynamic, outside κ'),
+    Key('partition.keep_static', _PATTERN, 'regular expression: layers that become static, outside κ'),
+    Key('data.name', _one_of(SOURCES), 'digits, embedded; folder, kept in memory; imagenet, streamed', IMAGES),
+    Key('data.name', _one_of(TEXT_SOURCES), 'glue, or text: your own files', TEXTS),
+    Key('data.path', _TEXT, 'file or folder of the data', BOTH, FREE),
+    Key('data.task', _one_of(GLUE_TASKS), 'task of glue', TEXTS),
+    Key('data.text_columns', _TEXT, 'of text: one column, or two with a comma between', TEXTS),
+    Key('data.label_column', _TEXT, 'of text', TEXTS),
+    Key('data.regression', _FLAG, 'of text: labels are numbers', TEXTS),
+    Key('data.vocabulary', _TEXT, "vocab.txt or tokenizer.json; '' = that of the pretrained weights", TEXTS),
+    Key('data.batch_size', _SIZE, 'examples of a batch, over all devices'),
+    Key('data.image_size', _integer(1, 2**14), 'side in pixels', IMAGES),
+    Key('data.augment', _one_of(AUGMENTS), 'crop moves the image; resized_crop (imagenet only) takes a part', IMAGES),
+    Key('data.crop_padding', _integer(0, 2**14), 'largest move of a crop, in pixels', IMAGES),
+    Key('data.flip', _FLAG, 'mirror at random', IMAGES),
+    Key('data.color_jitter', _STRENGTH, 'random brightness, contrast and saturation; 0 = none', IMAGES),
+    Key('data.randaugment_layers', _integer(0, 100), 'operations of RandAugment; 0 = none', IMAGES),
+    Key('data.randaugment_magnitude', _integer(0, MOST_MAGNITUDE), 'strength of each operation', IMAGES),
+    Key('data.max_length', _integer(8, 2**20), 'tokens of a text or pair; the longer text is cut first', TEXTS),
+    Key('data.on_bad', _one_of(ON_BAD), 'unreadable image or wrong row'),
+    Key('optim.name', _one_of(OPTIMIZERS), 'optimizer'),
+    Key('optim.learning_rate', _number(_SMALLEST), 'peak'),
+    Key('optim.schedule', _one_of(RATE_SCHEDULES), 'learning rate after the warm-up'),
+    Key('optim.warmup_steps', _integer(0), 'linear, from 0'),
+    Key('optim.weight_decay', _number(0), 'on weights only'),
+    Key('optim.clip_norm', _number(0), 'largest global gradient norm; 0 = no clipping'),
+    Key('optim.accumulate_steps', _SIZE, 'microbatches of a batch'),
+    Key('optim.ema_decay', _SHARE, 'moving average of parameters, used by evaluation; 0 = none'),
+    Key('train.steps', _integer(0), '0 = given by epochs'),
+    Key('train.epochs', _number(0), 'passes over the training data, if steps is 0'),
+    Key('train.seed', _integer(0, 2**32 - 1), 'seed of all random draws'),
+    Key('train.temperature', _number(1), 'temperature of the attention at the start', IMAGES),
+    Key('train.temperature_epochs', _number(0), 'epochs in which the temperature falls to 1', IMAGES),
+    Key('train.label_smoothing', _SHARE, 'share of a label that is spread over all classes', IMAGES),
+    Key('train.mixup', _number(0, 1000), 'α: mixes pairs of images with shares from Beta(α, α); 0 = none', IMAGES),
+    # A step that is not finite changes nothing, so a resumed run may skip it.
+    Key('train.on_nonfinite', _one_of(ON_NONFINITE), 'loss or gradient that is not finite', BOTH, FREE),
+    Key('train.max_nonfinite', _integer(1), 'skipped steps in a row that stop the run', BOTH, FREE),
+    Key('train.eval_every_steps', _integer(1), 'evaluation; this and the next two also come after the last step'),
+    Key('train.log_every_steps', _integer(1), 'train rows of metrics.jsonl'),
+    Key('train.checkpoint_every_steps', _integer(1), 'most steps that an interruption loses'),
+    Key('train.keep_checkpoints', _integer(1), 'latest checkpoints that are kept', BOTH, FREE),
+    Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
+    Key('debug', _FLAG, 'stop where a NaN is made, and name the operation and the line', BOTH, FREE),
+)
+
+
+def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
+    """Return the keys that a flattened config must have, by name."""
+    models = TEXTS if 'model.ffn' in flat else IMAGES
+    return {key.name: key for key in KEYS if models in key.models}
+
+
+def free_keys() -> set[str]:
+    """Return the names of the keys that a resumed run may change."""
+    return {key.name for key in KEYS if key.is_free}
+
+
+def is_text(config) -> bool:
+    """Return True for a config of texts, False for one of images."""
+    return 'ffn' in config.model
+
+
+def is_partial(config) -> bool:
+    """Return True if the network is partially dynamic: it has dynamic layers, and κ < 1."""
+    is_dynamic = config.model.ffn != 'dense' if is_text(config) else config.model.conv != 'static'
+    return is_dynamic and config.partition.dynamic_fraction < 1
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Read a config file, apply overrides and check the result.
+
+    Args:
+      path: a Python file with get_config(); it can import the files beside it through its folder's name.
+      overrides: 'section.key=value', each for a key that the file has.
+
+    Raises:
+      BadInput: naming every key that is wrong and its rule, or every combination that cannot work.
+    """
+    file = Path(path)
+    root = str(file.absolute().parent.parent)
+    if file.is_file() and root not in sys.path:  # for `from configs import ...`, wherever the command was started
+        sys.path.append(root)
+    config = call_file(file, 'get_config')
+    return _finish(config, overrides)
+
+
+def _finish(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """Apply overrides; check the keys, then their combinations."""
+    flat = flatten(config)
+    problems = _apply(config, flat, overrides)
+    _raise(problems + find_key_problems(flat))
+    if is_text(config) and not config.model.num_classes:
+        config.model.num_classes = _num_classes(config.data)
+    _raise(find_conflicts(config))
+    return config
+
+
+def call_file(path: Path, function: str) -> ml_collections.ConfigDict:
+    """Call a function of a config file.
+
+    Raises:
+      BadInput: the file does not exist or fails, or the function does not return a ConfigDict.
+    """
+    if not path.is_file():
+        raise BadInput(f'config file {path} does not exist')
+    spec = importlib.util.spec_from_file_location(f'pad_jax_config_{path.stem}', path)
+    if spec is None:
+        raise BadInput(f'config file {path} is not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = getattr(module, function)()
+    except (Exception, SystemExit) as error:
+        raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
+    return config
+
+
+def _num_classes(data) -> int:
+    """Number of classes that data.name and data.task imply before the data is read; 1 is regression."""
+    if data.name == 'glue':
+        return GLUE_TASKS[data.task].num_classes
+    return 1 if data.regression else 2
+
+
+def flatten(config) -> dict[str, Any]:
+    """Flatten a config, or the dict of a config.json, to {'section.key': value}."""
+    nested = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    flat = {}
+    for name, value in nested.items():
+        name = repr(name) if '.' in name else name  # only a damaged config.json has such a name
+        if isinstance(value, dict) and value:
+            flat |= {f'{name}.{key}': below for key, below in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _apply(config: ml_collections.ConfigDict, flat: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Change a config and its flattened copy by overrides; return the problems with their keys.
+
+    Values are checked in the copy, because a ConfigDict converts some of them.
+    """
+    keys, problems = keys_of(flat), []
+    for override in overrides:
+        name, _, text = override.partition('=')
+        if not name.strip():
+            problems.append(f'an override must name a key, as in train.steps=100, got {override!r}')
+        elif name not in flat:
+            problems.append(_unknown(name, flat))
+        else:
+            *section, key = name.split('.')
+            holder = config[section[0]] if section else config
+            # The table has the types: a base file may hold 8 where 8.5 is allowed, which ConfigDict would refuse.
+            with holder.unlocked(), holder.ignore_type():
+                holder[key] = flat[name] = _parse(text, keys[name].rule.kind if name in keys else str)
+    return problems
+
+
+def _parse(text: str, kind: type) -> Any:
+    """Parse an override into a value of its key's type; return the text if that fails, for the check to report."""
+    if kind is str:
+        return text
+    literal = text.strip().capitalize() if kind is bool else text.strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of literals that are easily misread, as 1if
+            value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        value = float(value)
+    return value if type(value) is kind else text
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'unknown config key {name}' + (f', did you mean {nearest[0]}?' if nearest else '')
+
+
+def _raise(problems: Iterable[str], where: str = '') -> None:
+    if problems := list(dict.fromkeys(problems)):
+        raise BadInput(where + '; '.join(problems))
+
+
+def find_key_problems(flat: Mapping[str, Any], suggest: bool = True) -> list[str]:
+    """Describe unknown and missing keys and values against their rules, in a flattened config.
+
+    Args:
+      suggest: name the key that an unknown one resembles.
+    """
+    keys = keys_of(flat)
+    problems = [_unknown(name, keys if suggest else ()) for name in flat if name not in keys]
+    problems += [f'config key {name} is missing' for name in keys if name not in flat]
+    for name, key in keys.items():
+        value, rule = flat.get(name), key.rule
+        fits = type(value) is rule.kind or (rule.kind is float and type(value) is int)
+        if name in flat and not (fits and rule.holds(value)):
+            problems.append(f'{name} must be {rule.words}, got {value!r}')
+    return problems
+
+
+def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+    """Describe combinations of keys that cannot work, one sentence each. Every key is valid by itself."""
+    model, partition, data, train = config.model, config.partition, config.data, config.train
+    problems = []
+
+    def check(holds: bool, message: str) -> None:
+        if not holds:
+            problems.append(message)
+
+    def ask(section: str, function: Callable, *arguments) -> None:
+        try:
+            function(*arguments)
+        except ValueError as error:
+            problems.append(name_key(section, error))
+
+    check(train.steps or train.epochs, 'train.steps or train.epochs must be above 0, got 0 for both')
+    if train.steps:
+        problems += find_length_problems(config, train.steps)
+    if is_partial(config):
+        ask('partition', round_fractions, partition.dynamic_fraction, partition.rounds, partition.schedule)
+        for key, value in (('handoff', 'mean'), ('scales', 'static')):
+            asks = partition.prune and partition[key] == value
+            check(not asks, f'partition.{key}={value} needs static parameters, and partition.prune=True leaves none')
+        # Pruned copies differ from the start; and where layers are excluded, the network may have no competition.
+        copies = model.pretrained and not (partition.prune or partition.keep_dynamic or partition.keep_static)
+        check(
+            not copies or partition.start_step or not CRITERIA[partition.criterion].reads_data,
+            f'partition.start_step must be above 0 for model.pretrained with criterion {partition.criterion!r}, got 0. '
+            'Dynamic factors begin as copies, which need some steps of training before their scores differ: use '
+            "handoff 'mean' with it, or criterion 'magnitude' or 'random'",
+        )
+    if is_text(config):
+        found, most = model.num_selected, model.num_experts
+        check(found <= most, f'model.num_selected must be at most model.num_experts = {most}, got {found}')
+        found, most = data.max_length, model.max_length
+        check(found <= most, f'data.max_length must be at most model.max_length = {most}, got {found}')
+        found, right = model.num_classes, _num_classes(data)
+        check(data.name != 'glue' or found == right, f'model.num_classes must be {right} for {data.task}, got {found}')
+    else:
+        ask('data', check_image_size, model.stem, data.image_size)
+        if model.pretrained:
+            ask('model', find_layout, model.name)
+    return problems
+
+
+def find_length_problems(config, total: int) -> list[str]:
+    """Describe the keys that do not fit a run of `total` steps: warm-up and rounds of the partition."""
+    problems, warmup = [], config.optim.warmup_steps
+    if warmup >= total:
+        problems.append(f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}')
+    partition = config.partition
+    if is_partial(config):
+        last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
+        if last >= total:
+            length = 'train.steps' if config.train.steps else 'train.epochs'
+            problems.append(
+                f'the last round of the partition comes after {last} steps, the run has {total}: lower '
+                f'partition.start_step, every_steps or rounds, or raise {length}'
+            )
+    return problems
+
+
+def name_key(section: str, error: ValueError) -> str:
+    """Put the section in front of an error that begins with the name of an argument.
+
+    >>> name_key('data', ValueError('image_size must be at least 8'))
+    'data.image_size must be at least 8'
+    """
+    first = re.match(r'\w*', str(error)).group()
+    return f'{section}.{error}' if any(key.name == f'{section}.{first}' for key in KEYS) else str(error)
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List 'key: old -> new' for the keys of two flattened configs that differ and are not free on resume."""
+    return [
+        f'{name}: {old.get(name, "missing")!r} -> {new.get(name, "missing")!r}'
+        for name in sorted((old.keys() | new.keys()) - free_keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Read and check the config of the run in workdir.
+
+    Args:
+      overrides: 'section.key=value', for keys that are free on resume.
+
+    Raises:
+      BadInput: the config is missing, this version cannot use it, or an override is not allowed.
+    """
+    path = workdir / 'config.json'
+    content = read_own_object(path, 'the workdir of a run')
+    flat = flatten(content)
+    # No suggestions: an old key may have had another meaning than the one it resembles.
+    problems = find_key_problems(flat, suggest=False)
+    if flat.keys() != keys_of(flat).keys():
+        problems.append(
+            'these are not the keys of this version of pad_jax: use the version that made it, or train in another '
+            'workdir'
+        )
+    _raise(problems, f'{path}: ')
+    names, free = [override.partition('=')[0] for override in overrides], free_keys()
+    if fixed := [name for name in names if name in flat and name not in free]:
+        allowed = ', '.join(sorted(free & flat.keys()))
+        raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {allowed}')
+    return _finish(ml_collections.ConfigDict(content), overrides)

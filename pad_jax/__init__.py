@@ -15,7 +15,6 @@ Axis letters, the same in all docstrings:
 from pad_jax.deploy import load_exported
 from pad_jax.layers import (
     CONVS,
-    DISPATCHERS,
     CondConv,
     DCDConv,
     DynamicConv,
@@ -62,7 +61,6 @@ from pad_jax.version import __version__
 __all__ = [
     'CONVS',
     'CRITERIA',
-    'DISPATCHERS',
     'ENCODERS',
     'FFNS',
     'FLAX',

@@ -1,35 +1,28 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
 from pad_jax.kernels.geometry import Geometry, resolve_geometry
+from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
 from pad_jax.layers.cond_conv import CondConv
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan, list_plans
 from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
 from pad_jax.layers.dcd_conv import DCDConv
-from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, DROPLESS, choose_dispatcher
 from pad_jax.layers.dynamic_columns import index_dynamic_columns
 from pad_jax.layers.dynamic_conv import DynamicConv
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
-from pad_jax.layers.gating import Assignment, assign_top_k
-from pad_jax.layers.mixture import MIXTURE_GRANULARITIES
-from pad_jax.layers.mixture_ffn import MixtureFFN
-from pad_jax.layers.mixture_linear import MixtureLinear
-from pad_jax.layers.neurons import join_neurons, split_neurons
+from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
 from pad_jax.layers.od_conv import ODConv
-from pad_jax.layers.router import ROUTINGS, Router
+from pad_jax.layers.router import ROUTINGS, Router, route_top_k
 from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
 from pad_jax.layers.static_conv import StaticConv
 
 __all__ = [
     'CONVS',
-    'DISPATCHERS',
-    'DISPATCHER_NAMES',
-    'DROPLESS',
     'MIXTURE_GRANULARITIES',
+    'MIXTURE_PLANS',
     'PLANS',
     'PLAN_NAMES',
     'ROUTINGS',
-    'Assignment',
     'Attention',
     'CondConv',
     'ConvSpec',
@@ -40,9 +33,9 @@ __all__ = [
     'MixtureLinear',
     'ODConv',
     'Router',
+    'Routing',
     'StaticConv',
-    'assign_top_k',
-    'choose_dispatcher',
+    'choose_mixture_plan',
     'choose_plan',
     'dynamic_convolution',
     'expert_similarity',
@@ -52,5 +45,6 @@ __all__ = [
     'make_conv_spec',
     'measure_similarity',
     'resolve_geometry',
+    'route_top_k',
     'split_neurons',
 ]

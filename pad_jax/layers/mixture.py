@@ -1,10 +1,9 @@
-"""What the mixtures share: their fields, their router, and the declaration of their parameters.
+"""Mixtures of experts, fully or partially dynamic: a linear layer, and a transformer's feed-forward network.
 
-Legend: N tokens, T sequence length, C input features, E experts, k selected.
+PAD-Net (He et al., ACL 2023, arXiv:2211.05528) over the mixture of Shazeer et al. (2017, arXiv:1701.06538).
 """
 
-import math
-from typing import NamedTuple
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,52 +11,54 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
-from pad_jax.layers.dispatch import DISPATCHER_NAMES, DISPATCHERS, choose_dispatcher
+from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gates
+from pad_jax.layers.choices import check_choice
+from pad_jax.layers.dynamic_columns import put_columns, take_columns
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
-from pad_jax.layers.gating import Assignment, dense_gates
-from pad_jax.layers.router import Router, check_routing, sum_replicas
+from pad_jax.layers.router import Router, check_routing
 from pad_jax.partition.masks import RESTS, SCALES
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
+
+_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class Mixture(nn.Module, kw_only=True):
     """Base of the mixtures: E experts, of which a router chooses k for each token.
 
-    With `granularity=None` the experts are fully dynamic. Otherwise a boolean mask (collection 'partition', all True
-    at the start, of the granularity's shape) says which positions are; the rest comes from static parameters that
-    all experts share:
+    With `granularity=None` the experts are fully dynamic. Otherwise a bool mask (collection 'partition', all True at
+    the start, of the granularity's shape) selects the dynamic positions. Static parameters, shared by all experts,
+    supply the other positions:
 
         parameter of expert e = λd·mask·factor_e + λs·(1 − mask)·static
 
-    But at granularity 'element', what is static is computed once for each token where the variables are compact (see
-    `partition.compact`) or the collection 'dynamic_columns' (see `layers.index_dynamic_columns`) says which columns or
-    rows are dynamic; otherwise the experts compute them all, with the same outputs and gradients but for those of the
-    mask.
+    In compact storage the static part is computed once for each token, and the experts compute dynamic entries only.
+    In masked storage the experts compute all positions, with the same outputs and gradients; only this path has a
+    gradient with respect to the mask.
 
     Attributes:
       num_experts, num_selected: E and k, k in [1, E].
-      granularity: one of MIXTURE_GRANULARITIES.
-      scales: which of λd = 2σ(φ) and λs = 2 − λd are used: 'both', 'static', 'dynamic' or 'none'.
-      rest: what a position is that is not dynamic: 'static', a parameter that all inputs share, or 'zero', no parameter
-        at all; λs then has no object.
-      dispatcher: how tokens reach experts, one of `dispatch.DISPATCHER_NAMES`.
-      capacity_factor: > 0, for the dispatcher 'capacity'.
+      granularity: one of the class's `granularities`.
+      scales: the scale factors in use, of λd = 2σ(φ) and λs = 2 − λd: 'both', 'static', 'dynamic' or 'none'.
+      rest: value of positions that are not dynamic: 'static', a parameter that all inputs share, or 'zero', without a
+        parameter.
+      plan: how tokens reach experts, one of `kernels.dispatch.MIXTURE_PLANS`.
       routing, noisy, balance_coefficient, z_coefficient, axis_name: see `Router`.
-      dtype: to compute in; None: the wider one of the input's and the parameters'.
-      kernel_init: draws each expert's matrix, and the static one, by itself.
+      dtype: dtype of the computation; None: the wider one of the input's and the parameters'.
+      kernel_init: draws the matrix of each expert, and the static matrix, one by one.
 
     Raises:
-      ValueError: where a value is not one of those.
+      ValueError: if a value is not allowed.
     """
+
+    granularities = MIXTURE_GRANULARITIES
 
     num_experts: int = 8
     num_selected: int = 2
     granularity: str | None = None
     scales: str = 'both'
     rest: str = 'static'
-    dispatcher: str = 'auto'
-    capacity_factor: float = 1.25
+    plan: str = 'auto'
     routing: str = 'token'
     noisy: bool = True
     balance_coefficient: float = 1e-2
@@ -71,82 +72,188 @@ class Mixture(nn.Module, kw_only=True):
     def __post_init__(self):
         super().__post_init__()
         check_routing(self.num_experts, self.num_selected, self.routing)
-        if not 0 < self.capacity_factor < math.inf:
-            raise ValueError(f'capacity_factor must be above 0 and finite, got {self.capacity_factor}')
-        for name, allowed in (
-            ('granularity', MIXTURE_GRANULARITIES),
-            ('scales', SCALES),
-            ('rest', RESTS),
-            ('dispatcher', DISPATCHER_NAMES),
-        ):
-            if getattr(self, name) not in allowed:
-                names = ', '.join(map(str, allowed))
-                raise ValueError(f'{name} must be one of {names}, got {getattr(self, name)!r}')
+        check_choice('granularity', self.granularity, self.granularities)
+        check_choice('scales', self.scales, SCALES)
+        check_choice('rest', self.rest, RESTS)
+        check_choice('plan', self.plan, MIXTURE_PLANS)
 
-    def _route(self, x: jax.Array, valid: jax.Array | None, train: bool):
-        """(dispatcher, its layout, aux) for x [*batch, T, C]; sows the routing weights."""
+    def _route(self, x: jax.Array, valid: jax.Array | None, train: bool) -> tuple[Routing, dict[str, jax.Array]]:
+        """Route x [*batch, T, C], and sow the gates [N, E] as 'routing'."""
         if x.ndim < 2 or (valid is not None and valid.shape != x.shape[:-1]):
             shape = None if valid is None else valid.shape
             raise ValueError(f'a mixture needs x [*batch, T, C] and valid [*batch, T], got {x.shape} and {shape}')
-        router = Router(
-            self.num_experts,
-            self.num_selected,
-            self.routing,
-            self.noisy,
-            self.balance_coefficient,
-            self.z_coefficient,
-            self.param_dtype,
-            self.axis_name,
-            name='router',
+        fields = ('num_experts', 'num_selected', 'routing', 'noisy', 'balance_coefficient', 'z_coefficient')
+        fields = {name: getattr(self, name) for name in (*fields, 'param_dtype', 'axis_name')}
+        routing, aux = Router(**fields, name='router')(x, valid, train)
+        self.sow('intermediates', 'routing', dense_gates(routing, self.num_experts))
+        return routing, aux
+
+    def _declare(self, name: str, init: Initializer, shape: tuple[int, int]) -> Factors:
+        return declare_factors(self, name, shape, self.num_experts, stack_law(init), init)
+
+    def _declare_bias(self, features: int) -> jax.Array:
+        """Declare the bias [E, F], never masked."""
+        return self.param('bias', stack_law(self.bias_init), (self.num_experts, features), self.param_dtype)
+
+    def _finish(self, y, bias, routing: Routing, x, valid) -> jax.Array:
+        """Add the biases, set padding to zero: [N, F] -> [*batch, T, F] as x has them."""
+        if bias is not None:
+            gates = dense_gates(routing, self.num_experts).astype(y.dtype)
+            y += jnp.dot(gates, bias.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
+        if valid is not None:
+            y = jnp.where(valid.reshape(-1, 1), y, 0)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class MixtureLinear(Mixture):
+    """y = Σ_e g_e(x)·(W_e x + b_e) over the k selected experts; see `Mixture` for the common fields.
+
+    Parameters: `kernel` [E, C, F], `bias` [E, F] (never masked), `router`; if partially dynamic also `static_kernel`
+    [C, F] and `phi`.
+
+    Attributes:
+      features: F.
+      use_bias: add a bias.
+
+    >>> layer = MixtureLinear(5, num_experts=4, granularity='output')
+    >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
+    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel'].shape
+    ((2, 3, 5), (4, 6, 5), (1, 5))
+    """
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Apply the experts to each token.
+
+        Args:
+          x: [*batch, T, C].
+          valid: bool[*batch, T], False for padding, whose output is zero; None: all are valid.
+          train: draw the router's noise, from the stream 'routing'.
+
+        Returns:
+          (y [*batch, T, F], aux of the router: float32 `router_loss`, to be added to the loss, and for the log `load`
+          [E], `load_cv` and `router_entropy`)
+        """
+        routing, aux = self._route(x, valid, train)
+        kernel = self._declare('kernel', self.kernel_init, (x.shape[-1], self.features))
+        bias = self._declare_bias(self.features) if self.use_bias else None
+        layout = arrange(routing, self.num_experts, self.plan)
+        if kernel.structured:
+            y = self._apply_apart(x, kernel, layout)
+        else:
+            # The weights of a token's experts sum to one, so each expert may add the static part.
+            y = multiply_experts(*_cast(self.dtype, x, kernel.merge()), layout)
+        return self._finish(y, bias, routing, x, valid), aux
+
+    def _apply_apart(self, x, kernel: Factors, layout) -> jax.Array:
+        """Apply experts to dynamic entries, the static kernel to the others: [*batch, T, C] -> [N, F]."""
+        dynamic, static = kernel.columns
+        tokens, experts, shared = _cast(self.dtype, x, kernel.dynamic, kernel.static)
+        # Scaling the tokens takes fewer products than scaling the parameters.
+        for_experts, for_static = _scale(kernel.dynamic_scale, tokens), _scale(kernel.static_scale, tokens)
+        if kernel.granularity == 'input':
+            y = multiply_experts(take_columns(for_experts, dynamic, -1), experts, layout)
+            return y + jnp.dot(take_columns(for_static, static, -1), shared)
+        y = put_columns(multiply_experts(for_experts, experts, layout), dynamic, -1)
+        return y + put_columns(jnp.dot(for_static, shared), static, -1)
+
+
+class MixtureFFN(Mixture):
+    """y = Σ_e g_e(x)·(W2_e gelu(W1_e x + b1_e) + b2_e) over the k selected experts; see `Mixture`.
+
+    The column of a neuron holds its C incoming weights, its bias and its C outgoing weights. So granularity 'output'
+    keeps or shares whole neurons; 'input' does not exist.
+
+    Parameters: `neurons` [E, 2C + 1, F], `bias` [E, C] of the output (never masked), `router`; if partially dynamic
+    also `static_neurons` [2C + 1, F] and `phi`.
+
+    Attributes:
+      hidden: F.
+
+    >>> layer = MixtureFFN(10, num_experts=4, granularity='output')
+    >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
+    >>> y.shape, variables['params']['neurons'].shape, variables['partition']['neurons'].shape
+    ((2, 3, 6), (4, 13, 10), (1, 10))
+    """
+
+    granularities = (None, 'element', 'output', 'layer')
+
+    hidden: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Apply the experts to each token: as `MixtureLinear`, with y [*batch, T, C]."""
+        routing, aux = self._route(x, valid, train)
+        width = x.shape[-1]
+        neurons = self._declare('neurons', self._draw_neurons, (2 * width + 1, self.hidden))
+        bias = self._declare_bias(width)
+        layout = arrange(routing, self.num_experts, self.plan)
+        if neurons.structured:
+            tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
+            y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
+            y += apply_neurons(tokens, shared, neurons.static_scale)
+        else:
+            # A neuron may act on the sum of both parts, so the experts compute the static part too.
+            y = apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
+        return self._finish(y, bias, routing, x, valid), aux
+
+    def _draw_neurons(self, key, shape, dtype):
+        """Draw [2C + 1, F], each matrix by `kernel_init` in the orientation in which it multiplies."""
+        width, hidden = shape[0] // 2, shape[1]
+        keys = jax.random.split(key, 3)
+        return join_neurons(
+            self.kernel_init(keys[0], (width, hidden), dtype),
+            self.bias_init(keys[1], (hidden,), dtype),
+            self.kernel_init(keys[2], (hidden, width), dtype).T,
         )
-        assignment, aux = router(x, valid, train)
-        self.sow('intermediates', 'routing', dense_gates(assignment, self.num_experts))
-        dispatcher = DISPATCHERS[self._dispatcher_name(assignment)]
-        layout = dispatcher.arrange(assignment, self.num_experts, self.capacity_factor)
-        slots = jnp.sum(assignment.experts < self.num_experts)
-        dropped, slots = sum_replicas((dispatcher.dropped(layout), slots), self.axis_name)
-        return dispatcher, layout, aux | {'dropped_fraction': dropped.astype(jnp.float32) / jnp.maximum(slots, 1)}
-
-    def _dispatcher_name(self, assignment):
-        num_tokens = assignment.experts.shape[0]
-        if isinstance(num_tokens, int) and num_tokens == 0:
-            return 'dense'  # the others would read rows that aren't there
-        if self.dispatcher != 'auto':
-            return self.dispatcher
-        return choose_dispatcher(num_tokens, self.num_experts, self.num_selected)
-
-    def _declare(self, name: str, law: Initializer, shape: tuple[int, int]) -> Factors:
-        """The parameter [E, *shape], and what makes it partially dynamic."""
-        return declare_factors(self, name, shape, self.num_experts, stack_law(law), law)
-
-    def _stack(self, name: str, law: Initializer, shape: tuple[int, ...]) -> jax.Array:
-        """A parameter [E, *shape], each expert's its own draw of the law."""
-        return self.param(name, stack_law(law), (self.num_experts, *shape), self.param_dtype)
 
 
-def mix_bias(bias: jax.Array, layout: NamedTuple) -> jax.Array:
-    """Σ over a token's experts of weight·bias: [E, F] -> [N, F]; a dropped slot adds nothing."""
-    gates = dense_gates(Assignment(layout.experts, layout.weights), bias.shape[0])
-    return jnp.dot(gates.astype(bias.dtype), bias, precision=jax.lax.Precision.HIGHEST)
+def multiply_experts(x: jax.Array, kernels: jax.Array, layout) -> jax.Array:
+    """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype."""
+    # The product is linear: weights multiply on the side with fewer features, and only that side is written as rows.
+    if kernels.shape[1] <= kernels.shape[2]:
+        return layout.multiply(layout.spread(x, weighted=True), kernels, combine=True)
+    return layout.combine(layout.multiply(x, kernels, spread=True))
 
 
-def scale_tokens(scale: jax.Array | float, values: jax.Array) -> jax.Array:
-    """scale·values in the dtype of the values; nothing where the scale is a plain 1."""
+def apply_experts(x: jax.Array, neurons: jax.Array, layout, scale: jax.Array | float = 1.0) -> jax.Array:
+    """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, 2C + 1, F] -> [N, C]."""
+    weights_in, bias, weights_out = split_neurons(neurons)
+    hidden = layout.multiply(_scale(scale, x), weights_in, spread=True)
+    hidden = _gelu(hidden + layout.take(_scale(scale, bias)))
+    return _scale(scale, layout.combine(layout.multiply(hidden, weights_out, transposed=True)))
+
+
+def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+    """gelu(x·in + bias)·outᵀ for scale·neurons, with exact gelu: x [N, C], neurons [2C + 1, F] -> [N, C]."""
+    weights_in, bias, weights_out = split_neurons(neurons)
+    hidden = jnp.dot(_scale(scale, x), weights_in) + _scale(scale, bias)[None]
+    return _scale(scale, jnp.dot(_gelu(hidden), weights_out.T))
+
+
+def split_neurons(neurons: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Split [..., 2C + 1, F] into weights in [..., C, F], bias [..., F] and weights out [..., C, F]."""
+    width = neurons.shape[-2] // 2
+    return neurons[..., :width, :], neurons[..., width, :], neurons[..., width + 1 :, :]
+
+
+def join_neurons(weights_in: jax.Array, bias: jax.Array, weights_out: jax.Array) -> jax.Array:
+    """Invert `split_neurons`; `weights_out` [..., C, F] is the transpose of a second linear's kernel."""
+    return jnp.concatenate([weights_in, bias[..., None, :], weights_out], axis=-2)
+
+
+def _scale(scale, values):
+    """Multiply in the dtype of the values; a plain 1 changes nothing."""
     return values if isinstance(scale, float) and scale == 1 else values * jnp.asarray(scale, values.dtype)
 
 
-def cast_all(dtype: Dtype | None, x: jax.Array, *parameters: jax.Array | None):
-    """x and parameters in the dtype to compute in: `dtype`, else the widest of theirs. None stays None."""
-    return dtypes.promote_dtype(x, *parameters, dtype=dtype)
-
-
-def flatten_tokens(x: jax.Array) -> jax.Array:
-    """[*batch, T, C] -> [N, C]."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def finish_tokens(y: jax.Array, x: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Zero for tokens that are not valid, whatever part they got; [N, F] -> [*batch, T, F] as x has them."""
-    if valid is not None:
-        y = jnp.where(valid.reshape(-1, 1), y, 0)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+def _cast(dtype, x, *parameters):
+    """Return x as [N, C] and the parameters in the dtype of the computation: `dtype`, or the widest of theirs."""
+    return dtypes.promote_dtype(x.reshape(-1, x.shape[-1]), *parameters, dtype=dtype)

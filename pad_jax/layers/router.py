@@ -1,6 +1,7 @@
-"""The router of a mixture: parameters around `layers.gating`.
+"""Routers of mixtures: which k of E experts a token gets, with which weights, and the losses that keep experts in use.
 
-Legend: N tokens, B sentences, T sequence length, C input features, E experts, k selected.
+Noisy top-k gating and its losses: Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, arXiv:1701.06538,
+section 2.1 and appendix A. Every statistic counts valid tokens only.
 """
 
 from typing import Any
@@ -10,24 +11,97 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from pad_jax.layers.gating import (
-    Assignment,
-    assign_top_k,
-    count_load,
-    cv_squared,
-    dense_gates,
-    estimate_load,
-    measure_importance,
-    noise_scale,
-    sum_entropy,
-    sum_z_loss,
-)
+from pad_jax.kernels.dispatch import Routing, dense_gates
 
 ROUTINGS = ('token', 'sentence')
+NOISE_FLOOR = 1e-2
+"""Added to softplus for the standard deviation of the noise, so that it never vanishes."""
+
+
+def noise_scale(noise_logits: jax.Array) -> jax.Array:
+    """Standard deviation > 0 of the noise on each logit: softplus + 1e-2, float[N, E]."""
+    return jax.nn.softplus(noise_logits) + NOISE_FLOOR
+
+
+def route_top_k(logits: jax.Array, num_selected: int, valid: jax.Array | None = None) -> Routing:
+    """Select the k experts with the largest logits, weighted by a softmax over these k logits (equations 3 and 5).
+
+    Ties go to the lower expert.
+
+    Args:
+      logits: float[N, E].
+      num_selected: k in [1, E].
+      valid: bool[N]; None: all are.
+
+    >>> experts, weights = route_top_k(jnp.array([[0., 2., 1., 2.]]), 2)
+    >>> experts.tolist(), weights.tolist()
+    ([[1, 3]], [[0.5, 0.5]])
+    """
+    best, experts = jax.lax.top_k(logits, num_selected)
+    return _mask_routing(Routing(experts.astype(jnp.int32), jax.nn.softmax(best, axis=-1)), valid, logits.shape[-1])
+
+
+def count_load(routing: Routing, num_experts: int) -> jax.Array:
+    """Tokens that each expert gets, float32[E]. Has no gradient."""
+    chosen = routing.experts[:, :, None] == jnp.arange(num_experts)[None, None]
+    return jnp.sum(chosen, axis=(0, 1)).astype(jnp.float32)
+
+
+def estimate_load(
+    clean: jax.Array, noisy: jax.Array, scale: jax.Array, num_selected: int, valid: jax.Array | None = None
+) -> jax.Array:
+    """Expected tokens of each expert if its own noise were drawn again (equations 8 to 10), differentiable.
+
+    Expert i stays selected if its new noisy logit exceeds the k-th largest noisy logit of the other experts:
+    P = Φ((clean_i − threshold_i) / scale_i).
+
+    Args:
+      clean, noisy: float[N, E], logits without and with the noise that was drawn.
+      scale: float[N, E], > 0, standard deviation of the noise.
+      num_selected: k in [1, E]; at k = E every expert gets every token.
+      valid: bool[N]; None: all are.
+
+    Returns:
+      float[E], each in [0, N].
+    """
+    if num_selected == clean.shape[-1]:
+        probability = jnp.ones_like(clean)
+    else:
+        best, _ = jax.lax.top_k(noisy, num_selected + 1)
+        inside, outside = best[:, -2:-1], best[:, -1:]
+        # Without expert i, the k-th largest is the next lower one if i is among the k, otherwise the k-th itself.
+        threshold = jnp.where(noisy > outside, outside, inside)
+        probability = jax.scipy.stats.norm.cdf((clean - threshold) / scale)
+    return jnp.sum(probability if valid is None else jnp.where(valid[:, None], probability, 0), axis=0)
+
+
+def cv_squared(values: jax.Array) -> jax.Array:
+    """Squared coefficient of variation: unbiased variance / (mean² + 1e-10); 0 for a single value.
+
+    >>> round(float(cv_squared(jnp.array([1., 3.]))), 6)  # variance 2, mean 2
+    0.5
+    """
+    if values.size == 1:
+        return jnp.zeros((), values.dtype)
+    return jnp.var(values, ddof=1) / (jnp.mean(values) ** 2 + 1e-10)
+
+
+def sum_z_loss(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Sum over tokens of (log Σ_e exp logit_e)², whose mean keeps logits small.
+
+    Zoph et al., "ST-MoE", arXiv:2202.08906, equation 5.
+    """
+    return _sum_valid(jax.nn.logsumexp(logits, axis=-1) ** 2, valid)
+
+
+def sum_entropy(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Sum over tokens of the entropy of softmax(logits) over all experts, in nats: 0 to log E each."""
+    log_shares = jax.nn.log_softmax(logits, axis=-1)
+    return _sum_valid(-jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1), valid)
 
 
 def check_routing(num_experts: int, num_selected: int, routing: str) -> None:
-    """ValueError for what no router can do."""
+    """Raise ValueError for a router that cannot exist."""
     if num_experts < 1:
         raise ValueError(f'num_experts must be at least 1, got {num_experts}')
     if not 1 <= num_selected <= num_experts:
@@ -36,29 +110,24 @@ def check_routing(num_experts: int, num_selected: int, routing: str) -> None:
         raise ValueError(f'routing must be one of {", ".join(ROUTINGS)}, got {routing!r}')
 
 
-def sum_replicas(sums: Any, axis_name: str | None) -> Any:
-    """Sums over a replica's tokens -> over those of all replicas; the same where there is no such axis."""
-    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
-
-
 class Router(nn.Module):
-    """Noisy top-k gating (Shazeer et al. 2017, arXiv:1701.06538), in float32 at least.
+    """Noisy top-k gating, in float32 at least.
 
-    Both parameters, `gate` and `noise` [C, E], start at zero: all experts are alike and, in training, the noise
-    alone chooses. It is drawn from the stream 'routing'.
+    Both parameters, `gate` and `noise` [C, E], start at zero: all experts are alike, and in training only the noise
+    chooses. It is drawn from the stream 'routing'.
 
     Attributes:
       num_experts, num_selected: E and k.
-      routing: 'token', or 'sentence': one choice by the mean over the sentence's valid tokens, for all of them. The
-        losses then count sentences.
-      noisy: whether there is noise in training.
-      balance_coefficient: of CV²(importance) + CV²(load).
-      z_coefficient: of the z-loss.
-      axis_name: mapped axis over which tokens are spread; losses and statistics are then those of the tokens of all
-        replicas, the same on each, and the mean of the replicas' gradients is that of one device with all tokens.
+      routing: 'token', or 'sentence': all tokens share one choice, made by the mean over the sentence's valid tokens.
+        The losses then count sentences.
+      noisy: add noise in training.
+      balance_coefficient: factor of CV²(importance) + CV²(load).
+      z_coefficient: factor of the z-loss.
+      axis_name: mapped axis over which tokens are divided. Losses and statistics then count the tokens of all replicas
+        and are equal on each. The mean of the replicas' gradients is the gradient of one device with all tokens.
 
     Raises:
-      ValueError: where k is not in [1, E], or routing is not one of ROUTINGS.
+      ValueError: if k is not in [1, E], or routing is not one of ROUTINGS.
     """
 
     num_experts: int
@@ -77,53 +146,54 @@ class Router(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
-    ) -> tuple[Assignment, dict[str, jax.Array]]:
-        """Who computes each token.
+    ) -> tuple[Routing, dict[str, jax.Array]]:
+        """Route each token.
 
         Args:
           x: [*batch, T, C].
-          valid: bool[*batch, T], False for padding; None: all are.
+          valid: bool[*batch, T], False for padding; None: all are valid.
           train: draw noise.
 
         Returns:
-          (assignment of the N flattened tokens, aux): aux holds float32 `router_loss`, to be added to the loss as it
-          is, and for the log `load` [E] (shares of the valid slots), `load_cv` (their standard deviation / mean) and
+          (routing of the N flattened tokens, aux): aux holds float32 `router_loss`, to be added to the loss as it is.
+          For the log it holds `load` [E] (shares of the valid slots), `load_cv` (their standard deviation / mean) and
           `router_entropy` (nats).
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        shape = x.shape[:-1]
         units, used = x.astype(dtype), valid
         if self.routing == 'sentence':
             units, used = _mean_sentences(units, valid)
         units = units.reshape(-1, x.shape[-1])
         if used is not None:
             used = used.reshape(-1)
-            units = jnp.where(used[:, None], units, 0)  # whatever padding holds, NaN included, reaches no gradient
+            units = jnp.where(used[:, None], units, 0)  # no value of padding, NaN included, reaches a gradient
 
-        gate = self._matrix('gate', x.shape[-1])
-        clean = noisy = jnp.dot(units, gate.astype(dtype), precision=jax.lax.Precision.HIGHEST)
-        if self.noisy:
-            noise = self._matrix('noise', x.shape[-1])
-            if train:
-                scale = noise_scale(jnp.dot(units, noise.astype(dtype), precision=jax.lax.Precision.HIGHEST))
-                noisy = clean + scale * jax.random.normal(self.make_rng('routing'), clean.shape, dtype)
-        chosen = assign_top_k(noisy, self.num_selected, used)
-        assignment = chosen
-        if self.routing == 'sentence':
-            assignment = _give_to_tokens(chosen, shape[-1], valid, self.num_experts)
+        clean = noisy = _project(units, self._matrix('gate', x.shape[-1]))
+        noise = self._matrix('noise', x.shape[-1]) if self.noisy else None
+        if self.noisy and train:
+            scale = noise_scale(_project(units, noise))
+            noisy = clean + scale * jax.random.normal(self.make_rng('routing'), clean.shape, dtype)
+        chosen = routing = route_top_k(noisy, self.num_selected, used)
         if self.noisy and train:
             load = estimate_load(clean, noisy, scale, self.num_selected, used)
         else:
             load = count_load(chosen, self.num_experts)
+        if self.routing == 'sentence':
+            routing = _repeat_routing(chosen, x.shape[-2], valid, self.num_experts)
         sums = {
             'units': jnp.asarray(units.shape[0] if used is None else jnp.sum(used), dtype),
-            'importance': measure_importance(dense_gates(chosen, self.num_experts)),
+            'importance': jnp.sum(dense_gates(chosen, self.num_experts), axis=0),  # equation 6
             'load': load,
-            'slots': count_load(assignment, self.num_experts),
+            'slots': count_load(routing, self.num_experts),
             'z_loss': sum_z_loss(clean, used),
             'entropy': jax.lax.stop_gradient(sum_entropy(clean, used)),
         }
-        sums = sum_replicas(sums, self.axis_name)
+        return routing, self._report(sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name))
+
+    def _matrix(self, name, features):
+        return self.param(name, nn.initializers.zeros_init(), (features, self.num_experts), self.param_dtype)
+
+    def _report(self, sums: dict[str, Any]) -> dict[str, jax.Array]:
         num_units = jnp.maximum(sums['units'], 1)
         loss = self.balance_coefficient * (cv_squared(sums['importance']) + cv_squared(sums['load']))
         aux = {
@@ -132,24 +202,33 @@ class Router(nn.Module):
             'load_cv': jnp.sqrt(cv_squared(sums['slots'])),
             'router_entropy': sums['entropy'] / num_units,
         }
-        return assignment, {name: value.astype(jnp.float32) for name, value in aux.items()}
+        return {name: value.astype(jnp.float32) for name, value in aux.items()}
 
-    def _matrix(self, name, features):
-        return self.param(name, nn.initializers.zeros_init(), (features, self.num_experts), self.param_dtype)
+
+def _project(units, matrix):
+    return jnp.dot(units, matrix.astype(units.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def _mean_sentences(x, valid):
-    """Mean over valid tokens: [*batch, T, C] -> [*batch, C], and which sentences have any, bool[*batch] or None."""
+    """Mean over valid tokens: [*batch, T, C] -> [*batch, C], and bool[*batch], False without any (None: all have)."""
     if valid is None:
         return jnp.mean(x, axis=-2), None
     total = jnp.sum(jnp.where(valid[..., None], x, 0), axis=-2)
     return total / jnp.maximum(jnp.sum(valid, axis=-1), 1)[..., None], jnp.any(valid, axis=-1)
 
 
-def _give_to_tokens(chosen, length, valid, num_experts):
-    """The choice of each of B sentences for its T tokens: [B, k] -> [B·T, k]; padding routes nowhere."""
-    experts, weights = (jnp.repeat(array, length, axis=0) for array in chosen)
-    if valid is not None:
-        used = valid.reshape(-1, 1)
-        experts, weights = jnp.where(used, experts, num_experts), jnp.where(used, weights, 0)
-    return Assignment(experts, weights)
+def _repeat_routing(chosen, length, valid, num_experts):
+    """Repeat the choice of each of B sentences for its T tokens: [B, k] -> [B·T, k]."""
+    return _mask_routing(Routing(*(jnp.repeat(array, length, axis=0) for array in chosen)), valid, num_experts)
+
+
+def _mask_routing(routing, valid, num_experts):
+    """Replace the experts of tokens that are not valid by E, and their weights by zero."""
+    if valid is None:
+        return routing
+    used = valid.reshape(-1, 1)
+    return Routing(jnp.where(used, routing.experts, num_experts), jnp.where(used, routing.weights, 0))
+
+
+def _sum_valid(values, valid):
+    return jnp.sum(values if valid is None else jnp.where(valid, values, 0))

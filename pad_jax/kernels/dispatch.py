@@ -1,0 +1,344 @@
+"""Execution of a mixture of experts: plans that bring tokens to their experts, all with the same numbers.
+
+A plan is a layout, made by `arrange`: it copies tokens into rows, each of which belongs to one expert. The shape of
+the rows is private to the plan. So one matrix and a feed-forward network of an expert use the same four methods:
+
+    spread(x [N, C], weighted=False) -> rows
+        Copy each token to all of its rows, times the routing weight if `weighted`.
+    multiply(rows, weights [E, C, F], transposed=False, spread=False, combine=False) -> rows
+        Multiply each row by the matrix of its expert; `transposed`: weights are [E, F, C]. With `spread` the input is
+        x [N, C] and is spread first, unweighted. With `combine` the product is combined, unweighted, to [N, F].
+    take(vectors [E, F]) -> rows
+        Read the vector of each row's expert.
+    combine(rows, weighted=True) -> [N, F]
+        Sum the rows of each token, times the routing weights if `weighted`; zero for a token without experts.
+
+Arrays keep their dtype. Empty rows add nothing, as long as the operations between these calls map zero to zero. Exactly
+one of spread and combine is weighted. For linear experts this may be the side with fewer features. Everything is
+differentiable in reverse, to any order.
+
+A slot is one of the k choices of a token, M is the number of rows.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pad_jax.kernels.numerics import vary_together
+
+# Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
+BLOCK_SIZES = (128, 32)
+
+
+class Routing(NamedTuple):
+    """Experts of each token, with their weights.
+
+    Attributes:
+      experts: int32[N, k], best expert first; E throughout for a token that is not valid.
+      weights: float[N, k], at least float32. Each row sums to one, and is zero for a token that is not valid.
+    """
+
+    experts: jax.Array
+    weights: jax.Array
+
+
+def dense_gates(routing: Routing, num_experts: int) -> jax.Array:
+    """Spread the weights over all experts, zero for experts that were not selected: float[N, E]."""
+    chosen = routing.experts[:, :, None] == jnp.arange(num_experts)[None, None]
+    return jnp.sum(jnp.where(chosen, routing.weights[:, :, None], 0), axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Every expert computes every token: rows are [E, N, ...]. The twin of all other plans.
+
+    Attributes:
+      gates: float[N, E].
+    """
+
+    gates: jax.Array
+
+    @classmethod
+    def arrange(cls, routing: Routing, num_experts: int) -> 'Dense':
+        return cls(dense_gates(routing, num_experts))
+
+    def spread(self, x: jax.Array, weighted: bool = False) -> jax.Array:
+        rows = jnp.broadcast_to(x[None], (self.gates.shape[1], *x.shape))
+        return self._weigh(rows) if weighted else rows
+
+    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
+        rows = self.spread(rows) if spread else rows
+        product = jnp.einsum('enc,efc->enf' if transposed else 'enc,ecf->enf', rows, weights)
+        return self.combine(product, weighted=False) if combine else product
+
+    def take(self, vectors: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(vectors[:, None], (vectors.shape[0], self.gates.shape[0], vectors.shape[1]))
+
+    def combine(self, rows: jax.Array, weighted: bool = True) -> jax.Array:
+        return jnp.sum(self._weigh(rows) if weighted else rows, axis=0)
+
+    def _weigh(self, rows):
+        return rows * self.gates.T.astype(rows.dtype)[:, :, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...].
+
+    Attributes:
+      experts: int32[N, k].
+      weights: float[N, k].
+      rows: int32[N, k], the row of each slot; M for a slot of a token that is not valid.
+      slots: int32[M], the slot n·k + s in each row; N·k in an empty row.
+      starts: int32[E], first row of each expert.
+      counts: int32[E], rows of each expert that hold a slot.
+    """
+
+    experts: jax.Array
+    weights: jax.Array
+    rows: jax.Array
+    slots: jax.Array
+    starts: jax.Array
+    counts: jax.Array
+    alignment: ClassVar[int] = 1
+    """The first row of each expert is a multiple of it."""
+
+    @classmethod
+    def count_rows(cls, num_slots: int, num_experts: int) -> int:
+        """M: enough rows for every division of `num_slots` slots among the experts."""
+        return (num_slots + num_experts * (cls.alignment - 1)) // cls.alignment * cls.alignment
+
+    @classmethod
+    def arrange(cls, routing: Routing, num_experts: int) -> 'Ragged':
+        experts, num_slots = routing.experts, routing.experts.size
+        ranks, counts = rank_slots(experts, num_experts)
+        padded = -(-counts // cls.alignment) * cls.alignment
+        starts = jnp.cumsum(padded) - padded
+        num_rows = cls.count_rows(num_slots, num_experts)
+        rows = jnp.where(experts < num_experts, jnp.take(starts, experts, mode='clip') + ranks, num_rows)
+        rows = rows.astype(jnp.int32)  # under 64 bits a cumulated count is wider
+        slots = jnp.full(num_rows, num_slots, jnp.int32)
+        slots = slots.at[rows.reshape(-1)].set(jnp.arange(num_slots, dtype=jnp.int32), mode='drop')
+        return cls(experts, routing.weights, rows, slots, starts, counts)
+
+    def spread(self, x: jax.Array, weighted: bool = False) -> jax.Array:
+        rows = _spread(x, self.rows, self.slots)
+        return self._weigh(rows) if weighted else rows
+
+    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
+        rows = self.spread(rows) if spread else rows
+        product = lax.ragged_dot(rows, jnp.swapaxes(weights, 1, 2) if transposed else weights, self.counts)
+        return self.combine(product, weighted=False) if combine else product
+
+    def take(self, vectors: jax.Array) -> jax.Array:
+        experts = jnp.take(self.experts.reshape(-1), self.slots, mode='fill', fill_value=vectors.shape[0])
+        chosen = (experts[:, None] == jnp.arange(vectors.shape[0])[None]).astype(vectors.dtype)
+        # A product, because its gradient is one too; the gradient of an indexed read would be a scatter.
+        return jnp.dot(chosen, vectors, precision=lax.Precision.HIGHEST)
+
+    def combine(self, rows: jax.Array, weighted: bool = True) -> jax.Array:
+        return _gather(self._weigh(rows) if weighted else rows, self.rows, self.slots)
+
+    def _weigh(self, rows):
+        weights = jnp.take(self.weights.reshape(-1), self.slots, mode='fill', fill_value=0)
+        return rows * weights.astype(rows.dtype)[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocks(Ragged):
+    """Rows of each expert padded to whole small blocks, multiplied in as many blocks as the experts really have.
+
+    One loop runs over the experts and takes each matrix once. An inner loop runs over the expert's rows: large blocks
+    while they last, because a larger product is faster, then small blocks, which leave little padding. Shapes are
+    static, trip counts are not, so tokens without experts cost nothing.
+
+    The gradient is written by hand. The gradient of each expert's matrix is summed in place, so no block needs a copy
+    of a matrix. The two products below are each other's gradients, so derivatives of any order exist. Tokens to be
+    spread are read block by block inside the loop: with many features, writing all rows out first would cost a good
+    part of the product.
+    """
+
+    alignment: ClassVar[int] = BLOCK_SIZES[-1]
+
+    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
+        rows, weights, _ = vary_together(rows, weights, self.slots)
+        return _multiply(rows, weights, self, transposed, spread, combine)
+
+    def read_block(self, values: jax.Array, start: jax.Array, size: int, spread: bool) -> jax.Array:
+        """Read rows start to start + size of `values`, which are tokens [N, C] if `spread`."""
+        if not spread:
+            return lax.dynamic_slice_in_dim(values, start, size)
+        return _read_tokens(values, lax.dynamic_slice_in_dim(self.slots, start, size), self.rows.shape)
+
+    def fold_blocks(self, function, expert: jax.Array, carry):
+        """Fold `function(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
+        start, count = self.starts[expert], self.counts[expert]
+        for size in BLOCK_SIZES:
+            if size > self.slots.shape[0]:
+                continue  # such a block does not fit, and a slice of that size is an error even if never taken
+            num_blocks = count // size if size != BLOCK_SIZES[-1] else -(-count // size)
+
+            def step(index, carry, start=start, size=size):
+                return function(start + index * size, size, carry)
+
+            carry = lax.fori_loop(0, num_blocks, step, carry)
+            start, count = start + num_blocks * size, count - num_blocks * size
+        return carry
+
+
+PLANS = {'dense': Dense, 'blocks': Blocks, 'ragged': Ragged}
+MIXTURE_PLANS = ('auto', *PLANS)
+
+
+def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
+    """Choose a fast plan from shapes only, at trace time.
+
+    The plan is `dense` if the number of tokens is symbolic, or if padding would cost the other plans as many rows.
+    Otherwise it is `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot
+    computes every expert for every token, and on GPU it may. The choice on CPU is measured (docs/benchmarks.md), the
+    choice on accelerators is not.
+
+    Args:
+      num_tokens: N, or a symbolic dimension.
+      num_experts, num_selected: E and k.
+      platform: 'cpu', 'gpu' or 'tpu'; None is the default backend of this process.
+
+    >>> [choose_mixture_plan(2048, 8, k, device) for k, device in ((2, 'cpu'), (8, 'cpu'), (2, 'tpu'))]
+    ['blocks', 'dense', 'ragged']
+    """
+    if not isinstance(num_tokens, int) or num_tokens * num_experts <= Blocks.count_rows(
+        num_tokens * num_selected, num_experts
+    ):
+        return 'dense'
+    return 'ragged' if (platform or jax.default_backend()) == 'tpu' else 'blocks'
+
+
+def arrange(routing: Routing, num_experts: int, plan: str = 'auto') -> Dense | Ragged:
+    """Lay out the tokens of a routing by one of `MIXTURE_PLANS`."""
+    num_tokens, num_selected = routing.experts.shape
+    if isinstance(num_tokens, int) and num_tokens == 0:
+        plan = 'dense'  # the other plans would read rows that do not exist
+    elif plan == 'auto':
+        plan = choose_mixture_plan(num_tokens, num_experts, num_selected)
+    return PLANS[plan].arrange(routing, num_experts)
+
+
+def rank_slots(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
+    """Rank each slot among the slots of its expert, earlier tokens first.
+
+    Returns:
+      (ranks int32[N, k], without meaning for tokens that are not valid; counts int32[E])
+
+    >>> ranks, counts = rank_slots(jnp.array([[0, 1], [1, 2], [3, 3]]), 3)
+    >>> ranks[:2].tolist(), counts.tolist()
+    ([[0, 0], [1, 0]], [1, 2, 1])
+    """
+    chosen = experts.reshape(-1, 1) == jnp.arange(num_experts)[None]
+    passed = jnp.cumsum(chosen.astype(jnp.int32), axis=0)
+    ranks = jnp.sum(jnp.where(chosen, passed, 0), axis=1) - 1
+    return ranks.reshape(experts.shape), passed[-1]
+
+
+def _read_tokens(x, slots, shape):
+    """Read the token of each slot, zero for an empty row: [N, C] and int32[M] -> [M, C]; `shape` is (N, k)."""
+    num_tokens, num_selected = shape
+    tokens = jnp.take(x, slots // num_selected, axis=0, mode='clip')
+    return jnp.where((slots < num_tokens * num_selected)[:, None], tokens, 0)
+
+
+# Spreading tokens and gathering their rows are each other's transposes. With that as the gradient, both directions are
+# gathers; the derived gradient would be a scatter, which takes XLA on CPU many times as long.
+
+
+@jax.custom_vjp
+def _spread(x, rows, slots):
+    return _read_tokens(x, slots, rows.shape)
+
+
+@jax.custom_vjp
+def _gather(values, rows, slots):
+    def read(row):
+        taken = jnp.take(values, row, axis=0, mode='clip')
+        return jnp.where((row < values.shape[0])[:, None], taken, 0)
+
+    return functools.reduce(jnp.add, [read(rows[:, s]) for s in range(rows.shape[1])])
+
+
+_spread.defvjp(
+    lambda x, *where: (_spread(x, *where), where),
+    lambda where, d_values: (_gather(d_values, *where), None, None),
+)
+_gather.defvjp(
+    lambda values, *where: (_gather(values, *where), where),
+    lambda where, d_x: (_spread(d_x, *where), None, None),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _multiply(x, weights, layout, transposed, spread, combine):
+    """Multiply rows of expert e by weights[e]: [M, C], [E, C, F] -> [M, F]; with [E, F, C] if `transposed`."""
+    contracted = (((1,), (1 if transposed else 0,)), ((), ()))
+
+    def multiply_expert(expert, found):
+        matrix = lax.dynamic_index_in_dim(weights, expert, keepdims=False)
+
+        def multiply_block(start, size, found):
+            product = lax.dot_general(layout.read_block(x, start, size, spread), matrix, contracted)
+            return lax.dynamic_update_slice_in_dim(found, product, start, 0)
+
+        return layout.fold_blocks(multiply_block, expert, found)
+
+    found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
+    *_, found = vary_together(x, weights, layout.slots, found)
+    found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
+    return layout.combine(found, weighted=False) if combine else found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _accumulate(left, right, layout, spread_left, spread_right):
+    """Sum left·rightᵀ over the rows of each expert: [M, C], [M, F] -> [E, C, F], at least float32."""
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+    shape = (left.shape[1], right.shape[1])
+    num_experts = layout.starts.shape[0]
+    *_, found, nothing = vary_together(left, right, jnp.zeros((num_experts, *shape), wide), jnp.zeros(shape, wide))
+
+    def accumulate_expert(expert, found):
+        def add_block(start, size, total):
+            lefts = layout.read_block(left, start, size, spread_left)
+            rights = layout.read_block(right, start, size, spread_right)
+            return total + lax.dot_general(lefts, rights, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+
+        total = layout.fold_blocks(add_block, expert, nothing)
+        return lax.dynamic_update_index_in_dim(found, total, expert, 0)
+
+    return lax.fori_loop(0, num_experts, accumulate_expert, found)
+
+
+def _multiply_backward(transposed, spread, combine, saved, d_y):
+    x, weights, layout = saved
+    # Spreading is the transpose of combining, so each replaces the other in the gradient.
+    d_x = _multiply(d_y, weights, layout, not transposed, combine, spread)
+    if transposed:
+        d_weights = _accumulate(d_y, x, layout, combine, spread)
+    else:
+        d_weights = _accumulate(x, d_y, layout, spread, combine)
+    return d_x, d_weights.astype(weights.dtype), None
+
+
+def _accumulate_backward(spread_left, spread_right, saved, d_products):
+    left, right, layout = saved
+    d_products = d_products.astype(left.dtype)
+    d_left = _multiply(right, d_products, layout, True, spread_right, spread_left)
+    d_right = _multiply(left, d_products, layout, False, spread_left, spread_right)
+    return d_left, d_right, None
+
+
+_multiply.defvjp(lambda *inputs: (_multiply(*inputs), inputs[:3]), _multiply_backward)
+_accumulate.defvjp(lambda *inputs: (_accumulate(*inputs), inputs[:3]), _accumulate_backward)

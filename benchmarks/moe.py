@@ -31,10 +31,10 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from _timing import compile_call, time_interleaved
-
-from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
 from pad_jax.layers.mixture_ffn import apply_neurons
 from pad_jax.layers.mixture_linear import multiply_experts
+
+from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
 
 
 class Shape(NamedTuple):

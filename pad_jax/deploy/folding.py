@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pad_jax.models.norm import EPSILON
+from pad_jax.models.resnet import EPSILON
 from pad_jax.partition.counting import FACTORS
 from pad_jax.partition.masks import scale_factors
 

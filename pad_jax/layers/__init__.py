@@ -1,10 +1,10 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
-from pad_jax.kernels.geometry import Geometry, resolve_geometry
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
+from pad_jax.kernels.geometry import Geometry, resolve_geometry
 from pad_jax.layers.cond_conv import CondConv
 from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan, list_plans
-from pad_jax.layers.conv_spec import CONVS, ConvSpec, make_conv_spec
+from pad_jax.layers.conv_spec import CONVS, make_conv_spec
 from pad_jax.layers.dcd_conv import DCDConv
 from pad_jax.layers.dynamic_columns import index_dynamic_columns
 from pad_jax.layers.dynamic_conv import DynamicConv
@@ -14,6 +14,7 @@ from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
 from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
+from pad_jax.layers.spec import LayerSpec, make_spec
 from pad_jax.layers.static_conv import StaticConv
 
 __all__ = [
@@ -25,10 +26,10 @@ __all__ = [
     'ROUTINGS',
     'Attention',
     'CondConv',
-    'ConvSpec',
     'DCDConv',
     'DynamicConv',
     'Geometry',
+    'LayerSpec',
     'MixtureFFN',
     'MixtureLinear',
     'ODConv',
@@ -43,6 +44,7 @@ __all__ = [
     'join_neurons',
     'list_plans',
     'make_conv_spec',
+    'make_spec',
     'measure_similarity',
     'resolve_geometry',
     'route_top_k',

@@ -1,13 +1,11 @@
-"""Models: which layers are dynamic. The layer class is a field, never a second file."""
+"""Networks: a choice of which layers are dynamic. The layer class is a field, never a second file."""
 
 from pad_jax.models.accounting import LayerAccount, MultiplyAdds, account_layers, sum_multiply_adds
 from pad_jax.models.bert import Bert
-from pad_jax.models.encoders import ENCODERS, build_encoder
-from pad_jax.models.feed_forward import FFNS, FfnSpec, make_ffn_spec
+from pad_jax.models.feed_forward import FFNS, FeedForward, make_ffn_spec
 from pad_jax.models.mobilenet import MobileNetV2
-from pad_jax.models.registry import DTYPES, MODELS, build_model
-from pad_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
-from pad_jax.models.stems import STEMS, check_image_size
+from pad_jax.models.registry import DTYPES, ENCODERS, MODELS, build_encoder, build_model
+from pad_jax.models.resnet import STEMS, BasicBlock, BottleneckBlock, ImageNetwork, ResNet, check_image_size
 
 __all__ = [
     'DTYPES',
@@ -18,7 +16,8 @@ __all__ = [
     'BasicBlock',
     'Bert',
     'BottleneckBlock',
-    'FfnSpec',
+    'FeedForward',
+    'ImageNetwork',
     'LayerAccount',
     'MobileNetV2',
     'MultiplyAdds',

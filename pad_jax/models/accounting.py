@@ -23,8 +23,7 @@ from pad_jax.layers.conv_layer import MixingConv
 from pad_jax.layers.dcd_conv import LEAST_WIDTH as DCD_LEAST_WIDTH
 from pad_jax.layers.dcd_conv import DCDConv, latent_width
 from pad_jax.layers.generated_tensor import GeneratedTensor
-from pad_jax.layers.mixture import Mixture
-from pad_jax.layers.mixture_ffn import MixtureFFN
+from pad_jax.layers.mixture import Mixture, MixtureFFN
 from pad_jax.layers.od_conv import LEAST_WIDTH as OD_LEAST_WIDTH
 from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import Router

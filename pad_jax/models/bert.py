@@ -1,9 +1,7 @@
-"""BERT: an encoder of text whose feed-forward parts are a field.
+"""BERT, an encoder of text, with its feed-forward parts as a field.
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", NAACL 2019,
-arXiv:1810.04805. Layer norms stand after each sum, gelu is exact, and epsilon is 1e-12, as in the authors' code.
-
-Legend: B batch, T sequence length, C width, H heads, O outputs.
+arXiv:1810.04805. Layer norms follow each sum, gelu is exact, and epsilon is 1e-12, as in the authors' code.
 """
 
 from functools import partial
@@ -13,16 +11,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from pad_jax.models.feed_forward import WEIGHT_LAW, Aux, FeedForward, FfnSpec
+from pad_jax.layers.spec import LayerSpec
+from pad_jax.models.feed_forward import WEIGHT_INIT, Aux, FeedForward
 
 
 def _widen(dtype: Dtype) -> jnp.dtype:
-    """Where sums of many terms are computed: float32, or float64 where the model is."""
+    """Dtype of sums of many terms: float32, or float64 if the model is."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def _norm(dtype: Dtype, name: str) -> nn.Module:
-    # Not the fast variance: E[x²] − E[x]² loses its digits where a token's features lie far from zero.
+    # Not the fast variance: E[x²] − E[x]² loses its digits if a token's features lie far from zero.
     return nn.LayerNorm(epsilon=1e-12, dtype=_widen(dtype), use_fast_variance=False, name=name)
 
 
@@ -38,8 +37,8 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array, train: bool) -> jax.Array:
-        # Looked up in the wide dtype: casting what is looked up is less work than casting the whole table.
-        embed = partial(nn.Embed, features=self.width, embedding_init=WEIGHT_LAW, dtype=_widen(self.dtype))
+        # Looked up in the wide dtype: casting the result is less work than casting the whole table.
+        embed = partial(nn.Embed, features=self.width, embedding_init=WEIGHT_INIT, dtype=_widen(self.dtype))
         positions = jnp.arange(tokens.shape[1])[None]
         x = embed(self.vocab_size, name='tokens')(tokens)
         x = x + embed(self.max_length, name='positions')(positions)
@@ -57,7 +56,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        dense = partial(nn.Dense, width, dtype=self.dtype, kernel_init=WEIGHT_LAW)
+        dense = partial(nn.Dense, width, dtype=self.dtype, kernel_init=WEIGHT_INIT)
         by_head = (*x.shape[:-1], self.num_heads, width // self.num_heads)
         query, key, value = (dense(name=name)(x).reshape(by_head) for name in ('query', 'key', 'value'))
         attended = jax.nn.dot_product_attention(query, key, value, mask=valid[:, None, None, :])
@@ -69,7 +68,7 @@ class EncoderLayer(nn.Module):
 
     num_heads: int
     ffn_width: int
-    ffn: FfnSpec
+    ffn: LayerSpec
     dropout: float
     dtype: Dtype
 
@@ -88,22 +87,22 @@ class EncoderLayer(nn.Module):
 class Bert(nn.Module):
     """A BERT encoder with a pooler and one dense layer on it, for classification or regression.
 
-    Dropout falls on the embeddings, on what attention and the feed-forward part add, and on the pooled vector. It does
-    not fall on the attention weights: `jax.nn.dot_product_attention` keeps those to itself.
+    Dropout applies to the embeddings, to the outputs of attention and feed-forward parts, and to the pooled vector. It
+    does not apply to the attention weights, which `jax.nn.dot_product_attention` does not expose.
 
     Attributes:
       vocab_size: token ids are in [0, vocab_size).
-      num_layers, width, num_heads, ffn_width: of the encoder; num_heads divides width.
-      max_length: positions there are, the longest T.
+      num_layers, width, num_heads, ffn_width: sizes of the encoder; num_heads divides width.
+      max_length: number of positions, the longest T.
       num_outputs: classes, or 1 for regression.
       num_segments: segment ids are in [0, num_segments).
-      ffn: what the feed-forward parts are; `make_ffn_spec` makes one.
+      ffn: layer of the feed-forward parts; `make_ffn_spec` makes one.
       dropout: fraction in [0, 1) that is dropped in training.
-      dtype: to compute in; parameters are float32; layer norms, attention weights and logits are computed in float32.
-      remat: compute the layers' activations anew for the gradient, to store one [B, T, C] a layer.
+      dtype: dtype of the computation; parameters, layer norms, attention weights and logits are float32.
+      remat: recompute the layers' activations for the gradient, to store one [B, T, C] a layer.
 
     Raises:
-      ValueError: where a value is not one of those.
+      ValueError: if a value is not allowed.
 
     >>> model = Bert(vocab_size=99, num_layers=2, width=8, num_heads=2, ffn_width=16, max_length=32, num_outputs=3)
     >>> tokens, valid = jnp.ones((4, 7), jnp.int32), jnp.ones((4, 7), bool)
@@ -120,7 +119,7 @@ class Bert(nn.Module):
     max_length: int
     num_outputs: int
     num_segments: int = 2
-    ffn: FfnSpec = FfnSpec()
+    ffn: LayerSpec = LayerSpec(nn.Dense)
     dropout: float = 0.1
     dtype: Dtype = 'float32'
     remat: bool = False
@@ -146,14 +145,14 @@ class Bert(nn.Module):
         self.layer = [
             layer(self.num_heads, self.ffn_width, self.ffn, self.dropout, dtype) for _ in range(self.num_layers)
         ]
-        self.pooler = nn.Dense(self.width, dtype=dtype, kernel_init=WEIGHT_LAW)
+        self.pooler = nn.Dense(self.width, dtype=dtype, kernel_init=WEIGHT_INIT)
         self.pooled_dropout = nn.Dropout(self.dropout)
-        self.classifier = nn.Dense(self.num_outputs, dtype=_widen(dtype), kernel_init=WEIGHT_LAW)
+        self.classifier = nn.Dense(self.num_outputs, dtype=_widen(dtype), kernel_init=WEIGHT_INIT)
 
     def encode(
         self, tokens: jax.Array, segments: jax.Array, valid: jax.Array, train: bool = False
     ) -> tuple[jax.Array, Aux]:
-        """Hidden states of the last layer, [B, T, C] in `dtype`, and what the mixtures report; arguments as below."""
+        """Compute the hidden states of the last layer, [B, T, C] in `dtype`, and aux; arguments as below."""
         if tokens.shape[1] > self.max_length:
             raise ValueError(f'the model has {self.max_length} positions, got texts of length {tokens.shape[1]}')
         x, aux = self.embeddings(tokens, segments, train), {}
@@ -165,17 +164,16 @@ class Bert(nn.Module):
     def __call__(
         self, tokens: jax.Array, segments: jax.Array, valid: jax.Array, train: bool = False
     ) -> tuple[jax.Array, Aux]:
-        """Logits of a batch of texts.
+        """Compute the logits of a batch of texts.
 
         Args:
-          tokens: int32[B, T], T at most max_length; the first is the one that is pooled ([CLS]).
+          tokens: int32[B, T], T at most max_length; the first token ([CLS]) is pooled.
           segments: int32[B, T], 0 for the first text of a pair and 1 for the second.
-          valid: bool[B, T], False on padding, which no other token attends to, and which mixtures don't route.
+          valid: bool[B, T], False for padding: no other token attends to it, and mixtures do not route it.
           train: with dropout (rng 'dropout') and the routers' noise (rng 'routing').
 
         Returns:
-          (logits float32[B, O], aux); aux holds, by the path of each mixture of experts, the dict that it reports, and
-          is {} where there is none.
+          (logits float32[B, num_outputs], aux); aux maps the path of each mixture of experts to its aux dict.
 
         Raises:
           ValueError: if the texts are longer than the model has positions.

@@ -1,4 +1,4 @@
-"""An explicit table of models, and one function that builds any of them from plain values."""
+"""Tables of networks of images and of texts, and functions that build them from plain values."""
 
 import math
 from functools import partial
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.layers.conv_spec import make_conv_spec
+from pad_jax.models.bert import Bert
+from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.mobilenet import MobileNetV2
-from pad_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
-from pad_jax.models.stems import STEMS
+from pad_jax.models.resnet import STEMS, BasicBlock, BottleneckBlock, ResNet
 
 MODELS = {
     'resnet10': partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
@@ -19,6 +20,14 @@ MODELS = {
     'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock),
     'mobilenet_v2': MobileNetV2,
 }
+# Tiny: Turc et al., "Well-Read Students Learn Better", arXiv:1908.08962. MiniLM: Wang et al., "MiniLM: Deep
+# Self-Attention Distillation", NeurIPS 2020, arXiv:2002.10957, its student of six layers.
+ENCODERS = {
+    'bert_tiny': partial(Bert, num_layers=2, width=128, num_heads=2, ffn_width=512),
+    'minilm': partial(Bert, num_layers=6, width=384, num_heads=12, ffn_width=1536),
+    'bert_base': partial(Bert, num_layers=12, width=768, num_heads=12, ffn_width=3072),
+    'bert_large': partial(Bert, num_layers=24, width=1024, num_heads=16, ffn_width=4096),
+}
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
@@ -27,64 +36,102 @@ def build_model(
     *,
     num_classes: int,
     conv: str = 'dynamic',
-    num_kernels: int = 4,
-    reduction: int = 16,
-    granularity: str | None = None,
-    scales: str = 'both',
-    rest: str = 'static',
-    plan: str = 'auto',
     width_multiplier: float = 1.0,
     stem: str = 'imagenet',
     dtype: str = 'float32',
     axis_name: str | None = None,
+    **arguments,
 ) -> nn.Module:
-    """A model by name; equal arguments build equal models with equal hashes.
+    """Build a network of images by name; equal arguments build equal models with equal hashes.
 
     Args:
       name: a key of MODELS.
       num_classes: outputs, at least 1.
-      conv: a key of `layers.CONVS`: which convolution all but the stem is.
-      num_kernels, reduction, granularity, scales, rest, plan: of dynamic convolutions
-        (`layers.DynamicConv`, `CondConv`, `ODConv`, `DCDConv`); without effect where the convolution has no such
-        argument.
-      width_multiplier: > 0, of the channels of every layer; 1 is the network of the paper.
-      stem: a key of `stems.STEMS`.
-      dtype: name of the dtype to compute in.
+      conv: a key of `layers.CONVS`, for all convolutions except the stem.
+      width_multiplier: > 0, factor of the channels of every layer; 1 is the network of the paper.
+      stem: a key of STEMS.
+      dtype: name of the dtype of the computation.
       axis_name: mapped axis over which batch statistics are averaged.
+      **arguments: fields of dynamic convolutions: num_kernels, reduction, granularity, scales, rest, plan. A
+        convolution without such a field ignores it.
 
     Returns:
       A module called with (images, temperature=1., train=False) that returns (logits, aux).
 
     Raises:
-      ValueError: where a value is not allowed, with those that are.
+      TypeError: for an argument that no convolution has.
+      ValueError: if a value is not allowed.
 
     >>> build_model('resnet18', num_classes=10) == build_model('resnet18', num_classes=10)
     True
     """
-    if name not in MODELS:
-        raise ValueError(f'model must be one of {", ".join(MODELS)}, got {name!r}')
+    _check(name, MODELS, num_classes, dtype)
     if stem not in STEMS:
         raise ValueError(f'stem must be one of {", ".join(STEMS)}, got {stem!r}')
-    if num_classes < 1:
-        raise ValueError(f'num_classes must be at least 1, got {num_classes}')
     if not 0 < width_multiplier < math.inf:
         raise ValueError(f'width_multiplier must be above 0, got {width_multiplier}')
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
-    spec = make_conv_spec(
-        conv,
-        num_kernels=num_kernels,
-        reduction=reduction,
-        granularity=granularity,
-        scales=scales,
-        rest=rest,
-        plan=plan,
-    )
     return MODELS[name](
         num_classes=num_classes,
-        conv=spec,
+        conv=make_conv_spec(conv, **arguments),
         stem=stem,
         width_multiplier=float(width_multiplier),
         dtype=jnp.dtype(dtype).name,
         axis_name=axis_name,
     )
+
+
+def build_encoder(
+    name: str,
+    *,
+    num_classes: int,
+    ffn: str = 'linear',
+    vocab_size: int = 30522,
+    max_length: int = 512,
+    dropout: float = 0.1,
+    dtype: str = 'float32',
+    remat: bool = False,
+    **arguments,
+) -> nn.Module:
+    """Build a text encoder by name; equal arguments build equal models with equal hashes.
+
+    Args:
+      name: a key of ENCODERS.
+      num_classes: outputs, at least 1; 1 for regression.
+      ffn: a key of `models.FFNS`, the feed-forward part of every layer.
+      vocab_size: token ids are below it.
+      max_length: number of positions, the longest text in tokens.
+      dropout: fraction in [0, 1) that is dropped in training.
+      dtype: name of the dtype of the computation.
+      remat: recompute activations for the gradient instead of storing them.
+      **arguments: fields of mixtures of experts: num_experts, num_selected, granularity, scales, rest, routing, plan,
+        balance_coefficient, z_coefficient, axis_name. A dense part ignores them.
+
+    Returns:
+      A module called with (tokens, segments, valid, train=False) that returns (logits, aux).
+
+    Raises:
+      TypeError: for an argument that no feed-forward part has.
+      ValueError: if a value is not allowed.
+
+    >>> build_encoder('minilm', num_classes=2, ffn='dense') == build_encoder('minilm', num_classes=2, ffn='dense')
+    True
+    """
+    _check(name, ENCODERS, num_classes, dtype)
+    return ENCODERS[name](
+        num_outputs=num_classes,
+        ffn=make_ffn_spec(ffn, **arguments),
+        vocab_size=vocab_size,
+        max_length=max_length,
+        dropout=dropout,
+        dtype=jnp.dtype(dtype).name,
+        remat=remat,
+    )
+
+
+def _check(name, table, num_classes, dtype):
+    if name not in table:
+        raise ValueError(f'model must be one of {", ".join(table)}, got {name!r}')
+    if num_classes < 1:
+        raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')

@@ -1,33 +1,132 @@
-"""Residual networks whose convolution is a field.
+"""Residual networks with the convolution as a field, and the base of all networks of images.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385; the bottleneck takes
-its stride in the 3×3 convolution, as torchvision does.
-
-Legend: B batch, H/W space, C channels.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385; the bottleneck takes its stride
+in the 3×3 convolution, as torchvision does.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from pad_jax.layers.static_conv import StaticConv
-from pad_jax.models.norm import make_norm
-from pad_jax.models.stems import STEMS, check_image_size
+from pad_jax.layers import StaticConv
 
 MakeConv = Callable[..., nn.Module]
 MakeNorm = Callable[..., nn.Module]
 
+EPSILON = 1e-5
+"""Added to a variance before division, in every norm of a network of images."""
 FIRST_FEATURES = 64
 
+# Explicit padding of a 3×3 convolution: with strides 'SAME' would shift the windows by one pixel against torchvision's.
+PAD = ((1, 1), (1, 1))
 
-def _pad_same(kernel_size: int) -> tuple[tuple[int, int], ...]:
-    # Explicit pairs: with strides 'SAME' would shift the windows against torchvision's by one pixel.
-    return ((kernel_size // 2, kernel_size // 2),) * 2
+
+class Shift(nn.Module):
+    """Remainder of a norm whose scale is in the convolution before it: x + bias, [*batch, C] of x's dtype."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = self.param('bias', nn.initializers.zeros_init(), (x.shape[-1],))
+        return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+class Stem(NamedTuple):
+    """Layers before the first block: a function called inside a model's compact method, and the least image side."""
+
+    function: Callable[..., jax.Array]
+    least_size: int
+
+
+def reduce_four_times(images: jax.Array, width: int, conv: MakeConv, norm: MakeNorm) -> jax.Array:
+    """7×7 convolution with stride 2, then 3×3 maximum with stride 2: [B, H, W, C] -> [B, H/4, W/4, width]."""
+    x = conv(width, (7, 7), strides=2, padding=((3, 3), (3, 3)), name='stem_conv')(images)
+    x = nn.relu(norm(name='stem_norm')(x))
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD)
+
+
+def keep_resolution(images: jax.Array, width: int, conv: MakeConv, norm: MakeNorm) -> jax.Array:
+    """3×3 convolution with stride 1: [B, H, W, C] -> [B, H, W, width]."""
+    x = conv(width, (3, 3), padding=PAD, name='stem_conv')(images)
+    return nn.relu(norm(name='stem_norm')(x))
+
+
+STEMS = {'imagenet': Stem(reduce_four_times, least_size=64), 'cifar': Stem(keep_resolution, least_size=8)}
+
+
+def check_image_size(stem: str, image_size: int) -> None:
+    """Raise ValueError if the stem is unknown, or the image's side (pixels) is too small for it.
+
+    >>> check_image_size('imagenet', 224)
+    """
+    if stem not in STEMS:
+        raise ValueError(f'stem must be one of {", ".join(STEMS)}, got {stem!r}')
+    least = STEMS[stem].least_size
+    if image_size < least:
+        others = [name for name, row in STEMS.items() if row.least_size <= image_size]
+        advice = f'; stem {others[0]!r} takes it' if others else ''
+        raise ValueError(f'image_size must be at least {least} for stem {stem!r}, got {image_size}{advice}')
+
+
+class ImageNetwork(nn.Module, kw_only=True):
+    """Base of the networks of images: a subclass writes `extract`. Stem and classifier are static.
+
+    Attributes:
+      num_classes: outputs of the classifier.
+      conv: makes a convolution from (features, kernel_size, **arguments of flax.linen.Conv); the module is called with
+        (x, temperature). A `layers.LayerSpec` hashes by value.
+      stem: a key of STEMS.
+      width_multiplier: > 0, factor of the channels of every layer.
+      dtype: dtype of the computation; parameters, statistics and the classifier are float32.
+      axis_name: mapped axis over which batch statistics are averaged, None outside of one.
+      norms_folded: norms are a `Shift`; their scales are in the convolutions before them (see `deploy.folding`).
+    """
+
+    num_classes: int
+    conv: MakeConv
+    stem: str = 'imagenet'
+    width_multiplier: float = 1.0
+    dtype: Dtype = 'float32'
+    axis_name: str | None = None
+    norms_folded: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, temperature: jax.Array | float = 1.0, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Compute the logits of a batch.
+
+        Args:
+          images: float[B, H, W, C].
+          temperature: > 0, for the attention of every dynamic layer; may be traced.
+          train: take the statistics of this batch, and update 'batch_stats' if it is mutable.
+
+        Returns:
+          (logits float32[B, num_classes], {}): the second holds terms of the loss, of which images have none.
+
+        Raises:
+          ValueError: if the images are smaller than the stem needs.
+        """
+        check_image_size(self.stem, min(images.shape[1:3]))
+        dtype = jnp.dtype(self.dtype)
+        conv, stem_conv = (partial(make, use_bias=False, dtype=dtype) for make in (self.conv, StaticConv))
+        # The last scale of a residual block starts at one like all others, although zero is common. At zero the
+        # gradient of every gate inside the branch would be zero when the partition is scored at step 0.
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype)
+        norm = Shift if self.norms_folded else partial(norm, axis_name=self.axis_name)
+        x = self.extract(images.astype(dtype), temperature, conv, norm, stem_conv)
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, dtype=jnp.float32, name='classifier')(pooled), {}
+
+    def extract(
+        self, x: jax.Array, temperature: jax.Array | float, conv: MakeConv, norm: MakeNorm, stem_conv: MakeConv
+    ) -> jax.Array:
+        """Compute features [B, H', W', F] of images x [B, H, W, C] in the dtype of the computation."""
+        raise NotImplementedError
 
 
 class BasicBlock(nn.Module):
@@ -41,9 +140,9 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv1')(x, temperature)
+        y = self.conv(self.features, (3, 3), strides=self.strides, padding=PAD, name='conv1')(x, temperature)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = self.conv(self.features, (3, 3), padding=_pad_same(3), name='conv2')(y, temperature)
+        y = self.conv(self.features, (3, 3), padding=PAD, name='conv2')(y, temperature)
         y = self.norm(name='norm2')(y)
         return nn.relu(y + _shortcut(self, x, y.shape[-1], temperature))
 
@@ -61,7 +160,7 @@ class BottleneckBlock(nn.Module):
     def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
         y = self.conv(self.features, (1, 1), name='conv1')(x, temperature)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=_pad_same(3), name='conv2')(y, temperature)
+        y = self.conv(self.features, (3, 3), strides=self.strides, padding=PAD, name='conv2')(y, temperature)
         y = nn.relu(self.norm(name='norm2')(y))
         y = self.conv(self.features * self.expansion, (1, 1), name='conv3')(y, temperature)
         y = self.norm(name='norm3')(y)
@@ -69,63 +168,29 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block, x, features, temperature):
-    """The input itself, or projected where its shape changes; called inside the block's compact method."""
+    """Return the input itself, or projected if its shape changes; called inside the block's compact method."""
     if x.shape[-1] == features and block.strides == 1:
         return x
     projected = block.conv(features, (1, 1), strides=block.strides, name='shortcut_conv')(x, temperature)
     return block.norm(name='shortcut_norm')(projected)
 
 
-class ResNet(nn.Module):
-    """A residual network; stem and classifier are static, every other convolution is `conv`.
+class ResNet(ImageNetwork):
+    """A residual network; every convolution after the stem is `conv`.
 
     Attributes:
-      stage_sizes: blocks of each stage; each stage but the first halves the resolution and doubles the width.
+      stage_sizes: blocks of each stage; each stage except the first halves the resolution and doubles the width.
       block: BasicBlock or BottleneckBlock.
-      num_classes: outputs of the classifier.
-      conv: makes a convolution from (features, kernel_size, **arguments of flax.linen.Conv); the module is
-        called with (x, temperature). `layers.ConvSpec` is one that hashes by value.
-      stem: a key of `stems.STEMS`.
-      width_multiplier: > 0, of the channels of every layer; those of the first stage are 64 times it, rounded.
-      dtype: to compute in; parameters, statistics and the classifier are float32.
-      axis_name: mapped axis over which batch statistics are averaged, None outside of one.
-      norms_folded: norms only shift, their scales are in the convolutions before them (see `deploy.folding`).
+      ...: see `ImageNetwork`. The first stage has 64·width_multiplier channels, rounded.
     """
 
     stage_sizes: Sequence[int]
     block: Any
-    num_classes: int
-    conv: MakeConv
-    stem: str = 'imagenet'
-    width_multiplier: float = 1.0
-    dtype: Dtype = 'float32'
-    axis_name: str | None = None
-    norms_folded: bool = False
 
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, temperature: jax.Array | float = 1.0, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits of a batch.
-
-        Args:
-          images: float[B, H, W, channels].
-          temperature: > 0, for the attention of every dynamic layer; may be traced.
-          train: take the statistics of this batch, and update 'batch_stats' where it is mutable.
-
-        Returns:
-          (logits float32[B, num_classes], {}): the second holds what a model adds to its loss, here nothing.
-
-        Raises:
-          ValueError: if the images are smaller than the stem needs.
-        """
-        check_image_size(self.stem, min(images.shape[1:3]))
-        dtype = jnp.dtype(self.dtype)
-        norm = make_norm(train, dtype, self.axis_name, self.norms_folded)
-        conv = partial(self.conv, use_bias=False, dtype=dtype)
-        static_conv = partial(StaticConv, use_bias=False, dtype=dtype)
+    def extract(self, x, temperature, conv, norm, stem_conv):
+        """Apply stem and blocks."""
         width = max(1, round(FIRST_FEATURES * self.width_multiplier))
-        x = STEMS[self.stem].function(images.astype(dtype), width, static_conv, norm)
+        x = STEMS[self.stem].function(x, width, stem_conv, norm)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 block = self.block(
@@ -136,6 +201,4 @@ class ResNet(nn.Module):
                     name=f'stage{stage + 1}_block{index + 1}',
                 )
                 x = block(x, temperature)
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        logits = nn.Dense(self.num_classes, dtype=jnp.float32, name='classifier')(pooled)
-        return logits, {}
+        return x

@@ -21,7 +21,7 @@ import numpy as np
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
-from pad_jax.layers import CONVS, DISPATCHER_NAMES, MIXTURE_GRANULARITIES, PLAN_NAMES, ROUTINGS
+from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MIXTURE_PLANS, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_size
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
@@ -93,7 +93,7 @@ _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
 
-_TEXT_PLAN = _one_of(name for name in DISPATCHER_NAMES if name != 'capacity')
+_TEXT_PLAN = _one_of(MIXTURE_PLANS)
 _TEXT_GRANULARITY = _one_of(filter(None, MIXTURE_GRANULARITIES))
 
 IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True

@@ -67,7 +67,7 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     del arguments['pretrained']
     try:
         if is_text(config):
-            return build_encoder(dispatcher=arguments.pop('plan'), axis_name=axis_name, **arguments)
+            return build_encoder(axis_name=axis_name, **arguments)
         is_synchronised = arguments.pop('sync_batch_norm')
         return build_model(**arguments, axis_name=axis_name if is_synchronised else None)
     except ValueError as error:

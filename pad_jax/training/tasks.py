@@ -73,7 +73,7 @@ def text_inputs(length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
 def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the mixtures of a network report, in one: (loss to be added, values to log).
 
-    The losses are summed; `load_cv`, `dropped_fraction`, `router_entropy` and the share of each expert, `load_0` and so
+    The losses are summed; `load_cv`, `router_entropy` and the share of each expert, `load_0` and so
     on, are means over the mixtures. `load_cv_max` is that of the worst: a mean would hide an expert that is dead in one
     of many. Nothing for a network without any.
     """
@@ -82,7 +82,7 @@ def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Arr
         return jnp.float32(0), {}
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     loads = {f'load_{expert}': mean['load'][expert] for expert in range(mean['load'].size)}
-    names = ('load_cv', 'dropped_fraction', 'router_entropy')
+    names = ('load_cv', 'router_entropy')
     loss = sum(row['router_loss'] for row in rows)
     worst = jnp.max(jnp.stack([row['load_cv'] for row in rows]))
     return loss, {'router_loss': loss, 'load_cv_max': worst, **{name: mean[name] for name in names}, **loads}

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from pad_jax.layers import choose_dispatcher
 from pad_jax.layers.dispatchers.blocks import BLOCK_SIZES, count_block_rows
 from pad_jax.layers.dispatchers.capacity import count_capacity
 from pad_jax.layers.dispatchers.rows import rank_slots
+
+from pad_jax.layers import choose_dispatcher
 
 
 def test_the_choice_follows_platform_and_shape():

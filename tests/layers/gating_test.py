@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from pad_jax.layers import Router
 from pad_jax.layers.gating import (
     assign_top_k,
     count_load,
@@ -18,6 +16,8 @@ from pad_jax.layers.gating import (
     sum_entropy,
     sum_z_loss,
 )
+
+from pad_jax.layers import Router
 from tests.layers.compiling import jit_quickly
 
 VALID = np.array([True, False, True, True, False, True, True])

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pad_jax.layers.mixture_ffn import apply_neurons
 
 from pad_jax.layers import DISPATCHERS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, index_dynamic_columns
-from pad_jax.layers.mixture_ffn import apply_neurons
 from pad_jax.partition import scale_factors
 from tests.layers.compiling import jit_quickly
 from tests.layers.mixture_twin import mix

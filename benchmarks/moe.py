@@ -1,18 +1,15 @@
-"""Every dispatcher of a mixture of experts against a dense linear layer of the same shape, in one run.
+"""Time every plan of a mixture of experts against a dense linear layer of the same shape, in one run.
 
-    python benchmarks/moe.py                       # both shapes, k = 1 and 2, all dispatchers: several minutes
+    python benchmarks/moe.py                       # both shapes, k = 1 and 2, all plans: several minutes
     python benchmarks/moe.py --rows=blocks,structured --num-selected=2 --json=moe.json
 
-A number is a time divided by the dense layer's, median over repeats. The repeats of all rows are interleaved, so
-that a busy moment of the machine hits all of them; believe ratios, not milliseconds. Forward + backward takes the
-gradient with respect to the input and all parameters.
+A number is a time divided by the dense layer's, median over repeats. The repeats of all rows are interleaved, so that
+a busy moment of the machine hits all of them: trust ratios, not milliseconds. Forward + backward takes the gradient
+with respect to the input and all parameters.
 
-Rows named after a dispatcher are its matrix products alone, with a choice of experts that is given; `layer` is a
-whole MixtureLinear with router, bias and `blocks`, `element` and `structured` the same with half of its positions
-dynamic, by element and by output with the dynamic columns indexed. `ffn` and `structured_ffn` are a whole
-MixtureFFN, against a dense feed-forward network.
-
-Legend: N tokens, C input features, F output features, E experts, k selected.
+Rows named after a plan are only its matrix products, with a given choice of experts. `layer` is a MixtureLinear with
+router, bias and `blocks`. In `element` and `structured` half of its positions are dynamic, by element and by output.
+`ffn` and `structured_ffn` are a MixtureFFN, against a dense feed-forward network.
 """
 
 import argparse
@@ -31,10 +28,10 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from _timing import compile_call, time_interleaved
-from pad_jax.layers.mixture_ffn import apply_neurons
-from pad_jax.layers.mixture_linear import multiply_experts
 
-from pad_jax.layers import DISPATCHERS, MixtureFFN, MixtureLinear, assign_top_k, index_dynamic_columns
+from pad_jax.kernels.dispatch import PLANS
+from pad_jax.layers import MixtureFFN, MixtureLinear, index_dynamic_columns, route_top_k
+from pad_jax.layers.mixture import apply_neurons, multiply_experts
 
 
 class Shape(NamedTuple):
@@ -56,13 +53,13 @@ LAYERS = {
     'ffn': (MixtureFFN, None),
     'structured_ffn': (MixtureFFN, 'output'),
 }
-ROWS = (*DISPATCHERS, *LAYERS)
+ROWS = (*PLANS, *LAYERS)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints a table, and writes JSON where asked."""
+    """Measure, print a table, and write JSON if asked."""
     options = parse_options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140)  # a table in a pipe is not to be squeezed
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width
     columns = []
     for shape in SHAPES[: options.shapes]:
         for num_selected in options.num_selected:
@@ -85,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Reads the flags."""
+    """Read the flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--tokens', type=int, default=2048)
     parser.add_argument('--num-experts', type=int, default=8)
@@ -94,7 +91,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=7, help='timed calls of each row; the median counts')
     parser.add_argument('--rows', default=','.join(ROWS), help=f'some of {",".join(ROWS)}')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
-    parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
+    parser.add_argument('--json', metavar='FILE', help='also write the numbers to FILE')
     options = parser.parse_args(arguments)
     options.rows = options.rows.split(',')
     options.num_selected = [int(value) for value in options.num_selected.split(',')]
@@ -105,11 +102,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure_column(shape: Shape, num_selected: int, options: argparse.Namespace) -> dict:
-    """Ratios of one shape and k: {'shape', 'num_selected', 'dense_ms': {mode: ...}, 'ratios': {mode: {row: ...}}}."""
+    """Measure the ratios of one shape and k: {'shape', 'num_selected', 'dense_ms': {mode: ...}, 'ratios': {mode: {row: ...}}}."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
     x = jax.random.normal(next(keys), (1, options.tokens, shape.features), options.dtype)
-    # A choice of experts that is about as even as a trained router's.
-    assignment = assign_top_k(jax.random.normal(next(keys), (options.tokens, options.num_experts)), num_selected)
+    # A choice of experts about as even as a trained router's.
+    routing = route_top_k(jax.random.normal(next(keys), (options.tokens, options.num_experts)), num_selected)
     column = {'shape': str(shape), 'num_selected': num_selected, 'dense_ms': {}, 'ratios': {}}
     for mode in MODES:
         matrix = jax.random.normal(next(keys), (shape.features, shape.hidden)) * shape.features**-0.5
@@ -118,9 +115,9 @@ def measure_column(shape: Shape, num_selected: int, options: argparse.Namespace)
         if any('ffn' in row for row in options.rows):
             calls['dense ffn'] = compile_call(lambda x, n: apply_neurons(x[0], n.astype(x.dtype)), mode, x, neurons)
         for row in options.rows:
-            if row in DISPATCHERS:
+            if row in PLANS:
                 kernels = jnp.broadcast_to(matrix[None], (options.num_experts, *matrix.shape))
-                calls[row] = compile_dispatcher(row, mode, x, kernels, assignment)
+                calls[row] = compile_plan(row, mode, x, kernels, routing)
             else:
                 calls[row] = compile_layer(row, mode, shape, num_selected, x, options)
         seconds = time_interleaved(calls, options.repeats)
@@ -131,32 +128,30 @@ def measure_column(shape: Shape, num_selected: int, options: argparse.Namespace)
     return column
 
 
-def compile_dispatcher(name: str, mode: str, x, kernels, assignment):
-    """A call without arguments that arranges tokens and runs their experts' products."""
-    dispatcher = DISPATCHERS[name]
+def compile_plan(name: str, mode: str, x, kernels, routing):
+    """Compile a call without arguments that arranges tokens and runs their experts' products."""
 
     def forward(x, kernels, weights):
-        chosen = assignment._replace(weights=weights)
-        layout = dispatcher.arrange(chosen, kernels.shape[0], 1.25)
-        return multiply_experts(x[0], kernels.astype(x.dtype), dispatcher, layout)
+        layout = PLANS[name].arrange(routing._replace(weights=weights), kernels.shape[0])
+        return multiply_experts(x[0], kernels.astype(x.dtype), layout)
 
-    return compile_call(forward, mode, x, kernels, assignment.weights)
+    return compile_call(forward, mode, x, kernels, routing.weights)
 
 
 def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, options: argparse.Namespace):
-    """A call without arguments that runs a whole layer; every second position, or column, is dynamic."""
+    """Compile a call without arguments that runs a whole layer; every second position, or column, is dynamic."""
     kind, granularity = LAYERS[row]
     layer = kind(
         shape.hidden,
         num_experts=options.num_experts,
         num_selected=num_selected,
         granularity=granularity,
-        dispatcher='blocks',
+        plan='blocks',
         dtype=options.dtype,
     )
     variables = dict(jax.jit(layer.init)(jax.random.key(2), x))
     params = variables.pop('params')
-    # At its start a router sends all tokens to the same experts.
+    # An untrained router sends all tokens to the same experts.
     params['router']['gate'] = jax.random.normal(jax.random.key(3), params['router']['gate'].shape)
     if granularity is not None:
         masks = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, variables['partition'])
@@ -165,7 +160,7 @@ def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, optio
 
 
 def make_table(columns: list[dict], options: argparse.Namespace) -> Table:
-    """Rows by shapes and k."""
+    """Make a table of rows by shapes and k."""
     device = jax.devices()[0].device_kind
     table = Table(
         title=f'time / dense layer, {" | ".join(MODES)}; {options.tokens} tokens, E = {options.num_experts}, '

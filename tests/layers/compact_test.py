@@ -312,7 +312,7 @@ def test_a_whole_convolution_network(name, granularity):
     ('kind', 'granularity'), [pytest.param('linear', 'element', marks=pytest.mark.slow), ('ffn', 'input')]
 )
 def test_a_whole_encoder(kind, granularity):
-    ffn = make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity, dispatcher='dense')
+    ffn = make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity, plan='dense')
     model = Bert(31, num_layers=2, width=12, num_heads=2, ffn_width=20, max_length=16, num_outputs=3, ffn=ffn)
     tokens = np.random.default_rng(0).integers(0, 31, (2, 7)).astype(np.int32)
     check_network(model, (tokens, tokens % 2, np.ones(tokens.shape, bool)))

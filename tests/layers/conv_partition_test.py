@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import make_conv_spec
-from pad_jax.layers.conv_spec import ConvSpec
+from pad_jax.layers import LayerSpec, make_conv_spec
 from pad_jax.partition import (
     CRITERIA,
     FLAX,
@@ -28,7 +27,7 @@ NAMES = ('condconv', 'odconv', 'dcd')
 
 
 class Network(nn.Module):
-    conv: ConvSpec
+    conv: LayerSpec
 
     @nn.compact
     def __call__(self, x, temperature):

@@ -1,4 +1,4 @@
-"""The contract of every dispatcher, and the mixtures around them, against a loop over tokens and experts."""
+"""The contract of every plan, and the mixtures around them, against a loop over tokens and experts."""
 
 import functools
 import re
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pad_jax.layers.mixture_ffn import apply_neurons
 
-from pad_jax.layers import DISPATCHERS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, index_dynamic_columns
+from pad_jax.kernels.dispatch import PLANS
+from pad_jax.layers import MixtureFFN, MixtureLinear, index_dynamic_columns
+from pad_jax.layers.mixture import apply_neurons
 from pad_jax.partition import scale_factors
 from tests.layers.compiling import jit_quickly
 from tests.layers.mixture_twin import mix
@@ -92,40 +93,35 @@ def check_layer(layer, kind, num_tokens, route, indexed=False):
     np.testing.assert_allclose(y[0], expected[0], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(d_x[0], expected[1], rtol=1e-8, atol=1e-8)
     chex.assert_trees_all_close(d_params, expected[2], rtol=1e-8, atol=1e-8)
-    assert aux['dropped_fraction'] == 0
     return aux
 
 
-def settings(**changed):
-    # A capacity of every token: nothing is dropped, so that `capacity` has to agree as well.
-    return {'capacity_factor': 100.0, **changed}
-
-
 @pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('dispatcher', DISPATCHERS)
-def test_every_dispatcher_is_the_loop_over_tokens_and_experts(dispatcher, kind):
+@pytest.mark.parametrize('plan', PLANS)
+def test_every_plan_is_the_loop_over_tokens_and_experts(plan, kind):
     with jax.enable_x64(True):
         # 167 tokens of one expert are a large block and two small ones, the last of them in part; with one or two
         # experts and few tokens there are fewer rows than a large block has.
         for num_experts, num_selected, num_tokens in ((3, 1, 167), (5, 2, 67), (3, 3, 1), (2, 1, 7), (1, 1, 3)):
-            arguments = settings(num_experts=num_experts, num_selected=num_selected, dispatcher=dispatcher)
-            layer = make_layer(kind, **arguments)
+            layer = make_layer(kind, num_experts=num_experts, num_selected=num_selected, plan=plan)
             for route in ROUTES if num_tokens > 1 else ROUTES[:1]:
                 aux = check_layer(layer, kind, num_tokens, route)
                 if route == 'one expert':
                     assert sorted(aux['load'])[-num_selected:] == pytest.approx([1 / num_selected] * num_selected)
 
 
-@pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES[1:])
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('dispatcher', ['blocks', 'capacity'])
-def test_partially_dynamic_is_the_loop_over_tokens_and_experts(dispatcher, kind, granularity):
+CASES = [(kind, granularity) for kind, (layer, _) in LAYERS.items() for granularity in layer.granularities]
+PARTIAL = [case for case in CASES if case[1]]
+APART = [case for case in PARTIAL if case[1] in ('output', 'input')]
+
+
+@pytest.mark.parametrize(('kind', 'granularity'), PARTIAL)
+def test_partially_dynamic_is_the_loop_over_tokens_and_experts(kind, granularity):
     with jax.enable_x64(True):
         for scales in ('both', 'none') if granularity == 'element' else ('both',):
-            arguments = settings(num_experts=4, granularity=granularity, dispatcher=dispatcher, scales=scales)
-            layer = make_layer(kind, **arguments)
+            layer = make_layer(kind, num_experts=4, granularity=granularity, plan='blocks', scales=scales)
             check_layer(layer, kind, 37, 'padding')
-            if granularity in ('output', 'input'):
+            if (kind, granularity) in APART:
                 check_layer(layer, kind, 37, 'padding', indexed=True)
 
 
@@ -139,36 +135,27 @@ def release_each_case():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('release_each_case')
-@pytest.mark.parametrize('granularity', MIXTURE_GRANULARITIES)
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('dispatcher', DISPATCHERS)
-def test_the_whole_contract(dispatcher, kind, granularity):
+@pytest.mark.parametrize(('kind', 'granularity'), CASES)
+@pytest.mark.parametrize('plan', PLANS)
+def test_the_whole_contract(plan, kind, granularity):
     with jax.enable_x64(True):
         for num_experts in (1, 2, 5):
             for num_selected in sorted({1, min(2, num_experts), num_experts}):
+                arguments = {'num_experts': num_experts, 'num_selected': num_selected, 'plan': plan}
+                layer = make_layer(kind, granularity=granularity, **arguments)
                 for num_tokens in (7, 167):
-                    layer = make_layer(
-                        kind,
-                        **settings(
-                            num_experts=num_experts,
-                            num_selected=num_selected,
-                            granularity=granularity,
-                            dispatcher=dispatcher,
-                        ),
-                    )
                     for route in ROUTES:
                         check_layer(layer, kind, num_tokens, route)
-                    if granularity in ('output', 'input'):
+                    if (kind, granularity) in APART:
                         check_layer(layer, kind, num_tokens, 'padding', indexed=True)
 
 
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('granularity', ['output', 'input'])
+@pytest.mark.parametrize(('kind', 'granularity'), APART)
 @pytest.mark.parametrize('open_gates', ['none', 'one', 'all'])
-def test_extreme_counts_of_dynamic_columns(open_gates, granularity, kind):
+def test_extreme_counts_of_dynamic_columns(open_gates, kind, granularity):
     with jax.enable_x64(True):
         name = LAYERS[kind][1]
-        layer = make_layer(kind, **settings(num_experts=3, granularity=granularity, dispatcher='blocks'))
+        layer = make_layer(kind, num_experts=3, granularity=granularity, plan='blocks')
         params, masks = make_variables(layer, kind, 'spread')
         size = masks[name].size
         mask = {'none': np.zeros(size, bool), 'one': np.arange(size) == 2, 'all': np.ones(size, bool)}[open_gates]
@@ -182,11 +169,10 @@ def test_extreme_counts_of_dynamic_columns(open_gates, granularity, kind):
         chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('granularity', ['output', 'input'])
-def test_experts_multiply_their_dynamic_columns_alone(granularity, kind):
-    """Of every product with a stack of matrices in it, those have the size of the dynamic part; the rest is plain."""
-    layer = LAYERS[kind][0](8, num_experts=4, granularity=granularity, dispatcher='dense')
+@pytest.mark.parametrize(('kind', 'granularity'), APART)
+def test_experts_multiply_only_their_dynamic_columns(kind, granularity):
+    """Every product with a stack of matrices has the size of the dynamic part; the other products are plain."""
+    layer = LAYERS[kind][0](8, num_experts=4, granularity=granularity, plan='dense')
     x = jnp.zeros((1, 7, 6))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     params, masks = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in ('params', 'partition'))
@@ -196,19 +182,13 @@ def test_experts_multiply_their_dynamic_columns_alone(granularity, kind):
     products = [line.split(' : ')[-1].split(' -> ')[0] for line in program.splitlines() if 'dot_general' in line]
     stacks = {tuple(map(int, found)) for line in products for found in re.findall(r'<4x(\d+)x(\d+)x', line)}
     stacks = {shape for shape in stacks if shape[0] != 7}  # not the tokens, of which each expert has all
-    half = {
-        ('linear', 'output'): {(6, 4)},
-        ('linear', 'input'): {(3, 8)},
-        ('ffn', 'output'): {(6, 4)},
-        ('ffn', 'input'): {(3, 8)},
-    }
-    assert stacks == half[kind, granularity]
+    assert stacks == {(3, 8) if granularity == 'input' else (6, 4)}
 
 
 def test_elements_of_a_single_feature_are_columns():
     """The mask of the elements of [1, F] is one of outputs, and its index is read as one."""
     for features, width in ((4, 1), (1, 4)):
-        layer = MixtureLinear(features, num_experts=3, granularity='element', dispatcher='blocks')
+        layer = MixtureLinear(features, num_experts=3, granularity='element', plan='blocks')
         x = jax.random.normal(jax.random.key(0), (2, 5, width))
         variables = start(layer, x)
         variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0
@@ -218,8 +198,8 @@ def test_elements_of_a_single_feature_are_columns():
 
 
 def test_without_bias_and_without_tokens():
-    for dispatcher in DISPATCHERS:
-        layer = MixtureLinear(3, num_experts=2, use_bias=False, dispatcher=dispatcher)
+    for plan in PLANS:
+        layer = MixtureLinear(3, num_experts=2, use_bias=False, plan=plan)
         x = jax.random.normal(jax.random.key(0), (1, 4, 2))
         variables = start(layer, x)
         assert set(variables['params']) == {'kernel', 'router'}
@@ -234,7 +214,7 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
     with jax.enable_x64(True):
         x, _ = make_tokens('spread', 11)
         for kind, name in (('linear', 'kernel'), ('ffn', 'neurons')):
-            layer = make_layer(kind, num_experts=3, granularity='output', dispatcher='blocks')
+            layer = make_layer(kind, num_experts=3, granularity='output', plan='blocks')
             params, masks = make_variables(layer, kind, 'spread')
             dynamic_scale, static_scale = scale_factors(params['phi'])
             params['bias'][:] = params['bias'][0]  # the same for all experts: they have no say
@@ -252,7 +232,7 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
 def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind):
     with jax.enable_x64(True):
         name = LAYERS[kind][1]
-        layer = make_layer(kind, num_experts=3, granularity='output', dispatcher='blocks')
+        layer = make_layer(kind, num_experts=3, granularity='output', plan='blocks')
         params, _ = make_variables(layer, kind, 'spread')
         x, _ = make_tokens('spread', 9)
 
@@ -274,12 +254,12 @@ def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kin
 
 def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
     with jax.enable_x64(True):
-        layer = make_layer('ffn', num_experts=3, dispatcher='blocks')
+        layer = make_layer('ffn', num_experts=3, plan='blocks')
         params, _ = make_variables(layer, 'ffn', 'spread')
         x, _ = make_tokens('spread', 9)
 
-        def squared_gradient(params, dispatcher):
-            chosen = layer.clone(dispatcher=dispatcher)
+        def squared_gradient(params, plan):
+            chosen = layer.clone(plan=plan)
             gradient = jax.grad(lambda params: jnp.sum(jnp.sin(chosen.apply({'params': params}, x[None])[0])))(params)
             return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
 
@@ -288,44 +268,8 @@ def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
         chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_capacity_drops_later_tokens_and_reports_it():
-    # E = 2, k = 1, every token wants expert 0: its capacity is ⌈0.5·7/2⌉ = 2 of the 7 valid slots. Token 1 is padding
-    # and takes no place, so tokens 0 and 2 get in, and 5 are dropped.
-    for granularity in (None, 'output'):
-        layer = MixtureLinear(
-            3,
-            num_experts=2,
-            num_selected=1,
-            granularity=granularity,
-            dispatcher='capacity',
-            capacity_factor=0.5,
-            bias_init=jax.nn.initializers.ones,
-        )
-        x = jnp.ones((1, 8, 2))
-        valid = (jnp.arange(8) != 1)[None]
-        variables = start(layer, x)
-        if granularity:
-            variables['partition']['kernel'] = jnp.array([[True, False, False]])
-        y, aux = run(layer, variables, x, valid)
-        kept = y[0, 0]
-        np.testing.assert_allclose(y[0, 2], kept)
-        assert not y[0, 1].any()
-        assert float(aux['dropped_fraction']) == pytest.approx(5 / 7)
-        if granularity:
-            # The static part is nobody's to drop.
-            shared = jnp.sum(variables['params']['static_kernel'], axis=0).at[0].set(0)
-            np.testing.assert_allclose(y[0, 3:], jnp.broadcast_to(shared[None], (5, 3)), rtol=1e-6)
-            np.testing.assert_allclose(kept[1:], shared[1:] + 1, rtol=1e-6)
-        else:
-            assert not y[0, 3:].any() and kept.all()
-
-
-@pytest.mark.parametrize('dispatcher', ['blocks', 'capacity'])
-def test_padding_changes_nothing(dispatcher):
-    # A capacity of half a token's share: some are dropped, the same ones at any length.
-    layer = MixtureFFN(
-        8, num_experts=4, granularity='output', dispatcher=dispatcher, capacity_factor=0.5, z_coefficient=1e-3
-    )
+def test_padding_changes_nothing():
+    layer = MixtureFFN(8, num_experts=4, granularity='output', plan='blocks', z_coefficient=1e-3)
     x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     variables = start(layer, x)
     variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (4, 4))
@@ -341,14 +285,13 @@ def test_padding_changes_nothing(dispatcher):
             assert not y[:, 6:].any() and not routes[:, 6:].any()
             results.append((y[:, :6], aux, routes[:, :6]))
         chex.assert_trees_all_close(*results, atol=1e-6)
-        assert (results[0][1]['dropped_fraction'] > 0) == (dispatcher == 'capacity')
     nothing = run(layer, variables, x, jnp.zeros((2, 6), bool))
     assert not nothing[0].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
 
 
 def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
-    layer = MixtureLinear(6, num_experts=4, granularity='element', dispatcher='blocks')
+    layer = MixtureLinear(6, num_experts=4, granularity='element', plan='blocks')
     x = jnp.ones((2, 5, WIDTH))
     variables = start(layer, x)
 
@@ -367,7 +310,7 @@ def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
 @pytest.mark.slow
 def test_half_precision_computes_near_the_full_one():
     for kind in LAYERS:
-        layer = LAYERS[kind][0](16, num_experts=4, granularity='output', dispatcher='blocks')
+        layer = LAYERS[kind][0](16, num_experts=4, granularity='output', plan='blocks')
         x = jax.random.normal(jax.random.key(0), (2, 9, 8))
         variables = start(layer, x)
         variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (8, 4))
@@ -385,69 +328,18 @@ def test_half_precision_computes_near_the_full_one():
         assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('granularity', [None, 'element', 'output', 'input'])
-def test_gradients_where_capacity_drops_are_those_of_the_loop(granularity, kind):
-    """What is dropped is the loop's own count; at granularity output and, of a linear, all others the static part is
-    nobody's to drop."""
-    with jax.enable_x64(True):
-        name = LAYERS[kind][1]
-        arguments = {'num_experts': 3, 'granularity': granularity, 'dispatcher': 'capacity', 'capacity_factor': 0.6}
-        layer = make_layer(kind, **arguments)
-        params, masks = make_variables(layer, kind, 'spread')
-        x, _ = make_tokens('spread', 11)
-        cotangent = draw(3, 11, 6 if kind == 'linear' else WIDTH)
-        factors, mask = params[name], masks.get(name, np.ones((1, 1), bool))
-        apart = bool(masks) and (kind == 'linear' or granularity == 'output')
-
-        def loop(x, params):
-            dynamic, static = split_by_hand(params)
-            logits = x @ params['router']['gate']
-            taken, total = [0] * 3, jnp.zeros(cotangent.shape)
-            for n in range(11):
-                if apart:
-                    total = total.at[n].add(one_expert(x[n], static))
-                chosen = np.argsort(-np.asarray(jax.lax.stop_gradient(logits[n])), kind='stable')[:2]
-                weights = jax.nn.softmax(logits[n][chosen])
-                for weight, e in zip(weights, chosen, strict=True):
-                    if taken[e] < 5:  # ⌈0.6·22/3⌉
-                        taken[e] += 1
-                        whole = dynamic[e] if apart else dynamic[e] + static
-                        total = total.at[n].add(weight * (one_expert(x[n], whole) + params['bias'][e]))
-            assert sum(taken) < 22
-            return total
-
-        def split_by_hand(params):
-            if not masks:
-                return params[name], jnp.zeros(factors.shape[1:])
-            scales = scale_factors(params['phi'])
-            return scales[0] * mask[None] * params[name], scales[1] * (1 - mask) * params[f'static_{name}']
-
-        def one_expert(token, factor):
-            return token @ factor if kind == 'linear' else apply_neurons(token[None], factor)[0]
-
-        expected = loop(x, params)
-        slopes = jax.grad(lambda *inputs: jnp.sum(loop(*inputs) * cotangent), (0, 1))(x, params)
-        y, aux, d_x, d_params = compiled(layer)(
-            x[None], params, {'partition': masks} if masks else {}, np.ones((1, 11), bool), cotangent[None]
-        )
-        assert aux['dropped_fraction'] > 0
-        np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-9)
-        chex.assert_trees_all_close((d_x[0], d_params), slopes, rtol=1e-8, atol=1e-8)
-
-
 def test_gradients_of_weights_are_summed_wider_than_bfloat16():
     """4096 equal rows of one expert: a sum in bfloat16 would stop at 256, where 1 is half of the last digit."""
-    layer = MixtureLinear(1, num_experts=1, num_selected=1, dispatcher='blocks', dtype=jnp.bfloat16, use_bias=False)
+    layer = MixtureLinear(1, num_experts=1, num_selected=1, plan='blocks', dtype=jnp.bfloat16, use_bias=False)
     x = jnp.ones((1, 4096, 1))
     variables = start(layer, x)
     slope = jit_quickly(jax.grad(lambda params: layer.apply({'params': params}, x)[0].astype(jnp.float32).sum()))
     assert slope(variables['params'])['kernel'].item() == 4096
 
 
-@pytest.mark.parametrize('dispatcher', DISPATCHERS)
-def test_gradients_inside_shard_map_with_its_default_checks(dispatcher):
-    layer = MixtureLinear(3, num_experts=3, num_selected=2, dispatcher=dispatcher, capacity_factor=9.0, noisy=False)
+@pytest.mark.parametrize('plan', PLANS)
+def test_gradients_inside_shard_map_with_its_default_checks(plan):
+    layer = MixtureLinear(3, num_experts=3, num_selected=2, plan=plan, noisy=False)
     x = jax.random.normal(jax.random.key(0), (4, 5, 4))
     params = start(layer, x)['params']
     params['router']['gate'] = jax.random.normal(jax.random.key(1), (4, 3))
@@ -472,16 +364,16 @@ def test_gradients_inside_shard_map_with_its_default_checks(dispatcher):
         ({'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
         ({'num_experts': 0}, 'num_experts must be at least 1, got 0'),
         ({'granularity': 'spatial'}, "granularity must be one of None, element, .*, got 'spatial'"),
-        ({'dispatcher': 'fast'}, "dispatcher must be one of auto, dense, .*, got 'fast'"),
+        ({'plan': 'fast'}, "plan must be one of auto, dense, .*, got 'fast'"),
         ({'routing': 'word'}, "routing must be one of token, sentence, got 'word'"),
         ({'scales': 'all'}, "scales must be one of both, .*, got 'all'"),
-        ({'capacity_factor': 0.0}, 'capacity_factor must be above 0 and finite, got 0.0'),
-        ({'capacity_factor': float('inf')}, 'capacity_factor must be above 0 and finite, got inf'),
     ],
 )
 def test_what_a_mixture_refuses(arguments, message):
     for kind, _ in LAYERS.values():
         with pytest.raises(ValueError, match=message):
             kind(4, **arguments)
+    with pytest.raises(ValueError, match="must be one of None, element, output, layer, got 'input'"):
+        MixtureFFN(4, granularity='input')
     with pytest.raises(ValueError, match=r'x \[\*batch, T, C\] and valid'):
         MixtureLinear(4).init(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 4), bool))

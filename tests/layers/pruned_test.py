@@ -19,8 +19,8 @@ LAYERS = {
     'condconv': functools.partial(CONVS['condconv'], 4, (3,), num_kernels=2, plan='outputs'),
     'odconv': functools.partial(CONVS['odconv'], **CONV, plan='patches'),
     'dcd': functools.partial(CONVS['dcd'], 4, (3,), reduction=2),
-    'linear': functools.partial(MixtureLinear, 5, num_experts=3, noisy=False, dispatcher='dense'),
-    'ffn': functools.partial(MixtureFFN, 5, num_experts=3, noisy=False, dispatcher='dense'),
+    'linear': functools.partial(MixtureLinear, 5, num_experts=3, noisy=False, plan='dense'),
+    'ffn': functools.partial(MixtureFFN, 5, num_experts=3, noisy=False, plan='dense'),
 }
 
 

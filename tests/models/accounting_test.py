@@ -170,7 +170,7 @@ def test_the_work_that_xla_counts_does_not_grow_with_dead_entries(name):
     else:
         kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
         # All experts compute all tokens.
-        model = kind(size, num_experts=4, num_selected=4, granularity='output', dispatcher='dense')
+        model = kind(size, num_experts=4, num_selected=4, granularity='output', plan='dense')
         x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
         static = 64 * 128 * size * (2 if name == 'ffn' else 1)
     shapes = shapes_of(model, x)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from pad_jax.models.encoders import ENCODERS, build_encoder
 
+from pad_jax.models import ENCODERS, build_encoder
 from pad_jax.partition import FLAX, count_layers, plan_dynamic_positions, positions_of, report_counts
 
 # With pooler, without classifier, as published with the weights (BERT-base: 30522·768 + 512·768 + 2·768 + 2·768 of

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from pad_jax.models.feed_forward import FFNS, FeedForward, FfnSpec, make_ffn_spec
+from pad_jax.layers import LayerSpec
+from pad_jax.models import FFNS, FeedForward, make_ffn_spec
 from tests.layers.compiling import jit_quickly
 
 B, T, C, F, E, K = 2, 5, 4, 6, 3, 2
@@ -71,9 +73,9 @@ def test_equal_arguments_make_equal_specs():
     assert one == two and hash(one) == hash(two)
     assert one != make_ffn_spec('linear', num_experts=5, granularity='output')
     assert one != make_ffn_spec('ffn', num_experts=4, granularity='output')
-    assert make_ffn_spec('dense', num_experts=4) == FfnSpec()
+    assert make_ffn_spec('dense', num_experts=4) == LayerSpec(nn.Dense)
     for name in FFNS:
-        with pytest.raises(TypeError, match=r'no kind of feed-forward part has num_expert$'):
+        with pytest.raises(TypeError, match=r'ffn has no argument num_expert$'):
             make_ffn_spec(name, num_expert=4)
 
 
@@ -95,8 +97,9 @@ def test_weights_of_every_kind_start_as_bert_does():
         ('moe', {}, "ffn must be one of dense, linear, ffn, got 'moe'"),
         ('linear', {'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
         ('ffn', {'num_experts': 0}, 'num_experts must be at least 1, got 0'),
-        ('ffn', {'granularity': 'spatial'}, "granularity must be one of .*got 'spatial'"),
-        ('linear', {'dispatcher': 'x'}, "dispatcher must be one of .*got 'x'"),
+        ('linear', {'granularity': 'spatial'}, "granularity must be one of .*got 'spatial'"),
+        ('ffn', {'granularity': 'input'}, "granularity must be one of None, element, output, layer, got 'input'"),
+        ('linear', {'plan': 'x'}, "plan must be one of .*got 'x'"),
     ],
 )
 def test_refuses(name, arguments, message):

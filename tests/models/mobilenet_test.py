@@ -101,7 +101,7 @@ def test_equal_arguments_make_equal_models():
 @pytest.mark.slow
 def test_every_gate_has_a_gradient_at_the_start():
     spec = make_conv_spec('dynamic', num_kernels=2, granularity='output', plan='outputs')
-    model = MobileNetV2(3, spec, stem='cifar', width_multiplier=0.1, stages=SMALL)
+    model = MobileNetV2(SMALL, num_classes=3, conv=spec, stem='cifar', width_multiplier=0.1)
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
     variables = jit_quickly(model.init)(jax.random.key(1), x)
     assert 'expand_conv' not in variables['params']['stage1_block1']

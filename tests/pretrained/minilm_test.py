@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pad_jax.models.encoders import build_encoder
 from tokenizers import Tokenizer
 
+from pad_jax.models import build_encoder
 from pad_jax.pretrained import PACKAGES, find_vocabulary, find_weights, load_pretrained
 
 pytestmark = [

@@ -21,15 +21,15 @@ STAGES = (Stage(1, 8, 1, 1), Stage(2, 8, 2, 2), Stage(3, 16, 1, 2))
 
 
 def basic(num_classes=3):
-    return ResNet((2, 1), BasicBlock, num_classes, STATIC, width_multiplier=1 / 16)
+    return ResNet((2, 1), BasicBlock, num_classes=num_classes, conv=STATIC, width_multiplier=1 / 16)
 
 
 def bottleneck(num_classes=3):
-    return ResNet((1, 2), BottleneckBlock, num_classes, STATIC, width_multiplier=1 / 32)
+    return ResNet((1, 2), BottleneckBlock, num_classes=num_classes, conv=STATIC, width_multiplier=1 / 32)
 
 
 def mobilenet(num_classes=3):
-    return MobileNetV2(num_classes, STATIC, width_multiplier=0.25, stages=STAGES)
+    return MobileNetV2(STAGES, num_classes=num_classes, conv=STATIC, width_multiplier=0.25)
 
 
 # name: the network, its tensors, and what it computes from them.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import CONVS, ConvSpec, make_conv_spec
+from pad_jax.layers import CONVS, LayerSpec, make_conv_spec
 from pad_jax.models import BasicBlock, ResNet
 from pad_jax.partition import Problem, UninformativeScores, partition_round
 from pad_jax.partition.problem import FLAX
@@ -21,7 +21,7 @@ DYNAMIC = [name for name in CONVS if name != 'static']
 class Separable(nn.Module):
     """A depthwise convolution with strides, then a pointwise one, with biases."""
 
-    conv: ConvSpec
+    conv: LayerSpec
 
     @nn.compact
     def __call__(self, x, temperature=1.0):

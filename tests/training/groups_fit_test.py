@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import CONVS, ConvSpec, make_conv_spec
+from pad_jax.layers import CONVS, LayerSpec, make_conv_spec
 from pad_jax.partition import FLAX, NothingSelected, Problem, count_dynamic, partition_round, positions_of
 from pad_jax.training import setup
 from pad_jax.training.config import load_config
@@ -21,7 +21,7 @@ LAYOUT = FLAX['both']
 
 
 class Separable(nn.Module):
-    conv: ConvSpec
+    conv: LayerSpec
 
     @nn.compact
     def __call__(self, x):

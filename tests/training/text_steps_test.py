@@ -173,7 +173,7 @@ def test_scores_see_neither_dropout_nor_noise_nor_the_loss_of_routers(texts):
 
 
 def test_a_dead_expert_in_one_of_many_mixtures_is_seen():
-    even = {'router_loss': 1.0, 'load': jnp.array([0.5, 0.5]), 'load_cv': jnp.float32(0), 'dropped_fraction': 0.0}
+    even = {'router_loss': 1.0, 'load': jnp.array([0.5, 0.5]), 'load_cv': jnp.float32(0)}
     even['router_entropy'] = jnp.float32(0.5)
     dead = even | {'load': jnp.array([1.0, 0.0]), 'load_cv': jnp.float32(1)}
     loss, values = summarize_routers({'a': even, 'b': dead, 'c': {}, 'd': even, 'e': even})

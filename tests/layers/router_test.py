@@ -1,4 +1,4 @@
-"""Gate, its statistics and losses: golden values, and a twin in NumPy."""
+"""Routers, their statistics and losses: golden values, and a twin in NumPy."""
 
 import math
 
@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pad_jax.layers.gating import (
-    assign_top_k,
+
+from pad_jax.kernels.dispatch import dense_gates
+from pad_jax.layers.router import (
+    Router,
     count_load,
     cv_squared,
-    dense_gates,
     estimate_load,
-    measure_importance,
+    route_top_k,
     sum_entropy,
     sum_z_loss,
 )
-
-from pad_jax.layers import Router
 from tests.layers.compiling import jit_quickly
 
 VALID = np.array([True, False, True, True, False, True, True])
@@ -26,20 +25,14 @@ VALID = np.array([True, False, True, True, False, True, True])
 def test_top_k_by_hand():
     # Row 0: experts 2 and 0 with logits 3 and 1: e³/(e³ + e) = 1/(1 + e⁻²) = 0.8808. Row 1 is a tie: lower indices.
     logits = jnp.array([[1.0, 0, 3], [5, 5, 5], [1, 2, 3]])
-    experts, weights = assign_top_k(logits, 2, jnp.array([True, True, False]))
+    experts, weights = route_top_k(logits, 2, jnp.array([True, True, False]))
     assert experts.tolist() == [[2, 0], [0, 1], [3, 3]]
     np.testing.assert_allclose(weights, [[0.880797, 0.119203], [0.5, 0.5], [0, 0]], rtol=1e-5)
-    gates = dense_gates(assign_top_k(logits, 2, jnp.array([True, True, False])), 3)
+    gates = dense_gates(route_top_k(logits, 2, jnp.array([True, True, False])), 3)
     np.testing.assert_allclose(gates, [[0.119203, 0, 0.880797], [0.5, 0.5, 0], [0, 0, 0]], rtol=1e-5)
     # Importance is the sum of the columns; every expert that is chosen counts once in the load.
-    np.testing.assert_allclose(measure_importance(gates), [0.619203, 0.5, 0.880797], rtol=1e-5)
-    assert count_load(assign_top_k(logits, 2, jnp.array([True, True, False])), 3).tolist() == [2, 1, 1]
-
-
-@pytest.mark.parametrize('num_selected', [0, 4])
-def test_k_outside_of_the_experts_is_refused(num_selected):
-    with pytest.raises(ValueError, match=rf'num_selected must be in \[1, 3\], got {num_selected}'):
-        assign_top_k(jnp.zeros((2, 3)), num_selected)
+    np.testing.assert_allclose(gates.sum(0), [0.619203, 0.5, 0.880797], rtol=1e-5)
+    assert count_load(route_top_k(logits, 2, jnp.array([True, True, False])), 3).tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize('num_selected', [1, 2, 4])
@@ -100,10 +93,10 @@ def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     drawn = np.random.default_rng(2).normal(size=(len(units), 4)).astype(np.float32)
     monkeypatch.setattr(jax.random, 'normal', lambda key, shape, dtype: jnp.asarray(drawn, dtype))
 
-    padded = np.where(valid[..., None], x, 1e3)  # what padding holds is nobody's concern
+    padded = np.where(valid[..., None], x, 1e3)  # what padding holds is without effect
     rngs = {'routing': jax.random.key(0)}
     route = jit_quickly(lambda params: router.apply({'params': params}, padded, valid, train, rngs=rngs))
-    assignment, aux = route({'gate': gate, 'noise': noise})
+    routes, aux = route({'gate': gate, 'noise': noise})
 
     clean = logits = units @ gate
     if train:
@@ -127,7 +120,7 @@ def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     loss = 1e-2 * (cv2(gates.sum(0)) + cv2(load)) + 1e-3 * squares.mean()
     tokens = gates if routing == 'token' else np.repeat(gates, 7, axis=0) * valid.reshape(-1, 1)
     shares = (tokens > 0).sum(0) / (tokens > 0).sum()
-    np.testing.assert_allclose(dense_gates(assignment, 4), tokens, atol=1e-6)
+    np.testing.assert_allclose(dense_gates(routes, 4), tokens, atol=1e-6)
     assert float(aux['router_loss']) == pytest.approx(loss, rel=1e-4)
     np.testing.assert_allclose(aux['load'], shares, rtol=1e-5)
     assert float(aux['load_cv']) == pytest.approx(math.sqrt(cv2(shares)), abs=1e-6)
@@ -169,10 +162,10 @@ def test_nan_in_padding_reaches_neither_gradient_nor_statistic(routing):
     valid = (jnp.arange(6) < 4)[None]
 
     def loss(params):
-        assignment, aux = Router(4, 2, routing).apply(
+        routes, aux = Router(4, 2, routing).apply(
             {'params': params}, x, valid, True, rngs={'routing': jax.random.key(1)}
         )
-        return aux['router_loss'] + jnp.sum(assignment.weights**2)
+        return aux['router_loss'] + jnp.sum(routes.weights**2)
 
     params = {name: jax.random.normal(jax.random.key(2), (5, 4)) for name in ('gate', 'noise')}
     value, slopes = jit_quickly(jax.value_and_grad(loss))(params)
@@ -182,6 +175,7 @@ def test_nan_in_padding_reaches_neither_gradient_nor_statistic(routing):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        ((3, 0), r'num_selected must be in \[1, 3\], got 0'),
         ((4, 5), r'num_selected must be in \[1, 4\], got 5'),
         ((0, 1), 'num_experts must be at least 1, got 0'),
         ((4, 2, 'word'), "routing must be one of token, sentence, got 'word'"),
@@ -213,8 +207,8 @@ def test_at_its_start_the_noise_spreads_tokens_in_training_alone():
     x = jax.random.normal(jax.random.key(0), (1, 400, 5))
     variables = router.init(jax.random.key(1), x)
     assert not any(leaf.any() for leaf in jax.tree.leaves(variables))
-    assignment, _ = router.apply(variables, x)
-    assert (assignment.experts == jnp.array([[0, 1]])).all()
+    routes, _ = router.apply(variables, x)
+    assert (routes.experts == jnp.array([[0, 1]])).all()
     _, aux = router.apply(variables, x, train=True, rngs={'routing': jax.random.key(2)})
     # 800 slots over 4 experts: 1/4 with a standard deviation of 0.015.
     np.testing.assert_allclose(aux['load'], 0.25, atol=0.06)

@@ -102,7 +102,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure_column(shape: Shape, num_selected: int, options: argparse.Namespace) -> dict:
-    """Measure the ratios of one shape and k: {'shape', 'num_selected', 'dense_ms': {mode: ...}, 'ratios': {mode: {row: ...}}}."""
+    """Measure one shape and k: {'shape', 'num_selected', 'dense_ms': {mode: ...}, 'ratios': {mode: {row: ...}}}."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
     x = jax.random.normal(next(keys), (1, options.tokens, shape.features), options.dtype)
     # A choice of experts about as even as a trained router's.

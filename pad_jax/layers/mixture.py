@@ -11,8 +11,8 @@ from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
-from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gates
 from pad_jax.errors import check_choice
+from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gates
 from pad_jax.layers.dynamic_columns import put_columns, take_columns
 from pad_jax.layers.factors import Factors, declare_factors, stack_law
 from pad_jax.layers.router import Router, check_routing

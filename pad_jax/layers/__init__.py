@@ -9,6 +9,7 @@ from pad_jax.layers.dcd_conv import DCDConv
 from pad_jax.layers.dynamic_columns import index_dynamic_columns
 from pad_jax.layers.dynamic_conv import DynamicConv
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
+from pad_jax.layers.factors import find_records
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
 from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
@@ -40,6 +41,7 @@ __all__ = [
     'choose_plan',
     'dynamic_convolution',
     'expert_similarity',
+    'find_records',
     'index_dynamic_columns',
     'join_neurons',
     'list_plans',

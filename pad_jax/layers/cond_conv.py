@@ -40,12 +40,12 @@ class CondConv(MixingConv):
 
     def _convolve(self, x: jax.Array, temperature: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
         del temperature
-        kernels, bias = self._declare_kernels(shape)
+        kernels, bias = self._declare_kernels(shape, copies_at=2 / self.num_kernels)
         x = self._promote(x, kernels.dynamic, bias)
         logits = Head(self.num_kernels, ROUTING_LAW, self.param_dtype, name='attention')(pool_space(x))
         attention = jax.nn.sigmoid(logits)
         self.sow('intermediates', 'routing', attention)
-        if kernels.static is not None and not kernels.structured:
+        if kernels.static is not None and kernels.index is None:
             dynamic_part, static_part = kernels.split()
             kernels = Factors(shape, jnp.concatenate([dynamic_part, static_part[None]]))
             attention = jnp.concatenate([attention, jnp.ones_like(attention[:, :1])], axis=1)

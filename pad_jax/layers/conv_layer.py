@@ -16,7 +16,7 @@ from pad_jax.errors import check_choice
 from pad_jax.kernels.geometry import Padding
 from pad_jax.layers.conv_plans import PLAN_NAMES
 from pad_jax.layers.dynamic_convolution import dynamic_convolution
-from pad_jax.layers.factors import Factors, declare_factors, stack_law
+from pad_jax.layers.factors import Factors, declare_factors, stack_init
 from pad_jax.layers.masked_convolution import masked_convolution
 from pad_jax.layers.partial_convolution import partial_convolution
 from pad_jax.layers.static_conv import KERNEL_LAW
@@ -122,15 +122,15 @@ class MixingConv(ConvLayer):
         super().__post_init__()
         check_choice('plan', self.plan, self.plan_names)
 
-    def _declare_kernels(self, shape: tuple[int, ...]) -> tuple[Factors, jax.Array | None]:
+    def _declare_kernels(self, shape: tuple[int, ...], **declared) -> tuple[Factors, jax.Array | None]:
         """(kernels [K, *shape], bias [K, F] or None)."""
         kernels = declare_factors(
-            self, 'kernel', shape, self.num_kernels, stack_law(self.kernel_init), self.kernel_init
+            self, 'kernel', shape, self.num_kernels, stack_init(self.kernel_init), self.kernel_init, **declared
         )
         if not self.use_bias:
             return kernels, None
         return kernels, self.param(
-            'bias', stack_law(self.bias_init), (self.num_kernels, self.features), self.param_dtype
+            'bias', stack_init(self.bias_init), (self.num_kernels, self.features), self.param_dtype
         )
 
     def _mix(
@@ -155,8 +155,6 @@ class MixingConv(ConvLayer):
             'precision': self.precision,
             'plan': self.plan,
         }
-        if kernels.columns is not None and not kernels.structured:
-            kernels = kernels.spread()
         if kernels.static is None:
             return dynamic_convolution(x, kernels.dynamic, attention, bias, **settings)
         settings |= {
@@ -164,16 +162,16 @@ class MixingConv(ConvLayer):
             'static_scale': kernels.static_scale,
             'static_attention': static_attention,
         }
-        if not kernels.structured:
+        if kernels.index is None:
             return masked_convolution(x, kernels.dynamic, kernels.static, kernels.mask, attention, bias, **settings)
         return partial_convolution(
             x,
             kernels.dynamic,
             kernels.static,
             attention,
-            kernels.columns[0].indices,
+            kernels.index,
             bias,
-            granularity=kernels.granularity,
+            granularity={-1: 'output', -2: 'input', -3: 'spatial'}[kernels.axis],
             kernel_size=kernels.shape[:-2],
             **settings,
         )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pad_jax.kernels.numerics import vary_together
 from pad_jax.partition.masks import mask_granularity
-from pad_jax.partition.packing import holds_rows, index_open, index_rows
+from pad_jax.partition.packing import holds_rows, index_open
 from pad_jax.partition.problem import GENERATED
 
 
@@ -44,8 +44,8 @@ def index_dynamic_columns(masks: Mapping) -> dict:
             found = index_dynamic_columns(below)
             if found:
                 indices[name] = found
-        elif name != GENERATED and mask_granularity(below.shape) != 'element':
-            indices[name] = index_rows(below) if holds_rows(name, below) else index_open(below)
+        elif name != GENERATED and mask_granularity(below.shape) != 'element' and not holds_rows(name, below):
+            indices[name] = index_open(below)
     return indices
 
 

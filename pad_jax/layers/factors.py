@@ -1,103 +1,36 @@
-"""Declaring what a partially dynamic layer holds: stacked factors, and the static parameters beside them.
+"""Declaration of the parameters of a dynamic layer: stacked factors, the static parameter beside them, and a record."""
 
-Legend: K stacked factors, `*shape` one position tensor, n gates of a mask, D of them dynamic.
-"""
-
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 
-from pad_jax.layers.dynamic_columns import (
-    Columns,
-    put_columns,
-    split_columns,
-    split_elements,
-    take_columns,
-    unpack_bits,
-)
-from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape, merge, scale_factors, scale_values, split
-from pad_jax.partition.packing import ROWS
+from pad_jax.kernels.factors import Factors, take_entries
+from pad_jax.partition.layout import PartialParameter
+from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape, scale_factors
+
+Records = Mapping[str, Any]
+"""Nested dict like the params that holds a `PartialParameter` for each stack of factors."""
 
 
-class Factors(NamedTuple):
-    """A parameter [K, *shape] as it was declared, however it is stored.
+def stack_init(init: Initializer) -> Initializer:
+    """Make the initializer of a stack [K, *shape] whose factors are K draws of `init`.
 
-    Attributes:
-      shape: of one factor.
-      dynamic: float[K, *shape]; where `columns` are given its dynamic entries alone, as `partition.compaction` has
-        them.
-      static: float[*shape] or the static entries alone; None where the layer is fully dynamic.
-      dynamic_scale, static_scale: λd and λs.
-      mask: None where the layer is fully dynamic or `columns` are given.
-      granularity: of the mask; the coarsest where several have masks of its shape.
-      columns: where the dynamic and where the static entries belong, along `axis` of `view`, or None.
-      num_rows: how many of the dynamic rows of neurons are weights in, bias and weights out; else None.
+    `init` sees the shape of one factor, so its variance does not depend on the stack axis.
     """
-
-    shape: tuple[int, ...]
-    dynamic: jax.Array
-    static: jax.Array | None = None
-    dynamic_scale: jax.Array | float = 1.0
-    static_scale: jax.Array | float = 1.0
-    mask: jax.Array | None = None
-    granularity: str | None = None
-    columns: tuple[Columns, Columns] | None = None
-    num_rows: tuple[int, int, int] | None = None
-
-    @property
-    def structured(self) -> bool:
-        """Whether entries stand by themselves in whole outputs, inputs, places or layers: static work can be apart."""
-        return self.columns is not None and self.granularity != 'element'
-
-    def merge(self) -> jax.Array:
-        """[K, *shape]: the static part in every factor, for routing weights that sum to one."""
-        if self.static is None:
-            return self.dynamic
-        if self.columns is None:
-            return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
-        dynamic_part, static_part = self.split()
-        # Repeated by hand, as in `partition.masks.merge`.
-        return dynamic_part + jnp.concatenate([static_part[None]] * dynamic_part.shape[0])
-
-    def split(self) -> tuple[jax.Array, jax.Array | None]:
-        """([K, *shape], [*shape]): the dynamic part and the static part."""
-        if self.static is None:
-            return self.dynamic, None
-        if self.columns is None:
-            return split(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
-        dynamic, static = self.scaled()
-        return self.put(dynamic, 0), self.put(static, 1)
-
-    def spread(self) -> 'Factors':
-        """The same elements in whole arrays beside a mask, zero where they are dead."""
-        dynamic_places, _ = self.columns
-        mask = (dynamic_places.slots < dynamic_places.indices.shape[0]).reshape(self.shape)
-        whole = {'dynamic': self.put(self.dynamic, 0), 'static': self.put(self.static, 1)}
-        return self._replace(**whole, mask=mask, columns=None)
-
-    def scaled(self) -> tuple[jax.Array, jax.Array]:
-        """λd times the dynamic entries and λs times the static ones, as they are stored."""
-        return scale_values(self.dynamic_scale, self.dynamic), scale_values(self.static_scale, self.static)
-
-    def put(self, values: jax.Array, side: int) -> jax.Array:
-        """Entries where they belong, zero elsewhere: [..., *entries] -> [..., *shape]; side 0 is dynamic, 1 static."""
-        view, axis = gate_axis(self.shape, self.granularity)
-        stack = values.shape[: values.ndim - len(view)]
-        return put_columns(values, self.columns[side], axis).reshape(*stack, *self.shape)
-
-
-def stack_law(law: Initializer) -> Initializer:
-    """The law of a stack [K, *shape] whose factors are K draws of `law`: it must not count the stack axis."""
 
     def draw(key, shape, dtype):
         keys = jax.random.split(key, shape[0])
-        return jax.vmap(lambda key: law(key, shape[1:], dtype))(keys)
+        return jax.vmap(lambda key: init(key, shape[1:], dtype))(keys)
 
     return draw
+
+
+stack_law = stack_init  # until all layers use the new name
 
 
 def declare_factors(
@@ -105,131 +38,181 @@ def declare_factors(
     name: str,
     shape: tuple[int, ...],
     num_factors: int,
-    draw_factors: Callable,
-    draw_static: Initializer,
+    init_factors: Callable,
+    init_static: Initializer,
+    **declared,
 ) -> Factors:
-    """The parameter `name` of a module, [K, *shape], and what makes it partially dynamic.
+    """Declare the parameter `name` [K, *shape] of a module, with all that makes it partially dynamic.
 
-    Where the module's `rest` is 'zero' there are no static parameters but constant zeros, and λs has no object.
+    Call it inside the module's compact method. It creates the stack of factors. If the module has a granularity it also
+    creates the static parameter, φ and the mask. Storage is compact if the collection 'index' has an entry of that name
+    (see `layers.compact`).
 
-    To be called inside the module's compact method. The variables say how it is stored:
-
-        collections           parameters
-        'partition'           K factors and the static parameters, whole; the mask starts all True
-        + 'dynamic_columns'   the same; the live entries are taken from them
-        'packed'              live entries alone: see `partition.compaction`
+    A `PartialParameter` is sown into the collection 'intermediates' under the same name. The module itself sows its
+    mixing weights float[N, K] there as 'routing', or generated values float[N, *shape] as 'values'.
 
     Args:
-      module: has the fields `granularity`, `scales`, `rest` and `param_dtype`.
-      shape: of one factor.
+      module: has the fields `granularity`, `scales`, `prune` and `param_dtype`.
+      shape: shape of one factor.
       num_factors: K.
-      draw_factors: the law of the whole stack.
-      draw_static: the law of the static parameters.
+      init_factors: initializer of the whole stack.
+      init_static: initializer of the static parameter.
+      declared: fields of the record, such as `copies_at` or `generated`.
 
     Raises:
-      ValueError: where compact parameters are not of the shapes that the layer has.
+      ValueError: if compact parameters don't have the shapes that the layer needs.
     """
-    compact = _is_compact(module, name)
-    if compact:
-        dynamic = module.get_variable('params', name)
-    else:
-        dynamic = module.param(name, draw_factors, (num_factors, *shape), module.param_dtype)
-    if module.granularity is None:
+    is_partial = module.granularity is not None
+    record = PartialParameter(
+        name,
+        tuple(shape),
+        module.granularity,
+        static=f'static_{name}' if is_partial and not _is_pruned(module) else None,
+        scale='phi' if is_partial and module.scales != 'none' else None,
+        scales=module.scales if is_partial else 'none',
+        **declared,
+    )
+    module.sow('intermediates', name, record, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    index = module.get_variable('index', name) if is_partial else None
+    if is_partial and module.has_variable('packed', name):
+        return _declare_packed(module, record, num_factors)
+    if index is not None:
+        return _declare_compact(module, record, num_factors, index)
+    dynamic = module.param(name, init_factors, (num_factors, *shape), module.param_dtype)
+    if not is_partial:
         return Factors(shape, dynamic)
-    if module.rest == 'zero':
-        static = None
-    elif compact:
-        static = module.get_variable('params', f'static_{name}')
+    if record.static is None:
+        static = jnp.zeros(shape, module.param_dtype)
     else:
-        static = module.param(f'static_{name}', draw_static, shape, module.param_dtype)
-    phi = 0.0
-    if module.scales != 'none':
-        phi = module.param('phi', nn.initializers.zeros_init(), (), module.param_dtype)
+        static = module.param(record.static, init_static, shape, module.param_dtype)
+    scales = _declare_scales(module, record)
     gates = mask_shape(shape, module.granularity)
-    granularity = mask_granularity(gates)
-    whole = Factors(shape, dynamic, static, *scale_factors(phi, module.scales), granularity=granularity)
-    static_shape = _check_entries(whole, name, num_factors) if compact else shape
-    if static is None:
-        whole = whole._replace(static=jnp.zeros(static_shape, module.param_dtype))
-    if compact:
-        return _locate(whole, module.get_variable('packed', name))
     mask = module.variable('partition', name, lambda: jnp.ones(gates, bool)).value
-    index = None if granularity == 'element' else module.get_variable('dynamic_columns', name)
-    return whole._replace(mask=mask) if index is None else _take(whole, index)
+    columns = module.get_variable('dynamic_columns', name)
+    if columns is not None and module.granularity != 'element':
+        return _take(Factors(shape, dynamic, static, *scales), columns, gates)
+    return Factors(shape, dynamic, static, *scales, mask)
 
 
-def declare_dynamic(module: nn.Module, name: str, law: Initializer, factors: Factors) -> jax.Array:
-    """A parameter [*shape] beside the factors that is dead where they are; of its dynamic entries if compact."""
-    if factors.columns is None:
-        return module.param(name, law, factors.shape, module.param_dtype)
-    return module.param(name, law, factors.dynamic.shape[1:], module.param_dtype)
+def declare_dynamic(module: nn.Module, name: str, init: Initializer, factors: Factors) -> jax.Array:
+    """Declare a parameter [*shape] beside the factors that is dead at static positions; compact as they are."""
+    packed = module.granularity is not None and module.has_variable('packed', 'tensor')
+    if packed and factors.index is None:
+        bits = module.get_variable('packed', 'tensor')
+        return _put_bits(module.get_variable('params', name), bits, factors.shape, False)
+    return module.param(name, init, factors.dynamic.shape[1:], module.param_dtype)
 
 
-def _is_compact(module, name):
-    return module.granularity is not None and module.has_variable('packed', name)
+def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
+    """Find the records of all dynamic layers of a model; nothing is computed or allocated.
+
+    Args:
+      model: a Flax module.
+      inputs: what the model is called with, arrays or jax.ShapeDtypeStruct.
+      kwargs: passed to the model as they are.
+
+    Returns:
+      Nested dict like the params, with a `PartialParameter` for each stack of factors.
+
+    >>> from pad_jax.layers import DynamicConv
+    >>> find_records(DynamicConv(8, (3, 3)), jnp.ones((1, 6, 6, 3)))['kernel'].shape
+    (3, 3, 3, 8)
+    """
+    trace = functools.partial(model.init, mutable=True, **kwargs)
+    variables = jax.eval_shape(trace, jax.random.key(0), *inputs)
+    return _keep_records(variables.get('intermediates', {}))
 
 
-def _check_entries(factors, name, num_factors):
-    """The shape of the static entries."""
-    view, axis = gate_axis(factors.shape, factors.granularity)
+def _keep_records(sown: Mapping) -> dict[str, Any]:
+    found = {name: _keep_records(below) if isinstance(below, Mapping) else below for name, below in sown.items()}
+    return {name: below for name, below in found.items() if below and isinstance(below, (dict, PartialParameter))}
+
+
+def _is_pruned(module) -> bool:
+    return getattr(module, 'prune', False) or getattr(module, 'rest', 'static') == 'zero'
+
+
+def _declare_scales(module, record):
+    phi = 0.0
+    if record.scale is not None:
+        phi = module.param(record.scale, nn.initializers.zeros_init(), (), module.param_dtype)
+    return scale_factors(phi, record.scales)
+
+
+def _declare_compact(module, record, num_factors, index) -> Factors:
+    """Read live entries, whose shapes follow from the masks that they were made with."""
+    view, axis = gate_axis(record.shape, mask_granularity(mask_shape(record.shape, record.granularity)))
+    if len(view) == 1 < len(record.shape):
+        raise ValueError(f'{record.factors} is compact by element: call `expand` on the variables before the layer')
+    if mask_granularity(mask_shape(record.shape, record.granularity)) == 'layer':
+        index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
 
     def entries(count):
-        return tuple(count if place == len(view) + axis else size for place, size in enumerate(view))
+        return tuple(count if number == len(view) + axis else size for number, size in enumerate(view))
 
-    found = factors.dynamic.shape
-    num_dynamic = found[axis] if len(found) == len(view) + 1 else 0
-    expected = (num_factors, *entries(num_dynamic)), entries(view[axis] - num_dynamic)
-    static = expected[1] if factors.static is None else factors.static.shape
-    if (found, static) != expected or num_dynamic > view[axis]:
+    num_dynamic = index.shape[0]
+    dynamic = module.get_variable('params', record.factors)
+    static_shape = entries(view[axis] - num_dynamic)
+    static = jnp.zeros(static_shape, module.param_dtype)
+    if record.static is not None:
+        static = module.get_variable('params', record.static)
+    expected = (num_factors, *entries(num_dynamic)), static_shape
+    if (dynamic.shape, static.shape) != expected:
         raise ValueError(
-            f'{name} {found} and static_{name} {static} are no compact parameters of {(num_factors, *factors.shape)} '
-            f'at granularity {factors.granularity!r}'
+            f'{record.factors} {dynamic.shape} and its static parameter {static.shape} must have the shapes '
+            f'{expected[0]} and {expected[1]} for {num_dynamic} of {view[axis]} dynamic entries'
         )
-    return static
+    return Factors(record.shape, dynamic, static, *_declare_scales(module, record), index=index, axis=axis)
 
 
-def _locate(factors, bits):
-    """Compact entries, with the places that their bits say."""
-    view, axis = gate_axis(factors.shape, factors.granularity)
-    num_dynamic = factors.dynamic.shape[axis]
-    if isinstance(bits, Mapping):
-        return factors._replace(
-            columns=split_columns(_join_rows(bits, view[axis]), view[axis]), num_rows=_count_rows(bits)
-        )
-    if factors.granularity == 'element':
-        if bits.dtype == bool:
-            bits = jnp.packbits(bits, axis=-1)
-        return factors._replace(columns=split_elements(bits, factors.shape, num_dynamic))
-    if factors.granularity == 'layer':
-        dynamic = jnp.arange(num_dynamic, dtype=jnp.int32)
-    else:
-        gates = bits if bits.dtype == bool else unpack_bits(bits, view[axis])
-        dynamic = jnp.nonzero(gates.reshape(-1), size=num_dynamic)[0].astype(jnp.int32)
-    return factors._replace(columns=split_columns(dynamic, view[axis]))
+# --- Until the collections 'packed' and 'dynamic_columns' are gone. ---
 
 
-def _take(factors, index):
-    """The live entries of whole parameters, by the index of their mask."""
-    view, axis = gate_axis(factors.shape, factors.granularity)
-    rows = None
-    if isinstance(index, Mapping):
-        rows, index = _count_rows(index), _join_rows(index, view[axis])
-    elif factors.granularity == 'layer':
+def _take(whole: Factors, index, gates) -> Factors:
+    view, axis = gate_axis(whole.shape, mask_granularity(gates))
+    if mask_granularity(gates) == 'layer':
         index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
-    columns = split_columns(index, view[axis])
-    return factors._replace(
-        dynamic=take_columns(factors.dynamic.reshape(-1, *view), columns[0], axis),
-        static=take_columns(factors.static.reshape(view), columns[1], axis),
-        columns=columns,
-        num_rows=rows,
+    compact = whole._replace(index=index, axis=axis)
+    is_static = jnp.ones(view[axis], bool).at[index].set(False)
+    others = jnp.nonzero(is_static, size=view[axis] - index.shape[0])[0].astype(jnp.int32)
+    return compact._replace(
+        dynamic=take_entries(whole.dynamic.reshape(-1, *view), index, axis),
+        static=take_entries(whole.static.reshape(view), others, axis),
     )
 
 
-def _join_rows(index, num_rows):
-    """int32[D], which of all rows of neurons are dynamic."""
-    starts = {'in': 0, 'bias': num_rows // 2, 'out': num_rows // 2 + 1}
-    return jnp.concatenate([index[part] + starts[part] for part in ROWS])
+def _declare_packed(module, record, num_factors) -> Factors:
+    bits = module.get_variable('packed', record.factors)
+    dynamic = module.get_variable('params', record.factors)
+    gates = mask_shape(record.shape, record.granularity)
+    granularity = mask_granularity(gates)
+    view, axis = gate_axis(record.shape, granularity)
+    if granularity == 'element':
+        static = jnp.zeros((view[axis] - dynamic.shape[-1],), module.param_dtype)
+        if record.static is not None:
+            static = module.get_variable('params', record.static)
+        scales = _declare_scales(module, record)
+        mask = jnp.unpackbits(bits, axis=-1, count=record.shape[-1]).astype(bool) if bits.dtype != bool else bits
+        return Factors(
+            record.shape,
+            _put_bits(dynamic, bits, record.shape, False),
+            _put_bits(static, bits, record.shape, True),
+            *scales,
+            mask,
+        )
+    num_dynamic = dynamic.shape[axis]
+    if granularity == 'layer':
+        index = jnp.arange(min(num_dynamic, 1), dtype=jnp.int32)
+    else:
+        mask = bits if bits.dtype == bool else jnp.unpackbits(bits, axis=-1, count=view[axis]).astype(bool)
+        index = jnp.nonzero(mask.reshape(-1), size=num_dynamic)[0].astype(jnp.int32)
+    return _declare_compact(module, record, num_factors, index)
 
 
-def _count_rows(index):
-    return tuple(index[part].shape[0] for part in ROWS)
+def _put_bits(entries, bits, shape, is_static):
+    mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool) if bits.dtype != bool else bits
+    mask = (~mask if is_static else mask).reshape(-1)
+    places = jnp.clip(jnp.cumsum(mask) - 1, 0, max(entries.shape[-1] - 1, 0))
+    if entries.shape[-1] == 0:
+        return jnp.zeros((*entries.shape[:-1], *shape), entries.dtype)
+    return jnp.where(mask, jnp.take(entries, places, axis=-1), 0).reshape(*entries.shape[:-1], *shape)

@@ -52,7 +52,18 @@ class GeneratedTensor(nn.Module):
     def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """float[B, D] -> [B, *shape] of the same dtype; temperature > 0, may be traced."""
         batch, width = hidden.shape
-        factors = declare_factors(self, 'tensor', self.shape, width, _draw, nn.initializers.constant(self.start))
+        factors = declare_factors(
+            self,
+            'tensor',
+            self.shape,
+            width,
+            _draw,
+            nn.initializers.constant(self.start),
+            generated=True,
+            linear=False,
+            beside=('bias',),
+            layer='..',
+        )
         bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
         entries = bias.shape
         weights, bias = (
@@ -61,16 +72,16 @@ class GeneratedTensor(nn.Module):
         # The highest precision, as for all attention: these products are tiny.
         logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST) + bias
         values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *entries)
-        if factors.columns is None:
+        if factors.index is None:
             self.sow('intermediates', 'values', values)
             if self.granularity is None:
                 return values
             return blend(values, factors.static, factors.mask, factors.dynamic_scale, factors.static_scale)
-        self.sow('intermediates', 'values', factors.put(values, 0))
+        self.sow('intermediates', 'values', factors.put_dynamic(values))
         dynamic_scale, static_scale, static = (
             jnp.asarray(array, values.dtype) for array in (factors.dynamic_scale, factors.static_scale, factors.static)
         )
-        return factors.put(dynamic_scale * values, 0) + factors.put(static_scale * static, 1)[None]
+        return factors.put_dynamic(dynamic_scale * values) + factors.put_static(static_scale * static)[None]
 
 
 def _draw(key, shape, dtype):

@@ -13,8 +13,8 @@ from flax.typing import Dtype, Initializer
 
 from pad_jax.errors import check_choice
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gates
-from pad_jax.layers.dynamic_columns import put_columns, take_columns
-from pad_jax.layers.factors import Factors, declare_factors, stack_law
+from pad_jax.kernels.factors import put_entries, take_entries
+from pad_jax.layers.factors import Factors, declare_factors, stack_init
 from pad_jax.layers.router import Router, check_routing
 from pad_jax.partition.masks import RESTS, SCALES
 
@@ -89,11 +89,11 @@ class Mixture(nn.Module, kw_only=True):
         return routing, aux
 
     def _declare(self, name: str, init: Initializer, shape: tuple[int, int]) -> Factors:
-        return declare_factors(self, name, shape, self.num_experts, stack_law(init), init)
+        return declare_factors(self, name, shape, self.num_experts, stack_init(init), init)
 
     def _declare_bias(self, features: int) -> jax.Array:
         """Declare the bias [E, F], never masked."""
-        return self.param('bias', stack_law(self.bias_init), (self.num_experts, features), self.param_dtype)
+        return self.param('bias', stack_init(self.bias_init), (self.num_experts, features), self.param_dtype)
 
     def _finish(self, y, bias, routing: Routing, x, valid) -> jax.Array:
         """Add the biases, set padding to zero: [N, F] -> [*batch, T, F] as x has them."""
@@ -143,7 +143,7 @@ class MixtureLinear(Mixture):
         kernel = self._declare('kernel', self.kernel_init, (x.shape[-1], self.features))
         bias = self._declare_bias(self.features) if self.use_bias else None
         layout = arrange(routing, self.num_experts, self.plan)
-        if kernel.structured:
+        if kernel.index is not None:
             y = self._apply_apart(x, kernel, layout)
         else:
             # The weights of a token's experts sum to one, so each expert may add the static part.
@@ -152,15 +152,15 @@ class MixtureLinear(Mixture):
 
     def _apply_apart(self, x, kernel: Factors, layout) -> jax.Array:
         """Apply experts to dynamic entries, the static kernel to the others: [*batch, T, C] -> [N, F]."""
-        dynamic, static = kernel.columns
+        dynamic, static, size = kernel.index, kernel.static_index, kernel.size
         tokens, experts, shared = _cast(self.dtype, x, kernel.dynamic, kernel.static)
         # Scaling the tokens takes fewer products than scaling the parameters.
         for_experts, for_static = _scale(kernel.dynamic_scale, tokens), _scale(kernel.static_scale, tokens)
-        if kernel.granularity == 'input':
-            y = multiply_experts(take_columns(for_experts, dynamic, -1), experts, layout)
-            return y + jnp.dot(take_columns(for_static, static, -1), shared)
-        y = put_columns(multiply_experts(for_experts, experts, layout), dynamic, -1)
-        return y + put_columns(jnp.dot(for_static, shared), static, -1)
+        if kernel.axis == -2:
+            y = multiply_experts(take_entries(for_experts, dynamic, -1), experts, layout)
+            return y + jnp.dot(take_entries(for_static, static, -1), shared)
+        y = put_entries(multiply_experts(for_experts, experts, layout), dynamic, size, -1)
+        return y + put_entries(jnp.dot(for_static, shared), static, size, -1)
 
 
 class MixtureFFN(Mixture):
@@ -195,7 +195,7 @@ class MixtureFFN(Mixture):
         neurons = self._declare('neurons', self._draw_neurons, (2 * width + 1, self.hidden))
         bias = self._declare_bias(width)
         layout = arrange(routing, self.num_experts, self.plan)
-        if neurons.structured:
+        if neurons.index is not None:
             tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
             y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
             y += apply_neurons(tokens, shared, neurons.static_scale)

@@ -34,6 +34,7 @@ from pad_jax.partition.iterative import (
     score_positions,
     selection_targets,
 )
+from pad_jax.partition.layout import PartialParameter
 from pad_jax.partition.masks import (
     GRANULARITIES,
     RESTS,

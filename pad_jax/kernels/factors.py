@@ -1,0 +1,146 @@
+"""Parameter of a dynamic layer as arrays, in masked or compact storage."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pad_jax.kernels.numerics import vary_together
+from pad_jax.partition.masks import merge, scale_values, split
+
+
+class Factors(NamedTuple):
+    """Parameter [K, *shape] of a dynamic layer: its factors, its static part, and a mask or an index.
+
+    Masked storage holds whole arrays and a mask. Compact storage holds live entries and the index of the dynamic ones.
+    Along axis -3 the taps are flattened in C order, so compact arrays are [K, D, C, F] and [T − D, C, F] for T taps.
+
+    Attributes:
+      shape: shape of one factor.
+      dynamic: float[K, *shape]; in compact storage only the D dynamic entries along `axis`.
+      static: float[*shape]; in compact storage only the static entries. None if all positions are dynamic.
+      dynamic_scale, static_scale: λd and λs.
+      mask: bool or float gates that broadcast against `shape`; None in compact storage.
+      index: int32[D], ascending: the dynamic entries; None in masked storage.
+      axis: axis of the entries in compact storage: -1 outputs, -2 inputs, -3 taps.
+    """
+
+    shape: tuple[int, ...]
+    dynamic: jax.Array
+    static: jax.Array | None = None
+    dynamic_scale: jax.Array | float = 1.0
+    static_scale: jax.Array | float = 1.0
+    mask: jax.Array | None = None
+    index: jax.Array | None = None
+    axis: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries along `axis`, dynamic and static ones."""
+        return self.dynamic.shape[self.axis] + self.static.shape[self.axis]
+
+    @property
+    def static_index(self) -> jax.Array:
+        """int32[size − D], ascending: the static entries in compact storage."""
+        return complement_index(self.index, self.size)
+
+    def merge(self) -> jax.Array:
+        """Return [K, *shape] with the static part in every factor, for mixing weights that sum to one."""
+        if self.static is None:
+            return self.dynamic
+        if self.index is None:
+            return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
+        dynamic_part, static_part = self.split()
+        # Repeated by hand, as in `partition.masks.merge`.
+        return dynamic_part + jnp.concatenate([static_part[None]] * dynamic_part.shape[0])
+
+    def split(self) -> tuple[jax.Array, jax.Array | None]:
+        """Return the dynamic part [K, *shape] and the static part [*shape], with zeros at dead positions."""
+        if self.static is None:
+            return self.dynamic, None
+        if self.index is None:
+            return split(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
+        dynamic_part = scale_values(self.dynamic_scale, self.dynamic)
+        static_part = scale_values(self.static_scale, self.static)
+        return self.put_dynamic(dynamic_part), self.put_static(static_part)
+
+    def put_dynamic(self, values: jax.Array) -> jax.Array:
+        """Put dynamic entries where they belong, with zeros elsewhere: [N, *entries] -> [N, *shape]."""
+        return put_entries(values, self.index, self.size, self.axis).reshape(values.shape[0], *self.shape)
+
+    def put_static(self, values: jax.Array) -> jax.Array:
+        """Put static entries where they belong, with zeros elsewhere: [*entries] -> [*shape]."""
+        return put_entries(values, self.static_index, self.size, self.axis).reshape(self.shape)
+
+
+def complement_index(index: jax.Array, size: int) -> jax.Array:
+    """Return the entries of `size` that are not in `index`: int32[D] -> int32[size − D], ascending."""
+    is_other = jnp.ones(size, bool).at[index].set(False)
+    return jnp.nonzero(is_other, size=size - index.shape[0])[0].astype(jnp.int32)
+
+
+def invert_index(index: jax.Array, size: int) -> jax.Array:
+    """Return the place of each entry in `index`, D if it is not there: int32[D] -> int32[size]."""
+    places = jnp.arange(index.shape[0], dtype=jnp.int32)
+    return jnp.full(size, index.shape[0], jnp.int32).at[index].set(places)
+
+
+# Each is the transpose of the other, and its gradient says so: the derived gradient of a read is a scatter, which takes
+# XLA on CPU many times as long.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _take(values, index, size, axis):
+    del size
+    return _read(values, index, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _put(values, index, size, axis):
+    num_entries = index.shape[0]
+    if num_entries == 0:
+        whole = list(values.shape)
+        whole[axis] = size
+        return vary_together(jnp.zeros(whole, values.dtype), values, index)[0]
+    places = invert_index(index, size)
+    found = _read(values, jnp.minimum(places, num_entries - 1), axis)
+    return jnp.where((places < num_entries).reshape(-1, *(1,) * (-axis - 1)), found, 0)
+
+
+_take.defvjp(
+    lambda values, index, size, axis: (_take(values, index, size, axis), index),
+    lambda size, axis, index, d_taken: (_put(d_taken, index, size, axis), None),
+)
+_put.defvjp(
+    lambda values, index, size, axis: (_put(values, index, size, axis), index),
+    lambda size, axis, index, d_put: (_take(d_put, index, size, axis), None),
+)
+
+
+def take_entries(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """Take the entries of `index`, int32[D], along `axis` (-1, -2 or -3): [..., n, ...] -> [..., D, ...].
+
+    >>> take_entries(jnp.array([[1., 2., 3.]]), jnp.array([0, 2]), -1).tolist()
+    [[1.0, 3.0]]
+    """
+    return _take(values, index, values.shape[axis], axis)
+
+
+def put_entries(values: jax.Array, index: jax.Array, size: int, axis: int) -> jax.Array:
+    """Put entries where `index` says, with zeros elsewhere: [..., D, ...] -> [..., size, ...] along `axis`.
+
+    It is the transpose of `take_entries`. Indices must be distinct.
+
+    >>> put_entries(jnp.array([[1., 3.]]), jnp.array([0, 2]), 3, -1).tolist()
+    [[1.0, 0.0, 3.0]]
+    """
+    return _put(values, index, size, axis)
+
+
+def _read(values, places, axis):
+    if axis != -1:
+        return jnp.take(values, places, axis=axis, mode='clip')
+    # Flat: XLA on CPU reads columns one by one, with two transposes.
+    matrix = values.reshape(-1, values.shape[-1])
+    starts = jnp.arange(matrix.shape[0]) * matrix.shape[1]
+    flat = jnp.take(matrix.reshape(-1), starts[:, None] + places[None], mode='clip')
+    return flat.reshape(*values.shape[:-1], places.shape[0])

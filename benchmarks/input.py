@@ -38,7 +38,7 @@ from rich.table import Table
 # A script's own folder is on the path, the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pad_jax.data import StreamedSource, make_source
+from pad_jax.data import ImageSource, make_source
 
 DECODER = 'bare decoder'
 VARIANTS = {
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         for index in range(options.batches * options.batch_size):
             np.asarray(Image.open(io.BytesIO(train.read(index % len(train)).data)))
 
-    def make_batches(source: StreamedSource) -> None:
+    def make_batches(source: ImageSource) -> None:
         with source.train_batches(0, options.batches) as batches:
             collections.deque(batches, maxlen=0)
 

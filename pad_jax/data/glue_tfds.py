@@ -5,11 +5,11 @@ sees the same batches from either.
 """
 
 import pathlib
-import shlex
 
 import numpy as np
 
 from pad_jax.data.glue import GlueTask
+from pad_jax.data.prepared import explain_building
 from pad_jax.data.text_examples import TextExamples, check_texts
 from pad_jax.data.tfds_folders import find_readable_set
 from pad_jax.errors import BadInput, quote
@@ -33,7 +33,7 @@ def find_data_dir(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def explain_preparing(root: pathlib.Path, name: str) -> str:
     """What to run, once, to have `find_prepared` find it."""
-    return f'run python -m pad_jax prepare glue --task={name} --manual-dir=DIR --data-dir={shlex.quote(str(root))}'
+    return f'run {explain_building(root, f"glue/{name}")}'
 
 
 def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples:

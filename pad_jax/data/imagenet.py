@@ -1,84 +1,83 @@
-"""ImageNet, or photos laid out like it: as TFDS prepares it, or in the usual folders.
-
-Photos are read and decoded when a batch needs them. What can be known without decoding is checked when the data is
-opened: which classes, files and shards there are, and that they are whole.
-"""
+"""ImageNet, or photos laid out like it: prepared by TFDS as array_record, or in class folders."""
 
 import pathlib
-import shlex
 
-from pad_jax.data.class_folders import list_class_folders, warn_of_unseen
-from pad_jax.data.distortions import Distortion
-from pad_jax.data.imagenet_tfds import NAME, find_prepared, open_splits
-from pad_jax.data.records import FileRecords
-from pad_jax.data.source import ImageSpec
-from pad_jax.data.streaming import StreamedSource
-from pad_jax.data.views import Augmentation
-from pad_jax.errors import BadInput, quote
+from pad_jax.data.folders import open_folders
+from pad_jax.data.images import ImageSplits, Record
+from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
+from pad_jax.errors import BadInput, describe, quote
 
+NAME = 'imagenet2012'
+SPLITS = ('train', 'validation')
 EXPECTED = f'a data_dir of TFDS that holds {NAME}/VERSION, or a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG'
 
 
-def open_imagenet(
-    *,
-    path: str | None,
-    batch_size: int,
-    image_size: int,
-    seed: int = 0,
-    on_bad: str = 'stop',
-    augment: str = 'resized_crop',
-    crop_padding: int | None = None,
-    flip: bool | None = None,
-    distortion: Distortion | None = None,
-) -> StreamedSource:
-    """The photos as float32[B, S, S, 3], normalised with ImageNet's mean and deviation.
+class PreparedRecords:
+    """The photos of a split prepared by TFDS."""
 
-    Arguments as for `pad_jax.data.make_source`. Evaluation sees the middle `image_size` pixels of the photo resized to
-    256 / 224 of that, training what `pad_jax.data.views.Augmentation` says; without a choice photos are mirrored, and
-    middles moved by an eighth of the side.
+    def __init__(self, folder: pathlib.Path, builder, split: str, num_classes: int):
+        self._examples = open_split(builder, split, keep_bytes=('image',))
+        self._place, self._num_classes = f'split {split} of {quote(folder)}', num_classes
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def read(self, index: int) -> Record:
+        """Return one photo; `BadInput` if its record cannot be read."""
+        place = f'record {index} of {self._place}'
+        try:
+            row = self._examples[index]
+            data, label, name = row['image'], int(row['label']), row.get('file_name', b'').decode('utf-8')
+        except Exception as error:  # a damaged shard raises RuntimeError, KeyError and others
+            raise BadInput(f'cannot read {place}: {describe(error)}') from error
+        if not 0 <= label < self._num_classes:
+            problem = f'{place} has the label {label}, expected 0 to {self._num_classes - 1}'
+            raise BadInput(f'{problem}. Prepare the data set again')
+        return Record(data, label, f'{name!r} ({place})' if name else f'of {place}')
+
+
+def open_imagenet(path: str | None, image_size: int = 0) -> ImageSplits:
+    """Open prepared photos or photos in folders.
 
     Raises:
-        BadInput: there is no data, with how to prepare it; or something is wrong with it that can be known without
-            decoding it.
+        BadInput: there is no data, or it is damaged in a way that can be found without decoding.
     """
     if not path:
-        raise BadInput(f'data.path must name {EXPECTED}: {_explain_preparing("DIR")}')
+        raise BadInput(f'data.path must name {EXPECTED}: {explain_building("DIR", NAME)} prepares the former')
     root = pathlib.Path(path).expanduser()
+    explained = f'data.path must name {EXPECTED}: {explain_building(path, NAME)} prepares the former'
     if not root.is_dir():
         problem = 'is not a folder' if root.exists() else 'does not exist'
-        raise BadInput(f'{quote(root)} {problem}, data.path must name {EXPECTED}: {_explain_preparing(path)}')
-    prepared = find_prepared(root)
+        raise BadInput(f'{quote(root)} {problem}, {explained}')
+    prepared = find_photos(root)
     if prepared:
-        class_names, train, evaluation = open_splits(prepared)
-    elif (root / 'train').is_dir() or (root / 'val').is_dir():
-        folders = list_class_folders(path)
-        class_names, train, evaluation = folders.class_names, FileRecords(folders.train), FileRecords(folders.val)
-        warn_of_unseen(folders, folders.val.labels)
-    else:
-        raise BadInput(f'{quote(root)} holds no photos, data.path must name {EXPECTED}: {_explain_preparing(path)}')
-    return StreamedSource(
-        spec=ImageSpec(
-            num_classes=len(class_names),
-            class_names=class_names,
-            image_shape=(image_size, image_size, 3),
-            num_train=len(train),
-            num_eval=len(evaluation),
-        ),
-        train=train,
-        eval=evaluation,
-        batch_size=batch_size,
-        seed=seed,
-        augmentation=Augmentation(
-            augment=augment,
-            crop_padding=image_size // 8 if crop_padding is None else crop_padding,
-            flip=True if flip is None else flip,
-            distortion=distortion,
-        ),
-        on_bad=on_bad,
-    )
+        return _open_prepared(prepared)
+    if (root / 'train').is_dir() or (root / 'val').is_dir():
+        return open_folders(path, image_size)
+    raise BadInput(f'{quote(root)} holds no photos, {explained}')
 
 
-def _explain_preparing(data_dir: str) -> str:
-    return (
-        f'python -m pad_jax prepare {NAME} --manual-dir=DIR_OF_THE_TARS --data-dir={shlex.quote(data_dir)} prepares it'
-    )
+def find_photos(root: pathlib.Path) -> pathlib.Path | None:
+    """Find the newest version in `root`/imagenet2012/VERSION, `root`/VERSION or `root` itself; None without one.
+
+    Raises:
+        BadInput: the data set is not stored as array_record.
+    """
+    root = root.absolute()
+    return find_prepared(root, NAME) or find_prepared(root.parent, root.name)
+
+
+def _open_prepared(folder: pathlib.Path) -> ImageSplits:
+    builder = open_builder(folder)
+    features, splits = builder.info.features, builder.info.splits
+    missing = [f'feature {name}' for name in ('image', 'label') if name not in features]
+    missing += [f'split {name}' for name in SPLITS if name not in splits]
+    if missing:
+        raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
+    try:
+        names, number = tuple(features['label'].names), features['label'].num_classes
+    except Exception as error:  # a feature without classes, or a file of names that is missing
+        raise BadInput(f'the feature label of {quote(folder)} has no classes: {describe(error)}') from error
+    if len(names) != number:
+        raise BadInput(f'{quote(folder)} names {len(names)} classes, expected {number}. Prepare the data set again')
+    return ImageSplits(names, *(PreparedRecords(folder, builder, split, number) for split in SPLITS))

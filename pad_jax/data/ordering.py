@@ -1,15 +1,12 @@
-"""Which examples a step sees: a pure function of (seed, step).
+"""The examples of a step: a pure function of (seed, step).
 
-Nothing is remembered between steps, so a resumed run, a run on another number of processes and a batch that
-is asked for twice see the same examples. Example positions count 0, 1, 2, ... through the whole run: step s
-takes the positions [s·B, (s + 1)·B), position p lies in epoch p // N, and each epoch is its own permutation
-of the N examples. Batches span epochs where they have to; no example is dropped or repeated within an
-epoch.
+Nothing is remembered between steps. So a resumed run, a run on another number of processes and a batch requested twice
+see the same examples. The positions of a run count 0, 1, 2, ...; step s takes the positions [s·B, (s + 1)·B). Position
+p lies in epoch p // N, and each epoch is its own permutation of the N examples. A batch may span two epochs; within an
+epoch no example is dropped or repeated.
 
-Random numbers are the raw output of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), whose stream numpy keeps fixed, unlike that of the methods of `numpy.random.Generator`.
-
-Legend: B batch, N examples.
+Random numbers are the raw output of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). NumPy
+keeps its stream fixed, unlike the methods of `numpy.random.Generator`.
 """
 
 import dataclasses
@@ -21,16 +18,16 @@ import numpy as np
 
 from pad_jax.errors import BadInput
 
-# The top word of Philox's counter: what is drawn for one use never coincides with what is drawn for another.
+# Top word of Philox's counter: words drawn for one use never coincide with words drawn for another.
 ORDER, AUGMENTATION, SCORING, DISTORTION, VIEW = range(5)
 
 
 def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
-    """`count` random words, uint64[count], a pure function of the other arguments.
+    """Return random words, uint64[count], a pure function of the arguments.
 
     Args:
         seed: in [0, 2⁶⁴).
-        number: the epoch, step or position that they are for, in [0, 2⁶⁴).
+        number: epoch or step that needs the words, in [0, 2⁶⁴).
         use: one of the constants above.
         count: at least 0.
 
@@ -44,7 +41,7 @@ def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
 
 
 def check_seed(seed: int) -> int:
-    """The seed as an int; `BadInput` unless it is in [0, 2⁶⁴)."""
+    """Return the seed as an int, or raise `BadInput` unless it is in [0, 2⁶⁴)."""
     seed = operator.index(seed)
     if not 0 <= seed < 2**64:
         raise BadInput(f'seed must be in [0, 2**64), got {seed}')
@@ -70,7 +67,7 @@ class Order:
             raise BadInput(f'num_examples must be at least 1, got {self.num_examples}')
 
     def indices(self, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
-        """The examples of one global batch, int64[B] in [0, N), or of the `rows` of it."""
+        """Return the examples of a global batch, int64[B] in [0, N), or of its `rows`."""
         step = operator.index(step)
         if step < 0 or batch_size < 1:
             raise ValueError(f'step must be at least 0 and batch_size at least 1, got {step} and {batch_size}')
@@ -78,31 +75,17 @@ class Order:
         indices = np.empty_like(positions)
         for epoch in np.unique(positions // self.num_examples):
             here = positions // self.num_examples == epoch
-            permutation = _permutation(self.num_examples, self.seed, int(epoch), self.use)
+            with _ONE_AT_A_TIME:
+                permutation = _draw_permutation(self.num_examples, self.seed, int(epoch), self.use)
             indices[here] = permutation[positions[here] % self.num_examples]
         return indices
 
-    def index_at(self, position: int) -> int:
-        """The example at a position (at least 0) of the run.
 
-        >>> order = Order(num_examples=5, seed=0)
-        >>> [order.index_at(position) for position in range(3, 6)] == order.indices(1, 3).tolist()
-        True
-        """
-        epoch, place = divmod(position, self.num_examples)
-        return int(_permutation(self.num_examples, self.seed, epoch, self.use)[place])
-
-
+# Without the lock every thread that comes to a new epoch would compute its permutation.
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
-    # A cache alone would let each thread that comes to a new epoch compute it, all at once.
-    with _ONE_AT_A_TIME:
-        return _draw_permutation(num_examples, seed, epoch, use)
-
-
-# Four: training and scoring, each with the two epochs that a batch can straddle.
+# Four: training and scoring, each with the two epochs that a batch can span.
 @functools.lru_cache(maxsize=4)
 def _draw_permutation(num_examples: int, seed: int, epoch: int, use: int) -> np.ndarray:
     permutation = np.argsort(draw_bits(seed, epoch, use, num_examples), kind='stable')

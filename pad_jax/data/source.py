@@ -1,13 +1,22 @@
-"""The protocol that sources of images and of texts share."""
+"""The protocol that sources of images and of texts share, and the threads that prepare batches."""
 
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+T = TypeVar('T')
+
+ON_BAD = ('stop', 'skip')
+"""Choices for an example that cannot be read: raise an error, or leave the example out with a warning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,17 +37,6 @@ class DataSpec:
     num_eval: int
     eval_splits: tuple[str, ...] = ('val',)
     metrics: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageSpec(DataSpec):
-    """Properties of a data set of images.
-
-    Attributes:
-        image_shape: (H, W, C).
-    """
-
-    image_shape: tuple[int, int, int]
 
 
 class Source(Protocol):
@@ -92,3 +90,47 @@ class Source(Protocol):
 
     def eval_labels(self, split: str) -> np.ndarray:
         """Return all labels of an evaluation split, int32[N] or float32[N]. Needed if `spec.metrics` is not empty."""
+
+
+@contextlib.contextmanager
+def run_ahead(make: Callable[[int], T], start: int, stop: int, num_ahead: int = 2) -> Iterator[Iterator[tuple[int, T]]]:
+    """Iterate over (number, make(number)) for the numbers in [start, stop), computed ahead of time by threads.
+
+    An exception of `make` is raised in place of its result and ends the iteration. The end of the block waits for the
+    calls in progress.
+
+    Args:
+        make: function that several threads may call at once.
+        start, stop: range of the numbers.
+        num_ahead: number of threads, and of results computed ahead.
+
+    >>> with run_ahead(lambda step: step * step, start=3, stop=6) as results:
+    ...     list(results)
+    [(3, 9), (4, 16), (5, 25)]
+    """
+    pool = ThreadPoolExecutor(num_ahead, thread_name_prefix='run_ahead')
+    futures = ((number, pool.submit(make, number)) for number in range(start, stop))
+    pending = collections.deque(itertools.islice(futures, num_ahead))
+
+    def iterate() -> Iterator[tuple[int, T]]:
+        while pending:
+            number, future = pending.popleft()
+            result = future.result()
+            pending.extend(itertools.islice(futures, 1))
+            yield number, result
+
+    try:
+        yield iterate()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_processors() -> list[int]:
+    """Return the processors that this process may run on, or all of the machine if the system cannot tell.
+
+    >>> 1 <= len(usable_processors()) <= os.cpu_count()
+    True
+    """
+    if hasattr(os, 'sched_getaffinity'):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

@@ -14,7 +14,7 @@ import ml_collections
 import safetensors.numpy
 
 import pad_jax
-from pad_jax.data import PREPROCESSING
+from pad_jax.data import SOURCES
 from pad_jax.deploy.manifest import MANIFEST, NETWORK, ONNX, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.network import Network, read_network, shrink_network
 from pad_jax.deploy.onnx import check_onnx, convert_to_onnx
@@ -181,7 +181,7 @@ def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dic
     if text:
         prepared = {'tokenizer': TOKENIZER, 'max_length': config.data.max_length, 'columns': config.data.text_columns}
     else:
-        prepared = {**PREPROCESSING[config.data.name]._asdict(), 'size': config.data.image_size}
+        prepared = {**SOURCES[config.data.name].preprocessing._asdict(), 'size': config.data.image_size}
     kind = 'regression' if network.task.regression else 'classification'
     return {
         'task': f'{"text" if text else "image"} {kind}',

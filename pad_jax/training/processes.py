@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pad_jax.data.processors import usable_processors
+from pad_jax.data.source import usable_processors
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.partition import PartitionError
 

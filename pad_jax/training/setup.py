@@ -13,7 +13,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import CHANNELS, Source, WordPieces, make_source, make_text_source, open_vocabulary, shorten
+from pad_jax.data import SOURCES, Source, WordPieces, make_source, make_text_source, open_vocabulary, shorten
 from pad_jax.errors import BadInput
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
@@ -84,7 +84,7 @@ def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
     if is_text(config):
         return text_inputs()
     size = config.data.image_size
-    return image_inputs((size, size, CHANNELS[config.data.name]))
+    return image_inputs((size, size, SOURCES[config.data.name].channels))
 
 
 def make_example(config: ml_collections.ConfigDict) -> Inputs:

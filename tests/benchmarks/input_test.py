@@ -2,11 +2,9 @@ import importlib.util
 import io
 import re
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from pad_jax.data import views
 from tests.data.photos import make_photo
 from tests.training.tiny import ROOT
 
@@ -38,13 +36,3 @@ def test_without_draft_a_photo_is_decoded_whole(benchmark):
     with benchmark.whole_photos():
         assert size_of_draft() == (64, 48)
     assert size_of_draft() == (32, 24)
-
-
-@pytest.mark.parametrize(('size', 'decoded'), [(12, (48, 48)), (13, (96, 96))])
-def test_draft_begins_where_a_part_is_four_times_what_is_wanted(monkeypatch, size, decoded):
-    """As the benchmark says; the part has 50 × 50 of 96 × 96 pixels."""
-    found, resize = [], views.resize
-    monkeypatch.setattr(views, 'choose_part', lambda width, height, bits: (23, 23, 73, 73))
-    monkeypatch.setattr(views, 'resize', lambda image, *rest: found.append(image.size) or resize(image, *rest))
-    views.view_part(make_photo(0, (96, 96)), size, np.zeros(views.CROP_WORDS, np.uint64))
-    assert found == [decoded]

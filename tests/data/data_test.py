@@ -31,7 +31,8 @@ def test_refuses_an_unknown_source():
 
 def test_passes_its_arguments_on():
     source = data.make_source('digits', batch_size=6, image_size=8, seed=3, on_bad='skip', crop_padding=2, flip=True)
-    assert (source.batch_size, source.seed, source.crop_padding, source.flip) == (6, 3, 2, True)
+    assert (source.batch_size, source.seed) == (6, 3)
+    assert (source.augmentation.crop_padding, source.augmentation.flip) == (2, True)
     assert source.train_batch(0)['image'].shape == (6, 8, 8, 1)
     assert source.skipped == []
 

@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 
-from pad_jax.data.digits import open_digits
+from pad_jax.data import make_source
 from pad_jax.errors import BadInput
 
 
+def open_digits(batch_size, **changes):
+    return make_source('digits', **({'batch_size': batch_size, 'image_size': 8} | changes))
+
+
 def test_split_is_stratified_and_the_same_for_every_seed():
-    one, other = open_digits(batch_size=4, seed=0), open_digits(batch_size=4, seed=1)
+    one, other = open_digits(4, seed=0), open_digits(4, seed=1)
     assert one.spec == other.spec
     assert (one.spec.num_train, one.spec.num_eval, one.spec.image_shape) == (1442, 355, (8, 8, 1))
     assert one.spec.class_names == tuple('0123456789')
@@ -17,9 +21,8 @@ def test_split_is_stratified_and_the_same_for_every_seed():
 
 
 def test_no_scan_is_in_both_splits_and_none_is_lost():
-    source = open_digits(batch_size=4)
-    splits = [split.take(np.arange(len(split.labels))) for split in (source.train, source.eval)]
-    scans = np.concatenate(splits)
+    source = open_digits(4)
+    scans = np.concatenate([source.train.pixels, source.eval.pixels])
     assert scans.shape == (1797, 8, 8, 1)
     assert scans.max() == 16 and scans.min() == 0
     # The scans are all different, so a scan in both splits would show as a repetition.
@@ -27,7 +30,7 @@ def test_no_scan_is_in_both_splits_and_none_is_lost():
 
 
 def test_training_pixels_have_mean_zero_and_deviation_one():
-    source = open_digits(batch_size=1442)
+    source = open_digits(1442)
     images = source.scoring_batch(0, 1442)['image']
     assert images.shape == (1442, 8, 8, 1)
     assert abs(images.mean(dtype=np.float64)) < 1e-5
@@ -35,11 +38,12 @@ def test_training_pixels_have_mean_zero_and_deviation_one():
 
 
 def test_augmentation_shifts_by_one_pixel_at_most():
-    source = open_digits(batch_size=16)
-    assert (source.crop_padding, source.flip) == (1, False)
-    blank = (0 - source.mean[0]) / source.std[0]
-    batch, indices = source.train_batch(3), np.arange(1442)
-    scans = (source.train.take(indices).astype(np.float64) - source.mean[0]) / source.std[0]
+    source = open_digits(16)
+    assert (source.augmentation.crop_padding, source.augmentation.flip) == (1, False)
+    (mean,), (std,) = source.preprocessing.mean, source.preprocessing.std
+    blank = (0 - mean) / std
+    batch = source.train_batch(3)
+    scans = (source.train.pixels.astype(np.float64) - mean) / std
     for image, label in zip(batch['image'], batch['label']):
         same_label = np.pad(
             scans[source.train.labels == label], [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=blank
@@ -57,4 +61,4 @@ def test_augmentation_shifts_by_one_pixel_at_most():
 )
 def test_refuses(wrong, message):
     with pytest.raises(BadInput, match=message):
-        open_digits(batch_size=4, **wrong)
+        open_digits(4, **wrong)

@@ -53,7 +53,7 @@ def test_threads_that_come_to_an_epoch_together_compute_it_once(monkeypatch):
 
     def come(position):
         together.wait()
-        return Order(100, seed=17).index_at(position)
+        return int(Order(100, seed=17).indices(position, 1)[0])
 
     monkeypatch.setattr(ordering, 'draw_bits', draw_slowly)
     with ThreadPoolExecutor(8) as pool:

@@ -1,0 +1,129 @@
+"""Data sets that TFDS has prepared as array_record: DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION."""
+
+import json
+import pathlib
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from pad_jax.errors import BadInput, describe, quote
+from pad_jax.files import read_json, read_plain
+
+INFO, FEATURES = 'dataset_info.json', 'features.json'
+ARRAY_RECORD = 'array_record'
+OWN_CLASSES = 'tensorflow_datasets.core.features.'
+_CLASS_KEYS = {'pythonClassName', 'python_class_name', 'type'}
+# An unfinished preparation lies in VERSION.incomplete, which does not match.
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+
+
+def find_prepared(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Find the newest version of a data set; None without one.
+
+    Args:
+        data_dir: as of TFDS.
+        name: NAME or NAME/CONFIG, with or without a version.
+
+    Raises:
+        BadInput: the data set is not stored as array_record, or its description is damaged.
+    """
+    folder = data_dir / name
+    try:
+        found = [folder, *(folder.iterdir() if folder.is_dir() else ())]
+    except OSError as error:
+        raise BadInput(f'{quote(folder)} cannot be read: {describe(error)}') from error
+    found = [path for path in found if _VERSION.fullmatch(path.name) and (path / INFO).is_file()]
+    if not found:
+        return None
+    folder = max(found, key=lambda version: [int(part) for part in version.name.split('.')])
+    info = read_info(folder)
+    formats = [info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', ())]
+    if ARRAY_RECORD not in formats:
+        config = info.get('configName')
+        data_dir = folder.absolute().parents[2 if config else 1]
+        how = explain_building(data_dir, '/'.join(filter(None, (info.get('name'), config))))
+        raise BadInput(f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order: run {how}')
+    check_features(folder)
+    return folder
+
+
+def explain_building(data_dir: str | pathlib.Path, name: str) -> str:
+    """Return the command of TFDS that prepares a data set."""
+    manual = ' --manual_dir=DIR_OF_THE_ARCHIVES' if name == 'imagenet2012' else ''
+    build = f'tfds build {name} --file_format={ARRAY_RECORD}{manual} --data_dir={shlex.quote(str(data_dir))}'
+    return f'{build} (in an environment with tensorflow-cpu, see docs/train.md)'
+
+
+def read_info(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the content of dataset_info.json, or raise `BadInput`."""
+    path = folder / INFO
+    try:
+        info = read_json(path)
+        formats = [info.get('fileFormat', ''), *info.get('alternativeFileFormats', ())]
+        is_valid = bool(info.keys() & {'fileFormat', 'splits'}) and all(isinstance(name, str) for name in formats)
+    except (OSError, ValueError, AttributeError, TypeError):
+        is_valid = False
+    if not is_valid:
+        raise BadInput(f'{quote(path)} does not describe a data set of TFDS. Prepare the data set again')
+    return info
+
+
+def check_features(folder: pathlib.Path) -> None:
+    """Raise `BadInput` if features.json is missing or names a class outside of TFDS, whose module TFDS would import."""
+    path = folder / FEATURES
+
+    def check(described: dict) -> dict:
+        for key in _CLASS_KEYS & described.keys():
+            named = described[key]
+            if isinstance(named, str) and not named.startswith(OWN_CLASSES):
+                message = f'refusing to import {named[:80]!r}, named by {quote(path)}'
+                raise BadInput(f'{message}: only classes of tensorflow_datasets are allowed')
+        return described
+
+    try:
+        json.loads(read_plain(path), object_hook=check)
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(f'{quote(path)} is missing. Copy it from the original data set, or prepare it again') from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f'{quote(path)} does not describe features: {describe(error)}') from error
+
+
+def open_builder(folder: pathlib.Path):
+    """Return TFDS's builder of a prepared data set, whose `info` describes it; `BadInput` if it cannot be read."""
+    # Imported here because it takes a second.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        _ = builder.info.features, builder.info.splits
+    except Exception as error:  # a changed description fails in many ways
+        raise BadInput(f'cannot read {quote(folder)}: {describe(error)}') from error
+    return builder
+
+
+def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[dict[str, Any]]:
+    """Return the examples of a split, a dict of features each.
+
+    Args:
+        builder: of `open_builder`.
+        split: name of the split.
+        keep_bytes: names of image features to leave encoded.
+
+    Raises:
+        BadInput: the split is missing or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        decoders = {name: tfds.decode.SkipDecoding() for name in keep_bytes}
+        source = builder.as_data_source(split=split, decoders=decoders or None)
+        expected, found = builder.info.splits[split].num_examples, len(source)
+    except Exception as error:
+        raise BadInput(f'cannot read split {split} of {quote(builder.data_path)}: {describe(error)}') from error
+    if found != expected:
+        place = f'split {split} of {quote(builder.data_path)}'
+        raise BadInput(f'{place} holds {found} examples, expected {expected}. Prepare the data set again')
+    return source

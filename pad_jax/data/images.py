@@ -142,7 +142,7 @@ def open_images(
         BadInput: the data is wrong; with `on_bad='stop'`, an image decoded now is unreadable.
     """
     names, train, evaluation = kind.open(path, image_size)
-    load = functools.partial(_load, middle=kind.middle, size=image_size)
+    load = functools.partial(load_image, middle=kind.middle, size=image_size)
     threads = num_threads or len(usable_processors())
     listed, bad = len(evaluation), BadImages(on_bad)
     parts = augmentation.augment == 'resized_crop'
@@ -346,7 +346,7 @@ class ImageSource:
         raise BadInput(f'{tries} images of the training data in a row cannot be read, the last: {last}')
 
 
-def _load(records: Records, index: int, *, middle: Middle, size: int, part: np.ndarray | None = None):
+def load_image(records: Records, index: int, *, middle: Middle, size: int, part: np.ndarray | None = None):
     """Return pixels and label of a record; `BadInput` with its place if it cannot be read."""
     record = records.read(index)
     try:

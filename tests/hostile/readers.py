@@ -15,14 +15,15 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from pad_jax.data import open_vocabulary
+from pad_jax.data import make_source, open_vocabulary
+from pad_jax.data.decoding import Middle
+from pad_jax.data.folders import FileRecords
 from pad_jax.data.glue import find_task
 from pad_jax.data.glue_files import read_glue_file
 from pad_jax.data.glue_tfds import find_prepared as find_glue
 from pad_jax.data.glue_tfds import read_split
-from pad_jax.data.image_folder import open_image_folder, read_image
-from pad_jax.data.imagenet_tfds import find_prepared as find_photos
-from pad_jax.data.imagenet_tfds import open_splits
+from pad_jax.data.imagenet import find_photos, open_imagenet
+from pad_jax.data.images import load_image
 from pad_jax.data.text_folder import open_text_files, read_unlabelled
 from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
 from pad_jax.pretrained.weights import read_config, read_weights
@@ -231,6 +232,10 @@ def picture(kind: str, side: int = 9, **options) -> bytes:
     return buffer.getvalue()
 
 
+def read_image(path, size):
+    return load_image(FileRecords([path], [0]), 0, middle=Middle(), size=size)[0]
+
+
 def picture_seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6  # held sideways
@@ -252,7 +257,7 @@ def write_photos(folder):
 
 
 def open_photos(folder):
-    open_image_folder(path=str(folder), batch_size=2, image_size=8)
+    make_source('folder', path=str(folder), batch_size=2, image_size=8)
 
 
 # Weights.
@@ -309,7 +314,7 @@ def read_rte(folder):
 def read_photos(folder):
     found = find_photos(folder)
     if found:
-        _, train, _ = open_splits(found)
+        _, train, _ = open_imagenet(str(found))
         for index in range(len(train)):
             train.read(index)
 

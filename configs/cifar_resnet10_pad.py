@@ -1,4 +1,4 @@
-"""A partially dynamic ResNet-10, a quarter as wide as usual, on 32×32 colour photos in folders; sized for a CPU.
+"""Partially dynamic ResNet-10 of a quarter of the width, on colour photos of 32×32 in folders. Sized for a CPU.
 
     python train.py --config=configs/cifar_resnet10_pad.py --workdir=runs/cifar --config.data.path=FOLDER
 

@@ -1,4 +1,4 @@
-"""The fully dynamic network to configs/digits_resnet10_pad.py.
+"""Fully dynamic counterpart of configs/digits_resnet10_pad.py.
 
 python train.py --config=configs/digits_resnet10_dynamic.py --workdir=runs/digits_dynamic
 """

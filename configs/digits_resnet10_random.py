@@ -1,4 +1,4 @@
-"""configs/digits_resnet10_pad.py with a partition drawn at random.
+"""configs/digits_resnet10_pad.py with a random partition.
 
 python train.py --config=configs/digits_resnet10_random.py --workdir=runs/digits_random
 """

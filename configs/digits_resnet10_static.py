@@ -1,4 +1,4 @@
-"""The static network to configs/digits_resnet10_pad.py.
+"""Static counterpart of configs/digits_resnet10_pad.py.
 
 python train.py --config=configs/digits_resnet10_static.py --workdir=runs/digits_static
 """

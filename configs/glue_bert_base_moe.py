@@ -1,11 +1,10 @@
-"""BERT-base as a partially dynamic mixture of experts, κ = 0.5, on one task of GLUE, for a GPU.
+"""BERT-base as a partially dynamic mixture of experts, κ = 0.5, on one task of GLUE. Sized for a GPU.
 
     python train.py --config=configs/glue_bert_base_moe.py --workdir=runs/rte_base --config.data.path=FOLDER \
         --config.model.pretrained=WEIGHTS
 
-WEIGHTS is a folder with model.safetensors, config.json and vocab.txt of BERT-base, uncased. The recipe is that of the
-quick start that the authors published with their code; the paper's own is not known, and no accuracy of this config
-has been measured here.
+WEIGHTS is a folder with model.safetensors, config.json and vocab.txt of BERT-base, uncased. The recipe is the quick
+start of the authors' code, because the paper does not state its own. Its accuracy has not been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""MiniLM as it is, fine-tuned on one task of GLUE; see glue_minilm_pad.py.
+"""MiniLM without mixtures, fine-tuned on one task of GLUE; see glue_minilm_pad.py.
 
 python train.py --config=configs/glue_minilm_dense.py --workdir=runs/rte_dense --config.data.path=FOLDER
 """

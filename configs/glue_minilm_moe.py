@@ -1,4 +1,4 @@
-"""A fully dynamic mixture of experts, MiniLM upcycled, on one task of GLUE; see glue_minilm_pad.py.
+"""MiniLM upcycled to a fully dynamic mixture of experts, on one task of GLUE; see glue_minilm_pad.py.
 
 python train.py --config=configs/glue_minilm_moe.py --workdir=runs/rte_moe --config.data.path=FOLDER
 """

@@ -1,15 +1,15 @@
-"""A partially dynamic mixture of experts, MiniLM of six layers upcycled, on one task of GLUE; sized for a CPU.
+"""MiniLM upcycled to a partially dynamic mixture of experts, κ = 0.5, on one task of GLUE. Sized for a CPU.
 
     make weights
     python train.py --config=configs/glue_minilm_pad.py --workdir=runs/rte --config.data.path=FOLDER
 
-FOLDER holds the original files of GLUE (RTE/train.tsv and so on), or is a data_dir of TFDS. Another task, or texts of
-your own:
+FOLDER holds the original files of GLUE (RTE/train.tsv and so on), or is a data_dir of TFDS. Add flags for another task
+or for your own texts:
 
     --config.data.task=mrpc
     --config.data.name=text --config.data.text_columns=question,answer --config.data.label_column=label
 
-The keys of every language config, with what they mean.
+The base of every config of texts: it has all keys, with their meanings.
 """
 
 from ml_collections import ConfigDict
@@ -19,74 +19,74 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.model = ConfigDict()
-    config.model.name = 'minilm'  # bert_tiny, minilm, bert_base, bert_large
-    config.model.num_classes = 0  # 0 = as many as the task has; of texts of your own 2, or 1 if labels are numbers
-    config.model.ffn = 'linear'  # the feed-forward part: dense; linear (each linear a mixture); ffn (whole experts)
-    config.model.num_experts = 8  # E
-    config.model.num_selected = 2  # k: experts of each token
-    config.model.routing = 'token'  # each token, or each sentence as a whole, has experts of its own
-    config.model.plan = 'auto'  # how tokens reach experts: auto, dense, blocks, ragged
-    config.model.balance_coefficient = 1e-2  # of the loss that evens out importance and load
-    config.model.z_coefficient = 0.0  # of the loss that keeps a router's logits small
-    config.model.vocab_size = 30522  # pieces
-    config.model.max_length = 512  # positions
-    config.model.dropout = 0.1  # fraction, in training
-    config.model.dtype = 'float32'  # to compute in; parameters are float32
-    config.model.remat = False  # compute activations anew for the gradient: less memory, more time
-    config.model.pretrained = 'minilm'  # a folder with model.safetensors; a package's name; '' = from scratch
+    config.model.name = 'minilm'  # encoder: bert_tiny, minilm, bert_base, bert_large
+    config.model.num_classes = 0  # 0 = those of the task; own texts: 2, or 1 for regression
+    config.model.ffn = 'linear'  # dense; linear: each linear layer a mixture; ffn: whole experts
+    config.model.num_experts = 8  # E, experts of a mixture
+    config.model.num_selected = 2  # k, experts of each token
+    config.model.routing = 'token'  # unit that experts are chosen for: token, sentence
+    config.model.plan = 'auto'  # execution of mixtures
+    config.model.balance_coefficient = 1e-2  # weight of the loss that balances importance and load
+    config.model.z_coefficient = 0.0  # weight of the loss that keeps router logits small
+    config.model.vocab_size = 30522  # rows of the token embedding
+    config.model.max_length = 512  # rows of the position embedding
+    config.model.dropout = 0.1  # dropped fraction in training
+    config.model.dtype = 'float32'  # dtype to compute in; parameters stay float32: float32, bfloat16, float16
+    config.model.remat = False  # recompute activations for the gradient: less memory, more time
+    config.model.pretrained = 'minilm'  # folder with model.safetensors, or name of a package; '' = from scratch
 
     config.partition = ConfigDict()
-    config.partition.dynamic_fraction = 0.5  # κ: 1 = fully dynamic
-    config.partition.criterion = 'sensitivity'  # sensitivity, magnitude, random, grasp, synflow, variance
-    config.partition.scope = 'global'  # positions compete over the whole network, or within their layer
-    config.partition.granularity = 'element'  # one gate for each element, output, input, layer
+    config.partition.dynamic_fraction = 0.5  # κ; 1 = fully dynamic
+    config.partition.criterion = 'sensitivity'  # score: sensitivity, magnitude, random, grasp, synflow, variance
+    config.partition.scope = 'global'  # positions compete in the whole network (global) or in their layer
+    config.partition.granularity = 'element'  # positions with one gate: element, output, input, layer
     # Experts that were copied from one dense layer carry no signal until they have trained apart.
-    config.partition.rounds = 4  # T
-    config.partition.schedule = 'exponential'  # κ after each round: exponential, linear, one_shot
-    config.partition.start_step = 4  # steps before the first round; raise it, and the next, in a long run
-    config.partition.every_steps = 2  # steps between rounds; 0 = one after the other
-    config.partition.batches = 10  # scoring batches for each round
-    config.partition.batch_size = 32  # examples in each
-    config.partition.handoff = 'mean'  # a static parameter starts from the experts' mean, or keeps its own value
+    config.partition.rounds = 4  # T, rounds of the partition
+    config.partition.schedule = 'exponential'  # dynamic fraction after each round: exponential, linear, one_shot
+    config.partition.start_step = 4  # training steps before the first round
+    config.partition.every_steps = 2  # training steps between rounds
+    config.partition.batches = 10  # scoring batches of a round
+    config.partition.batch_size = 32  # examples of a scoring batch
+    config.partition.handoff = 'mean'  # static parameters start from independent draws or the mean factor
     config.partition.scales = 'both'  # scale factors λd and λs: both, static, dynamic, none
-    config.partition.prune = False  # positions that are not dynamic: zero (True), or a static parameter (False)
-    config.partition.compact = False  # after the last round, keep and train what is alive alone
+    config.partition.prune = False  # positions that are not dynamic become zero instead of static
+    config.partition.compact = False  # train without dead entries after the last round
     config.partition.keep_dynamic = ''  # regular expression: layers that stay dynamic, outside κ
     config.partition.keep_static = ''  # regular expression: layers that become static, outside κ
 
     config.data = ConfigDict()
-    config.data.name = 'glue'  # glue; text: files of your own
-    config.data.path = ''  # where the data lies
-    config.data.task = 'rte'  # of glue: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli
-    config.data.text_columns = ''  # of text: one column or two, separated by a comma
-    config.data.label_column = ''  # of text
+    config.data.name = 'glue'  # glue, or text: your own files
+    config.data.path = ''  # file or folder of the data
+    config.data.task = 'rte'  # task of glue: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli
+    config.data.text_columns = ''  # of text: one column, or two separated by a comma
+    config.data.label_column = ''  # of text: column of the labels
     config.data.regression = False  # of text: labels are numbers
-    config.data.vocabulary = ''  # a vocab.txt or tokenizer.json; '' = that of the pretrained weights
-    config.data.batch_size = 32  # global
-    config.data.max_length = 128  # of a text or pair, in pieces; the longer text is cut first
-    config.data.on_bad = 'stop'  # a row that is wrong: stop, skip (and say so); a CSV whose quoting breaks always stops
+    config.data.vocabulary = ''  # vocab.txt or tokenizer.json; '' = that of the pretrained weights
+    config.data.batch_size = 32  # examples of a batch, over all devices
+    config.data.max_length = 128  # tokens of a text or pair; the longer text is cut first
+    config.data.on_bad = 'stop'  # image or row that cannot be read: stop, skip
 
     config.optim = ConfigDict()
-    config.optim.name = 'adamw'  # sgd (momentum 0.9), adamw
-    config.optim.learning_rate = 5e-5  # peak
-    config.optim.schedule = 'linear'  # cosine, linear, step, constant
-    config.optim.warmup_steps = 10  # linear, from 0
-    config.optim.weight_decay = 0.01  # on weights only
-    config.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
-    config.optim.accumulate_steps = 1  # parts that a batch is worked off in
-    config.optim.ema_decay = 0.0  # of the moving average of parameters that is evaluated in their place; 0 = none
+    config.optim.name = 'adamw'  # optimizer: sgd, adamw
+    config.optim.learning_rate = 5e-5  # peak of the learning rate
+    config.optim.schedule = 'linear'  # learning rate after the warm-up: cosine, linear, step, constant
+    config.optim.warmup_steps = 10  # linear warm-up from 0
+    config.optim.weight_decay = 0.01  # applies to weights only
+    config.optim.clip_norm = 1.0  # largest global gradient norm; 0 = no clipping
+    config.optim.accumulate_steps = 1  # microbatches of a batch
+    config.optim.ema_decay = 0.0  # moving average of parameters, used by evaluation; 0 = none
 
     config.train = ConfigDict()
-    config.train.steps = 0  # 0 = as many as epochs say
+    config.train.steps = 0  # 0 = given by epochs
     config.train.epochs = 3.0  # passes over the training data, if steps is 0
-    config.train.seed = 0  # of new parameters, order, dropout and routers' noise
-    config.train.on_nonfinite = 'stop'  # a loss or gradient that is not finite: stop; skip leaves that step out
-    config.train.max_nonfinite = 10  # so many skipped in a row stop the run
-    config.train.eval_every_steps = 100  # and after the last step, as are the next two
-    config.train.log_every_steps = 10  # rows of metrics.jsonl
-    config.train.checkpoint_every_steps = 100  # what an interruption loses at most
-    config.train.keep_checkpoints = 1  # the newest
+    config.train.seed = 0  # seed of all random draws
+    config.train.on_nonfinite = 'stop'  # loss or gradient that is not finite: stop, skip
+    config.train.max_nonfinite = 10  # skipped steps in a row that stop the run
+    config.train.eval_every_steps = 100  # evaluation; this and the next two also come after the last step
+    config.train.log_every_steps = 10  # train rows of metrics.jsonl
+    config.train.checkpoint_every_steps = 100  # most steps that an interruption loses
+    config.train.keep_checkpoints = 1  # latest checkpoints that are kept
 
-    config.parallel = 'pmap'  # pmap, shard_map
-    config.debug = False  # stop where a NaN is made, and name the operation and the line of the model
+    config.parallel = 'pmap'  # step on several devices: pmap, shard_map
+    config.debug = False  # stop at the operation that makes a NaN
     return config

@@ -1,4 +1,4 @@
-"""The fully dynamic network to configs/imagenet_mobilenet_v2_pad.py.
+"""Fully dynamic counterpart of configs/imagenet_mobilenet_v2_pad.py.
 
     python train.py --config=configs/imagenet_mobilenet_v2_dynamic.py --workdir=runs/mobilenet_dynamic \
         --config.data.path=FOLDER

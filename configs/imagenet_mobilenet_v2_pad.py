@@ -1,9 +1,9 @@
-"""MobileNetV2 in the place of configs/imagenet_resnet50_pad.py's network.
+"""Partially dynamic MobileNetV2 on ImageNet, trained like configs/imagenet_resnet50_pad.py.
 
     python train.py --config=configs/imagenet_mobilenet_v2_pad.py --workdir=runs/mobilenet --config.data.path=FOLDER
 
---config.model.width_multiplier=0.5 is a narrower one. Written for one accelerator with 80 GB, or several whose number
-divides the batch of 256. Its accuracy has not been measured here.
+Add --config.model.width_multiplier=0.5 for half the width. Written for one accelerator with 80 GB, or several whose
+number divides the batch of 256. Its accuracy has not been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The static network to configs/imagenet_mobilenet_v2_pad.py.
+"""Static counterpart of configs/imagenet_mobilenet_v2_pad.py.
 
     python train.py --config=configs/imagenet_mobilenet_v2_static.py --workdir=runs/mobilenet_static \
         --config.data.path=FOLDER

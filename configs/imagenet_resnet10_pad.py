@@ -1,4 +1,4 @@
-"""ResNet-10 in the place of configs/imagenet_resnet50_pad.py's network.
+"""Partially dynamic ResNet-10 on ImageNet, trained like configs/imagenet_resnet50_pad.py.
 
     python train.py --config=configs/imagenet_resnet10_pad.py --workdir=runs/resnet10 --config.data.path=FOLDER
 

@@ -1,4 +1,4 @@
-"""The static network to configs/imagenet_resnet10_pad.py.
+"""Static counterpart of configs/imagenet_resnet10_pad.py.
 
     python train.py --config=configs/imagenet_resnet10_static.py --workdir=runs/resnet10_static \
         --config.data.path=FOLDER

@@ -1,4 +1,4 @@
-"""ResNet-18 in the place of configs/imagenet_resnet50_pad.py's network.
+"""Partially dynamic ResNet-18 on ImageNet, trained like configs/imagenet_resnet50_pad.py.
 
     python train.py --config=configs/imagenet_resnet18_pad.py --workdir=runs/resnet18 --config.data.path=FOLDER
 

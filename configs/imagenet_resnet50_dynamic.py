@@ -1,4 +1,4 @@
-"""The fully dynamic network to configs/imagenet_resnet50_pad.py.
+"""Fully dynamic counterpart of configs/imagenet_resnet50_pad.py.
 
     python train.py --config=configs/imagenet_resnet50_dynamic.py --workdir=runs/resnet50_dynamic \
         --config.data.path=FOLDER

@@ -1,11 +1,11 @@
-"""A partially dynamic ResNet-50 at 224², κ = 0.3, on ImageNet, from TFDS or in the usual folders.
+"""Partially dynamic ResNet-50 on ImageNet at 224², κ = 0.3. Reads TFDS or folders of classes.
 
     python train.py --config=configs/imagenet_resnet50_pad.py --workdir=runs/resnet50 --config.data.path=FOLDER
 
-Written for one accelerator with 80 GB, or several whose number divides the batch of 256; diffs of it for other hardware
-end in _gpu, _8gpu and _tpu_v4_32, and the learning rate goes with the batch: 0.1 · batch / 256. A moving average of the
-parameters is an option, --config.optim.ema_decay=0.9999. Neither the memory that this needs nor its accuracy has been
-measured here.
+Written for one accelerator with 80 GB, or several whose number divides the batch of 256. Configs for other hardware end
+in _gpu, _8gpu and _tpu_v4_32. The learning rate is proportional to the batch: 0.1 · batch / 256. Add
+--config.optim.ema_decay=0.9999 for a moving average of the parameters. Neither the memory that this needs nor its
+accuracy has been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""configs/imagenet_resnet50_pad.py for 8 GPUs: four times the batch, and four times the learning rate with it.
+"""configs/imagenet_resnet50_pad.py for 8 GPUs: four times the batch and the learning rate.
 
     python train.py --config=configs/imagenet_resnet50_pad_8gpu.py --workdir=runs/resnet50 --config.data.path=FOLDER
 
-Written for one host with 8 GPUs of 40 GB or more: 128 images on each, and on one of them in rounds of the partition.
-Neither the memory that this needs nor its accuracy has been measured here.
+Written for one host with 8 GPUs of at least 40 GB. Each trains on 128 images; one of them scores 128 images in rounds
+of the partition. Neither the memory that this needs nor its accuracy has been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""configs/imagenet_resnet50_pad.py for one GPU with 40 GB: half the batch, and half the learning rate with it.
+"""configs/imagenet_resnet50_pad.py for one GPU with 40 GB: half the batch and the learning rate.
 
     python train.py --config=configs/imagenet_resnet50_pad_gpu.py --workdir=runs/resnet50 --config.data.path=FOLDER
 
-Written for one GPU with 40 GB, 128 images on it, in training and in rounds of the partition. Neither the memory that
-this needs nor its accuracy has been measured here.
+Written for one GPU with 40 GB. It trains on 128 images and scores 128 images in rounds of the partition. Neither the
+memory that this needs nor its accuracy has been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""configs/imagenet_resnet50_pad.py from torchvision's weights: a third of the epochs and a tenth of the learning rate.
+"""configs/imagenet_resnet50_pad.py from torchvision's weights: a third of the epochs, a tenth of the learning rate.
 
     python train.py --config=configs/imagenet_resnet50_pad_pretrained.py --workdir=runs/resnet50_pretrained \
         --config.model.pretrained=FILE --config.data.path=FOLDER
 
-FILE holds safetensors. The kernels of a layer begin as copies of its weights, so the partition comes after an epoch,
-when they differ, and the mean of the kernels takes over. Written for one accelerator with 80 GB, or several whose
-number divides the batch of 256. Its accuracy has not been measured here.
+FILE is in the safetensors format. All kernels of a layer begin as copies of its weights. The partition therefore comes
+after one epoch, when the kernels differ, and static parameters start from their mean. Written for one accelerator with
+80 GB, or several whose number divides the batch of 256. Its accuracy has not been measured here.
 """
 
 from ml_collections import ConfigDict

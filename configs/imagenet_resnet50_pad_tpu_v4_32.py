@@ -1,12 +1,12 @@
-"""configs/imagenet_resnet50_pad.py for a TPU v4-32: eight times the batch and, with it, the learning rate.
+"""configs/imagenet_resnet50_pad.py for a TPU v4-32: eight times the batch and the learning rate.
 
-On each of the 4 hosts of the slice at once, as docs/pods.md shows:
+Start this command on each of the 4 hosts of the slice at once, as docs/pods.md shows:
 
     python train.py --config=configs/imagenet_resnet50_pad_tpu_v4_32.py --workdir=/shared/runs/resnet50 \
         --config.data.path=FOLDER --config.parallel=shard_map --coordinator=auto
 
-Written for its 16 chips of 32 GB: 128 images on each, and on one of every host in rounds of the partition. Neither the
-memory that this needs nor its accuracy has been measured here.
+Written for its 16 chips of 32 GB. Each trains on 128 images; one of every host scores 128 images in rounds of the
+partition. Neither the memory that this needs nor its accuracy has been measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Do inputs choose between kernels at all? A wider attention, and one that is sharp from the first step.
+"""Do inputs choose between kernels at all? Variants: a wider attention, and one that is sharp from the first step.
 
-python -m pad_jax sweep configs/ablations/attention.py --workdir=runs/attention --config.data.path=FOLDER
+    python -m pad_jax sweep configs/ablations/attention.py --workdir=runs/attention --config.data.path=FOLDER
 
-In a narrow network the base's attention has one to four hidden units, C / 16 of the layer's input channels, and it is
-heated for the first epochs.
+The attention of the base has one to four hidden units: 1/16 of the input channels of its layer. The base also starts
+at a high temperature, which falls in the first epochs.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Which positions should be dynamic? Every criterion but the base's, sensitivity; `random` is a choice without one.
+"""Which positions should be dynamic? Compares the criteria; the base uses sensitivity.
 
 python -m pad_jax sweep configs/ablations/criterion.py --workdir=runs/criterion --config.data.path=FOLDER
 """

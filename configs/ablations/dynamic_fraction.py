@@ -1,4 +1,4 @@
-"""How much of a network has to be dynamic? κ from 5 % of its positions to all of them; the base has 30 %.
+"""How much of a network must be dynamic? κ from 5 % to 100 % of the positions; the base has 30 %.
 
 python -m pad_jax sweep configs/ablations/dynamic_fraction.py --workdir=runs/dynamic_fraction --config.data.path=FOLDER
 """

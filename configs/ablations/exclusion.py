@@ -1,4 +1,4 @@
-"""Which layers have to be dynamic? Whole stages are kept dynamic or static, outside κ, which is of the others.
+"""Which layers must be dynamic? Whole stages stay dynamic or static, and κ applies to the others.
 
 python -m pad_jax sweep configs/ablations/exclusion.py --workdir=runs/exclusion --config.data.path=FOLDER
 """

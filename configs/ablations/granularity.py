@@ -1,4 +1,4 @@
-"""How fine has the choice to be? The base chooses elements of a kernel; coarser gates share one choice.
+"""How fine must the choice be? The base selects single elements; coarser gates share one choice.
 
 python -m pad_jax sweep configs/ablations/granularity.py --workdir=runs/granularity --config.data.path=FOLDER
 """

@@ -1,8 +1,8 @@
-"""Should a static parameter start from its own draw, as in the base, or from the mean of the kernels that it replaces?
+"""Should static parameters start from their own draw, as in the base, or from the mean of the kernels?
 
-Before training that is one draw or another; after 200 steps the mean is something learned.
+    python -m pad_jax sweep configs/ablations/handoff.py --workdir=runs/handoff --config.data.path=FOLDER
 
-python -m pad_jax sweep configs/ablations/handoff.py --workdir=runs/handoff --config.data.path=FOLDER
+Before training the mean is only another random draw. After 200 steps it is learned.
 """
 
 from ml_collections import ConfigDict

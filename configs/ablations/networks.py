@@ -1,8 +1,8 @@
-"""The paper's question: is a partially dynamic network, κ = 0.3 in the base, as good as a fully dynamic one?
+"""Is a partially dynamic network as good as a fully dynamic one? This is the question of the paper; base: κ = 0.3.
 
-Beside them a static one, other κ, and a partition drawn at random.
+    python -m pad_jax sweep configs/ablations/networks.py --workdir=runs/networks --config.data.path=FOLDER
 
-python -m pad_jax sweep configs/ablations/networks.py --workdir=runs/networks --config.data.path=FOLDER
+Further variants: the static network, other κ, and a random partition.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""The paper's question on texts: is half of a mixture of experts, κ = 0.5 in the base, as good as all of it?
+"""Is a partially dynamic mixture of experts as good as a fully dynamic one? Base: κ = 0.5, on texts.
 
-Beside them the dense network, and a partition drawn at random.
+    python -m pad_jax sweep configs/ablations/networks_glue.py --workdir=runs/networks_glue --config.data.path=FOLDER
 
-python -m pad_jax sweep configs/ablations/networks_glue.py --workdir=runs/networks_glue --config.data.path=FOLDER
+Further variants: the dense network and a random partition.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""How many experts does a dynamic layer need? The base has eight, of which each token has two.
+"""How many experts does a dynamic layer need? The base has eight, and each token uses two.
 
 python -m pad_jax sweep configs/ablations/num_experts.py --workdir=runs/num_experts --config.data.path=FOLDER
 """

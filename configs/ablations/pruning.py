@@ -1,9 +1,8 @@
-"""Does it help that the rest is static, or only that less is dynamic? The same networks, plainly pruned.
+"""Do static parameters help, or only fewer dynamic ones? Compares with pruned networks of the same κ.
 
-python -m pad_jax sweep configs/ablations/pruning.py --workdir=runs/pruning --config.data.path=FOLDER
+    python -m pad_jax sweep configs/ablations/pruning.py --workdir=runs/pruning --config.data.path=FOLDER
 
-What is not dynamic is then zero and no parameter; at the base's κ = 0.3, and beside the partially dynamic ones at 0.1
-and 0.5.
+In a pruned network, positions that are not dynamic are zero. κ is 0.3 as in the base, 0.1 and 0.5.
 """
 
 from ml_collections import ConfigDict

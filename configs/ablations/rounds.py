@@ -1,4 +1,4 @@
-"""Does it help to go to κ in rounds, each scored anew? All come before the first step; the base takes one.
+"""Do several rounds before training find a better partition? The base takes one.
 
 python -m pad_jax sweep configs/ablations/rounds.py --workdir=runs/rounds --config.data.path=FOLDER
 """

@@ -1,4 +1,4 @@
-"""Do the scale factors λd and λs of dynamic and static parts matter? The base has both.
+"""Do the scale factors λd and λs matter? The base has both.
 
 python -m pad_jax sweep configs/ablations/scales.py --workdir=runs/scales --config.data.path=FOLDER
 """

@@ -1,4 +1,4 @@
-"""By which fractions should four rounds go to κ? The base takes one round, so that it goes there in one shot.
+"""Which dynamic fractions should four rounds pass? The base reaches κ in one round.
 
 python -m pad_jax sweep configs/ablations/schedule.py --workdir=runs/schedule --config.data.path=FOLDER
 """

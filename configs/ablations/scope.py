@@ -1,4 +1,4 @@
-"""Do positions compete over the whole network, as in the base, or within their layer, which keeps its share?
+"""Should positions compete in the whole network, as in the base, or within their layer?
 
 python -m pad_jax sweep configs/ablations/scope.py --workdir=runs/scope --config.data.path=FOLDER
 """

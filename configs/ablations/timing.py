@@ -1,4 +1,4 @@
-"""When should the partition happen? In the base before the first of some 1,200 steps, here during training.
+"""When should the partition happen? In the base it comes before the first of about 1,200 steps.
 
 python -m pad_jax sweep configs/ablations/timing.py --workdir=runs/timing --config.data.path=FOLDER
 """

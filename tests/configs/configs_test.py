@@ -170,6 +170,18 @@ def test_an_ablation_is_the_diff_that_it_says(name):
     assert {key: new[key] for key in new if new[key] != old[key]} == expected
 
 
+@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py'])
+def test_a_base_config_has_the_help_of_every_key_as_its_comment(name):
+    comments = dict(
+        re.findall(r'^    config\.([\w.]+) = .*?  # (.*)$', (ROOT / 'configs' / name).read_text(), re.MULTILINE)
+    )
+    keys = keys_of(flatten(load(name)))
+    assert comments.keys() == keys.keys()
+    for key in keys.values():
+        choices = key.rule.words.removeprefix('one of ')
+        assert comments[key.name] in (key.help, f'{key.help}: {choices}'), key.name
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_says_its_own_command(name):
     text = ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text()))

@@ -1,14 +1,16 @@
 """Train a network: python train.py --config=FILE --workdir=DIR [--config.section.key=value ...]"""
 
+import argparse
 import sys
 
 from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
-from pad_jax.training.config import load_config
+from pad_jax.training.config import describe_keys, load_config
 from pad_jax.training.processes import add_flags, all_or_none, join
 
 
 def main() -> None:
-    parser = Parser(prog='train.py', description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog='train.py', description=__doc__, epilog=describe_keys(), formatter_class=raw)
     parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     parser.add_argument(
         '--workdir', required=True, help='run directory; if it contains checkpoints, training resumes from the latest'

@@ -74,9 +74,9 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument('--out', type=Path, required=True, help='directory to write')
     parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
+    exit_on_sigterm()
     try:
-        with exit_on_sigterm():
-            exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
+        exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
     except NotVerified as error:
         sys.exit(f'error: {error}')
     table = make_table(f'Export of {flags.workdir}', ['figure'], ['export', 'fully dynamic', 'ratio'])

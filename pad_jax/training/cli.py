@@ -1,15 +1,15 @@
 """Shared by the commands: flags, config overrides, signals and exit statuses."""
 
 import argparse
-import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.partition import PartitionError
@@ -118,11 +118,8 @@ class StopSignals:
 
     def stop_after(self, step: int) -> bool:
         """Return True if the run must end now that `step` steps are done. Call after every step."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.received = signal.SIGTERM
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
         return self.received is not None
 
     def _record(self, number, frame):
@@ -134,19 +131,11 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Raise SystemExit(143) in the `with` block on SIGTERM, so that half-written files are cleaned up.
-
-    A second SIGTERM ends the process at once. For the main thread.
-    """
+def exit_on_sigterm() -> None:
+    """Raise SystemExit(143) on SIGTERM, so that half-written files are cleaned up; a second one ends the process."""
 
     def leave(number, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    signal.signal(signal.SIGTERM, leave)

@@ -193,6 +193,13 @@ def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
     return {key.name: key for key in KEYS if models in key.models}
 
 
+def describe_keys() -> str:
+    """List all keys with their help and their rules, a line each."""
+    return '\n'.join(
+        f'--config.{key.name} ({key.models.replace(" ", ", ")}): {key.help}; {key.rule.words}' for key in KEYS
+    )
+
+
 def free_keys() -> set[str]:
     """Return the names of the keys that a resumed run may change."""
     return {key.name for key in KEYS if key.is_free}

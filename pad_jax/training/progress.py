@@ -18,7 +18,6 @@ _SHORT_NAMES = {
     'eval_validation_matched/accuracy': 'eval m',
     'eval_validation_mismatched/accuracy': 'mm',
 }
-_MIN_BAR, _MAX_BAR = 8, 30
 
 
 class Progress:
@@ -146,12 +145,9 @@ class StepProgress(Progress):
                 values += ' …'
                 break
             values += shown
-        parts = [(done, 'progress.download'), (pace, 'progress.remaining'), values]
-        room = min(width - cell_len(self.label + done + pace + values) - 1, _MAX_BAR)
-        if room >= _MIN_BAR:
-            full = room * self._step // self.total
-            parts[:0] = [' ', ('━' * full, 'bar.complete'), ('━' * (room - full), 'bar.back')]
-        text = Text.assemble(self.label, *parts, no_wrap=True)
+        text = Text.assemble(
+            self.label, (done, 'progress.download'), (pace, 'progress.remaining'), values, no_wrap=True
+        )
         text.truncate(width, overflow='ellipsis')
         return text
 

@@ -43,13 +43,6 @@ def test_what_matters_fits_on_a_terminal(on_terminal, capsys, width, label):
         assert text in shown
 
 
-def test_a_bar_takes_the_room_that_is_left(on_terminal):
-    assert '━' * 8 in on_terminal(80, **VALUES).line().plain
-    assert '━' * 30 in on_terminal(160, **VALUES).line().plain
-    assert '━' * 31 not in on_terminal(160, **VALUES).line().plain
-    assert '━' not in on_terminal(60, **VALUES).line().plain
-
-
 def test_a_narrow_terminal_cuts_the_values_and_not_the_time_left(on_terminal):
     assert on_terminal(45, **VALUES).line().plain == 'train 120/361 0:08 left 30.0/s loss 0.123 …'
     assert on_terminal(40, **VALUES).line().plain == 'train 120/361 0:08 left 30.0/s …'

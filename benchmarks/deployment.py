@@ -34,7 +34,7 @@ from pad_jax.layers import list_plans
 from pad_jax.models import MODELS, STEMS
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training.config import load_config
-from pad_jax.training.forms import to_trained_form
+from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_run_optimizer, make_task
 from pad_jax.training.state import TrainState, init_state
 
@@ -119,7 +119,7 @@ def make_network(config) -> Held:
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
     counts = report_counts(count_layers({**abstract_variables(model, inputs), 'partition': state.masks}))
     masked = state.variables
-    state = to_trained_form(state, rounds=1, compact=True)
+    state = to_trained_storage(state, rounds=1, compact=True)
     return Held(config, masked, state.variables, counts, count_state_bytes(state))
 
 

@@ -40,7 +40,7 @@ from pad_jax.layers import CONVS
 from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
 from pad_jax.partition import count_layers
 from pad_jax.training.config import load_config
-from pad_jax.training.forms import to_trained_form
+from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
@@ -198,7 +198,7 @@ def prepare_step(config, batch_size: int) -> Step:
     state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
     thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
-    state = to_trained_form(state, rounds=1, compact=config.partition.compact)
+    state = to_trained_storage(state, rounds=1, compact=config.partition.compact)
     step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)
     return keep_state(step, state, make_batch(config, batch_size))
 

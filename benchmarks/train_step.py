@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _timing import time_interleaved
 
 from pad_jax.training.config import load_config
-from pad_jax.training.forms import to_trained_form
+from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import Lengths, make_inputs, make_model, make_run_optimizer, make_task, make_temperature
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
@@ -73,7 +73,7 @@ def prepare_step(config_name: str, changes: list[str], options: argparse.Namespa
     state = init_state(model, optimizer, make_inputs(config), seed=0)
     halve = lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(halve, state.masks), round=jnp.int32(1))
-    state = to_trained_form(state, rounds=1, compact=False)
+    state = to_trained_storage(state, rounds=1, compact=False)
     temperature = make_temperature(config, lengths)
     arguments = {'task': make_task(config), 'model': model, 'optimizer': optimizer, 'temperature': temperature}
     step = jax.jit(functools.partial(train_step, **arguments), donate_argnums=0)

@@ -31,7 +31,7 @@ def count(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate the latest checkpoint of a run."""
-    from pad_jax.training.evaluation import evaluate_workdir
+    from pad_jax.training.evaluate import evaluate_workdir
 
     epilog = (
         'If the data has moved, name its new place with --config.data.path=PATH. It must have the classes that the run '

@@ -23,7 +23,7 @@ from pad_jax.errors import BadInput, quote
 from pad_jax.files import check_vacant, fill_folder
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training.config import is_partial, is_text
-from pad_jax.training.restoring import RestoredRun, restore_run
+from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import abstract_variables, make_inputs, plan_layers
 from pad_jax.training.workdir import find_tokenizer
 
@@ -192,7 +192,7 @@ def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dic
         'model': {name: value for name, value in config.model.items() if name not in _FILES},
         'partition': {'granularity': config.partition.granularity if is_partial(config) else None, **counts},
         'step': int(run.replicas.fetch(run.state).step),
-        'temperature': network.temperature,
+        'temperature': network.temperature or 1.0,
         'dtype': 'float32',
         'platforms': list(PLATFORMS),
         'versions': {'pad_jax': pad_jax.__version__, 'jax': jax.__version__},

@@ -35,8 +35,8 @@ from pad_jax.reports.variation import (
     measure_values,
     sum_routing,
 )
-from pad_jax.training.forms import to_masked_form
-from pad_jax.training.restoring import RestoredRun
+from pad_jax.training.evaluate import RestoredRun
+from pad_jax.training.rounds import to_masked_storage
 from pad_jax.training.setup import (
     make_inputs,
     make_model,
@@ -86,7 +86,7 @@ class LayerMeasures:
 
 def locate_run(run: RestoredRun) -> list[Location]:
     """Where the dynamic positions of a run's newest checkpoint lie; [] where none are static."""
-    state = to_masked_form(run.replicas.fetch(run.state))
+    state = to_masked_storage(run.replicas.fetch(run.state))
     return locate_masks(jax.device_get(state.masks), state.params)
 
 
@@ -105,7 +105,7 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
 
 def measure_run(run: RestoredRun, batches: Iterable[Batch]) -> dict[str, LayerMeasures]:
     """The dynamic layers of a run's newest checkpoint, by name."""
-    state = to_masked_form(run.replicas.fetch(run.state))
+    state = to_masked_storage(run.replicas.fetch(run.state))
     return _measure(run, batches, state.averaged_variables, state.step, train=False)
 
 
@@ -132,7 +132,7 @@ def _measure(run, batches, variables, step, train):
         variables,
         batches=batches,
         scales=run.config.partition.scales,
-        temperature=temperature(step),
+        temperature=temperature(step) if temperature else None,
         train=train,
     )
 
@@ -154,7 +154,7 @@ def measure_network(
     *,
     batches: Iterable[Batch],
     scales: str,
-    temperature: jax.Array | float = 1.0,
+    temperature: jax.Array | float | None = None,
     train: bool = False,
 ) -> dict[str, LayerMeasures]:
     """Every dynamic layer by name, in the order of the params.

@@ -18,7 +18,7 @@ from pad_jax.reports.plots import plot_partition, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
 from pad_jax.training.config import read_workdir_config
-from pad_jax.training.restoring import restore_run
+from pad_jax.training.evaluate import restore_run
 from pad_jax.training.setup import abstract_variables, account_network, make_example, make_inputs, make_model
 
 Measures = Mapping[str, LayerMeasures]

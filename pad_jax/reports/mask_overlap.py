@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pad_jax.partition import FLAX, group_size, leaf_names, positions_of
-from pad_jax.training.restoring import read_stored
+from pad_jax.training.evaluate import read_stored
 
 
 class LayerMask(NamedTuple):

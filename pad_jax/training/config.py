@@ -26,8 +26,8 @@ from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_si
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions, round_steps
 from pad_jax.pretrained import find_layout
 from pad_jax.training.devices import PARALLEL
-from pad_jax.training.finiteness import ON_NONFINITE
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
+from pad_jax.training.steps import ON_NONFINITE
 
 MAX_STEPS = 2**31 - 1
 """Steps are counted in int32."""

@@ -13,7 +13,7 @@ from pad_jax.data.text_source import EncodedTexts, encode_examples
 from pad_jax.data.text_tables import check_fields
 from pad_jax.errors import BadInput
 from pad_jax.training.config import is_text, read_workdir_config
-from pad_jax.training.restoring import RestoredRun, restore_run
+from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import open_pieces, split_columns
 from pad_jax.training.workdir import read_data
 

@@ -182,9 +182,9 @@ def check_lengths(config: ml_collections.ConfigDict, lengths: Lengths, num_train
         raise BadInput('; '.join(problems))
 
 
-def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
-    """Make the attention temperature as a function of the step: constant 1 for texts."""
-    return make_temperature_schedule(config.train.get('temperature', 1.0), lengths.temperature)
+def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule | None:
+    """Make the attention temperature as a function of the step; None for texts, whose networks take none."""
+    return None if is_text(config) else make_temperature_schedule(config.train.temperature, lengths.temperature)
 
 
 def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:

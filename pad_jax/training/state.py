@@ -1,4 +1,4 @@
-"""What a run carries from step to step; all of it is in a checkpoint."""
+"""The state that a run carries from step to step; all of it is in a checkpoint."""
 
 import functools
 from typing import Any
@@ -10,21 +10,24 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+Inputs = tuple[jax.ShapeDtypeStruct, ...]
+"""Shapes of the arguments that a network is initialised with."""
+
 
 @struct.dataclass
 class Faults:
-    """Steps that made a loss, a gradient or a parameter that is not finite, and so were left out.
+    """Counts of steps whose loss, gradient or running statistics were not finite.
 
     Attributes:
-      skipped: int32, how many so far.
-      in_a_row: int32, how many of them the last steps were.
-      place: int32, of the last of them: the first thing that was not finite, in the order of `finiteness.name_checked`.
-      others: int32, of the last of them: how many things besides.
+      skipped: int32, number of such steps so far.
+      in_a_row: int32, number of such steps at the end.
+      first: int32, index into `steps.name_checked` of the first entry that was not finite, at the last such step.
+      others: int32, number of further entries at the last such step.
     """
 
     skipped: jax.Array
     in_a_row: jax.Array
-    place: jax.Array
+    first: jax.Array
     others: jax.Array
 
     @classmethod
@@ -39,17 +42,16 @@ class TrainState:
     Attributes:
       step: int32, optimizer steps done.
       params: parameters.
-      masks: the collection `partition`: bool masks, {} where no layer is partially dynamic. Not in the optimizer
+      masks: the collection `partition`: bool masks, {} if no layer is partially dynamic. They are not in the optimizer
         state, so no gradient, momentum or decay reaches them.
-      columns: the collection `dynamic_columns`: which columns depend on the input, {} where masks alone say it. Follows
-        from the masks, and its shapes from their values, so it is in no checkpoint.
-      packed: of a compact state, which has no masks: the collection `packed`. Not in a checkpoint either: see
-        `training.forms`.
+      columns: the collection `dynamic_columns`: which columns depend on the input, {} where masks decide. It follows
+        from the masks, and its shapes from their values, so no checkpoint holds it.
+      packed: of a compact state, which has no masks: the collection `packed`. No checkpoint holds it either.
       batch_stats: running statistics of the norms.
       optimizer_state: of optax.
-      key: typed key of the run; whatever is random folds the step in.
+      key: typed key of the run; random numbers of a step come from this key with the step folded in.
       round: int32, rounds of the partition done.
-      average: of `averaging`: the collections `params` and `batch_stats`, {} where none is kept.
+      average: the collections `params` and `batch_stats`, averaged by `update_average`; {} if no average is kept.
       faults: of the steps done.
     """
 
@@ -67,28 +69,24 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections of the Flax module."""
+        """Collections of the Flax module."""
         collections = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
         derived = {'dynamic_columns': self.columns, 'packed': self.packed}
         return collections | {name: found for name, found in derived.items() if found}
 
     @property
     def averaged_variables(self) -> dict[str, Any]:
-        """The collections that the network is evaluated and handed on with: the average's where one is kept."""
+        """Collections to evaluate and to export: the average where one is kept."""
         return {**self.variables, **self.average}
-
-
-Inputs = tuple[jax.ShapeDtypeStruct, ...]
 
 
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, seed: int, averaged: bool = False
 ) -> TrainState:
-    """The state before the first step; depends on the arguments alone.
+    """Make the state before the first step; it depends on the arguments only.
 
     Args:
-      inputs: shapes of what the model is called with, of `setup.make_inputs`.
-      seed: in [0, 2**32), of parameters and everything else that is random in training.
+      seed: in [0, 2**32), of parameters and of all random numbers in training.
       averaged: keep an average.
     """
     # uint32: as an int a seed from 2**31 on would overflow.
@@ -98,13 +96,13 @@ def init_state(
 def abstract_state(
     model: nn.Module, optimizer: optax.GradientTransformation, inputs: Inputs, averaged: bool = False
 ) -> TrainState:
-    """Shapes and dtypes of `init_state`, as jax.ShapeDtypeStructs; nothing is computed."""
+    """Shapes and dtypes of `init_state` as jax.ShapeDtypeStructs; nothing is computed."""
     return jax.eval_shape(lambda: _init_state(model, optimizer, inputs, 0, averaged))
 
 
 @functools.lru_cache
 def _compile_init(backend: str):
-    # It runs once, and on CPU optimising the many random draws would take longer than a short training.
+    # It runs once; on CPU, optimising its many random draws would take longer than a short training.
     options = {'xla_backend_optimization_level': 0} if backend == 'cpu' else None
     return jax.jit(_init_state, static_argnums=(0, 1, 2, 4), compiler_options=options)
 

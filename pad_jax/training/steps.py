@@ -1,24 +1,35 @@
-"""The steps of training and evaluation: pure functions, written once for one replica.
+"""Steps of training and evaluation: pure functions, written once for one replica.
 
-Axis letters: B the replica's examples, A microbatches, O outputs.
-
-With `axis_name` they run inside pmap or shard_map over that axis and average over it; without, on their own. A batch
-is a dict of what the task's network is called with and of `label` [B], in evaluation with `weight` float32[B].
+With `axis_name` they run inside pmap or shard_map over that axis and average over it; without, they stand by
+themselves. A batch is a dict with the inputs of the task's network and `label` [B], in evaluation also `weight`
+float32[B]. Here B counts the examples of one replica.
 """
 
 import functools
+import sysconfig
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
 from pad_jax.partition import FLAX, Problem, sown_routing
-from pad_jax.training.finiteness import accept_finite, check_finite
-from pad_jax.training.mixup import PARTNER, draw_share, mix_neighbours
 from pad_jax.training.optimizer import update_average
-from pad_jax.training.state import TrainState
+from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.tasks import Task, summarize_routers
+
+PyTree = Any
+ON_NONFINITE = ('stop', 'skip')
+PARTNER = 'partner_label'
+# Fields of the state that a step learns, and that a step which is not finite leaves unchanged.
+LEARNED = ('params', 'batch_stats', 'optimizer_state', 'average')
+# Folded into a step's key for mixup: a number that no replica has.
+_MIXUP_STREAM = 2**32 - 1
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ('purelib', 'platlib', 'stdlib')})
 
 
 def train_step(
@@ -28,7 +39,7 @@ def train_step(
     task: Task,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    temperature: optax.Schedule,
+    temperature: optax.Schedule | None = None,
     accumulate_steps: int = 1,
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
@@ -36,24 +47,24 @@ def train_step(
     most_nonfinite: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step, which changes nothing but the counts where what it makes is not finite.
+    """Take one optimizer step; if its results are not finite, only the counts of the state change.
 
     Args:
-      temperature: attention temperature as a function of the step, from `setup.make_temperature`.
-      model: with `axis_name` of its own, its norms and routers take their statistics over all replicas.
-      accumulate_steps: A, microbatches that the replica's examples are split into; their gradients are averaged, so
-        memory falls and the step stays the same but for batch statistics and the balance of routers. Divides B.
+      model: if it has an `axis_name`, its norms and routers take their statistics over all replicas.
+      temperature: attention temperature over steps, None for a network that takes none.
+      accumulate_steps: A, number of microbatches that the replica's examples are split into; divides B. Their gradients
+        are averaged, so memory falls. Only batch statistics and the balance of routers differ from one large step.
       label_smoothing: see `Task.losses`.
-      mixup: α of `mixup`, 0 for none; else B is even.
-      ema_decay: in [0, 1), of the state's average; 0 where it keeps none.
+      mixup: α of mixup (arXiv:1710.09412), 0 = none; otherwise B is even.
+      ema_decay: in [0, 1), of the state's average; 0 if the state keeps none.
       most_nonfinite: see `accept_finite`.
 
     Returns:
-      (new state, metrics): loss (the task's, on smoothed and mixed labels, without that of routers), gradient_norm, and
-      as far as there are such: accuracy in [0, 1], temperature, and what `summarize_routers` says.
+      (new state, metrics). `loss` is that of the task on smoothed and mixed labels, without the loss of routers. Others
+      are `gradient_norm` and, where they exist, `accuracy` in [0, 1], `temperature` and those of `summarize_routers`.
     """
-    current = temperature(state.step)
-    # Drawn anew for each step, replica and microbatch; what is mixed, for each step alone.
+    current = temperature(state.step) if temperature else None
+    # Random numbers differ between steps, replicas and microbatches; those of mixup only between steps.
     step_key = jax.random.fold_in(state.key, state.step)
     if mixup:
         share = draw_share(step_key, mixup)
@@ -78,22 +89,21 @@ def train_step(
         means = {name: jnp.mean(values) for name, values in found.items()}
         return means['loss'] + router_loss, (updates.get('batch_stats', batch_stats), {**means, **reported})
 
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
     def add_microbatch(carry, microbatch):
         gradients, batch_stats, sums = carry
         number, batch = microbatch
-        (_, (batch_stats, values)), new_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, batch_stats, batch, jax.random.fold_in(step_key, number)
-        )
+        key = jax.random.fold_in(step_key, number)
+        (_, (batch_stats, values)), new_gradients = differentiate(state.params, batch_stats, batch, key)
         gradients, sums = jax.tree.map(jnp.add, (gradients, sums), (new_gradients, values))
         return (gradients, batch_stats, sums), None
 
     if accumulate_steps == 1:
-        (_, (batch_stats, values)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch, step_key
-        )
+        (_, (batch_stats, values)), gradients = differentiate(state.params, state.batch_stats, batch, step_key)
     else:
-        # Every A-th example, not B / A in a row: so a microbatch of all replicas together, and with it the statistics
-        # of norms that are synchronised, doesn't depend on the number of replicas.
+        # Every A-th example, not B / A in a row: a microbatch of all replicas together then does not depend on their
+        # number. Neither do the statistics of synchronised norms.
         microbatches = jax.tree.map(
             lambda leaf: leaf.reshape(-1, accumulate_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
@@ -108,7 +118,7 @@ def train_step(
     if axis_name is not None:
         gradients, batch_stats, values = jax.lax.pmean((gradients, batch_stats, values), axis_name)
     metrics = {**values, 'gradient_norm': optax.tree.norm(gradients)}
-    if task.heated:
+    if temperature:
         metrics['temperature'] = jnp.asarray(current, jnp.float32)
 
     def learn():
@@ -117,7 +127,7 @@ def train_step(
         average = update_average(state.average, learned, state.step + 1, ema_decay) if ema_decay else state.average
         return {**learned, 'optimizer_state': optimizer_state, 'average': average}
 
-    # Of means over all replicas, so they decide alike.
+    # These are means over all replicas, so all replicas decide alike.
     is_finite = check_finite(values['loss'], gradients, batch_stats)
     return accept_finite(state, learn, is_finite, most_nonfinite), metrics
 
@@ -128,20 +138,20 @@ def eval_step(
     *,
     task: Task,
     model: nn.Module,
-    temperature: optax.Schedule,
+    temperature: optax.Schedule | None = None,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 count in none of them.
+    """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 do not count.
 
-    The temperature is that of the state's step, as the network was trained with it. Where the state keeps an average,
-    that takes the place of its parameters and of its batch statistics. A task that collects also gets the `outputs`
-    [B, O] of all replicas' examples, in the order of the batch.
+    The temperature is that of the state's step, which the network was trained with. If the state keeps an average, it
+    replaces parameters and batch statistics. A task that collects also gets
+    the `outputs` [B, O] of all replicas in the order of the batch, O for an example.
     """
-    current = temperature(state.step)
+    current = temperature(state.step) if temperature else None
     outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)
     weight = batch['weight']
     values = {'loss': task.losses(outputs, batch['label']), **task.hits(outputs, batch['label'])}
-    # Not a product: rows that only fill up a batch may have any loss.
+    # where, not a product: padding rows may have any loss.
     sums = {name: jnp.sum(jnp.where(weight > 0, found * weight, 0)) for name, found in values.items()}
     sums['weight'] = jnp.sum(weight)
     if axis_name is not None:
@@ -153,12 +163,12 @@ def eval_step(
 
 @functools.lru_cache
 def make_problem(task: Task, model: nn.Module, scales: str) -> Problem:
-    """The network as the partition sees it; equal arguments give the same object, so its jitted functions are shared.
+    """Present the network to the partition; equal arguments give the same object, so its jitted functions are shared.
 
-    A scoring batch holds, for a task that is heated, the scalar `temperature` besides what the network reads. Norms
-    take the statistics of that batch and don't store them: a network that has not been trained has no running
-    statistics worth using. (SynFlow's output goes through fresh ones, mean 0 and variance 1, which leave a positive
-    network positive.) Nothing is dropped out, and routers add no noise or loss.
+    For a network that takes a temperature, a scoring batch also holds the scalar `temperature`. Norms use the
+    statistics of that batch and do not store them: an untrained network has no useful running statistics. (SynFlow's
+    output uses fresh ones, mean 0 and variance 1, which keep a positive network positive.) Dropout is off, and routers
+    add no noise and no loss.
     """
 
     def apply(params, gates, batch, train):
@@ -179,3 +189,120 @@ def make_problem(task: Task, model: nn.Module, scales: str) -> Problem:
         return sown_routing(updates['intermediates'], gates)
 
     return Problem(loss, FLAX[scales], output, routing)
+
+
+def draw_share(step_key: jax.Array, concentration: float) -> jax.Array:
+    """Draw a step's share λ ~ Beta(α, α) for mixup, equal on all replicas if their `step_key` is."""
+    return jax.random.beta(jax.random.fold_in(step_key, _MIXUP_STREAM), concentration, concentration)
+
+
+def mix_neighbours(batch, share: jax.Array | float):
+    """Mix each image with its neighbour: the first with the second, the third with the fourth.
+
+    The order of examples is random already, so neighbours will do. The mix then depends on batch and step only, not on
+    the number of devices.
+
+    Args:
+      batch: `image` float[B, ...] and `label` [B]; B is even.
+      share: λ, weight of the image itself.
+
+    Returns:
+      The batch with mixed images, and the labels of the partners as `partner_label` [B].
+
+    >>> batch = {'image': jax.numpy.array([[0.0], [8.0]]), 'label': jax.numpy.array([1, 2])}
+    >>> mixed = mix_neighbours(batch, 0.75)
+    >>> mixed['image'].tolist(), mixed['partner_label'].tolist()
+    ([[2.0], [6.0]], [2, 1])
+    """
+
+    def swap(rows):
+        return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+    image, label = batch['image'], batch['label']
+    return {**batch, 'image': share * image + (1 - share) * swap(image), PARTNER: swap(label)}
+
+
+def check_finite(loss: jax.Array, gradients: PyTree, batch_stats: PyTree) -> jax.Array:
+    """Check the loss, each gradient, and the running statistics together: bool, one entry a check, True = finite.
+
+    A gradient counts by its squared norm, which is computed anyway; a norm beyond float32 is not finite either. Updates
+    are not checked, because that would take another pass over all parameters: see `find_nonfinite`.
+
+    >>> check_finite(jnp.float32(1), {'a': jnp.ones(2), 'b': jnp.array([1, jnp.inf])}, {}).tolist()
+    [True, True, False, True]
+    """
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)]
+    statistics = [jnp.ravel(leaf) for leaf in jax.tree.leaves(batch_stats)]
+    kept = jnp.all(jnp.isfinite(jnp.concatenate(statistics))) if statistics else jnp.bool_(True)
+    return jnp.stack([jnp.isfinite(loss), *map(jnp.isfinite, squares), kept])
+
+
+def name_checked(params: PyTree) -> list[str]:
+    """Name the entries of `check_finite`.
+
+    >>> name_checked({'a': 1})
+    ['the loss', 'the gradient of a', 'a running statistic']
+    """
+    return ['the loss', *(f'the gradient of {path}' for path in _paths(params)), 'a running statistic']
+
+
+def accept_finite(
+    state: TrainState, learn: Callable[[], dict[str, PyTree]], is_finite: jax.Array, most_in_a_row: int
+) -> TrainState:
+    """Return the state after a step; if anything is not finite, only its counts change.
+
+    After `most_in_a_row` such steps the state does not change any more. A host that looks later finds it as it was.
+
+    Args:
+      learn: returns the new values of the fields `LEARNED`. A branch, not a choice between two finished states: that
+        would read and write all parameters once more.
+      is_finite: of `check_finite`, equal on all replicas.
+      most_in_a_row: at least 1.
+    """
+    faults, is_sound = state.faults, jnp.all(is_finite)
+    runs = faults.in_a_row < most_in_a_row
+    fails = runs & ~is_sound
+    counted = Faults(
+        skipped=faults.skipped + fails,
+        in_a_row=jnp.where(runs & is_sound, 0, faults.in_a_row + fails),
+        first=jnp.where(fails, jnp.argmin(is_finite).astype(jnp.int32), faults.first),
+        others=jnp.where(fails, jnp.sum(~is_finite, dtype=jnp.int32) - 1, faults.others),
+    )
+    before = {name: getattr(state, name) for name in LEARNED}
+    learned = jax.lax.cond(runs & is_sound, learn, lambda: before)
+    return state.replace(step=state.step + runs, faults=counted, **learned)
+
+
+def find_nonfinite(state: TrainState) -> str | None:
+    """Path of the first parameter, running statistic or optimizer value that is not finite, of a state on the host.
+
+    >>> ones = np.ones(2, np.float32)
+    >>> state = TrainState(0, {'a': ones, 'b': {'c': ones / 0}}, {}, {}, (), None, 0)
+    >>> find_nonfinite(state)
+    'params/b/c'
+    """
+    learned = {name: getattr(state, name) for name in LEARNED}
+    is_sound = [bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(learned)]
+    return None if all(is_sound) else _paths(learned)[is_sound.index(False)]
+
+
+def _paths(tree: PyTree) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def find_nan(function: Callable, *arguments) -> str | None:
+    """Name the first operation of `function(*arguments)` that makes a NaN, and its line; None without one.
+
+    Args:
+      function: of pytrees of arrays, without a mapped axis and not compiled.
+    """
+    with jax.debug_nans(True):
+        try:
+            function(*arguments)
+        except FloatingPointError as error:
+            # For an operation of the backward pass, the cause has the line of the forward pass that it comes from.
+            source = error.__cause__ if getattr(error.__cause__, '__traceback__', None) else error
+            frames = traceback.extract_tb(source.__traceback__)
+            frame = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)][-1]
+            return f'{error}, in {frame.name} ({frame.filename}, line {frame.lineno})'
+    return None

@@ -1,7 +1,4 @@
-"""What a network is asked, and what its answers are worth: where the steps on images and on texts differ.
-
-Axis letters: B examples, O outputs.
-"""
+"""Tasks: how a batch goes through a network and how its outputs are judged, for images and for texts."""
 
 import dataclasses
 from typing import Any
@@ -11,37 +8,36 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from pad_jax.training.state import Inputs
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How a batch goes through a network; a value, so that it can be a static argument.
+    """A hashable value, so that it can be a static argument of a step.
 
     Attributes:
       inputs: keys of a batch that the network is called with, in order.
-      heated: whether it takes a temperature as well.
-      regression: labels are numbers, float32[B], and the network has one output; else classes, int32[B].
-      scored_in_training_mode: whether the partition scores it with `train=True`. A norm's running statistics say
-        nothing before training, so batch statistics are to be used; dropout and a router's noise are not.
-      collects: whether evaluation needs the outputs of all examples, for metrics that are no mean over them.
+      regression: labels are numbers, float32[B], and the network has one output; otherwise classes, int32[B].
+      scored_in_training_mode: if the partition scores with `train=True`. Norms need batch statistics before training,
+        while dropout and a router's noise would only disturb.
+      collects: if evaluation needs the outputs of all examples, for metrics that are not means over them.
     """
 
     inputs: tuple[str, ...]
-    heated: bool = False
     regression: bool = False
     scored_in_training_mode: bool = False
     collects: bool = False
 
     def apply(self, model: nn.Module, variables, batch, temperature=None, *, train: bool, **options):
-        """model.apply on the batch; `temperature` is read where `heated`."""
+        """Apply the model to the batch, with a temperature if one is given."""
         inputs = [batch[name] for name in self.inputs]
-        heat = [temperature] if self.heated else []
-        return model.apply(variables, *inputs, *heat, train=train, **options)
+        inputs += [] if temperature is None else [temperature]
+        return model.apply(variables, *inputs, train=train, **options)
 
     def losses(self, outputs: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-        """float32[B]: cross entropy in nats, or squared error.
+        """Loss of each example, float32[B]: cross entropy in nats, or squared error.
 
-        With `smoothing` in [0, 1), which numbers have no use for, that share of a label is spread over all classes
-        (Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7).
+        `smoothing` in [0, 1) spreads that share of a class label over all classes (arXiv:1512.00567, section 7).
         """
         if self.regression:
             return jnp.square(outputs[:, 0] - labels)
@@ -51,31 +47,31 @@ class Task:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
     def hits(self, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """`accuracy` of each example, bool[B]; nothing for numbers."""
+        """`accuracy` of each example, bool[B]; {} for regression."""
         return {} if self.regression else {'accuracy': outputs.argmax(-1) == labels}
 
 
-IMAGES = Task(('image',), heated=True, scored_in_training_mode=True)
+IMAGES = Task(('image',), scored_in_training_mode=True)
 TEXTS = Task(('tokens', 'segments', 'valid'), collects=True)
 
 
-def image_inputs(image_shape) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What a network of images is initialised with."""
+def image_inputs(image_shape) -> Inputs:
+    """Shapes that a network of images is initialised with."""
     return (jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),)
 
 
-def text_inputs(length: int = 8) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What a network of texts is initialised with; no parameter depends on the length."""
+def text_inputs(length: int = 8) -> Inputs:
+    """Shapes that a network of texts is initialised with; its parameters do not depend on the length."""
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     return tokens, tokens, jax.ShapeDtypeStruct((1, length), bool)
 
 
 def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What the mixtures of a network report, in one: (loss to be added, values to log).
+    """Summarise the reports of a network's mixtures: (loss to be added, values to log).
 
-    The losses are summed; `load_cv`, `router_entropy` and the share of each expert, `load_0` and so
-    on, are means over the mixtures. `load_cv_max` is that of the worst: a mean would hide an expert that is dead in one
-    of many. Nothing for a network without any.
+    Losses are summed. `load_cv`, `router_entropy` and the share of each expert, `load_0` and so on, are means over the
+    mixtures. `load_cv_max` is that of the worst mixture: a mean would hide a single dead expert.
+    Without mixtures the result is (0, {}).
     """
     rows = [row for row in aux.values() if row]
     if not rows:

@@ -15,14 +15,9 @@ from pad_jax.errors import BadInput, check_together
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals
 from pad_jax.training.config import flatten, is_partial
-from pad_jax.training.debugging import find_nan
 from pad_jax.training.devices import AXIS, Replicas
-from pad_jax.training.evaluation import evaluate_state
-from pad_jax.training.finiteness import find_nonfinite, name_checked
-from pad_jax.training.forms import masked_params, to_masked_form, to_trained_form
+from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.lock import WorkdirLock
-from pad_jax.training.mixtures import compare_experts
-from pad_jax.training.partitioning import partition_state, plan_rounds, summarize_partition
 from pad_jax.training.processes import (
     AgreedStop,
     all_or_none,
@@ -33,6 +28,14 @@ from pad_jax.training.processes import (
     is_first,
 )
 from pad_jax.training.progress import StepProgress
+from pad_jax.training.rounds import (
+    compare_experts,
+    partition_state,
+    plan_rounds,
+    summarize_partition,
+    to_masked_storage,
+    to_trained_storage,
+)
 from pad_jax.training.setup import (
     Lengths,
     abstract_variables,
@@ -50,7 +53,7 @@ from pad_jax.training.setup import (
     start_from_pretrained,
 )
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
-from pad_jax.training.steps import eval_step, make_problem, train_step
+from pad_jax.training.steps import eval_step, find_nan, find_nonfinite, make_problem, name_checked, train_step
 from pad_jax.training.workdir import (
     DataRecord,
     MetricWriter,
@@ -170,7 +173,7 @@ class _Run:
         self.eval_step = replicas.map_step(
             eval_step, donate=False, task=self.task, model=self.model, temperature=temperature
         )
-        self.temperature = temperature if self.task.heated else None
+        self.temperature = temperature
         self.rate = make_rate(config, lengths)
         self.rounds = _plan_rounds(config)
         self.inputs = make_inputs(config)
@@ -189,7 +192,7 @@ class _Run:
         for line in said:
             self.progress.say(line)
         self.partition = self._summarize_partition(state)
-        self.state = replicas.place_state(self._to_trained_form(state))
+        self.state = replicas.place_state(self._to_trained_storage(state))
 
     def _begin(self, optimizer) -> tuple[TrainState, list[str]]:
         """The state of the newest checkpoint or before the first step, and what to say of it."""
@@ -311,7 +314,7 @@ class _Run:
         state = self.replicas.fetch(self.state)
         failed, in_a_row, skipped = int(state.step), int(state.faults.in_a_row), int(state.faults.skipped)
         finite = failed - in_a_row
-        what = f'{name_checked(state.params)[int(state.faults.place)]} is not finite'
+        what = f'{name_checked(state.params)[int(state.faults.first)]} is not finite'
         if others := int(state.faults.others):
             what += f' (nor are {others} more numbers or tensors)'
         if in_a_row > 1:
@@ -348,7 +351,7 @@ class _Run:
             # Not the whole state: the optimizer's part of it is the largest.
             state = self.state
             learned = self.replicas.fetch((state.averaged_variables['params'], state.masks, state.packed))
-            values |= compare_experts(*masked_params(*learned), self.config.partition.scales)
+            values |= compare_experts(*learned, self.config.partition.scales)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
@@ -362,7 +365,7 @@ class _Run:
         if broken := find_nonfinite(state):
             raise AgreedStop(f'after step {int(state.step)} {broken} is not finite; {self._describe_kept()}')
         self.writer.sync()
-        self.checkpoints.save(to_masked_form(state))
+        self.checkpoints.save(to_masked_storage(state))
 
     def _partition_if_due(self, step: int) -> None:
         """The rounds that come after `step` steps: the host decides, so the train step holds no condition."""
@@ -372,7 +375,7 @@ class _Run:
         self._check_finite()
         partition = self.config.partition
         with self.progress.paused(step, self.state):
-            state = to_masked_form(self.replicas.fetch(self.state))
+            state = to_masked_storage(self.replicas.fetch(self.state))
             for fraction in due:
                 state, values = partition_state(
                     state,
@@ -394,10 +397,10 @@ class _Run:
                 )
             state = self.replicas.share(state)
             self.partition = self._summarize_partition(state)
-            self.state = self.replicas.place_state(self._to_trained_form(state))
+            self.state = self.replicas.place_state(self._to_trained_storage(state))
 
-    def _to_trained_form(self, state: TrainState) -> TrainState:
-        return to_trained_form(state, len(self.rounds), self.config.partition.compact)
+    def _to_trained_storage(self, state: TrainState) -> TrainState:
+        return to_trained_storage(state, len(self.rounds), self.config.partition.compact)
 
     def _summarize_partition(self, state: TrainState) -> dict[str, Any]:
         shapes = abstract_variables(self.model, self.inputs)

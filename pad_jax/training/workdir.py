@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pad_jax.data import DataSpec, ImageSource, TextSource, TextSpec, shorten
+from pad_jax.data import DataSpec, Source, shorten
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.files import parse_json, read_json, read_plain
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
@@ -45,7 +45,7 @@ class DataRecord:
     num_eval: int
 
     @classmethod
-    def of(cls, spec: DataSpec | TextSpec) -> 'DataRecord':
+    def of(cls, spec: DataSpec) -> 'DataRecord':
         return cls(tuple(spec.class_names), spec.num_train, spec.num_eval)
 
     def differences(self, other: 'DataRecord') -> list[str]:
@@ -140,7 +140,7 @@ def check_folder(folder: Path, to_write: bool) -> None:
         raise BadInput(f'{folder} cannot be {"written" if to_write else "read"}: no permission')
 
 
-def check_data(workdir: Path, spec: DataSpec | TextSpec) -> None:
+def check_data(workdir: Path, spec: DataSpec) -> None:
     """Refuse to resume the run in workdir on other data. Its folder may have moved.
 
     Raises:
@@ -219,11 +219,11 @@ def find_tokenizer(workdir: Path) -> Path | None:
     return path
 
 
-def write_identity(workdir: Path, config, source: ImageSource | TextSource) -> None:
+def write_identity(workdir: Path, config, source: Source) -> None:
     """Write data.json, for texts tokenizer.json, and last config.json: where it exists, the others do too."""
     write_json(workdir / 'data.json', dataclasses.asdict(DataRecord.of(source.spec)))
-    if isinstance(source, TextSource):
-        write_json(workdir / TOKENIZER, source.pieces.describe())
+    for name, content in source.run_files.items():
+        write_json(workdir / name, content)
     write_json(workdir / 'config.json', config.to_dict())
 
 

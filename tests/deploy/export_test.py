@@ -19,7 +19,7 @@ from pad_jax.deploy.manifest import MANIFEST, NETWORK, WEIGHTS
 from pad_jax.deploy.network import Network, shrink_network
 from pad_jax.errors import BadInput
 from pad_jax.training.config import read_workdir_config
-from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.trainer import train
 from tests.deploy.drawing import draw_variables

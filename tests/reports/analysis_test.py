@@ -12,7 +12,7 @@ from pad_jax.reports import inspection
 from pad_jax.reports.analysis import measure_network, measure_run, read_held_out
 from pad_jax.reports.analysis_plots import plot_measures
 from pad_jax.reports.locations import locate_mask
-from pad_jax.training.restoring import restore_run
+from pad_jax.training.evaluate import restore_run
 from pad_jax.training.setup import make_inputs, make_model, make_task
 from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, small_config

@@ -8,7 +8,7 @@ from pad_jax.errors import BadInput
 from pad_jax.models import MODELS
 from pad_jax.reports.inspection import inspect_workdir
 from pad_jax.reports.tables import format_count
-from pad_jax.training.partitioning import summarize_partition
+from pad_jax.training.rounds import summarize_partition
 from pad_jax.training.setup import abstract_variables, make_inputs, make_model
 from tests.reports.comparison_test import cells
 from tests.training.tiny import ONE_BLOCK, small_config

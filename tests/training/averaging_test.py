@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.optimizer import follow_handoff, make_optimizer, make_temperature_schedule, update_average
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state

@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.training.debugging import find_nan
 from pad_jax.training.devices import PARALLEL, Replicas
-from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
+from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.state import init_state
-from pad_jax.training.steps import train_step
+from pad_jax.training.steps import find_nan, train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 
 BATCH = {'image': np.ones((4, 8, 8, 1), np.float32), 'label': np.zeros(4, np.int32)}
 
 
 class Root(nn.Module):
-    """Finite on the way forward; on the way back the infinite slope of a root at zero is multiplied by 0."""
+    """Finite forward; backward, the infinite slope of a root at zero is multiplied by 0."""
 
     @nn.compact
-    def __call__(self, images, temperature=1.0, train=False):
+    def __call__(self, images, train=False):
         x = nn.Dense(10, kernel_init=nn.initializers.zeros)(images.mean(axis=(1, 2)))
         return 0 * jnp.sqrt(x), {}  # the line
 
@@ -29,39 +28,36 @@ def line_of(text):
     return next(number for number, line in enumerate(open(__file__), start=1) if text in line)
 
 
-def test_a_nan_of_the_way_back_has_a_line_of_the_model():
+def test_a_nan_of_the_backward_pass_has_a_line_of_the_model():
     optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, 5)
-    static = {'task': IMAGES, 'model': Root(), 'optimizer': optimizer, 'temperature': make_temperature_schedule(1.0, 1)}
     state = init_state(Root(), optimizer, image_inputs((8, 8, 1)), 0)
-    found = find_nan(functools.partial(train_step, **static), state, BATCH)
-    assert (
-        found == f'mul of infinities in Root.__call__ ({__file__}, line {line_of("# the line")}), transpose(jvp(Root))'
-    )
+    found = find_nan(functools.partial(train_step, task=IMAGES, model=Root(), optimizer=optimizer), state, BATCH)
+    line = line_of('# the line')
+    assert found == f'invalid value (nan) encountered in mul, in __call__ ({__file__}, line {line})'
 
 
 @pytest.mark.parametrize(
-    ('function', 'argument', 'says'),
+    ('function', 'argument', 'operation'),
     [
-        (lambda x: jnp.log(x - 2), 1.0, 'log in '),
-        (lambda x: jax.jit(lambda y: jnp.sqrt(y) + 1)(-x), 1.0, 'sqrt in '),  # within what is only called
-        (lambda x: jax.nn.relu(x) / (x - x), 0.0, 'div in '),
-        (lambda x: jax.lax.scan(lambda carry, _: (jnp.log(carry), None), x, length=3)[0], 1.0, 'scan in '),
-        (lambda x: jax.checkpoint(lambda y: jnp.exp(y) - jnp.exp(2 * y))(x), 1e3, 'sub of infinities in '),
+        (lambda x: jnp.log(x - 2), 1.0, 'log'),
+        (lambda x: jax.jit(lambda y: jnp.sqrt(y) + 1)(-x), 1.0, 'sqrt'),  # within a compiled function
+        (lambda x: jax.nn.relu(x) / (x - x), 0.0, 'div'),
+        (lambda x: jax.lax.scan(lambda carry, _: (jnp.log(carry), None), x, length=3)[0], 1.0, 'scan'),
     ],
 )
-def test_the_first_operation_that_makes_one_is_named(function, argument, says):
+def test_the_first_operation_that_makes_one_is_named(function, argument, operation):
     found = find_nan(function, jnp.float32(argument))
-    assert found.startswith(says) and '<lambda>' in found and __file__ in found
+    assert f'encountered in {operation}, in <lambda> ({__file__}, line ' in found
 
 
-def test_what_makes_none_is_not_blamed():
-    assert find_nan(lambda x: x + 1, jnp.float32(jnp.nan)) is None
+def test_finite_numbers_are_not_blamed():
+    assert find_nan(lambda x: x + 1, jnp.float32(1)) is None
     assert find_nan(lambda x, key: x * jax.random.uniform(key), jnp.float32(1), jax.random.key(0)) is None
 
 
-@pytest.mark.parametrize('form', PARALLEL)
-def test_under_nan_checks_the_state_before_the_step_is_still_there(form):
-    replicas = Replicas(form, jax.local_devices()[:2])
+@pytest.mark.parametrize('strategy', PARALLEL)
+def test_under_nan_checks_the_state_before_the_step_is_still_there(strategy):
+    replicas = Replicas(strategy, jax.local_devices()[:2])
     step = replicas.map_step(lambda state, batch, axis_name: (state - batch.sum(), {}), donate=True)
     state, batch = replicas.place_state(jnp.float32(np.inf)), replicas.place_batch(np.full(2, np.inf, np.float32))
     with jax.debug_nans(True), pytest.raises(FloatingPointError):

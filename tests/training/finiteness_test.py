@@ -13,10 +13,9 @@ from pad_jax.errors import Stopped
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.devices import Replicas
-from pad_jax.training.finiteness import LEARNED, accept_finite, check_finite, name_checked
 from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.state import Faults, init_state
-from pad_jax.training.steps import train_step
+from pad_jax.training.steps import LEARNED, accept_finite, check_finite, name_checked, train_step
 from pad_jax.training.tasks import IMAGES, image_inputs
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
@@ -89,7 +88,7 @@ def test_a_bad_step_changes_nothing_and_those_after_it_neither(form, count, star
     # The step that failed is counted; after it nothing is, whatever comes.
     assert [int(state.step) for state in found] == [1, 2, 2, 2]
     assert [int(state.faults.skipped) for state in found] == [0, 1, 1, 1]
-    assert name_checked(start.params)[int(found[-1].faults.place)] == 'the loss'
+    assert name_checked(start.params)[int(found[-1].faults.first)] == 'the loss'
 
 
 def test_bad_steps_are_skipped_up_to_so_many_in_a_row(start):
@@ -125,8 +124,8 @@ def test_what_else_was_not_finite_is_counted(start):
     is_finite = jnp.array([True, False, True, False, False])
     learned = {name: getattr(start, name) for name in LEARNED}
     faults = accept_finite(start, lambda: learned, is_finite, 1).faults
-    assert (int(faults.place), int(faults.others)) == (1, 2)
-    assert start.faults == Faults.none() or int(start.faults.place) == 0
+    assert (int(faults.first), int(faults.others)) == (1, 2)
+    assert start.faults == Faults.none() or int(start.faults.first) == 0
 
 
 @contextlib.contextmanager

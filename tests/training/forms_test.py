@@ -7,8 +7,8 @@ import pytest
 from pad_jax.models import MODELS
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training import trainer
-from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.forms import to_masked_form, to_trained_form
+from pad_jax.training.evaluate import evaluate_workdir
+from pad_jax.training.rounds import to_masked_storage, to_trained_storage
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
@@ -39,18 +39,18 @@ def partitioned_state(config):
 
 
 def zero_the_dead(state):
-    return to_masked_form(to_trained_form(state, 1, compact=True))
+    return to_masked_storage(to_trained_storage(state, 1, compact=True))
 
 
 @pytest.mark.parametrize('granularity', GRANULARITIES)
 def test_masked_and_compact_are_inverse_but_for_what_is_dead(granularity):
     config = small_config(partition__granularity=granularity, optim__name='adamw', optim__ema_decay=0.9)
     state, _ = partitioned_state(config)
-    compact = to_trained_form(state, 1, compact=True)
-    back = to_masked_form(compact)
+    compact = to_trained_storage(state, 1, compact=True)
+    back = to_masked_storage(compact)
     assert compact.masks == {} == back.packed and compact.packed
     assert jax.tree.structure(back) == jax.tree.structure(state)
-    again = to_masked_form(to_trained_form(back, 1, compact=True))
+    again = to_masked_storage(to_trained_storage(back, 1, compact=True))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(again.params), jax.tree.leaves(back.params))
     jax.tree.map(np.testing.assert_array_equal, again.masks, state.masks)
 
@@ -61,7 +61,7 @@ def test_what_is_trained_is_what_is_alive():
     state, _ = partitioned_state(config)
     shapes = abstract_variables(make_model(config), make_inputs(config))
     alive = report_counts(count_layers({**shapes, 'partition': state.masks}))['parameters']
-    compact = to_trained_form(state, 1, compact=True)
+    compact = to_trained_storage(state, 1, compact=True)
     for tree in (compact.params, compact.average['params'], optax.tree.get(compact.optimizer_state, 'mu')):
         assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == alive
 
@@ -72,8 +72,8 @@ def test_a_step_is_the_same_in_all_forms():
     state = zero_the_dead(state)
     batch = {'image': jax.random.normal(jax.random.key(1), (8, 8, 8, 1)), 'label': jnp.arange(8)}
     step = jax.jit(lambda state: train_step(state, batch, **arguments))
-    found = [step(form) for form in (state, to_trained_form(state, 1, False), to_trained_form(state, 1, True))]
-    (masked, values), *others = [(zero_the_dead(to_masked_form(new)), metrics) for new, metrics in found]
+    found = [step(form) for form in (state, to_trained_storage(state, 1, False), to_trained_storage(state, 1, True))]
+    (masked, values), *others = [(zero_the_dead(to_masked_storage(new)), metrics) for new, metrics in found]
     for other, other_values in others:
         for one, another in zip(jax.tree.leaves(masked.params), jax.tree.leaves(other.params), strict=True):
             np.testing.assert_allclose(one, another, atol=2e-6)
@@ -83,8 +83,8 @@ def test_a_step_is_the_same_in_all_forms():
 
 def test_before_the_last_round_nothing_is_compact():
     state, _ = partitioned_state(small_config(partition__granularity='output'))
-    assert to_trained_form(state, rounds=2, compact=True).packed == {}
-    assert to_trained_form(state.replace(round=jnp.int32(0)), rounds=1, compact=True).columns == {}
+    assert to_trained_storage(state, rounds=2, compact=True).packed == {}
+    assert to_trained_storage(state.replace(round=jnp.int32(0)), rounds=1, compact=True).columns == {}
 
 
 COMPACT = {**IN_ROUNDS, 'partition__compact': True, 'partition__granularity': 'output', 'train__steps': 8}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pad_jax.training import trainer
-from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.data.photos import CLASSES, truncate, write_folders

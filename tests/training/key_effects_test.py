@@ -20,8 +20,7 @@ from pad_jax.layers import CONVS
 from pad_jax.models import MODELS
 from pad_jax.training import trainer
 from pad_jax.training.config import keys_of, load_config
-from pad_jax.training.forms import to_trained_form
-from pad_jax.training.partitioning import partition_state
+from pad_jax.training.rounds import partition_state, to_trained_storage
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -96,7 +95,7 @@ def stored_sizes(config):
     model, optimizer = make_model(config), make_run_optimizer(config, lengths(config))
     state = init_state(model, optimizer, make_inputs(config), config.train.seed)
     thin = jax.tree.map(lambda mask: mask & (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), state.masks)
-    state = to_trained_form(state.replace(masks=thin, round=jnp.int32(1)), 1, config.partition.compact)
+    state = to_trained_storage(state.replace(masks=thin, round=jnp.int32(1)), 1, config.partition.compact)
     return [leaf.size for leaf in jax.tree.leaves(state)]
 
 

@@ -7,11 +7,10 @@ import pytest
 
 from pad_jax.errors import BadInput
 from pad_jax.training.devices import Replicas
-from pad_jax.training.mixup import draw_share, mix_neighbours
 from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import open_source
 from pad_jax.training.state import init_state
-from pad_jax.training.steps import eval_step, train_step
+from pad_jax.training.steps import draw_share, eval_step, mix_neighbours, train_step
 from pad_jax.training.tasks import IMAGES, Task, image_inputs
 from pad_jax.training.trainer import train
 from tests.layers.compiling import QUICK, jit_quickly

@@ -12,7 +12,7 @@ import scipy.stats
 
 from pad_jax.data.text_tables import open_table
 from pad_jax.training import prediction
-from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from tests.data.glue_miniatures import rows
 from tests.training.fixtures import run_command

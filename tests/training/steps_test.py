@@ -8,7 +8,7 @@ import pytest
 
 from pad_jax.errors import BadInput
 from pad_jax.training.devices import Replicas
-from pad_jax.training.evaluation import evaluate_state
+from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
@@ -170,7 +170,7 @@ def test_evaluation_without_a_single_example_that_can_be_read():
     unread = types.SimpleNamespace(batch_size=2, num_eval_listed=3, eval_batches=lambda rows: [bad, bad])
     model, replicas = NormFree(), Replicas('pmap', one_device())
     mapped = replicas.map_step(eval_step, donate=False, model=model, **STATIC)
-    with pytest.raises(BadInput, match=r'^not one of the 3 images to evaluate on can be read$'):
+    with pytest.raises(BadInput, match=r'^not one of the 3 examples to evaluate on can be read$'):
         evaluate_state(mapped, replicas.place_state(start(model)), unread, replicas, 'skip')
 
 

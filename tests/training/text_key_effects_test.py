@@ -10,7 +10,7 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
 from pad_jax.training.config import keys_of
-from pad_jax.training.partitioning import partition_state
+from pad_jax.training.rounds import partition_state
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from pad_jax.training import trainer
-from pad_jax.training.evaluation import evaluate_workdir
-from pad_jax.training.forms import to_trained_form
-from pad_jax.training.partitioning import partition_state
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.prediction import predict_file
 from pad_jax.training.progress import StepProgress
+from pad_jax.training.rounds import partition_state, to_trained_storage
 from pad_jax.training.setup import (
     Lengths,
     make_exclusions,
@@ -147,11 +146,11 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
     seen = []
 
     def index(state, rounds, compact):
-        found = to_trained_form(state, rounds, compact)
+        found = to_trained_storage(state, rounds, compact)
         seen.append((int(state.step), jax.tree.map(len, found.columns)))
         return found
 
-    monkeypatch.setattr(trainer, 'to_trained_form', index)
+    monkeypatch.setattr(trainer, 'to_trained_storage', index)
     train(config, tmp_path / 'straight', devices=one_device())
     state = load_state(tmp_path / 'straight', config)
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)

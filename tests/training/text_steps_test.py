@@ -9,7 +9,7 @@ import pytest
 
 from pad_jax.pretrained import load_pretrained
 from pad_jax.training.devices import AXIS, Replicas
-from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
+from pad_jax.training.optimizer import make_optimizer
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
@@ -19,7 +19,6 @@ from tests.training.tiny_texts import REGRESSION, small_text_config
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
-HEAT = {'temperature': make_temperature_schedule(1.0, 0)}
 STEPS = 2
 
 
@@ -38,7 +37,7 @@ def start(config):
 def train_on(config, state, form='pmap', num_devices=1, accumulate_steps=1):
     """(final state, metrics of each step, sums of an evaluation)."""
     replicas, source = Replicas(form, jax.local_devices()[:num_devices]), open_source(config)
-    static = {'task': make_task(config), **HEAT}
+    static = {'task': make_task(config)}
     parts = {'optimizer': sgd(), 'accumulate_steps': accumulate_steps}
     step = replicas.map_step(train_step, donate=True, model=make_model(config, AXIS), **parts, **static)
     evaluate = replicas.map_step(eval_step, donate=False, model=make_model(config), **static)
@@ -116,7 +115,7 @@ def test_one_device_equals_eight_in_regression(texts):
 
 
 def compile_step(config, model):
-    return jax.jit(functools.partial(train_step, task=make_task(config), model=model, optimizer=sgd(), **HEAT))
+    return jax.jit(functools.partial(train_step, task=make_task(config), model=model, optimizer=sgd()))
 
 
 def test_dropout_and_noise_are_drawn_anew_for_each_step_and_part(texts):

@@ -14,7 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.devices import PARALLEL
-from pad_jax.training.evaluation import evaluate_workdir
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import (
     make_inputs,
     make_model,

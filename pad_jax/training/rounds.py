@@ -1,0 +1,194 @@
+"""Rounds of the partition within a run, and the two storages of a state.
+
+A checkpoint holds the masked storage: full parameters plus masks, with dead entries zero, which compress away. It does
+not depend on settings, and rounds need it, because they score the gates of all positions. After a round the host turns
+it into the storage that is trained. That is compact if the config asks for it and no round is left. Otherwise it is
+full parameters plus the indices of dynamic columns.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pad_jax.data import Source
+from pad_jax.layers import index_dynamic_columns, measure_similarity
+from pad_jax.partition import (
+    Exclusions,
+    Problem,
+    as_gates,
+    compact_params,
+    count_dynamic,
+    count_layers,
+    count_positions,
+    expand_params,
+    pack_masks,
+    partition_round,
+    positions_of,
+    report_counts,
+    round_fractions,
+    round_steps,
+    unpack_masks,
+)
+from pad_jax.training.optimizer import follow_handoff
+from pad_jax.training.state import TrainState
+
+PyTree = Any
+
+
+def plan_rounds(
+    *, dynamic_fraction: float, rounds: int, schedule: str, start_step: int, every_steps: int
+) -> list[tuple[int, float]]:
+    """Plan the rounds of a run: (steps done before it, dynamic fraction after it) of each.
+
+    >>> plan_rounds(dynamic_fraction=0.25, rounds=2, schedule='exponential', start_step=10, every_steps=5)
+    [(10, 0.5), (15, 0.25)]
+    """
+    fractions = round_fractions(dynamic_fraction, rounds, schedule)
+    return list(zip(round_steps(start_step, every_steps, rounds), fractions, strict=True))
+
+
+def partition_state(
+    state: TrainState,
+    dynamic_fraction: float,
+    *,
+    problem: Problem,
+    source: Source,
+    temperature: optax.Schedule | None,
+    batches: int,
+    batch_size: int,
+    criterion: str,
+    scope: str,
+    handoff: str,
+    exclusions: Exclusions,
+) -> tuple[TrainState, dict[str, float]]:
+    """Run the next round on a masked state that lives on one device.
+
+    Only that device computes, over the same examples by the same program however many devices train. So the masks do
+    not depend on the number of devices: sums over devices would round differently.
+
+    Args:
+      dynamic_fraction: κ to reach.
+      problem: of `steps.make_problem`.
+      source: its scoring batches are a pure function of its seed and the round.
+      temperature: attention temperature over steps, None for a network that takes none.
+      batches, batch_size: number of scoring batches, and of examples in each.
+
+    Returns:
+      (new state, values to log): round, dynamic_fraction, and the mean loss over the scoring batches right before and
+      right after the round.
+    """
+    done = int(state.round)
+    scoring = [source.scoring_batch(done * batches + number, batch_size) for number in range(batches)]
+    if temperature:
+        current = jnp.asarray(temperature(state.step), jnp.float32)
+        scoring = [{**batch, 'temperature': current} for batch in scoring]
+    masks, params = partition_round(
+        problem,
+        state.params,
+        state.masks,
+        scoring,
+        dynamic_fraction,
+        criterion=criterion,
+        scope=scope,
+        handoff=handoff,
+        exclusions=exclusions,
+        key=jax.random.fold_in(state.key, done),
+    )
+    positions = positions_of(problem.layout, params, masks)
+    values = {
+        'round': done + 1,
+        'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions),
+        'loss_before': _mean_loss(problem, state.params, state.masks, scoring),
+        'loss_after': _mean_loss(problem, params, masks, scoring),
+    }
+    average = state.average
+    if average:
+        average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
+    return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
+
+
+def _mean_loss(problem: Problem, params, masks, batches) -> float:
+    return sum(float(_loss(problem, params, masks, batch)) for batch in batches) / len(batches)
+
+
+@jax.jit(static_argnums=0)
+def _loss(problem, params, masks, batch):
+    return problem.loss(params, as_gates(masks), batch)
+
+
+def summarize_partition(
+    shapes: Mapping[str, Any], masks, granularity: str, rounds_done: int, rounds: int
+) -> dict[str, Any]:
+    """Contents of partition.json: every dynamic layer, the totals, and the rounds done.
+
+    Args:
+      shapes: of `setup.abstract_variables`.
+      masks: their values.
+      granularity: of the masks; 'none' if no layer is partially dynamic.
+    """
+    layers = count_layers({**shapes, 'partition': jax.device_get(masks)})
+    return {
+        'layers': [
+            {'name': layer.name, 'granularity': granularity, **report_counts([layer])}
+            for layer in layers
+            if layer.num_factors
+        ],
+        'totals': report_counts(layers),
+        'rounds_done': rounds_done,
+        'rounds': rounds,
+    }
+
+
+def compare_experts(params: PyTree, masks: PyTree, packed: PyTree, scales: str) -> dict[str, float]:
+    """`expert_similarity`: mean over mixtures of the mean cosine between their experts; {} without mixtures."""
+    if packed:
+        params, masks = expand_params(params, packed), unpack_masks(packed, params)
+    found = _measure_similarity(params, masks, scales=scales)
+    return {'expert_similarity': float(jnp.mean(jnp.stack(list(found.values()))))} if found else {}
+
+
+_measure_similarity = jax.jit(measure_similarity, static_argnames='scales')
+
+
+def to_trained_storage(state: TrainState, rounds: int, compact: bool) -> TrainState:
+    """Turn a masked state into the storage that steps run on; they compile again for its shapes.
+
+    Args:
+      rounds: of the whole run.
+      compact: drop dead entries after the last round.
+    """
+    done = int(state.round)
+    if not state.masks or not done:
+        return state
+    if not compact or done < rounds:
+        return state.replace(columns=index_dynamic_columns(state.masks))
+    masks = jax.device_get(state.masks)
+    return _map_params(state, lambda params: compact_params(params, masks)).replace(masks={}, packed=pack_masks(masks))
+
+
+def to_masked_storage(state: TrainState) -> TrainState:
+    """Invert `to_trained_storage`; dropped entries come back as zeros."""
+    if not state.packed:
+        return state.replace(columns={})
+    masks = unpack_masks(state.packed, state.params)
+    expanded = _map_params(state, lambda params: expand_params(params, state.packed))
+    return expanded.replace(masks=masks, packed={})
+
+
+def _map_params(state: TrainState, change) -> TrainState:
+    """Change everything with an entry for each parameter: momentum and averages too."""
+    structure = jax.tree.structure(state.params)
+
+    def is_like_params(tree):
+        return jax.tree.structure(tree) == structure
+
+    def change_all(tree):
+        return jax.tree.map(
+            lambda found: change(found) if is_like_params(found) else found, tree, is_leaf=is_like_params
+        )
+
+    changed = {name: change_all(getattr(state, name)) for name in ('params', 'optimizer_state', 'average')}
+    return state.replace(**jax.tree.map(jnp.asarray, changed))

@@ -1,23 +1,22 @@
 """Execution of a mixture of experts: plans that bring tokens to their experts, all with the same numbers.
 
-A plan is a layout, made by `arrange`: it copies tokens into rows, each of which belongs to one expert. The shape of
-the rows is private to the plan. So one matrix and a feed-forward network of an expert use the same four methods:
+A plan is a layout, made by `arrange`. It copies tokens into rows, each of which belongs to one expert. The shape of the
+rows is private to the plan, so a matrix and a whole network of an expert use the same methods:
 
-    spread(x [N, C], weighted=False) -> rows
-        Copy each token to all of its rows, times the routing weight if `weighted`.
+    spread(x [N, C]) -> rows
+        Copy each token to all of its rows.
     multiply(rows, weights [E, C, F], transposed=False, spread=False, combine=False) -> rows
         Multiply each row by the matrix of its expert; `transposed`: weights are [E, F, C]. With `spread` the input is
-        x [N, C] and is spread first, unweighted. With `combine` the product is combined, unweighted, to [N, F].
+        x [N, C], with `combine` the result is [N, F]: the rows are not all written out.
     take(vectors [E, F]) -> rows
         Read the vector of each row's expert.
-    combine(rows, weighted=True) -> [N, F]
-        Sum the rows of each token, times the routing weights if `weighted`; zero for a token without experts.
+    weigh(rows) -> rows
+        Multiply each row by its routing weight: once, between spread and combine.
+    combine(rows) -> [N, F]
+        Sum the rows of each token; zero for a token without experts.
 
-Arrays keep their dtype. Empty rows add nothing, as long as the operations between these calls map zero to zero. Exactly
-one of spread and combine is weighted. For linear experts this may be the side with fewer features. Everything is
-differentiable in reverse, to any order.
-
-A slot is one of the k choices of a token, M is the number of rows.
+Arrays keep their dtype. Empty rows add nothing, as long as the operations between these calls map zero to zero.
+Everything is differentiable in reverse, to any order. A slot is one of the k choices of a token, M the number of rows.
 """
 
 import dataclasses
@@ -67,23 +66,22 @@ class Dense:
     def arrange(cls, routing: Routing, num_experts: int) -> 'Dense':
         return cls(dense_gates(routing, num_experts))
 
-    def spread(self, x: jax.Array, weighted: bool = False) -> jax.Array:
-        rows = jnp.broadcast_to(x[None], (self.gates.shape[1], *x.shape))
-        return self._weigh(rows) if weighted else rows
+    def spread(self, x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[None], (self.gates.shape[1], *x.shape))
 
     def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
         rows = self.spread(rows) if spread else rows
         product = jnp.einsum('enc,efc->enf' if transposed else 'enc,ecf->enf', rows, weights)
-        return self.combine(product, weighted=False) if combine else product
+        return self.combine(product) if combine else product
 
     def take(self, vectors: jax.Array) -> jax.Array:
         return jnp.broadcast_to(vectors[:, None], (vectors.shape[0], self.gates.shape[0], vectors.shape[1]))
 
-    def combine(self, rows: jax.Array, weighted: bool = True) -> jax.Array:
-        return jnp.sum(self._weigh(rows) if weighted else rows, axis=0)
-
-    def _weigh(self, rows):
+    def weigh(self, rows: jax.Array) -> jax.Array:
         return rows * self.gates.T.astype(rows.dtype)[:, :, None]
+
+    def combine(self, rows: jax.Array) -> jax.Array:
+        return jnp.sum(rows, axis=0)
 
 
 @jax.tree_util.register_dataclass
@@ -127,14 +125,13 @@ class Ragged:
         slots = slots.at[rows.reshape(-1)].set(jnp.arange(num_slots, dtype=jnp.int32), mode='drop')
         return cls(experts, routing.weights, rows, slots, starts, counts)
 
-    def spread(self, x: jax.Array, weighted: bool = False) -> jax.Array:
-        rows = _spread(x, self.rows, self.slots)
-        return self._weigh(rows) if weighted else rows
+    def spread(self, x: jax.Array) -> jax.Array:
+        return _copy(x, self.rows, self.slots, True)
 
     def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
         rows = self.spread(rows) if spread else rows
         product = lax.ragged_dot(rows, jnp.swapaxes(weights, 1, 2) if transposed else weights, self.counts)
-        return self.combine(product, weighted=False) if combine else product
+        return self.combine(product) if combine else product
 
     def take(self, vectors: jax.Array) -> jax.Array:
         experts = jnp.take(self.experts.reshape(-1), self.slots, mode='fill', fill_value=vectors.shape[0])
@@ -142,12 +139,12 @@ class Ragged:
         # A product, because its gradient is one too; the gradient of an indexed read would be a scatter.
         return jnp.dot(chosen, vectors, precision=lax.Precision.HIGHEST)
 
-    def combine(self, rows: jax.Array, weighted: bool = True) -> jax.Array:
-        return _gather(self._weigh(rows) if weighted else rows, self.rows, self.slots)
-
-    def _weigh(self, rows):
+    def weigh(self, rows: jax.Array) -> jax.Array:
         weights = jnp.take(self.weights.reshape(-1), self.slots, mode='fill', fill_value=0)
         return rows * weights.astype(rows.dtype)[:, None]
+
+    def combine(self, rows: jax.Array) -> jax.Array:
+        return _copy(rows, self.rows, self.slots, False)
 
 
 @jax.tree_util.register_dataclass
@@ -159,10 +156,9 @@ class Blocks(Ragged):
     while they last, because a larger product is faster, then small blocks, which leave little padding. Shapes are
     static, trip counts are not, so tokens without experts cost nothing.
 
-    The gradient is written by hand. The gradient of each expert's matrix is summed in place, so no block needs a copy
-    of a matrix. The two products below are each other's gradients, so derivatives of any order exist. Tokens to be
-    spread are read block by block inside the loop: with many features, writing all rows out first would cost a good
-    part of the product.
+    The gradient is written by hand: the sum for each matrix stays in place, so no block needs a copy of a matrix. The
+    two products below are each other's gradients, so derivatives of any order exist. Tokens are spread inside the loop:
+    writing all rows out would cost a good part of the product.
     """
 
     alignment: ClassVar[int] = BLOCK_SIZES[-1]
@@ -200,10 +196,9 @@ MIXTURE_PLANS = ('auto', *PLANS)
 def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
     """Choose a fast plan from shapes only, at trace time.
 
-    The plan is `dense` if the number of tokens is symbolic, or if padding would cost the other plans as many rows.
+    The plan is `dense` for a symbolic number of tokens, and where padding would cost other plans as many rows.
     Otherwise it is `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot
-    computes every expert for every token, and on GPU it may. The choice on CPU is measured (docs/benchmarks.md), the
-    choice on accelerators is not.
+    computes every expert for every token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
 
     Args:
       num_tokens: N, or a symbolic dimension.
@@ -235,10 +230,6 @@ def rank_slots(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Arr
 
     Returns:
       (ranks int32[N, k], without meaning for tokens that are not valid; counts int32[E])
-
-    >>> ranks, counts = rank_slots(jnp.array([[0, 1], [1, 2], [3, 3]]), 3)
-    >>> ranks[:2].tolist(), counts.tolist()
-    ([[0, 0], [1, 0]], [1, 2, 1])
     """
     chosen = experts.reshape(-1, 1) == jnp.arange(num_experts)[None]
     passed = jnp.cumsum(chosen.astype(jnp.int32), axis=0)
@@ -253,17 +244,12 @@ def _read_tokens(x, slots, shape):
     return jnp.where((slots < num_tokens * num_selected)[:, None], tokens, 0)
 
 
-# Spreading tokens and gathering their rows are each other's transposes. With that as the gradient, both directions are
-# gathers; the derived gradient would be a scatter, which takes XLA on CPU many times as long.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _copy(values, rows, slots, spread):
+    """Spread tokens, [N, C] -> [M, C], or sum the rows of each token, [M, F] -> [N, F]."""
+    if spread:
+        return _read_tokens(values, slots, rows.shape)
 
-
-@jax.custom_vjp
-def _spread(x, rows, slots):
-    return _read_tokens(x, slots, rows.shape)
-
-
-@jax.custom_vjp
-def _gather(values, rows, slots):
     def read(row):
         taken = jnp.take(values, row, axis=0, mode='clip')
         return jnp.where((row < values.shape[0])[:, None], taken, 0)
@@ -271,13 +257,11 @@ def _gather(values, rows, slots):
     return functools.reduce(jnp.add, [read(rows[:, s]) for s in range(rows.shape[1])])
 
 
-_spread.defvjp(
-    lambda x, *where: (_spread(x, *where), where),
-    lambda where, d_values: (_gather(d_values, *where), None, None),
-)
-_gather.defvjp(
-    lambda values, *where: (_gather(values, *where), where),
-    lambda where, d_x: (_spread(d_x, *where), None, None),
+# Spreading and summing are each other's transposes. With that as the gradient, both directions are gathers; the derived
+# gradient would be a scatter, which takes XLA on CPU many times as long.
+_copy.defvjp(
+    lambda values, rows, slots, spread: (_copy(values, rows, slots, spread), (rows, slots)),
+    lambda spread, where, d_found: (_copy(d_found, *where, not spread), None, None),
 )
 
 
@@ -298,7 +282,7 @@ def _multiply(x, weights, layout, transposed, spread, combine):
     found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
     *_, found = vary_together(x, weights, layout.slots, found)
     found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
-    return layout.combine(found, weighted=False) if combine else found
+    return layout.combine(found) if combine else found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -219,8 +219,8 @@ def multiply_experts(x: jax.Array, kernels: jax.Array, layout) -> jax.Array:
     """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype."""
     # The product is linear: weights multiply on the side with fewer features, and only that side is written as rows.
     if kernels.shape[1] <= kernels.shape[2]:
-        return layout.multiply(layout.spread(x, weighted=True), kernels, combine=True)
-    return layout.combine(layout.multiply(x, kernels, spread=True))
+        return layout.multiply(layout.weigh(layout.spread(x)), kernels, combine=True)
+    return layout.combine(layout.weigh(layout.multiply(x, kernels, spread=True)))
 
 
 def apply_experts(x: jax.Array, neurons: jax.Array, layout, scale: jax.Array | float = 1.0) -> jax.Array:
@@ -228,7 +228,7 @@ def apply_experts(x: jax.Array, neurons: jax.Array, layout, scale: jax.Array | f
     weights_in, bias, weights_out = split_neurons(neurons)
     hidden = layout.multiply(_scale(scale, x), weights_in, spread=True)
     hidden = _gelu(hidden + layout.take(_scale(scale, bias)))
-    return _scale(scale, layout.combine(layout.multiply(hidden, weights_out, transposed=True)))
+    return _scale(scale, layout.combine(layout.weigh(layout.multiply(hidden, weights_out, transposed=True))))
 
 
 def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:

@@ -69,7 +69,7 @@ def estimate_load(
     else:
         best, _ = jax.lax.top_k(noisy, num_selected + 1)
         inside, outside = best[:, -2:-1], best[:, -1:]
-        # Without expert i, the k-th largest is the next lower one if i is among the k, otherwise the k-th itself.
+        # Without an expert among the k, the k-th largest is the next lower one, otherwise the k-th itself.
         threshold = jnp.where(noisy > outside, outside, inside)
         probability = jax.scipy.stats.norm.cdf((clean - threshold) / scale)
     return jnp.sum(probability if valid is None else jnp.where(valid[:, None], probability, 0), axis=0)

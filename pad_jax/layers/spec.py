@@ -52,7 +52,7 @@ def make_spec(key: str, table: Mapping[str, type[nn.Module]], name: str, **argum
     spec = LayerSpec(
         table[name], tuple(sorted((field, value) for field, value in arguments.items() if field in fields))
     )
-    # Made once outside of any module, so that a wrong value is reported here and not in the middle of a trace.
+    # Made once outside of any module: a wrong value is reported here and not in the middle of a trace.
     sizes = sum(field.default is field.default_factory is dataclasses.MISSING for field in fields.values())
     spec(*[1] * sizes, parent=None)
     return spec

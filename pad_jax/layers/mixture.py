@@ -16,7 +16,7 @@ from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gate
 from pad_jax.kernels.factors import put_entries, take_entries
 from pad_jax.layers.factors import Factors, declare_factors, stack_init
 from pad_jax.layers.router import Router, check_routing
-from pad_jax.partition.masks import RESTS, SCALES
+from pad_jax.partition.masks import SCALES
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
 
@@ -40,8 +40,7 @@ class Mixture(nn.Module, kw_only=True):
       num_experts, num_selected: E and k, k in [1, E].
       granularity: one of the class's `granularities`.
       scales: the scale factors in use, of λd = 2σ(φ) and λs = 2 − λd: 'both', 'static', 'dynamic' or 'none'.
-      rest: value of positions that are not dynamic: 'static', a parameter that all inputs share, or 'zero', without a
-        parameter.
+      prune: positions that are not dynamic are zero, without static parameters.
       plan: how tokens reach experts, one of `kernels.dispatch.MIXTURE_PLANS`.
       routing, noisy, balance_coefficient, z_coefficient, axis_name: see `Router`.
       dtype: dtype of the computation; None: the wider one of the input's and the parameters'.
@@ -57,7 +56,7 @@ class Mixture(nn.Module, kw_only=True):
     num_selected: int = 2
     granularity: str | None = None
     scales: str = 'both'
-    rest: str = 'static'
+    prune: bool = False
     plan: str = 'auto'
     routing: str = 'token'
     noisy: bool = True
@@ -74,7 +73,6 @@ class Mixture(nn.Module, kw_only=True):
         check_routing(self.num_experts, self.num_selected, self.routing)
         check_choice('granularity', self.granularity, self.granularities)
         check_choice('scales', self.scales, SCALES)
-        check_choice('rest', self.rest, RESTS)
         check_choice('plan', self.plan, MIXTURE_PLANS)
 
     def _route(self, x: jax.Array, valid: jax.Array | None, train: bool) -> tuple[Routing, dict[str, jax.Array]]:

@@ -82,7 +82,7 @@ def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[Lay
         products.setdefault(owner, []).append(_find_rule(module)(module, x, y, count))
         rows.setdefault(owner, LayerCount(owner))
         if count.num_factors and module.granularity is not None:
-            if module.rest == 'static':
+            if not getattr(module, 'prune', False) and getattr(module, 'rest', 'static') == 'static':
                 partial.add(name)
             # Of a generated tensor the bias of a static entry is dead too, which no count of parameters has.
             dead[name] = (count.positions - count.dynamic_positions) * isinstance(module, GeneratedTensor)

@@ -103,7 +103,7 @@ def build_encoder(
       dropout: fraction in [0, 1) that is dropped in training.
       dtype: name of the dtype of the computation.
       remat: recompute activations for the gradient instead of storing them.
-      **arguments: fields of mixtures of experts: num_experts, num_selected, granularity, scales, rest, routing, plan,
+      **arguments: fields of mixtures of experts: num_experts, num_selected, granularity, scales, prune, routing, plan,
         balance_coefficient, z_coefficient, axis_name. A dense part ignores them.
 
     Returns:

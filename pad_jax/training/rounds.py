@@ -6,11 +6,13 @@ it into the storage that is trained. That is compact if the config asks for it a
 full parameters plus the indices of dynamic columns.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from pad_jax.data import Source
@@ -32,22 +34,62 @@ from pad_jax.partition import (
     round_steps,
     unpack_masks,
 )
+from pad_jax.training.config import is_partial
 from pad_jax.training.optimizer import follow_handoff
+from pad_jax.training.setup import abstract_variables, make_exclusions, make_inputs
 from pad_jax.training.state import TrainState
+from pad_jax.training.steps import make_problem
 
 PyTree = Any
 
 
-def plan_rounds(
-    *, dynamic_fraction: float, rounds: int, schedule: str, start_step: int, every_steps: int
-) -> list[tuple[int, float]]:
-    """Plan the rounds of a run: (steps done before it, dynamic fraction after it) of each.
+class Rounds:
+    """Rounds of the partition of one run.
 
-    >>> plan_rounds(dynamic_fraction=0.25, rounds=2, schedule='exponential', start_step=10, every_steps=5)
-    [(10, 0.5), (15, 0.25)]
+    Attributes:
+      plan: of `plan_rounds`.
+      model, inputs: the network without a mapped axis, and the shapes it is initialised with.
+
+    Args:
+      task, temperature: see `steps.train_step`.
     """
-    fractions = round_fractions(dynamic_fraction, rounds, schedule)
-    return list(zip(round_steps(start_step, every_steps, rounds), fractions, strict=True))
+
+    def __init__(self, config: ml_collections.ConfigDict, source: Source, *, task, model, temperature):
+        partition = config.partition
+        self.plan = plan_rounds(config)
+        self.model, self.inputs = model, make_inputs(config)
+        self.run = functools.partial(
+            partition_state,
+            problem=make_problem(task, model, partition.scales),
+            source=source,
+            temperature=temperature,
+            exclusions=make_exclusions(config),
+            **{name: partition[name] for name in ('batches', 'batch_size', 'criterion', 'scope', 'handoff')},
+        )
+        self._granularity = partition.granularity if is_partial(config) else 'none'
+        self._compact = partition.compact
+
+    def due(self, step: int) -> list[float]:
+        """Dynamic fractions of the rounds due after `step` steps, in order."""
+        return [fraction for at, fraction in self.plan if at == step]
+
+    def summarize(self, state: TrainState) -> dict[str, Any]:
+        """Contents of partition.json for a masked state."""
+        shapes = abstract_variables(self.model, self.inputs)
+        return summarize_partition(shapes, state.masks, self._granularity, int(state.round), len(self.plan))
+
+    def to_trained_storage(self, state: TrainState) -> TrainState:
+        """Turn a masked state into the storage that the steps of this run train."""
+        return to_trained_storage(state, len(self.plan), self._compact)
+
+
+def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
+    """Plan the rounds of a run: (steps done before it, dynamic fraction after it) of each; [] without a partition."""
+    if not is_partial(config):
+        return []
+    partition = config.partition
+    fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
+    return list(zip(round_steps(partition.start_step, partition.every_steps, partition.rounds), fractions, strict=True))
 
 
 def partition_state(

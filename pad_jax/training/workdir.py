@@ -356,6 +356,16 @@ class MetricWriter:
             self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
             self._board.flush()
 
+    def write_file(self, name: str, content: Any) -> None:
+        """Write a JSON file into the workdir.
+
+        Raises:
+          Stopped: the disk is full or fails.
+        """
+        path = self._path.with_name(name)
+        with disk_faults_stop(f'{path} cannot be written'):
+            write_json(path, content)
+
     def sync(self) -> None:
         """Return once the rows are on the disk: a checkpoint never outlives the rows before it."""
         with disk_faults_stop(f'{self._path} cannot be written'):
@@ -373,7 +383,7 @@ class NoWriter:
     def _ignore(self, *arguments) -> None:
         pass
 
-    write = write_board = sync = close = _ignore
+    write = write_board = write_file = sync = close = _ignore
 
 
 def _is_kept(row: Mapping[str, Any], resumed_step: int) -> bool:

@@ -26,7 +26,7 @@ def allocated():
 def test_memory_does_not_grow_over_ten_thousand_steps(monkeypatch, tmp_path):
     """With rows, evaluations and checkpoints; after 2000 steps everything has been there once."""
     sizes = {}
-    inner = trainer._Run._train
+    inner = trainer.Run.train
 
     def noted(run, step, batch):
         if step % 1000 == 0:
@@ -34,7 +34,7 @@ def test_memory_does_not_grow_over_ten_thousand_steps(monkeypatch, tmp_path):
             print(f'step {step}: {sizes[step] / 2**20:.1f} MiB', flush=True)
         inner(run, step, batch)
 
-    monkeypatch.setattr(trainer._Run, '_train', noted)
+    monkeypatch.setattr(trainer.Run, 'train', noted)
     with compiled_quickly():
         config = small_config(**LONG, train__checkpoint_every_steps=500, model__width_multiplier=1 / 64)
         train(config, tmp_path / 'run', devices=one_device())

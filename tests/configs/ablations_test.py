@@ -10,9 +10,9 @@ import pytest
 
 from pad_jax.partition import iterative_mode_partition, scale_factors
 from pad_jax.reports.ablations import BASE, load_variants, read_ablation
-from pad_jax.training import trainer
 from pad_jax.training.config import flatten, is_partial, keys_of
 from pad_jax.training.optimizer import make_temperature_schedule
+from pad_jax.training.rounds import plan_rounds
 from pad_jax.training.setup import abstract_variables, make_exclusions, make_inputs, make_model
 from tests.partition import problems
 from tests.training.tiny import ROOT
@@ -75,7 +75,7 @@ def observe(config):
     roles = make_exclusions(config).roles(tree['partition'])
     chosen = choose(**{key: partition[key] for key in ('dynamic_fraction', 'criterion', 'scope', 'handoff')})
     scales = [float(factor) for factor in scale_factors(jnp.float32(0.5), partition.scales)]
-    return leaves, heat, trainer._plan_rounds(config), roles, chosen, scales
+    return leaves, heat, plan_rounds(config), roles, chosen, scales
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)

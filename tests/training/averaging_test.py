@@ -122,7 +122,7 @@ def test_resumed_equals_uninterrupted_and_is_evaluated(monkeypatch, tmp_path):
     config = small_config(**AVERAGED)
     with compiled_quickly():
         train(config, tmp_path / 'whole', devices=one_device())
-        kill_in(monkeypatch, tmp_path / 'run', '_train', 4, **AVERAGED)
+        kill_in(monkeypatch, tmp_path / 'run', 'train', 4, **AVERAGED)
         train(config, tmp_path / 'run', devices=one_device())
         found = evaluate_workdir(tmp_path / 'whole')
     assert_same_run(tmp_path / 'run', tmp_path / 'whole', config)

@@ -139,14 +139,14 @@ def test_a_run_goes_on_with_its_own_data_only(refused, finished_run, tmp_path):
 @pytest.mark.usefixtures('one_block')
 def test_a_second_run_is_refused_while_the_first_goes_on(refused, tmp_path, monkeypatch):
     lines = []
-    evaluate = trainer._Run._evaluate
+    evaluate = trainer.Run.evaluate
 
     def second(run, step):
         if not lines:
             lines.append(refused('train', *SAME_RUN, f'--workdir={tmp_path / "run"}'))
         evaluate(run, step)
 
-    monkeypatch.setattr(trainer._Run, '_evaluate', second)
+    monkeypatch.setattr(trainer.Run, 'evaluate', second)
     monkeypatch.setattr(lock, 'BEAT_SECONDS', 1000)  # nothing changes meanwhile but by the second
     trainer.train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
     assert f'{tmp_path / "run"} is in use by a run on ' in lines[0] and f'process {os.getpid()}, since 20' in lines[0]

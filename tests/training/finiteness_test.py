@@ -131,7 +131,7 @@ def test_what_else_was_not_finite_is_counted(start):
 @contextlib.contextmanager
 def bad_steps(monkeypatch, *steps):
     """Runs in the `with` block meet an infinite pixel in these steps, counted from 1."""
-    inner = trainer._Run._train
+    inner = trainer.Run.train
 
     def spoiled(run, step, batch):
         if step in steps:
@@ -140,7 +140,7 @@ def bad_steps(monkeypatch, *steps):
         inner(run, step, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, '_train', spoiled)
+        patch.setattr(trainer.Run, 'train', spoiled)
         yield
 
 
@@ -161,7 +161,7 @@ def test_a_run_stops_at_a_bad_step_and_keeps_the_state_before_it(monkeypatch, fi
     # Rounds come after 3 and 5 steps: what one has changed since is in no checkpoint.
     kept = {1: None, 2: 1, 5: 4, 6: None}[bad]
     assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == kept
-    assert (f'; the checkpoint of step {kept} is kept; ' if kept else '; there is no checkpoint yet; ') in message
+    assert (f'; the checkpoint of step {kept} is kept; ' if kept else '; no checkpoint exists yet; ') in message
     assert all(row['step'] < bad for row in read_metrics(tmp_path / 'run'))
     train(config, tmp_path / 'run', devices=one_device())
     states = load_state(tmp_path / 'run', config), load_state(finished_run, small_config(**IN_ROUNDS))
@@ -180,7 +180,7 @@ def test_a_run_that_skips_says_so_and_resumes_to_the_bit(monkeypatch, tmp_path, 
         assert [row['learning_rate'] for row in rows][:3] == [0.0, 0.0, pytest.approx(0.1)]
         for step in (3, 5):
             with monkeypatch.context() as patch:
-                kill_before(patch, '_evaluate' if step == 3 else '_save', step + step % 3 // 2)
+                kill_before(patch, 'evaluate' if step == 3 else 'save', step + step % 3 // 2)
                 with pytest.raises(Killed):
                     train(config, tmp_path / 'run', devices=one_device())
         train(config, tmp_path / 'run', devices=one_device())
@@ -206,7 +206,7 @@ def test_a_run_that_stopped_may_skip(monkeypatch, tmp_path):
 @pytest.mark.usefixtures('one_block')
 def test_an_update_that_overflows_never_reaches_a_checkpoint(monkeypatch, tmp_path):
     """Gradients that are finite, of which an optimizer makes what is not: here by a state that is made so."""
-    inner = trainer._Run._save
+    inner = trainer.Run.save
 
     def overflow(run, step):
         if step == 4:
@@ -214,7 +214,7 @@ def test_an_update_that_overflows_never_reaches_a_checkpoint(monkeypatch, tmp_pa
         inner(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, '_save', overflow)
+        patch.setattr(trainer.Run, 'save', overflow)
         with pytest.raises(Stopped, match=r'^after step 4 params/classifier/bias is not finite; .* step 3 '):
             train(small_config(**IN_ROUNDS, train__checkpoint_every_steps=1), tmp_path / 'run', devices=one_device())
     assert Checkpoints(tmp_path / 'run' / 'checkpoints').latest_step() == 3

@@ -96,13 +96,13 @@ def compact_run(tmp_path_factory, quickly):
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
-        inner = trainer._Run._train
+        inner = trainer.Run.train
 
         def noted(run, step, batch):
             sizes.append(sum(leaf.size for leaf in jax.tree.leaves(run.state.params)))
             inner(run, step, batch)
 
-        patch.setattr(trainer._Run, '_train', noted)
+        patch.setattr(trainer.Run, 'train', noted)
         train(small_config(**COMPACT), workdir, devices=one_device())
     return workdir, sizes
 
@@ -123,7 +123,7 @@ def test_a_compact_run_has_the_numbers_of_a_masked_one(compact_run, tmp_path):
     assert (compact_run[0] / 'partition.json').read_text() == (tmp_path / 'partition.json').read_text()
 
 
-@pytest.mark.parametrize(('name', 'step'), [('_train', 6), ('_save', 6), ('_train', 8)])
+@pytest.mark.parametrize(('name', 'step'), [('train', 6), ('save', 6), ('train', 8)])
 def test_resumed_equals_uninterrupted(monkeypatch, compact_run, tmp_path, name, step):
     """Before the round that compacts, before what it made is stored, and after."""
     config = small_config(**COMPACT)
@@ -137,7 +137,7 @@ def test_resumed_equals_uninterrupted(monkeypatch, compact_run, tmp_path, name, 
 
 def test_a_masked_run_may_go_on_compact(monkeypatch, compact_run, tmp_path):
     with monkeypatch.context() as patch:
-        kill_before(patch, '_train', 8)
+        kill_before(patch, 'train', 8)
         with pytest.raises(Killed):
             train(small_config(**COMPACT | {'partition__compact': False}), tmp_path, devices=one_device())
     result = train(small_config(**COMPACT), tmp_path, devices=one_device())

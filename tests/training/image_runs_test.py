@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from pad_jax.training import trainer
+from pad_jax.training import processes
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
@@ -39,7 +39,7 @@ def photo_config(folder, **changes):
 
 def test_a_run_that_skips_says_how_many_and_resumes_to_the_same_bytes(photos, tmp_path, capfd, monkeypatch):
     used, make_options = set(), grain.ReadOptions
-    monkeypatch.setattr(trainer, 'count_own_processors', lambda: 3)
+    monkeypatch.setattr(processes, 'count_own_processors', lambda: 3)
     monkeypatch.setattr(
         grain, 'ReadOptions', lambda **options: used.add(options['num_threads']) or make_options(**options)
     )

@@ -18,9 +18,8 @@ from safetensors.numpy import save_file
 from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS
 from pad_jax.models import MODELS
-from pad_jax.training import trainer
 from pad_jax.training.config import keys_of, load_config
-from pad_jax.training.rounds import partition_state, to_trained_storage
+from pad_jax.training.rounds import partition_state, plan_rounds, to_trained_storage
 from pad_jax.training.setup import (
     abstract_variables,
     make_exclusions,
@@ -67,7 +66,7 @@ def planned(config):
 
 
 def rounds(config):
-    return trainer._plan_rounds(config)
+    return plan_rounds(config)
 
 
 def partitioned(config):
@@ -146,7 +145,7 @@ def trained(config, monkeypatch, tmp_path, observe=lambda run, losses: losses):
             losses.append(str(run.replicas.fetch(metrics)['loss']))
         return observe(run, losses)
 
-    monkeypatch.setattr(trainer._Run, 'finish', finish)
+    monkeypatch.setattr(trainer.Run, 'finish', finish)
     workdir = tmp_path / 'run'
     shutil.rmtree(workdir, ignore_errors=True)
     try:
@@ -171,7 +170,7 @@ def lowered(config, monkeypatch, tmp_path):
         batch = run.replicas.place_batch(run.source.train_batch(0))
         return run.train_step.lower(run.state, batch).as_text()
 
-    monkeypatch.setattr(trainer._Run, 'finish', finish)
+    monkeypatch.setattr(trainer.Run, 'finish', finish)
     shutil.rmtree(tmp_path / 'run', ignore_errors=True)
     return trainer.train(config, tmp_path / 'run', devices=one_device())
 

@@ -98,14 +98,14 @@ def devices_and_step(config, monkeypatch, tmp_path):
         shapes = [leaf.shape for leaf in jax.tree.leaves(run.state)]
         return shapes, str(jax.make_jaxpr(run.train_step)(run.state, batch))
 
-    monkeypatch.setattr(trainer._Run, 'finish', finish)
+    monkeypatch.setattr(trainer.Run, 'finish', finish)
     shutil.rmtree(tmp_path / 'run', ignore_errors=True)
     return trainer.train(config, tmp_path / 'run')
 
 
 def checks_for_nan(config, monkeypatch, tmp_path):
     """Whether jax looks for NaN while a run goes on."""
-    monkeypatch.setattr(trainer._Run, 'finish', lambda run, signals: jax.config.jax_debug_nans)
+    monkeypatch.setattr(trainer.Run, 'finish', lambda run, signals: jax.config.jax_debug_nans)
     shutil.rmtree(tmp_path / 'run', ignore_errors=True)
     return trainer.train(config, tmp_path / 'run')
 

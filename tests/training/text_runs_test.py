@@ -127,8 +127,8 @@ def interrupt(monkeypatch, config, workdir, name, step):
 @pytest.mark.parametrize(
     ('name', 'step'),
     [
-        ('_train', 4),  # after a round, whose result is in no checkpoint
-        ('_train', 6),  # between two rounds, and after the last
+        ('train', 4),  # after a round, whose result is in no checkpoint
+        ('train', 6),  # between two rounds, and after the last
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_text_run, tmp_path, name, step):
@@ -156,7 +156,7 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)
     assert state.columns == {} and sum(jax.tree.leaves(counts)) > 0
     assert seen == [(0, {}), (2, counts)]
-    interrupt(monkeypatch, config, tmp_path / 'broken', '_train', 5)
+    interrupt(monkeypatch, config, tmp_path / 'broken', 'train', 5)
     train(config, tmp_path / 'broken', devices=one_device())
     assert seen[2:] == [(0, {}), (2, counts), (4, counts)]
     assert_same_run(tmp_path / 'broken', tmp_path / 'straight', config)
@@ -174,7 +174,7 @@ def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch
     config = small_text_config(texts, **changes, model__ffn='dense')
     train(config, straight, devices=one_device())
     predict_file(straight, new, tmp_path / 'before.csv')
-    interrupt(monkeypatch, config, broken, '_train', 4)
+    interrupt(monkeypatch, config, broken, 'train', 4)
     for place in ('gone', 'replaced'):
         shutil.rmtree(weights)
         if place == 'replaced':

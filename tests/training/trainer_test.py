@@ -39,14 +39,14 @@ class Killed(BaseException):
 
 def kill_before(monkeypatch, name, step):
     """The run dies when it is about to do `name` at `step`."""
-    method = getattr(trainer._Run, name)
+    method = getattr(trainer.Run, name)
 
     def dies(run, at, *rest):
         if at == step:
             raise Killed
         return method(run, at, *rest)
 
-    monkeypatch.setattr(trainer._Run, name, dies)
+    monkeypatch.setattr(trainer.Run, name, dies)
 
 
 def kill_in(monkeypatch, workdir, name, step, **changes):
@@ -143,7 +143,7 @@ def test_a_finished_run_is_not_trained_again_and_says_its_result(finished_run, t
 
 def test_a_run_ends_with_its_result(monkeypatch, finished_run, tmp_path, capsys):
     workdir = tmp_path / 'run'
-    kill_in(monkeypatch, workdir, '_evaluate', 6, **IN_ROUNDS)
+    kill_in(monkeypatch, workdir, 'evaluate', 6, **IN_ROUNDS)
     assert ': done' not in capsys.readouterr().err
     result = train(small_config(**IN_ROUNDS), workdir, devices=one_device())
     last = f'train: done: 6 steps, accuracy {result["accuracy"]:.4f}, loss {result["loss"]:.4f}, in {workdir}'
@@ -153,11 +153,11 @@ def test_a_run_ends_with_its_result(monkeypatch, finished_run, tmp_path, capsys)
 @pytest.mark.parametrize(
     ('name', 'step'),
     [
-        ('_train', 2),  # before the first checkpoint
-        ('_train', 4),  # after a round, whose result is in no checkpoint
-        ('_save', 4),  # with everything of step 4 logged, and the checkpoint missing
-        ('_partition_if_due', 5),  # before a round
-        ('_evaluate', 6),  # at the end
+        ('train', 2),  # before the first checkpoint
+        ('train', 4),  # after a round, whose result is in no checkpoint
+        ('save', 4),  # with everything of step 4 logged, and the checkpoint missing
+        ('partition', 5),  # before a round
+        ('evaluate', 6),  # at the end
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp_path, name, step):
@@ -171,7 +171,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp
 
 def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
     workdir = tmp_path / 'run'
-    for name, step in (('_train', 2), ('_train', 4), ('_train', 4), ('_save', 4), ('_train', 6)):
+    for name, step in (('train', 2), ('train', 4), ('train', 4), ('save', 4), ('train', 6)):
         kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
     train(small_config(**IN_ROUNDS), workdir, devices=one_device())
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
@@ -181,7 +181,7 @@ def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
 @pytest.mark.parametrize(('number', 'step'), [(signal.SIGTERM, 3), (signal.SIGTERM, 4), (signal.SIGINT, 3)])
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_path, number, step, capsys):
     workdir, config = tmp_path / 'run', small_config(**IN_ROUNDS)
-    train_one = trainer._Run._train
+    train_one = trainer.Run.train
 
     def interrupted(run, at, batch):
         if at == step:
@@ -190,7 +190,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, '_train', interrupted)
+        patch.setattr(trainer.Run, 'train', interrupted)
         with pytest.raises(SystemExit) as caught:
             train(config, workdir, devices=one_device())
     assert caught.value.code == 128 + number

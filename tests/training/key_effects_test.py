@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS
 from pad_jax.models import MODELS
+from pad_jax.training import trainer
 from pad_jax.training.config import keys_of, load_config
 from pad_jax.training.rounds import partition_state, plan_rounds, to_trained_storage
 from pad_jax.training.setup import (

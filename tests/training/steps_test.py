@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import types
 
@@ -154,20 +155,21 @@ def test_evaluation_counts_the_padded_batch_exactly(source):
     def logits_of(image):
         return model.apply(state.variables, image[None], 30.0)[0][0]
 
-    for index in range(source.spec.num_eval):
-        label = source.eval.labels[index]
-        image = source._normalize(source.eval.take(np.array([index])))[0]
-        logits = np.asarray(logits_of(image), np.float64)
+    for batch in dataclasses.replace(source, batch_size=1).eval_batches():
+        label = batch['label'][0]
+        logits = np.asarray(logits_of(batch['image'][0]), np.float64)
         losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
         correct += logits.argmax() == label
     assert found['accuracy'] == correct / 355
     assert found['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_evaluation_without_a_single_example_that_can_be_read():
+def test_evaluation_without_a_single_example_that_can_be_read(source):
     """As several processes come to it, each with a few rows of its own."""
     bad = {'image': np.zeros((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32), 'weight': np.zeros(2, 'f4')}
-    unread = types.SimpleNamespace(batch_size=2, num_eval_listed=3, eval_batches=lambda rows: [bad, bad])
+    unread = types.SimpleNamespace(
+        batch_size=2, spec=source.spec, num_eval_listed=3, eval_batches=lambda rows: [bad, bad]
+    )
     model, replicas = NormFree(), Replicas('pmap', one_device())
     mapped = replicas.map_step(eval_step, donate=False, model=model, **STATIC)
     with pytest.raises(BadInput, match=r'^not one of the 3 examples to evaluate on can be read$'):

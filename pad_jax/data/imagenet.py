@@ -74,10 +74,9 @@ def _open_prepared(folder: pathlib.Path) -> ImageSplits:
     missing += [f'split {name}' for name in SPLITS if name not in splits]
     if missing:
         raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
-    try:
-        names, number = tuple(features['label'].names), features['label'].num_classes
-    except Exception as error:  # a feature without classes, or a file of names that is missing
-        raise BadInput(f'the feature label of {quote(folder)} has no classes: {describe(error)}') from error
+    number, names = getattr(features['label'], 'num_classes', 0), tuple(getattr(features['label'], 'names', None) or ())
+    if not number:
+        raise BadInput(f'the feature label of {quote(folder)} has no classes')
     if len(names) != number:
         raise BadInput(f'{quote(folder)} names {len(names)} classes, expected {number}. Prepare the data set again')
     return ImageSplits(names, *(PreparedRecords(folder, builder, split, number) for split in SPLITS))

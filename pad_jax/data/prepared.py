@@ -1,10 +1,12 @@
 """Data sets that TFDS has prepared as array_record: DATA_DIR/NAME/VERSION or DATA_DIR/NAME/CONFIG/VERSION."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pad_jax.errors import BadInput, describe, quote
@@ -12,6 +14,8 @@ from pad_jax.files import read_json, read_plain
 
 INFO, FEATURES = 'dataset_info.json', 'features.json'
 ARRAY_RECORD = 'array_record'
+NUM_THREADS = 16
+ENVIRONMENT = '(in an environment with tensorflow-cpu, see docs/train.md)'
 OWN_CLASSES = 'tensorflow_datasets.core.features.'
 _CLASS_KEYS = {'pythonClassName', 'python_class_name', 'type'}
 # An unfinished preparation lies in VERSION.incomplete, which does not match.
@@ -40,10 +44,11 @@ def find_prepared(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
     info = read_info(folder)
     formats = [info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', ())]
     if ARRAY_RECORD not in formats:
-        config = info.get('configName')
-        data_dir = folder.absolute().parents[2 if config else 1]
-        how = explain_building(data_dir, '/'.join(filter(None, (info.get('name'), config))))
-        raise BadInput(f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order: run {how}')
+        data_dir = folder.absolute().parents[2 if info.get('configName') else 1]
+        raise BadInput(
+            f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order. Run tfds convert_format '
+            f'--root_data_dir={shlex.quote(str(data_dir))} --out_file_format={ARRAY_RECORD} {ENVIRONMENT}'
+        )
     check_features(folder)
     return folder
 
@@ -52,7 +57,7 @@ def explain_building(data_dir: str | pathlib.Path, name: str) -> str:
     """Return the command of TFDS that prepares a data set."""
     manual = ' --manual_dir=DIR_OF_THE_ARCHIVES' if name == 'imagenet2012' else ''
     build = f'tfds build {name} --file_format={ARRAY_RECORD}{manual} --data_dir={shlex.quote(str(data_dir))}'
-    return f'{build} (in an environment with tensorflow-cpu, see docs/train.md)'
+    return f'{build} {ENVIRONMENT}'
 
 
 def read_info(folder: pathlib.Path) -> dict[str, Any]:
@@ -113,17 +118,30 @@ def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[
         keep_bytes: names of image features to leave encoded.
 
     Raises:
-        BadInput: the split is missing or damaged.
+        BadInput: the split or one of its shards is missing or damaged.
     """
     import tensorflow_datasets as tfds
 
     try:
-        decoders = {name: tfds.decode.SkipDecoding() for name in keep_bytes}
-        source = builder.as_data_source(split=split, decoders=decoders or None)
-        expected, found = builder.info.splits[split].num_examples, len(source)
+        info = builder.info.splits[split]
+        files = info.filename_template.replace(filetype_suffix=ARRAY_RECORD)
+        shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(info.shard_lengths))]
     except Exception as error:
         raise BadInput(f'cannot read split {split} of {quote(builder.data_path)}: {describe(error)}') from error
-    if found != expected:
-        place = f'split {split} of {quote(builder.data_path)}'
-        raise BadInput(f'{place} holds {found} examples, expected {expected}. Prepare the data set again')
-    return source
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for shard, expected, found in zip(shards, info.shard_lengths, pool.map(_count_records, shards), strict=True):
+            if found != expected:
+                raise BadInput(f'{quote(shard)} holds {found} records, expected {expected}. Prepare the data set again')
+    decoders = {name: tfds.decode.SkipDecoding() for name in keep_bytes}
+    return builder.as_data_source(split=split, decoders=decoders or None)
+
+
+def _count_records(shard: pathlib.Path) -> int:
+    """Return the number of records that a shard itself states at its end."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        with contextlib.closing(ArrayRecordReader(str(shard))) as reader:
+            return reader.num_records()
+    except Exception as error:
+        raise BadInput(f'cannot read {quote(shard)}: {describe(error)}') from error

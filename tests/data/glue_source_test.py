@@ -72,7 +72,7 @@ def test_what_is_not_prepared_is_refused_at_once_with_what_to_run(tmp_path, piec
     assert time.monotonic() - start < 1
     message = str(caught.value)
     assert 'has no RTE/train.tsv (the original files) or glue/rte (prepared by TFDS); for the latter, run' in message
-    assert f'pad_jax prepare glue --task=rte --manual-dir=DIR --data-dir={tmp_path}' in message
+    assert f'tfds build glue/rte --file_format=array_record --data_dir={tmp_path}' in message
     assert '\n' not in message
 
 

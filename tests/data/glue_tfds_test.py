@@ -67,19 +67,19 @@ def test_what_is_not_prepared_is_not_found_and_explained_at_once(tmp_path):
     assert glue_tfds.find_prepared(tmp_path, 'rte') is None
     assert time.monotonic() - start < 1
     explanation = glue_tfds.explain_preparing(tmp_path, 'rte')
-    assert explanation == f'run python -m pad_jax prepare glue --task=rte --manual-dir=DIR --data-dir={tmp_path}'
+    assert f'tfds build glue/rte --file_format=array_record --data_dir={tmp_path} ' in explanation
 
 
 def test_refuses_a_format_of_which_no_single_example_can_be_read(tmp_path):
     folder = tmp_path / 'glue' / 'rte' / '2.0.0'
     folder.mkdir(parents=True)
     (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord'}))
-    how = rf'as tfrecord, which .*: run python -m pad_jax prepare convert --data-dir={tmp_path} --name=glue/rte$'
+    how = rf'as tfrecord, which .*. Run tfds convert_format --root_data_dir={tmp_path} '
     with pytest.raises(BadInput, match=how):
         glue_tfds.find_prepared(tmp_path, 'rte')
     for content in ('{', '[]', '{}'):
         (folder / 'dataset_info.json').write_text(content)
-        with pytest.raises(BadInput, match='is no description of a TFDS set'):
+        with pytest.raises(BadInput, match='does not describe a data set of TFDS'):
             glue_tfds.find_prepared(tmp_path, 'rte')
 
 

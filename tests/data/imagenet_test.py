@@ -120,17 +120,16 @@ def test_missing_data_says_how_to_prepare_it(tmp_path):
     refused(tmp_path, 'has no folder val/')
 
 
-def test_a_set_in_another_format_says_how_to_prepare_it_again(prepared):
+def test_a_set_in_another_format_says_how_to_convert_it(prepared):
     info = prepared / 'dataset_info.json'
     info.write_text(json.dumps(json.loads(info.read_text()) | {'fileFormat': 'tfrecord'}))
     data_dir = prepared.parent.parent
-    message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, which cannot be read in any order: ")
-    assert f'run {HOW}{data_dir} (in an environment with tensorflow-cpu' in message
+    message = refused(data_dir, f"'{prepared}' was prepared as tfrecord, which cannot be read in any order. ")
+    assert f'Run tfds convert_format --root_data_dir={data_dir} --out_file_format=array_record (in an' in message
     assert message == refused(prepared, 'as tfrecord') == refused(prepared.parent, 'as tfrecord')
     info.write_text(json.dumps(json.loads(info.read_text()) | {'configName': 'small'}))
     small = shutil.copytree(prepared, prepared.parent / 'small' / '5.1.0')
-    message = refused(small, 'as tfrecord')
-    assert f'tfds build imagenet2012/small --file_format=array_record --data_dir={data_dir} ' in message
+    assert f'--root_data_dir={data_dir} --out' in refused(small, 'as tfrecord')
     info.write_text('{')
     refused(data_dir, f"'{info}' does not describe a data set of TFDS")
 
@@ -156,11 +155,11 @@ def shard_of(prepared, number=1, split='train'):
 def test_missing_cut_and_foreign_shards_are_found_when_the_set_is_opened(prepared):
     shard, whole = shard_of(prepared), shard_of(prepared).read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    refused(prepared, f"cannot read split train of '{prepared}'")
+    refused(prepared, f"cannot read '{shard}'")
     shard.write_bytes(shard_of(prepared, split='validation').read_bytes())
-    refused(prepared, f"split train of '{prepared}' holds 9 examples, expected 12. Prepare the data set again")
+    refused(prepared, f"'{shard}' holds 3 records, expected 6. Prepare the data set again")
     shard.unlink()
-    refused(prepared, f"cannot read split train of '{prepared}'")
+    refused(prepared, f"cannot read '{shard}'")
 
 
 def damage(shard, payload):

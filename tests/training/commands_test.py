@@ -180,8 +180,7 @@ def test_debug_stops_where_a_nan_is_made(tmp_path, form):
 
 def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():
     program = (
-        'import sys; from pad_jax.training.cli import exit_status; '
-        "sys.exit(exit_status(lambda: print('long' * 10**6)))"
+        "import sys; from pad_jax.training.cli import exit_status; sys.exit(exit_status(lambda: print('long' * 10**6)))"
     )
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, **pipes)

@@ -95,9 +95,7 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, quick, capsys):
     finally:
         ended.set()
         thread.join()
-    assert capsys.readouterr().err == (
-        f"{tmp_path}/{LOCK}: held by a run on 'elsewhere'; watching it for 0 s\n"
-    )
+    assert capsys.readouterr().err == (f"{tmp_path}/{LOCK}: held by a run on 'elsewhere'; watching it for 0 s\n")
     start = time.monotonic()
     with WorkdirLock(tmp_path) as mine:
         mine.find()

@@ -1,0 +1,364 @@
+"""Damaged and malicious files: every reader reads them or refuses them in one line that names the file.
+
+Nothing else may happen: no other exception, no hang, no crash, no memory without end, no code of a file that runs. The
+slow tests try many random changes, as many as FUZZ_EXAMPLES.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import pad_jax
+from pad_jax.errors import BadInput
+from pad_jax.pretrained.weights import read_weights
+from tests.hostile.readers import (
+    INDEX,
+    LAYERS,
+    PARTITION,
+    READERS,
+    SETTINGS,
+    readers_of_sets,
+    tokenizer_json,
+    weights,
+)
+
+SECONDS, GIGABYTES = 20, 4  # far beyond the needs of such small files
+EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', 300))
+
+
+class TooSlow(BaseException):
+    """A reader that has not returned. Not an Exception, which readers may catch."""
+
+
+@contextlib.contextmanager
+def limits():
+    """Limit the time and the additional memory of a block."""
+
+    def stop(number, frame):
+        raise TooSlow
+
+    pages = int(Path('/proc/self/statm').read_text().split()[0])
+    former_memory = resource.getrlimit(resource.RLIMIT_AS)
+    former_handler = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIGABYTES * 2**30, former_memory[1]))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former_handler)
+        resource.setrlimit(resource.RLIMIT_AS, former_memory)
+
+
+def try_reader(reader, content=None, make=None):
+    """Return the message of a reader about a content, or about a file that `make` creates; '' if it reads it."""
+    quiet = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
+        place = Path(folder) / 'inside'
+        place.mkdir()
+        reader.prepare(place)
+        (place / reader.name).unlink(missing_ok=True)
+        (place / reader.name).write_bytes(content) if make is None else make(place / reader.name)
+        with limits():
+            try:
+                reader.read(place)
+                message = ''
+            except BadInput as error:
+                message = str(error)
+        assert [path.name for path in Path(folder).iterdir()] == ['inside']
+    assert '\n' not in message and (not message or 'inside' in message), message
+    return message
+
+
+def read_with(name, content):
+    """Return the messages of all readers of files with that name."""
+    found = {try_reader(reader, content) for reader in READERS if reader.name == name}
+    assert found
+    return ' | '.join(sorted(found))
+
+
+# Random changes.
+# Ends of text, numbers beyond every type, nesting, names that lead out, byte order marks.
+TOKENS = (b'', b'\0', b'\n', b'\r', b'\t', b'"', b',', b'{', b'[]', b'[' * 3000, b'{"a":' * 3000, b'\xff' * 8)
+TOKENS += (b'\x7f' + b'\xff' * 7, b'\xef\xbb\xbf', b'\xed\xa0\x80', b'\\ud800', b'../../x', b'-1', b'1e999', b'NaN')
+TOKENS += (b'9' * 30, b'9' * 5000, b'null', b'true', b'"a"', b'$', b'[/x]')
+
+
+@st.composite
+def mutations(draw, content: bytes) -> bytes:
+    """Change a content in a few places, so that most of it stays readable."""
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        stop = min(len(content), start + draw(st.sampled_from((0, 1, 2, 4, 8, 16, 64, 512))))
+        token = draw(st.sampled_from(TOKENS) | st.binary(max_size=8))
+        times = draw(st.sampled_from((2, 3, 300)))
+        where = draw(st.integers(0, len(content)))
+        content = draw(
+            st.sampled_from(
+                (
+                    content[:start],
+                    content[:start] + token + content[start + len(token) :],
+                    content[:start] + token + content[start:],
+                    content[:start] + content[stop:],
+                    content[:start] + content[start:stop] * times + content[stop:],
+                    content[:where] + content[start:stop] + content[where:],
+                )
+            )
+        )
+    return content
+
+
+def fuzz(reader, count):
+    @hypothesis.settings(
+        max_examples=max(2, int(count * reader.fraction)),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.sampled_from(reader.seeds()).flatmap(mutations))
+    def try_content(content):
+        try_reader(reader, content)
+
+    try_content()
+
+
+class Mark:
+    """Pickled, it touches a file at the place where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def pickles(tmp_path, monkeypatch):
+    """Pickles and an array of NumPy that leave a mark; unpickling itself is forbidden as well."""
+    marked, array = tmp_path / 'marked', tmp_path / 'array.npy'
+    np.save(array, np.array([Mark(marked)], object), allow_pickle=True)
+    found = [pickle.dumps(Mark(marked), protocol) for protocol in (0, 2, 5)] + [array.read_bytes()]
+    pickle.loads(found[0])
+    assert marked.exists()  # so unpickling would be noticed
+    marked.unlink()
+
+    def refuse(*arguments, **options):
+        raise AssertionError('unpickled')
+
+    for name in ('load', 'loads', 'Unpickler', '_load', '_loads', '_Unpickler'):
+        monkeypatch.setattr(pickle, name, refuse)
+    yield found
+    assert not marked.exists()
+
+
+DEEP = (b'[' * 100_000, b'{"a":' * 100_000, b'{"step":' * 5000 + b'1' + b'}' * 5000)
+
+
+def names(reader):
+    return f'{reader.name}-{getattr(reader.read, "__name__", "read")}'
+
+
+@pytest.mark.parametrize('reader', READERS, ids=names)
+def test_good_files_are_read_and_others_refused_in_one_line(reader, pickles):
+    for content in reader.seeds():
+        assert try_reader(reader, content) == ''
+    is_json = reader.name.endswith(('.json', '.jsonl'))
+    for content in (*pickles, b'\xff\xfe', b'', *DEEP):
+        message = try_reader(reader, content)
+        assert message or not is_json or (not content and reader.name == 'metrics.jsonl')
+    fuzz(reader, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reader', READERS, ids=names)
+def test_many_changes(reader):
+    fuzz(reader, EXAMPLES)
+
+
+@pytest.mark.slow
+def test_many_changes_of_prepared_sets(pickles):
+    for reader in readers_of_sets():
+        assert [try_reader(reader, content) for content in reader.seeds()] == ['']
+        for content in pickles:
+            try_reader(reader, content)
+        fuzz(reader, EXAMPLES)
+
+
+# Files that are not plain files.
+def loop(path):
+    path.symlink_to(path)
+
+
+def zero(path):
+    path.symlink_to('/dev/zero')
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, zero, Path.mkdir, loop], ids=lambda make: make.__name__)
+def test_pipes_devices_folders_and_loops_in_the_place_of_a_file(make):
+    for reader in READERS:
+        # A loop of links reads as a missing file, which some readers do not need.
+        assert try_reader(reader, make=make) or make == loop or reader.name == 'tokenizer_config.json', reader.name
+
+
+@pytest.mark.parametrize('name', ['config.json', 'texts.tsv', 'metrics.jsonl', 'model.safetensors', 'train/cat/0.png'])
+def test_a_file_larger_than_the_memory(name):
+    def sparse(path):
+        with path.open('wb') as file:
+            file.truncate(2**43)  # eight terabytes that take no room
+
+    assert try_reader(next(reader for reader in READERS if reader.name == name), make=sparse)
+
+
+# Findings of earlier fuzzing: contents and the messages about them.
+def change(content, **changes):
+    return json.dumps({**content, **changes}).encode()
+
+
+def tokenizer_with(**changes):
+    return change(json.loads(tokenizer_json()[0]), **changes)
+
+
+def total_with(**changes):
+    return change(PARTITION, totals={**PARTITION['totals'], **changes})
+
+
+def safetensors(header, data=bytes(8)):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
+    return {'dtype': dtype, 'shape': list(shape), 'data_offsets': list(offsets)}
+
+
+DOUBLE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aa'}
+SLOW = {'type': 'Split', 'pattern': {'Regex': '(a+)+$'}, 'behavior': 'Removed', 'invert': False}
+WEIGHTS, BROKEN = 'model.safetensors', 'damaged or incomplete'
+FINDINGS = [
+    ('config.json', b'{"a":' * 99 + b'1' + b'}' * 99, 'unknown config key a.a.a'),
+    ('config.json', b'{"a":' * 100 + b'1' + b'}' * 100, 'nests more than 100 deep'),
+    ('data.json', b'{"class_names": "cat", "num_train": 1, "num_eval": 1}', 'class_names must be'),
+    ('metrics.jsonl', b'{"step": null, "split": "train"}\n', 'line 1: not a row of metrics'),
+    ('metrics.jsonl', b'{"step": 1, "split": "train"}\n\xff\n', "line 2: not a row of metrics: '\ufffd'"),
+    ('timing.json', b'{"seconds_per_step": 1' + b'0' * 400 + b'}', 'lacks seconds_per_step'),
+    ('partition.json', total_with(positions=10**400), 'for positions'),
+    ('partition.json', total_with(dynamic_share=2), 'for dynamic_share'),
+    ('partition.json', change(PARTITION, layers=[{**LAYERS[0], 'name': '\ud800'}]), 'layer 1 lacks name'),
+    ('tokenizer_config.json', b'{"do_lower_case": "yes"}', "do_lower_case must be true or false, got 'yes'"),
+    ('tokenizer_config.json', change(SETTINGS, do_lower_case=None), ''),
+    ('model.safetensors.index.json', b'{"weight_map": {"a": "../x.safetensors"}}', 'to file names'),
+    ('model.safetensors.index.json', b'{"weight_map": {"a": "a\\u0000b"}}', 'lacks a'),
+    ('model.safetensors.index.json', change(INDEX), ''),
+    # Tokenizers that double a text or backtrack without end.
+    (
+        'tokenizer.json',
+        tokenizer_with(normalizer={'type': 'Sequence', 'normalizers': [DOUBLE] * 40}),
+        'normalizer must be made of BertNormalizer',
+    ),
+    ('tokenizer.json', tokenizer_with(pre_tokenizer=SLOW), 'pre_tokenizer must be made of BertPreTokenizer'),
+    ('tokenizer.json', tokenizer_with(normalizer=None), ''),
+    ('texts.tsv', b'text\tlabel\n' + b'\0' * 10**6, 'it has 1 fields, but there are 2 columns'),
+    ('texts.tsv', b'a' + b'\t' * 10**6, 'and 999981 more'),
+    ('texts.tsv', 'text\tlabel\nthe cat\tyes'.encode('utf-16'), 'line 1 is not UTF-8: byte 0xff'),
+    ('texts.csv', b'text,label\n"the cat' + b'x' * 10**6, 'line 2 is not CSV'),
+    ('texts.jsonl', b'{"text": "a", "label": "b"}\n' + DEEP[0], 'line 2: it is not JSON'),
+    ('texts.jsonl', b'{"text": "\\ud800", "label": "b"}', "line 1: 'text' holds half a surrogate pair"),
+    (WEIGHTS, struct.pack('<Q', 2**60) + b'{"a": 1}', ''),
+    (WEIGHTS, safetensors({'a': entry(offsets=(0, 2**60), shape=(2**58,))}), BROKEN),
+    (WEIGHTS, safetensors({'a': entry(offsets=(-8, 0))}), BROKEN),
+    (WEIGHTS, safetensors({'a': entry(), 'b': entry(offsets=(4, 12))}, bytes(12)), BROKEN),
+    (WEIGHTS, safetensors({'a': entry(shape=(2**32, 2**32, 2))}), BROKEN),
+    (WEIGHTS, safetensors({'a': entry('object')}), BROKEN),
+    (WEIGHTS, safetensors(b'{"a":' * 10_000), BROKEN),
+    (WEIGHTS, weights()[0][:-1], BROKEN),
+]
+
+
+@pytest.mark.parametrize(('name', 'content', 'expected'), FINDINGS, ids=lambda value: str(value)[:24])
+def test_findings(name, content, expected):
+    message = read_with(name, content)
+    assert expected in message and len(message) < 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'old', 'new', 'expected'),
+    [
+        ('dataset_info.json', '"{DATASET}-{SPLIT}', '"{DATASET-{SPLIT}', 'cannot read'),
+        ('dataset_info.json', '"array_record"', '["array_record"]', 'does not describe a data set of TFDS'),
+        ('dataset_info.json', '"splits": [', '"splits": [3, ', 'cannot read'),
+        # TFDS imports the module of a feature; other modules are refused before it can.
+        ('features.json', 'tensorflow_datasets.core.features.image_feature', 'antigravity', 'refusing to import'),
+        ('features.json', 'tensorflow_datasets.core.features.image_feature', 'tests.evil', 'refusing to import'),
+    ],
+)
+def test_prepared_sets_that_contradict_themselves_or_name_code(name, old, new, expected, monkeypatch):
+    asked, ask = [], importlib.import_module
+    monkeypatch.setattr(importlib, 'import_module', lambda name, *rest: asked.append(name) or ask(name, *rest))
+    reader = next(reader for reader in readers_of_sets() if reader.name == f'imagenet2012/5.1.0/{name}')
+    (content,) = reader.seeds()
+    assert old in content.decode()
+    assert expected in try_reader(reader, content.decode().replace(old, new).encode())
+    assert not {'antigravity', 'tests.evil'} & set(asked)
+
+
+@pytest.mark.parametrize('name', ['pytorch_model.bin', 'model.pt', 'resnet18.pth', 'model.safetensors'])
+def test_pickled_weights_are_refused_with_how_to_convert_them(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({'a': np.ones(2)}))
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(BadInput, match='pickle') as caught:
+            read_weights(path)
+        assert 'safetensors' in str(caught.value)
+
+
+# Code that could run the content of a file.
+PACKAGE = Path(pad_jax.__file__).parent
+MODULES = {'pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'joblib', 'marshal', 'shelve', 'yaml', 'torch'}
+MODULES |= {'runpy', 'code', 'codeop'}
+FUNCTIONS = {'eval', 'exec', 'compile', '__import__'}
+ATTRIBUTES = {'exec_module', 'import_module', 'allow_pickle', 'fromfile', 'extractall', 'read_pickle'}
+
+
+def dangers(source: str) -> set[str]:
+    """Return the names in a module's source that can run what it reads."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names if alias.name.split('.')[0] in MODULES}
+            case ast.ImportFrom(module=str(module)) if module.split('.')[0] in MODULES:
+                found.add(module)
+            case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
+                found.add(name)
+            case ast.Attribute(attr=name) if name in ATTRIBUTES:
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id='np' | 'numpy'), attr='load'):
+                found.add('np.load')
+            case ast.keyword(arg='allow_pickle'):
+                found.add('allow_pickle')
+    return found
+
+
+def test_no_module_can_run_what_it_reads():
+    evil = 'import pickle\nfrom torch import load\nnp.load(f, allow_pickle=0)\neval(t)\ntar.extractall(f)'
+    assert dangers(evil) == {'pickle', 'torch', 'np.load', 'allow_pickle', 'eval', 'extractall'}
+    assert dangers('import json\nre.compile(x)\nmodel.eval()\nast.literal_eval(x)') == set()
+    files = sorted(PACKAGE.rglob('*.py'))
+    assert len(files) > 60
+    found = {name for path in files for name in dangers(path.read_text())}
+    # A config is the user's own Python; NumPy's load does not unpickle by default.
+    assert found <= {'exec_module', 'np.load'}

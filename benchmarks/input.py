@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         )
         for name, changes in VARIANTS.items()
     }
-    train = sources['resized_crop'].train
+    train = sources['resized_crop'].train.records
 
     def decode() -> None:
         for index in range(options.batches * options.batch_size):

@@ -11,7 +11,7 @@ from pad_jax.data.decoding import IMAGENET_MEAN, IMAGENET_STD, Middle
 from pad_jax.data.folders import open_folders
 from pad_jax.data.glue import GLUE_TASKS
 from pad_jax.data.imagenet import open_imagenet
-from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSpec, ImageSplits, Preprocessing, open_images
+from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Preprocessing, open_images
 from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.source import ON_BAD, DataSpec, Source
@@ -46,33 +46,6 @@ SOURCES: dict[str, ImageKind] = {
     ),
 }
 """Sources of images by `data.name`."""
-
-__all__ = [
-    'AUGMENTS',
-    'GLUE_TASKS',
-    'METRICS',
-    'MOST_MAGNITUDE',
-    'ON_BAD',
-    'SOURCES',
-    'TEXT_SOURCES',
-    'Arrays',
-    'DataSpec',
-    'ImageKind',
-    'ImageSource',
-    'ImageSpec',
-    'ImageSplits',
-    'Preprocessing',
-    'Source',
-    'TextSource',
-    'TextSpec',
-    'WordPieces',
-    'check_augmentation',
-    'make_source',
-    'make_text_source',
-    'open_vocabulary',
-    'score',
-    'shorten',
-]
 
 
 def make_source(

@@ -70,7 +70,7 @@ class Words(NamedTuple):
     part: np.ndarray
     distortion: np.ndarray
 
-    def take(self, rows: slice) -> 'Words':
+    def take(self, rows: list[int]) -> 'Words':
         """Return the words of some rows."""
         return Words(*(words[rows] for words in self))
 

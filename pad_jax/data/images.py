@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -15,29 +14,18 @@ from PIL import UnidentifiedImageError
 from pad_jax.data.augment import Augmentation, Words
 from pad_jax.data.decoding import FORMATS, Middle, decode, normalize
 from pad_jax.data.ordering import SCORING, Order
-from pad_jax.data.source import Batch, DataSpec, run_ahead, usable_processors
+from pad_jax.data.source import Batch, DataSpec, Source, run_ahead, usable_processors
 from pad_jax.errors import BadInput, describe
 
 CACHE_BYTES = 2 * 2**30
 # Rows that a thread prepares at once: waking one thread from another takes as long as a tenth of a photo.
 CHUNK = 8
 # Longer sequences of unreadable images are not an accident: the disk has failed.
-MOST_IN_A_ROW = 100
+MAX_IN_A_ROW = 100
 # Later unreadable images are only counted.
-MOST_WARNINGS = 10
+MAX_WARNINGS = 10
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageSpec(DataSpec):
-    """Properties of a data set of images.
-
-    Attributes:
-        image_shape: (H, W, C).
-    """
-
-    image_shape: tuple[int, int, int]
 
 
 class Preprocessing(NamedTuple):
@@ -81,6 +69,37 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def load(self, index: int, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+        """Return pixels uint8[H, W, C] and label of an image; random parts are cut from files only."""
+        del part
+        return self.pixels[index], self.labels[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """Labelled image files of a split, decoded to `size` × `size` pixels whenever they are loaded."""
+
+    records: Records
+    size: int
+    middle: Middle
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def load(self, index: int, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+        """Return pixels and label of the middle or of the random part that uint64[PART_WORDS] choose.
+
+        Raises:
+            BadInput: the file cannot be read, with its place.
+        """
+        record = self.records.read(index)
+        try:
+            return decode(record.data, self.size, self.middle, part), record.label
+        except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            reason = f'not a {", ".join(FORMATS[:-1])} or {FORMATS[-1]} file' if is_unknown else describe(error)
+            raise BadInput(f'cannot read the image {record.place}: {reason}') from error
+
 
 class ImageSplits(NamedTuple):
     """Names of the classes by label, and the images to train and to evaluate on."""
@@ -96,7 +115,7 @@ class ImageKind(NamedTuple):
     Attributes:
         open: function of `data.path` and `data.image_size` that returns `ImageSplits`, or raises `BadInput`.
         preprocessing: preprocessing for evaluation; its mean has one value for each channel.
-        middle: part that evaluation sees of photos; unused for `Arrays`.
+        middle: part that evaluation sees of files; unused for `Arrays`.
         flip: True if training images are mirrored at random unless `data.flip` is set.
         augments: values of `data.augment` that suit the images.
     """
@@ -113,67 +132,6 @@ class ImageKind(NamedTuple):
         return len(self.preprocessing.mean)
 
 
-def open_images(
-    kind: ImageKind,
-    path: str | None,
-    *,
-    batch_size: int,
-    image_size: int,
-    seed: int,
-    on_bad: str,
-    augmentation: Augmentation,
-    num_threads: int | None = None,
-) -> 'ImageSource':
-    """Open a source of images.
-
-    Photos are decoded now if all of them fit into `CACHE_BYTES`, and when a batch needs them otherwise. Random parts
-    are always cut from the files.
-
-    Args:
-        kind: row of `SOURCES`.
-        path: location of the data.
-        batch_size, image_size: at least 1.
-        seed: in [0, 2⁶⁴).
-        on_bad: `stop` raises at an unreadable image, `skip` leaves it out with a warning.
-        augmentation: changes of training images.
-        num_threads: number of threads; one for each usable processor by default.
-
-    Raises:
-        BadInput: the data is wrong; with `on_bad='stop'`, an image decoded now is unreadable.
-    """
-    names, train, evaluation = kind.open(path, image_size)
-    load = functools.partial(load_image, middle=kind.middle, size=image_size)
-    threads = num_threads or len(usable_processors())
-    listed, bad = len(evaluation), BadImages(on_bad)
-    parts = augmentation.augment == 'resized_crop'
-    files = [split for split in (evaluation, *(() if parts else (train,))) if not isinstance(split, Arrays)]
-    if files and sum(map(len, files)) * image_size**2 * kind.channels <= CACHE_BYTES:
-        shape = (image_size, image_size, kind.channels)
-        if not parts:
-            train = _decode_all(train, load, shape, bad, 'train', threads)
-        evaluation = _decode_all(evaluation, load, shape, bad, 'eval', threads)
-        _check_what_is_left(names, train, evaluation, bad)
-    return ImageSource(
-        spec=ImageSpec(
-            num_classes=len(names),
-            class_names=names,
-            image_shape=(image_size, image_size, kind.channels),
-            num_train=len(train),
-            num_eval=len(evaluation),
-        ),
-        train=train,
-        eval=evaluation,
-        batch_size=batch_size,
-        seed=seed,
-        preprocessing=kind.preprocessing,
-        augmentation=augmentation,
-        load=load,
-        num_eval_listed=listed,
-        num_threads=threads,
-        bad=bad,
-    )
-
-
 class BadImages:
     """Unreadable images under `on_bad`: the first raises, or each is noted once. Threads may share it."""
 
@@ -187,11 +145,10 @@ class BadImages:
         if self._on_bad == 'stop':
             raise BadInput(f'{error} (data.on_bad=skip leaves such images out)') from error
         with self._lock:
-            if (split, index) in self._lines:
-                return
+            is_new = (split, index) not in self._lines
             self._lines[split, index] = str(error)
-            if len(self._lines) <= MOST_WARNINGS:
-                more = ' (further ones are only counted)' if len(self._lines) == MOST_WARNINGS else ''
+            if is_new and len(self._lines) <= MAX_WARNINGS:
+                more = ' (further ones are only counted)' if len(self._lines) == MAX_WARNINGS else ''
                 logger.warning('%s: left out%s', error, more)
 
     @property
@@ -201,44 +158,72 @@ class BadImages:
             return list(self._lines.values())
 
 
+def open_images(
+    kind: ImageKind,
+    path: str | None,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    on_bad: str,
+    augmentation: Augmentation,
+) -> 'ImageSource':
+    """Open a source of images; arguments as for `pad_jax.data.make_source`.
+
+    Files are decoded now if all fit into `CACHE_BYTES`, otherwise when a batch needs them. Random parts are always cut
+    from the files.
+
+    Raises:
+        BadInput: the data is wrong; with `on_bad='stop'`, an image decoded now is unreadable.
+    """
+    names, *splits = kind.open(path, image_size)
+    splits = [split if isinstance(split, Arrays) else Photos(split, image_size, kind.middle) for split in splits]
+    (train, evaluation), parts, bad = splits, augmentation.augment == 'resized_crop', BadImages(on_bad)
+    num_listed, shape = len(evaluation), (image_size, image_size, kind.channels)
+    if (len(evaluation) + (0 if parts else len(train))) * image_size**2 * kind.channels <= CACHE_BYTES:
+        train = train if parts else _decode_all(train, 'train', bad)
+        evaluation = _decode_all(evaluation, 'eval', bad)
+        missing = set() if parts else set(range(len(names))) - set(train.labels.tolist())
+        if missing and bad.lines:
+            raise BadInput(f'no training image of the class {names[min(missing)]!r} can be read')
+    if not len(evaluation):
+        raise BadInput('the data holds no readable example to evaluate on')
+    spec = DataSpec(num_classes=len(names), class_names=names, num_train=len(train), num_eval=len(evaluation))
+    threads = len(usable_processors())
+    return ImageSource(
+        spec, batch_size, seed, train, evaluation, shape, kind.preprocessing, augmentation, num_listed, threads, bad
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageSource:
-    """Batches of images: `image` float32[b, H, W, C], normalised, and `label` int32[b]. See `Source`.
+class ImageSource(Source):
+    """Batches of images: `image` float32[b, H, W, C], normalised, and `label` int32[b].
 
     No process reads a file of another's rows. Under `on_bad='skip'` the next file in the order of the data replaces an
     unreadable one, under the same random words. An unreadable file has no weight in evaluation.
     """
 
-    spec: ImageSpec
-    train: Arrays | Records
-    eval: Arrays | Records
+    spec: DataSpec
     batch_size: int
     seed: int
+    train: Arrays | Photos
+    eval: Arrays | Photos
+    image_shape: tuple[int, int, int]
     preprocessing: Preprocessing
     augmentation: Augmentation
-    load: Callable[..., tuple[np.ndarray, int]]
-    num_eval_listed: int
+    num_listed: int
     num_threads: int
     bad: BadImages
 
-    def __post_init__(self):
-        if not len(self.eval):
-            raise BadInput('the data holds no example to evaluate on')
-
     @property
-    def num_eval_batches(self) -> int:
-        """Number of batches of `eval_batches`."""
-        return -(-self.spec.num_eval // self.batch_size)
+    def num_eval_listed(self) -> int:
+        """Number of images to evaluate on, including those that cannot be read."""
+        return self.num_listed
 
     @property
     def skipped(self) -> list[str]:
         """One line for each image left out so far."""
         return self.bad.lines
-
-    @property
-    def run_files(self) -> dict[str, Any]:
-        """No file: new images are read without any."""
-        return {}
 
     def with_threads(self, num_threads: int) -> 'ImageSource':
         """Return this source with another number of threads."""
@@ -255,10 +240,9 @@ class ImageSource:
         order = Order(self.spec.num_train, self.seed)
 
         def make(step: int) -> Batch:
+            indices = order.indices(step, self.batch_size, rows)
             words = self.augmentation.draw(self.seed, step, self.batch_size, rows)
-            return _without_weight(
-                self._make_batch(pool, self.train, order.indices(step, self.batch_size, rows), words)
-            )
+            return _without_weight(self._make_batch(pool, self._load_or_next, indices, words))
 
         with ThreadPoolExecutor(self.num_threads) as pool, run_ahead(make, start, stop) as batches:
             yield batches
@@ -267,7 +251,7 @@ class ImageSource:
         """Return training examples as evaluation sees them; a pure function of (seed, number)."""
         indices = Order(self.spec.num_train, self.seed, SCORING).indices(number, batch_size, rows)
         with ThreadPoolExecutor(self.num_threads) as pool:
-            return _without_weight(self._make_batch(pool, self.train, indices))
+            return _without_weight(self._make_batch(pool, self._load_or_next, indices))
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
         """Iterate over every evaluation example once, in order, in batches of exactly `batch_size` with `weight`."""
@@ -275,120 +259,79 @@ class ImageSource:
 
         def make(number: int) -> Batch:
             indices = (number * self.batch_size + np.arange(self.batch_size))[rows or slice(None)]
-            return self._make_batch(pool, self.eval, np.where(indices < len(self.eval), indices, -1))
+            return self._make_batch(pool, self._load_or_none, indices)
 
         with ThreadPoolExecutor(self.num_threads) as pool, run_ahead(make, 0, self.num_eval_batches) as batches:
             for _, batch in batches:
                 yield batch
 
-    def eval_labels(self, split: str) -> np.ndarray:
-        """Return the labels of the evaluation examples, int32[N], for images in memory."""
-        del split
-        return self.eval.labels
-
-    def _make_batch(
-        self, pool: ThreadPoolExecutor, split: Arrays | Records, indices: np.ndarray, words: Words | None = None
-    ) -> Batch:
-        """Return the examples `indices` of a split, int64[b]. Negative indices at the end give rows without weight."""
-        count, present = len(indices), int((indices >= 0).sum())
+    def _make_batch(self, pool: ThreadPoolExecutor, load: Callable, indices: np.ndarray, words: Words | None = None):
+        """Return the examples `indices`, int64[b]; rows for which `load` returns None are zero, without weight."""
+        count = len(indices)
         batch = {
-            'image': np.zeros((count, *self.spec.image_shape), np.float32),
+            'image': np.zeros((count, *self.image_shape), np.float32),
             'label': np.zeros(count, np.int32),
             'weight': np.zeros(count, np.float32),
         }
 
-        def fill(rows: slice) -> None:
-            row_words = words and words.take(rows)
-            pixels, batch['label'][rows], batch['weight'][rows] = self._take(split, indices[rows], row_words)
-            if row_words:
-                pixels = self.augmentation.apply(pixels, row_words)
-            normalize(pixels, self.preprocessing.mean, self.preprocessing.std, out=batch['image'][rows])
-            batch['image'][rows][batch['weight'][rows] == 0] = 0
+        def fill(start: int) -> None:
+            rows = range(start, min(start + CHUNK, count))
+            parts = [words.part[row] if words and words.part.size else None for row in rows]
+            found = [load(int(indices[row]), part) for row, part in zip(rows, parts, strict=True)]
+            rows = [row for row, example in zip(rows, found, strict=True) if example]
+            if not rows:
+                return
+            pixels, batch['label'][rows] = map(np.stack, zip(*filter(None, found), strict=True))
+            batch['weight'][rows] = 1
+            if words:
+                pixels = self.augmentation.apply(pixels, words.take(rows))
+            batch['image'][rows] = normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
 
-        is_work = not isinstance(split, Arrays) or (words and self.augmentation.num_distortion_words)
-        size = CHUNK if is_work else max(count, 1)
-        chunks = [slice(start, min(start + size, present)) for start in range(0, present, size)]
-        if len(chunks) > 1:
-            list(pool.map(fill, chunks))
-        else:
-            for rows in chunks:
-                fill(rows)
+        list(pool.map(fill, range(0, count, CHUNK)))
         return batch
-
-    def _take(self, split, indices: np.ndarray, words: Words | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return uint8[b, H, W, C] pixels, int32[b] labels and float32[b] weights."""
-        weights = np.ones(len(indices), np.float32)
-        if isinstance(split, Arrays):
-            return split.pixels[indices], split.labels[indices], weights
-        pixels = np.zeros((len(indices), *self.spec.image_shape), np.uint8)
-        labels = np.zeros(len(indices), np.int32)
-        for row, index in enumerate(indices.tolist()):
-            if split is self.train:
-                part = words.part[row] if words and words.part.size else None
-                pixels[row], labels[row] = self._load_or_next(index, part)
-                continue
-            try:
-                pixels[row], labels[row] = self.load(split, index)
-            except BadInput as error:
-                self.bad.note('eval', index, error)
-                weights[row] = 0
-        return pixels, labels, weights
 
     def _load_or_next(self, index: int, part: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Return training example `index`, or the next one that is readable."""
-        tries = min(MOST_IN_A_ROW, len(self.train))
+        tries = min(MAX_IN_A_ROW, len(self.train))
         for candidate in range(index, index + tries):
             try:
-                return self.load(self.train, candidate % len(self.train), part=part)
+                return self.train.load(candidate % len(self.train), part)
             except BadInput as error:
                 self.bad.note('train', candidate % len(self.train), error)
                 last = error
         raise BadInput(f'{tries} images of the training data in a row cannot be read, the last: {last}')
 
-
-def load_image(records: Records, index: int, *, middle: Middle, size: int, part: np.ndarray | None = None):
-    """Return pixels and label of a record; `BadInput` with its place if it cannot be read."""
-    record = records.read(index)
-    try:
-        return decode(record.data, size, middle, part), record.label
-    except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
-        is_unknown = isinstance(error, UnidentifiedImageError)
-        reason = f'not a {", ".join(FORMATS[:-1])} or {FORMATS[-1]} file' if is_unknown else describe(error)
-        raise BadInput(f'cannot read the image {record.place}: {reason}') from error
+    def _load_or_none(self, index: int, part: None) -> tuple[np.ndarray, int] | None:
+        """Return evaluation example `index`, or None if it is unreadable or beyond the last one."""
+        if index >= len(self.eval):
+            return None
+        try:
+            return self.eval.load(index, part)
+        except BadInput as error:
+            return self.bad.note('eval', index, error)
 
 
-def _decode_all(records: Arrays | Records, load, shape, bad: BadImages, split: str, num_threads: int) -> Arrays:
+def _decode_all(split: Arrays | Photos, name: str, bad: BadImages) -> Arrays:
     """Decode a split into memory, without the unreadable images."""
-    if isinstance(records, Arrays):
-        return records
-    count = len(records)
-    pixels, labels, good = np.zeros((count, *shape), np.uint8), np.zeros(count, np.int32), np.zeros(count, bool)
+    if isinstance(split, Arrays):
+        return split
+    count = len(split)
+    pixels, labels = np.zeros((count, split.size, split.size, 3), np.uint8), np.full(count, -1, np.int32)
 
     def read(start: int) -> None:
         for index in range(start, min(start + CHUNK, count)):
             try:
-                pixels[index], labels[index] = load(records, index)
-                good[index] = True
+                pixels[index], labels[index] = split.load(index)
             except BadInput as error:
-                bad.note(split, index, error)
+                bad.note(name, index, error)
 
-    pool = ThreadPoolExecutor(num_threads)
+    pool = ThreadPoolExecutor(len(usable_processors()))
     try:
         list(pool.map(read, range(0, count, CHUNK)))
     finally:
         pool.shutdown(cancel_futures=True)
+    good = labels >= 0
     return Arrays(pixels, labels) if good.all() else Arrays(pixels[good], labels[good])
-
-
-def _check_what_is_left(class_names: tuple[str, ...], train: Arrays | Records, evaluation: Arrays, bad: BadImages):
-    if not bad.lines:
-        return
-    if isinstance(train, Arrays):
-        counts = np.bincount(train.labels, minlength=len(class_names))
-        if not counts.all():
-            raise BadInput(f'no training image of the class {class_names[int(counts.argmin())]!r} can be read')
-    if not len(evaluation):
-        raise BadInput('no image to evaluate on can be read')
 
 
 def _without_weight(batch: Batch) -> Batch:

@@ -44,7 +44,7 @@ class Source(Protocol):
 
     A batch is a dict of arrays [b, ...] with the inputs of a network and `label`. `rows` selects the b rows of the
     global batch that the calling process needs, all B by default. The global batch does not depend on the number of
-    processes or threads.
+    processes or threads. Subclasses inherit the defaults below.
 
     Attributes:
         spec: properties of the data.
@@ -57,21 +57,27 @@ class Source(Protocol):
     @property
     def num_eval_listed(self) -> int:
         """Number of evaluation examples, including those that cannot be read."""
+        return self.spec.num_eval
 
     @property
     def num_eval_batches(self) -> int:
         """Number of batches that `eval_batches()` yields for all splits."""
+        return -(-self.spec.num_eval // self.batch_size)
 
     @property
     def skipped(self) -> list[str]:
         """One line for each example left out so far under `on_bad='skip'`."""
+        return []
 
     @property
     def run_files(self) -> dict[str, Any]:
         """JSON content by file name that a run directory keeps in order to read new examples."""
+        return {}
 
     def with_threads(self, num_threads: int) -> 'Source':
         """Return this source with another number of decoding threads. Sources without threads return themselves."""
+        del num_threads
+        return self
 
     def train_batches(
         self, start: int, stop: int, rows: slice | None = None

@@ -155,7 +155,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, 'numpy') as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise BadInput(f'{path} is not safetensors, or is damaged or incomplete: {error}') from None
     except (AttributeError, TypeError, ValueError) as error:  # NumPy does not have this type of number.
         raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None

@@ -12,7 +12,7 @@ def open_digits(batch_size, **changes):
 def test_split_is_stratified_and_the_same_for_every_seed():
     one, other = open_digits(4, seed=0), open_digits(4, seed=1)
     assert one.spec == other.spec
-    assert (one.spec.num_train, one.spec.num_eval, one.spec.image_shape) == (1442, 355, (8, 8, 1))
+    assert (one.spec.num_train, one.spec.num_eval, one.image_shape) == (1442, 355, (8, 8, 1))
     assert one.spec.class_names == tuple('0123456789')
     for split in ('train', 'eval'):
         np.testing.assert_array_equal(getattr(one, split).labels, getattr(other, split).labels)

@@ -53,7 +53,7 @@ def refused(path, message, **changes):
 def test_reads_classes_and_labels_in_sorted_order(folder):
     source = open_folder(folder)
     assert source.spec.class_names == ('ant', 'bee', 'cat')
-    assert source.spec.image_shape == (SIZE, SIZE, 3)
+    assert source.image_shape == (SIZE, SIZE, 3)
     assert (source.spec.num_classes, source.spec.num_train, source.spec.num_eval) == (3, 12, 4)
     np.testing.assert_array_equal(source.train.labels, np.repeat([0, 1, 2], 4))
     np.testing.assert_array_equal(source.eval.labels, [0, 0, 1, 1])
@@ -180,7 +180,7 @@ def test_skips_bad_images_counts_and_says_so(folder, caplog):
 def test_refuses_when_skipping_leaves_a_class_or_the_evaluation_empty(folder):
     for path in (folder / 'val').rglob('*.*'):
         path.write_text('no image')
-    refused(folder, 'no image to evaluate on can be read', on_bad='skip')
+    refused(folder, 'no readable example to evaluate on', on_bad='skip')
     for path in (folder / 'train' / 'cat').iterdir():
         path.write_text('no image')
     refused(folder, "no training image of the class 'cat' can be read", on_bad='skip')

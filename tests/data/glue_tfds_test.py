@@ -58,7 +58,7 @@ def test_the_newest_version_is_read(data_dir, tmp_path):
     (tmp_path / 'glue' / 'rte' / '11.0.0').mkdir()
     assert glue_tfds.find_prepared(tmp_path, 'rte').name == '10.0.0'
     (tmp_path / 'glue/rte/10.0.0/features.json').unlink()
-    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing: copy it from where"):
+    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing. Copy it from the"):
         glue_tfds.find_prepared(tmp_path, 'rte')
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_prepared_is_not_found_and_explained_at_once(tmp_path):
 def test_refuses_a_format_of_which_no_single_example_can_be_read(tmp_path):
     folder = tmp_path / 'glue' / 'rte' / '2.0.0'
     folder.mkdir(parents=True)
-    (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord'}))
+    (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord', 'configName': 'rte'}))
     how = rf'as tfrecord, which .*. Run tfds convert_format --root_data_dir={tmp_path} '
     with pytest.raises(BadInput, match=how):
         glue_tfds.find_prepared(tmp_path, 'rte')

@@ -73,7 +73,7 @@ def test_labels_are_those_of_the_folders(originals):
     source = open_data(originals / 'folders')
     labels = np.concatenate([batch['label'] for batch in source.eval_batches()])
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
-    record = source.train.read(4)
+    record = source.train.records.read(4)
     path = originals / 'folders' / 'train' / CLASSES[1] / f'{CLASSES[1]}_0.JPEG'
     assert record == (path.read_bytes(), 1, repr(str(path)))
 
@@ -170,7 +170,7 @@ def damage(shard, payload):
 
 
 def test_a_corrupt_record_is_named_by_shard_and_index(prepared):
-    data = open_data(prepared).train.read(7).data
+    data = open_data(prepared).train.records.read(7).data
     damage(shard_of(prepared), data[-64:])
     source = open_data(prepared)
     with pytest.raises(BadInput, match=re.escape(f"cannot read record 7 of split train of '{prepared}': ")) as caught:

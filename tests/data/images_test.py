@@ -162,7 +162,7 @@ def test_scoring_batches_are_unaugmented_and_pass_through_all_examples():
 
 
 def test_refuses_nothing_to_evaluate_on():
-    with pytest.raises(BadInput, match='no example to evaluate on'):
+    with pytest.raises(BadInput, match='no readable example to evaluate on'):
         make_tiny(num_eval=0)
 
 
@@ -212,8 +212,10 @@ def test_processes_share_the_same_global_batches_and_read_only_their_rows(no_cac
     parts = [run(source, rows) for source, rows in zip(sources, shares)]
     for number, expected in enumerate(run(whole, None)):
         assert_same(join([part[number] for part in parts]), expected)
-    assert sorted(index for source in sources for index in source.train.seen) == sorted(whole.train.seen)
-    assert all(len(source.train.seen) == 3 * size for source in sources)
+    assert sorted(index for source in sources for index in source.train.records.seen) == sorted(
+        whole.train.records.seen
+    )
+    assert all(len(source.train.records.seen) == 3 * size for source in sources)
     assert_same(join([whole.scoring_batch(1, 4, rows) for rows in shares]), whole.scoring_batch(1, 4))
     evaluated = zip(*(whole.eval_batches(rows=rows) for rows in shares))
     for found, expected in zip(evaluated, whole.eval_batches(), strict=True):
@@ -306,5 +308,5 @@ def test_a_long_list_of_bad_images_is_only_counted(caplog):
     with caplog.at_level(logging.WARNING, logger='pad_jax'):
         for index in range(30):
             bad.note('train', index % 15, BadInput(f'line {index % 15}'))
-    assert len(bad.lines) == 15 and len(caplog.records) == images.MOST_WARNINGS
+    assert len(bad.lines) == 15 and len(caplog.records) == images.MAX_WARNINGS
     assert caplog.records[-1].getMessage() == 'line 9: left out (further ones are only counted)'

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.model.num_kernels = 4  # K, kernels of a dynamic convolution
     config.model.reduction = 16  # hidden width of the attention = channels / reduction
     config.model.width_multiplier = 0.25  # multiplies all channels; 1 = the standard network
-    config.model.stem = 'cifar'  # final resolution: imagenet size / 32; cifar, for small images, size / 8
+    config.model.stem = 'cifar'  # imagenet: ends at size / 32; cifar, for small images: at size / 8
     config.model.sync_batch_norm = True  # batch statistics over all devices
     config.model.plan = 'auto'  # execution of dynamic convolutions
     config.model.pretrained = ''  # torchvision's weights as safetensors; '' = from scratch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pad_jax.training.cli import Parser, exit_on_sigterm, exit_status, parse_with_overrides
-from pad_jax.training.config import free_keys, load_config
+from pad_jax.training.config import FREE_KEYS, load_config
 
 # Each verb imports its room when it is called, so that `count` starts without plots, data sets and checkpoints.
 
@@ -35,7 +35,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     epilog = (
         'If the data has moved, name its new place with --config.data.path=PATH. It must have the classes that the run '
-        f'was trained on. These keys may be changed too: {", ".join(sorted(free_keys() - {"data.path"}))}.'
+        f'was trained on. These keys may be changed too: {", ".join(sorted(FREE_KEYS - {"data.path"}))}.'
     )
     parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
     flags, overrides = parse_with_overrides(parser, arguments)

@@ -86,14 +86,12 @@ _FLAG = Rule(bool, lambda value: True, 'True or False')
 _TEXT = Rule(str, lambda value: True, 'text')
 _PATTERN = Rule(str, _is_pattern, 'a regular expression')
 _POSITIVE_FRACTION = Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]')
-_STRENGTH = Rule(float, lambda value: 0 <= value <= 1, 'in [0, 1]')
 _SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
 # Parameters are float32, and by default JAX turns float64 into float32.
 _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
 
-_TEXT_PLAN = _one_of(MIXTURE_PLANS)
 _TEXT_GRANULARITY = _one_of(filter(None, MIXTURE_GRANULARITIES))
 
 IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True
@@ -106,16 +104,14 @@ KEYS = (
     Key('model.num_kernels', _integer(1, 1024), 'K, kernels of a dynamic convolution', IMAGES),
     Key('model.reduction', _integer(1, 2**16), 'hidden width of the attention = channels / reduction', IMAGES),
     Key('model.width_multiplier', _number(1 / 64, 128), 'multiplies all channels; 1 = the standard network', IMAGES),
-    Key(
-        'model.stem', _one_of(STEMS), 'final resolution: imagenet size / 32; cifar, for small images, size / 8', IMAGES
-    ),
+    Key('model.stem', _one_of(STEMS), 'imagenet: ends at size / 32; cifar, for small images: at size / 8', IMAGES),
     Key('model.sync_batch_norm', _FLAG, 'batch statistics over all devices', IMAGES),
     Key('model.plan', _one_of(PLAN_NAMES), 'execution of dynamic convolutions', IMAGES, FREE),
     Key('model.ffn', _one_of(FFNS), 'dense; linear: each linear layer a mixture; ffn: whole experts', TEXTS),
     Key('model.num_experts', _integer(1, 4096), 'E, experts of a mixture', TEXTS),
     Key('model.num_selected', _integer(1, 4096), 'k, experts of each token', TEXTS),
     Key('model.routing', _one_of(ROUTINGS), 'unit that experts are chosen for', TEXTS),
-    Key('model.plan', _TEXT_PLAN, 'execution of mixtures', TEXTS, FREE),
+    Key('model.plan', _one_of(MIXTURE_PLANS), 'execution of mixtures', TEXTS, FREE),
     Key('model.balance_coefficient', _number(0), 'weight of the loss that balances importance and load', TEXTS),
     Key('model.z_coefficient', _number(0), 'weight of the loss that keeps router logits small', TEXTS),
     Key('model.vocab_size', _integer(8, 2**24), 'rows of the token embedding', TEXTS),
@@ -155,7 +151,7 @@ KEYS = (
     Key('data.augment', _one_of(AUGMENTS), 'crop moves the image; resized_crop (imagenet only) takes a part', IMAGES),
     Key('data.crop_padding', _integer(0, 2**14), 'largest move of a crop, in pixels', IMAGES),
     Key('data.flip', _FLAG, 'mirror at random', IMAGES),
-    Key('data.color_jitter', _STRENGTH, 'random brightness, contrast and saturation; 0 = none', IMAGES),
+    Key('data.color_jitter', _number(0, 1), 'random brightness, contrast and saturation; 0 = none', IMAGES),
     Key('data.randaugment_layers', _integer(0, 100), 'operations of RandAugment; 0 = none', IMAGES),
     Key('data.randaugment_magnitude', _integer(0, MOST_MAGNITUDE), 'strength of each operation', IMAGES),
     Key('data.max_length', _integer(8, 2**20), 'tokens of a text or pair; the longer text is cut first', TEXTS),
@@ -185,6 +181,8 @@ KEYS = (
     Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
     Key('debug', _FLAG, 'stop at the operation that makes a NaN', BOTH, FREE),
 )
+FREE_KEYS = frozenset(key.name for key in KEYS if key.is_free)
+"""Keys that a resumed run may change."""
 
 
 def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
@@ -195,14 +193,7 @@ def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
 
 def describe_keys() -> str:
     """List all keys with their help and their rules, a line each."""
-    return '\n'.join(
-        f'--config.{key.name} ({key.models.replace(" ", ", ")}): {key.help}; {key.rule.words}' for key in KEYS
-    )
-
-
-def free_keys() -> set[str]:
-    """Return the names of the keys that a resumed run may change."""
-    return {key.name for key in KEYS if key.is_free}
+    return '\n'.join(f'--config.{key.name} ({key.models}): {key.help}; {key.rule.words}' for key in KEYS)
 
 
 def is_text(config) -> bool:
@@ -427,7 +418,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List 'key: old -> new' for the keys of two flattened configs that differ and are not free on resume."""
     return [
         f'{name}: {old.get(name, "missing")!r} -> {new.get(name, "missing")!r}'
-        for name in sorted((old.keys() | new.keys()) - free_keys())
+        for name in sorted((old.keys() | new.keys()) - FREE_KEYS)
         if old.get(name) != new.get(name)
     ]
 
@@ -452,8 +443,8 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
             'workdir'
         )
     _raise(problems, f'{path}: ')
-    names, free = [override.partition('=')[0] for override in overrides], free_keys()
-    if fixed := [name for name in names if name in flat and name not in free]:
-        allowed = ', '.join(sorted(free & flat.keys()))
+    names = [override.partition('=')[0] for override in overrides]
+    if fixed := [name for name in names if name in flat and name not in FREE_KEYS]:
+        allowed = ', '.join(sorted(FREE_KEYS & flat.keys()))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {allowed}')
     return _finish(ml_collections.ConfigDict(content), overrides)

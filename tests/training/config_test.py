@@ -6,11 +6,11 @@ from pad_jax.errors import BadInput
 from pad_jax.partition import CRITERIA
 from pad_jax.training.cli import Parser, parse_with_overrides
 from pad_jax.training.config import (
+    FREE_KEYS,
     differing_keys,
     find_conflicts,
     find_key_problems,
     flatten,
-    free_keys,
     keys_of,
     load_config,
     name_key,
@@ -205,7 +205,7 @@ def test_all_wrong_keys_are_reported_in_one_line():
 
 def test_combinations_are_checked_once_every_key_is_valid():
     conflicts = ['train.steps=20', 'data.image_size=7', 'partition.schedule=one_shot', 'partition.rounds=2']
-    assert refused(*conflicts, 'debug=3') == 'debug must be True or False, got 3'
+    assert refused(*conflicts, 'debug=3') == "debug must be True or False, got '3'"
     message = refused(*conflicts)
     for part in (
         'optim.warmup_steps must be below the 20 steps of the run, got 20',
@@ -363,7 +363,7 @@ def test_the_task_says_how_many_classes_there_are(overrides, num_classes):
 def test_differing_keys_say_old_and_new_but_for_those_that_are_free():
     old, new = flatten(load()), flatten(load('train.seed=3', *(f'{name}={value}' for name, value in FREE.items())))
     assert differing_keys(old, new) == ['train.seed: 0 -> 3']
-    assert FREE.keys() | {'model.remat'} == free_keys()
+    assert FREE.keys() | {'model.remat'} == FREE_KEYS
     texts = flatten(load(file=GLUE)), flatten(load('model.remat=True', 'model.plan=dense', file=GLUE))
     assert differing_keys(*texts) == []
     assert differing_keys({'a': 1}, {'b': 2}) == ["a: 1 -> 'missing'", "b: 'missing' -> 2"]

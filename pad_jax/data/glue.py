@@ -1,16 +1,43 @@
-"""The nine tasks of GLUE: what their files, labels and metrics are called.
+"""The nine tasks of GLUE: their files, TFDS folders and submissions.
 
 Wang et al. 2019, "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding".
 """
 
 import dataclasses
+import logging
+import os
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from pad_jax.errors import BadInput
+import numpy as np
+
+from pad_jax.data.metrics import choose_predictions
+from pad_jax.data.tables import (
+    TextExamples,
+    check_output,
+    check_texts,
+    open_table,
+    parse_class,
+    parse_number,
+    read_examples,
+    read_unlabelled,
+    write_table,
+)
+from pad_jax.data.texts import TextSource, make_text_batches
+from pad_jax.data.tfds_folders import find_readable_set
+from pad_jax.data.tokenization import WordPieces
+from pad_jax.errors import BadInput, quote
+
+TRAIN_FILE = 'train.tsv'
+CHUNK = 4096
+
+logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalSplit:
-    """One split to evaluate on: its name here and in TFDS, the original file, and what a submission is called."""
+class EvalSplit(NamedTuple):
+    """One split for evaluation: its name here and in TFDS, its original file, and its file in a submission."""
 
     name: str
     file: str
@@ -19,149 +46,89 @@ class EvalSplit:
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """How one task is distributed.
+    """Layout of one task.
 
-    `class_names[label]` names a label, in the order of TFDS; it is empty for regression, whose labels lie in
-    `label_range`. `file_labels` are the same labels as the original files and submissions write them.
-    `text_columns` and `label_column` are the original columns, `features` the texts in TFDS.
+    Attributes:
+      folder: of the original files.
+      text_columns, label_column: of the original files.
+      class_names: of each label, in the order of TFDS; empty for regression.
+      file_labels: the same labels in original files and submissions.
+      metrics: keys of `METRICS`.
+      features: texts in TFDS.
+      eval_splits: splits for evaluation; by default one.
+      headless_columns: of the files without a header: those of CoLA, except its test file.
+      skips_broken_rows: True for QQP. Questions with a line break fell apart; the published counts leave them out.
+      label_range: of regression.
+      diagnostic: submission file of the diagnostic set of MNLI, which has the same labels.
     """
 
     folder: str
     text_columns: tuple[str, ...]
     label_column: str
-    features: tuple[str, ...]
     class_names: tuple[str, ...]
     file_labels: tuple[str, ...]
     metrics: tuple[str, ...]
+    features: tuple[str, ...]
     eval_splits: tuple[EvalSplit, ...]
     headless_columns: tuple[str, ...] | None = None
-    """Of the files that have no header: CoLA's, except its test file."""
-    has_broken_rows: bool = False
-    """QQP: questions with a line break in them fell apart; the published counts leave their halves out."""
+    skips_broken_rows: bool = False
     label_range: tuple[float, float] | None = None
     diagnostic: str | None = None
-    """MNLI: what a submission for the diagnostic set is called, which has the same labels and no split of its own."""
-
-    @property
-    def regression(self) -> bool:
-        """Whether labels are numbers to come close to."""
-        return not self.class_names
 
     @property
     def num_classes(self) -> int:
-        """Outputs of a network for it: 1 for regression."""
+        """Outputs of a network: 1 for regression."""
         return len(self.class_names) or 1
 
 
-def _one_split(folder: str) -> tuple[EvalSplit, ...]:
-    return (EvalSplit('validation', 'dev.tsv', f'{folder}.tsv'),)
+PAIR, ENTAILMENT = ('sentence1', 'sentence2'), ('entailment', 'not_entailment')
+
+
+def _task(folder, text_columns, label_column, class_names, file_labels=('0', '1'), metrics=('accuracy',), **changes):
+    """Make a task with one split for evaluation, and with the columns as features, except for `changes`."""
+    splits = (EvalSplit('validation', 'dev.tsv', f'{folder}.tsv'),)
+    layout = {'features': text_columns, 'eval_splits': splits} | changes
+    return GlueTask(folder, text_columns, label_column, class_names, file_labels, metrics, **layout)
 
 
 GLUE_TASKS: dict[str, GlueTask] = {
-    'cola': GlueTask(
-        folder='CoLA',
-        text_columns=('sentence',),
-        label_column='label',
-        features=('sentence',),
-        class_names=('unacceptable', 'acceptable'),
-        file_labels=('0', '1'),
+    'cola': _task(
+        *('CoLA', ('sentence',), 'label', ('unacceptable', 'acceptable')),
         metrics=('matthews',),
-        eval_splits=_one_split('CoLA'),
         headless_columns=('source', 'label', 'annotation', 'sentence'),
     ),
-    'sst2': GlueTask(
-        folder='SST-2',
-        text_columns=('sentence',),
-        label_column='label',
-        features=('sentence',),
-        class_names=('negative', 'positive'),
-        file_labels=('0', '1'),
-        metrics=('accuracy',),
-        eval_splits=_one_split('SST-2'),
-    ),
-    'mrpc': GlueTask(
-        folder='MRPC',
-        text_columns=('#1 String', '#2 String'),
-        label_column='Quality',
-        features=('sentence1', 'sentence2'),
-        class_names=('not_equivalent', 'equivalent'),
-        file_labels=('0', '1'),
+    'sst2': _task('SST-2', ('sentence',), 'label', ('negative', 'positive')),
+    'mrpc': _task(
+        *('MRPC', ('#1 String', '#2 String'), 'Quality', ('not_equivalent', 'equivalent')),
         metrics=('accuracy', 'f1'),
-        eval_splits=_one_split('MRPC'),
+        features=PAIR,
     ),
-    'stsb': GlueTask(
-        folder='STS-B',
-        text_columns=('sentence1', 'sentence2'),
-        label_column='score',
-        features=('sentence1', 'sentence2'),
-        class_names=(),
-        file_labels=(),
-        metrics=('pearson', 'spearman'),
-        eval_splits=_one_split('STS-B'),
-        label_range=(0.0, 5.0),
-    ),
-    'qqp': GlueTask(
-        folder='QQP',
-        text_columns=('question1', 'question2'),
-        label_column='is_duplicate',
-        features=('question1', 'question2'),
-        class_names=('not_duplicate', 'duplicate'),
-        file_labels=('0', '1'),
+    'stsb': _task('STS-B', PAIR, 'score', (), (), metrics=('pearson', 'spearman'), label_range=(0.0, 5.0)),
+    'qqp': _task(
+        *('QQP', ('question1', 'question2'), 'is_duplicate', ('not_duplicate', 'duplicate')),
         metrics=('accuracy', 'f1'),
-        eval_splits=_one_split('QQP'),
-        has_broken_rows=True,
+        skips_broken_rows=True,
     ),
-    'mnli': GlueTask(
-        folder='MNLI',
-        text_columns=('sentence1', 'sentence2'),
-        label_column='gold_label',
+    'mnli': _task(
+        *('MNLI', PAIR, 'gold_label'),
+        *(('entailment', 'neutral', 'contradiction'), ('entailment', 'neutral', 'contradiction')),
         features=('premise', 'hypothesis'),
-        class_names=('entailment', 'neutral', 'contradiction'),
-        file_labels=('entailment', 'neutral', 'contradiction'),
-        metrics=('accuracy',),
         eval_splits=(
             EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv'),
             EvalSplit('validation_mismatched', 'dev_mismatched.tsv', 'MNLI-mm.tsv'),
         ),
         diagnostic='AX.tsv',
     ),
-    'qnli': GlueTask(
-        folder='QNLI',
-        text_columns=('question', 'sentence'),
-        label_column='label',
-        features=('question', 'sentence'),
-        class_names=('entailment', 'not_entailment'),
-        file_labels=('entailment', 'not_entailment'),
-        metrics=('accuracy',),
-        eval_splits=_one_split('QNLI'),
-    ),
-    'rte': GlueTask(
-        folder='RTE',
-        text_columns=('sentence1', 'sentence2'),
-        label_column='label',
-        features=('sentence1', 'sentence2'),
-        class_names=('entailment', 'not_entailment'),
-        file_labels=('entailment', 'not_entailment'),
-        metrics=('accuracy',),
-        eval_splits=_one_split('RTE'),
-    ),
-    # Its labels count the other way round than those of RTE.
-    'wnli': GlueTask(
-        folder='WNLI',
-        text_columns=('sentence1', 'sentence2'),
-        label_column='label',
-        features=('sentence1', 'sentence2'),
-        class_names=('not_entailment', 'entailment'),
-        file_labels=('0', '1'),
-        metrics=('accuracy',),
-        eval_splits=_one_split('WNLI'),
-    ),
+    'qnli': _task('QNLI', ('question', 'sentence'), 'label', ENTAILMENT, ENTAILMENT),
+    'rte': _task('RTE', PAIR, 'label', ENTAILMENT, ENTAILMENT),
+    # The labels of WNLI count in the other direction than those of RTE.
+    'wnli': _task('WNLI', PAIR, 'label', ENTAILMENT[::-1]),
 }
-"""By the name of the configuration in TFDS, which is the name of the task here."""
+"""Tasks by the name of their configuration in TFDS."""
 
 
 def find_task(name: str) -> GlueTask:
-    """The row of `GLUE_TASKS`; `BadInput` with the names there are.
+    """Return the row of `GLUE_TASKS`; raise `BadInput` with the possible names.
 
     >>> find_task('rte').class_names
     ('entailment', 'not_entailment')
@@ -169,3 +136,219 @@ def find_task(name: str) -> GlueTask:
     if name not in GLUE_TASKS:
         raise BadInput(f'task must be one of {", ".join(GLUE_TASKS)}, got {name!r}')
     return GLUE_TASKS[name]
+
+
+def open_glue(
+    *,
+    path: str | None,
+    task: str,
+    pieces: WordPieces,
+    batch_size: int,
+    seed: int = 0,
+    on_bad: str = 'stop',
+) -> TextSource:
+    """Open one task of GLUE for training and evaluation.
+
+    Args:
+      path: folder of the original files (`PATH/RTE/train.tsv`, or PATH is the task's own folder), or data_dir of TFDS
+        (`PATH/glue/rte/VERSION`). If both exist, the original files are read.
+      task: a key of `GLUE_TASKS`.
+      pieces: tokenizer of the texts.
+      batch_size: examples in a global batch, at least 1.
+      seed: of the order, in [0, 2⁶⁴).
+      on_bad: `stop` raises at a bad row, `skip` leaves it out and logs a warning.
+
+    Raises:
+      BadInput: if GLUE does not have the task, the path has neither layout, or a file is wrong.
+    """
+    row = find_task(task)
+    train, *evaluation = _read_splits(path, task, row, on_bad)
+    return make_text_batches(
+        train,
+        {split.name: examples for split, examples in zip(row.eval_splits, evaluation, strict=True)},
+        pieces=pieces,
+        class_names=row.class_names,
+        metrics=row.metrics,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def _read_splits(path: str | None, name: str, task: GlueTask, on_bad: str) -> list[TextExamples]:
+    """Read the training split and the splits for evaluation."""
+    layout = f'{task.folder}/{TRAIN_FILE} (the original files) or glue/{name} (prepared by TFDS)'
+    if not path:
+        raise BadInput(f'path must name a folder with {layout}, got {path!r}')
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        problem = 'is not a folder' if root.exists() else 'does not exist'
+        own = 'for a file of your own: --config.data.name=text'
+        raise BadInput(f'{quote(root)} {problem}: expected a folder with {layout}; {own}')
+    folder = find_folder(root, task)
+    if folder is not None:
+        logger.info('reading the original files in %s', folder)
+        files = [TRAIN_FILE, *(split.file for split in task.eval_splits)]
+        return [read_glue_file(folder / file, task, on_bad) for file in files]
+    prepared = find_readable_set(root, f'glue/{name}')
+    if prepared is None:
+        # The path may be DATA_DIR/glue, glue/TASK or glue/TASK/VERSION.
+        data_dirs = [parent for parent in root.absolute().parents[:3] if find_readable_set(parent, f'glue/{name}')]
+        build = f'tfds build glue --config={name} --file_format=array_record --data_dir={shlex.quote(str(root))}'
+        remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else f'run where TensorFlow is installed: {build}'
+        raise BadInput(f'{quote(root)} has no {layout}; for the latter, {remedy}')
+    logger.info('reading the files of TFDS in %s', prepared)
+    return [read_split(prepared, task, split) for split in ('train', *(split.name for split in task.eval_splits))]
+
+
+def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:
+    """Find the original files of a task in `root/FOLDER` or in `root`; None if neither has them.
+
+    Raises:
+      BadInput: if a file is missing, or `root` has the name of another task's folder.
+    """
+    folder = root / task.folder
+    if not folder.is_dir():
+        if not (root / TRAIN_FILE).is_file():
+            return None
+        # Another task may have the same columns and labels.
+        for name, other in GLUE_TASKS.items():
+            if root.absolute().name.lower() == other.folder.lower() != task.folder.lower():
+                raise BadInput(f'{quote(root)} is the folder of the task {name}, expected {task.folder}')
+        folder = root
+    names = (TRAIN_FILE, *(split.file for split in task.eval_splits))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}: expected {", ".join(names)}')
+    return folder
+
+
+def read_glue_file(path: str | os.PathLike, task: GlueTask, on_bad: str = 'stop') -> TextExamples:
+    """Read a labelled file of a task: train or dev. Broken rows of QQP are always left out.
+
+    Raises:
+      BadInput: as `open_table` and `read_examples`.
+    """
+    return read_examples(
+        _open_file(path, task),
+        task.text_columns,
+        task.label_column,
+        parse_number(*task.label_range) if task.label_range else parse_class(task.file_labels),
+        on_bad,
+        on_broken='skip' if task.skips_broken_rows else on_bad,
+    )
+
+
+def read_glue_texts(path: str | os.PathLike, task: GlueTask) -> tuple[tuple[list[str], ...], list[str]]:
+    """Read texts and ids of any file of a task for prediction, as `read_unlabelled`."""
+    return read_unlabelled(_open_file(path, task), task.text_columns)
+
+
+def _open_file(path, task):
+    table = open_table(path)
+    if task.headless_columns and task.text_columns[0] not in table.columns:
+        table = open_table(path, task.headless_columns)
+    return table
+
+
+def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples:
+    """Read one labelled split of a TFDS folder, without TensorFlow and without the network.
+
+    Rows on disk have the order of a hash. They are returned in the order of the original files, so that a run sees
+    the same batches from both.
+
+    Raises:
+      BadInput: if the folder lacks the split or a feature, cannot be read, or has a label outside of the task's set.
+    """
+    import tensorflow_datasets as tfds
+
+    where = f'split {split} of {quote(folder)}'
+    try:
+        # The steps of tfds.data_source(..., download=False), for the version that is there.
+        source = tfds.builder_from_directory(folder).as_data_source(split=split)
+        chunks = [
+            source.__getitems__(range(start, min(start + CHUNK, len(source)))) for start in range(0, len(source), CHUNK)
+        ]
+        rows = sorted((row for chunk in chunks for row in chunk), key=lambda row: row['idx'])
+        texts = tuple([row[feature].decode('utf-8') for row in rows] for feature in task.features)
+        labels = np.array([row['label'] for row in rows], np.int32 if task.class_names else np.float32)
+    except Exception as error:
+        # A truncated or changed folder fails in many ways.
+        raise BadInput(f'cannot read {where}: {" ".join(str(error).split()) or type(error).__name__}') from error
+    check_texts(texts, task.features, where)
+    low, high = task.label_range or (0, len(task.class_names) - 1)
+    outside = np.flatnonzero(~((labels >= low) & (labels <= high)))
+    if len(outside):
+        first = rows[outside[0]]
+        raise BadInput(f'label {first["label"]} of example {first["idx"]} in {where} is not in [{low:g}, {high:g}]')
+    return TextExamples(texts, labels)
+
+
+def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: GlueTask | None = None) -> pathlib.Path:
+    """Choose the file for predictions and check that it can be written.
+
+    Args:
+      output: a file; for GLUE also a folder, in which the file gets the name that the benchmark expects.
+      source: the file to predict. Its name tells the sets of MNLI apart.
+      task: of GLUE; None for texts of one's own.
+
+    Raises:
+      BadInput: if the output is the source, or cannot be written.
+
+    >>> choose_output('.', 'MNLI/test_mismatched.tsv', find_task('mnli')).name
+    'MNLI-mm.tsv'
+    """
+    output, source = pathlib.Path(output).expanduser(), pathlib.Path(source).expanduser()
+    if task is not None and output.is_dir():
+        # The benchmark's names: MNLI/diagnostic.tsv, diagnostic-full.tsv, AX.tsv or AX/test.tsv.
+        is_diagnostic = source.name.lower().startswith(('diagnostic', 'ax')) or source.absolute().parent.name == 'AX'
+        is_mismatched = len(task.eval_splits) > 1 and 'mismatched' in source.name
+        submission = task.eval_splits[int(is_mismatched)].submission
+        output = output / (task.diagnostic if task.diagnostic and is_diagnostic else submission)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise BadInput(f'{quote(output)} is the file to be read: predictions must go to another')
+    check_output(output)
+    return output
+
+
+def write_submission(path: str | os.PathLike, task: GlueTask, ids: Sequence[str], logits: np.ndarray) -> None:
+    """Write GLUE's submission format: `index` and `prediction`, with the labels of the original files.
+
+    Args:
+      path: ends in .tsv.
+      task: of GLUE.
+      ids: N, in the order of the file.
+      logits: float[N, F]. Numbers, float[N, 1], are clipped to the range of the labels and have three decimals.
+
+    Raises:
+      BadInput: if the path cannot be written.
+    """
+    predictions = choose_predictions(logits)
+    if task.label_range:
+        texts = [f'{number:.3f}' for number in np.clip(predictions, *task.label_range)]
+    else:
+        texts = [task.file_labels[label] for label in predictions]
+    write_table(path, ['index', 'prediction'], zip(ids, texts, strict=True))
+
+
+def write_predictions(
+    path: str | os.PathLike, class_names: Sequence[str], ids: Sequence[str], logits: np.ndarray
+) -> None:
+    """Write `id`, `label` and a column `score CLASS` with the probability of each class; for regression the number.
+
+    Args:
+      path: ends in .tsv, .csv or .jsonl.
+      class_names: F names, or none for regression.
+      ids: N, in the order of the file.
+      logits: float[N, F], or float[N, 1] for regression.
+
+    Raises:
+      BadInput: if the path cannot be written, or cannot hold the labels.
+    """
+    predictions, logits = choose_predictions(logits), np.asarray(logits, np.float64)
+    if not class_names:
+        write_table(path, ['id', 'label'], zip(ids, logits[:, 0].round(6).tolist(), strict=True))
+        return
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = (powers / powers.sum(axis=1, keepdims=True)).round(6).tolist()
+    rows = ([name, class_names[label], *row] for name, label, row in zip(ids, predictions, probabilities, strict=True))
+    write_table(path, ['id', 'label', *(f'score {name}' for name in class_names)], rows)

@@ -1,74 +1,64 @@
-"""What GLUE measures each task by.
-
-Legend: N examples, C classes.
-"""
+"""Metrics of GLUE's tasks."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 
 
 def correlate_pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson's correlation in [-1, 1]; 0 where either is constant, which correlates with nothing.
+    """Measure Pearson's correlation, in [-1, 1].
 
     >>> round(correlate_pearson(np.array([0.0, 1.0, 2.0]), np.array([5.0, 4.0, 3.0])), 6)
     -1.0
     """
-    return _correlate(scipy.stats.pearsonr, labels, predictions)
+    import scipy.stats
+
+    return float(scipy.stats.pearsonr(labels, predictions).statistic)
 
 
 def correlate_spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Spearman's correlation, Pearson's of the ranks (equal values share theirs); 0 where either is constant.
+    """Measure Spearman's correlation, which is Pearson's correlation of the ranks. Equal values share a rank.
 
     >>> round(correlate_spearman(np.array([0.0, 1.0, 2.0]), np.array([1.0, 10.0, 100.0])), 6)
     1.0
     """
-    return _correlate(scipy.stats.spearmanr, labels, predictions)
+    import scipy.stats
+
+    return float(scipy.stats.spearmanr(labels, predictions).statistic)
 
 
-def _correlate(measure: Callable, labels: np.ndarray, predictions: np.ndarray) -> float:
-    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    if _is_constant(labels) or _is_constant(predictions):
-        return 0.0
-    return float(measure(labels, predictions).statistic)
+def measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Measure the fraction of correct predictions."""
+    return float(np.mean(labels == predictions))
 
 
-def _is_constant(values: np.ndarray) -> bool:
-    return bool((values == values[0]).all())
+def measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Measure the F1 score of label 1; 0 without true positives."""
+    import sklearn.metrics
 
-
-def _measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(sklearn.metrics.accuracy_score(labels, predictions))
-
-
-def _measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(sklearn.metrics.f1_score(labels, predictions, pos_label=1, zero_division=0))
 
 
-def _correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    # scikit-learn gives 0 too, but with a warning where both are the same constant.
-    if _is_constant(labels) or _is_constant(predictions):
-        return 0.0
+def correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Measure Matthews' correlation, in [-1, 1]."""
+    import sklearn.metrics
+
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
+CORRELATIONS = (correlate_matthews, correlate_pearson, correlate_spearman)
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    'accuracy': _measure_accuracy,
-    'f1': _measure_f1,
-    'matthews': _correlate_matthews,
+    'accuracy': measure_accuracy,
+    'f1': measure_f1,
+    'matthews': correlate_matthews,
     'pearson': correlate_pearson,
     'spearman': correlate_spearman,
 }
-"""Functions of labels and predictions, each [N]; all are the better the higher, and at most 1.
-
-The F1 is that of label 1. Matthews' correlation is 0 where all labels or all predictions are one class.
-"""
+"""Functions of labels and predictions, each [N]. Higher is better, and 1 is the best value."""
 
 
 def choose_predictions(logits: np.ndarray) -> np.ndarray:
-    """float[N, C] -> the likeliest class int64[N]; for regression float[N, 1] -> the number itself, float[N].
+    """Return the most likely class of float[N, F] as int64[N]; for regression, float[N, 1], the number as float[N].
 
     >>> choose_predictions(np.array([[0.0, 2.0], [1.0, -1.0]])).tolist()
     [1, 0]
@@ -77,13 +67,16 @@ def choose_predictions(logits: np.ndarray) -> np.ndarray:
 
 
 def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Each of the named metrics of a whole split.
+    """Measure metrics of a whole split.
 
     Args:
-        metrics: keys of `METRICS`.
-        labels: int[N], or float[N] for regression; N at least 1.
-        logits: float[N, C], or float[N, 1] for regression. Where one of them is not finite all metrics are NaN: a class
-            could still be chosen, and would hide it.
+      metrics: keys of `METRICS`.
+      labels: int[N], or float[N] for regression; N at least 1.
+      logits: float[N, F], or float[N, 1] for regression.
+
+    Returns:
+      Value by metric. All are NaN if a logit is not finite, because a class could still be chosen and hide it. A
+      correlation with constant labels or predictions is 0.
 
     >>> score(['accuracy', 'f1'], np.array([1, 0]), np.array([[0.0, 1.0], [0.0, 1.0]]))['accuracy']
     0.5
@@ -91,5 +84,12 @@ def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dic
     logits = np.asarray(logits)
     if not np.isfinite(logits).all():
         return dict.fromkeys(metrics, float('nan'))
-    predictions = choose_predictions(logits)
-    return {name: METRICS[name](np.asarray(labels), predictions) for name in metrics}
+    labels, predictions = np.asarray(labels), choose_predictions(logits)
+    if logits.shape[1] == 1:
+        labels, predictions = labels.astype(np.float64), predictions.astype(np.float64)
+    is_constant = np.ptp(labels) == 0 or np.ptp(predictions) == 0
+    functions = {name: METRICS[name] for name in metrics}
+    return {
+        name: 0.0 if is_constant and measure in CORRELATIONS else measure(labels, predictions)
+        for name, measure in functions.items()
+    }

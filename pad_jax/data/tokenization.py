@@ -1,45 +1,35 @@
-"""Text to wordpieces, as BERT reads them: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
+"""Wordpieces of texts as BERT reads them: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
 
 Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", figure 2.
-
-Legend: N examples, S tokens of all of them in a row, b rows of a batch, T its length.
 """
 
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import tokenizers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pad_jax.data.text_tables import read_text, shorten
+from pad_jax.data.tables import read_text, shorten
 from pad_jax.errors import BadInput, quote
-from pad_jax.files import list_children, parse_json, read_json
+from pad_jax.files import read_own_object
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MIN_LENGTH = 8
-"""Three of which are [CLS] and two [SEP]."""
-PARTS = {
-    'normalizer': ('BertNormalizer', 'Lowercase', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Sequence', 'Strip', 'StripAccents'),
-    'pre_tokenizer': ('BertPreTokenizer', 'Digits', 'Punctuation', 'Sequence', 'Whitespace', 'WhitespaceSplit'),
-}
-"""What a tokenizer.json may do to a text before it looks for wordpieces."""
-MOST_WORD = 1000
-"""Characters of a word that is divided, which takes time by their cube; BERT's is 100."""
+"""Up to three of these tokens are [CLS] and [SEP]."""
 SETTINGS = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
-"""Of a tokenizer_config.json; null is as if it were not there."""
-# Encodings are some hundred bytes a token before they are packed.
+"""Keys of a tokenizer_config.json that are read. null counts as missing."""
+# An encoding takes hundreds of bytes a token before it is packed.
 CHUNK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Encoded texts, packed: example i is `ids[starts[i]:starts[i + 1]]`, int32[S] and int64[N + 1].
+    """Encoded texts in one array: example i is `ids[starts[i]:starts[i + 1]]`, of int32 and int64[N + 1].
 
-    `first_lengths` int32[N] counts an example's tokens in the first segment, its [CLS] and [SEP] included.
+    `first_lengths` int32[N] counts the tokens of an example's first segment, with its [CLS] and [SEP].
     """
 
     ids: np.ndarray
@@ -48,15 +38,14 @@ class Tokens:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """int64[N], the tokens of each example."""
+        """Number of tokens of each example, int64[N]."""
         return np.diff(self.starts)
 
     def take(self, indices: np.ndarray, length: int, pad: int) -> dict[str, np.ndarray]:
-        """The examples at int64[b] `indices`, filled up with `pad` to T = `length`, which holds the longest.
+        """Make a batch of the examples at int64[B] `indices`, padded with `pad` to T = `length`.
 
         Returns:
-            `tokens` int32[b, T]; `segments` int32[b, T], 1 in a second text; `valid` bool[b, T], False where
-            it was filled up.
+          `tokens` int32[B, T]; `segments` int32[B, T], 1 in a second text; `valid` bool[B, T], False for padding.
         """
         columns = np.arange(length)
         valid = columns < self.lengths[indices, None]
@@ -67,10 +56,10 @@ class Tokens:
 
 
 class WordPieces:
-    """A vocabulary that encodes texts of at most `max_length` tokens.
+    """A vocabulary that encodes texts with at most `max_length` tokens.
 
-    Of a pair that is too long the longer text loses its end first, down to the length of the shorter; then
-    both do.
+    If a pair is too long, the longer text loses its end first, down to the length of the shorter. Then both do.
+    `vocab_size` is the highest token + 1, the smallest size of an embedding.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int):
@@ -81,86 +70,62 @@ class WordPieces:
             pair=f'{START} $A {END} $B:1 {END}:1',
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START, END)],
         )
-        # A text that says "[SEP]" is a text about brackets and must not end its segment.
+        # A text that contains "[SEP]" must not end its segment.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.max_length = max_length
         self.pad = tokenizer.token_to_id(PAD)
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
-        """What an embedding must have at least: the highest id + 1."""
 
     def describe(self) -> dict:
-        """What a tokenizer.json has to hold to encode the same way, case and accents included."""
+        """Return the content of a tokenizer.json that encodes the same way."""
         return json.loads(self._tokenizer.to_str())
 
     def encode(self, texts: Sequence[Sequence[str]]) -> Tokens:
-        """Encodes one or two lists of N texts (a pair's texts at the same place)."""
-        ids, lengths, first_lengths = [], [0], []
-        for encoding in self._encode_chunks(texts):
-            ids.append(np.asarray(encoding.ids, np.int32))
-            lengths.append(len(ids[-1]))
-            first_lengths.append(lengths[-1] - sum(encoding.type_ids))
-        return Tokens(np.concatenate(ids), np.cumsum(lengths), np.asarray(first_lengths, np.int32))
-
-    def _encode_chunks(self, texts: Sequence[Sequence[str]]) -> Iterator[tokenizers.Encoding]:
+        """Encode one or two lists of N texts. The texts of a pair have the same index."""
         rows = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
+        ids, lengths, first_lengths = [], [0], []
         for start in range(0, len(rows), CHUNK):
-            yield from self._tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+            for encoding in self._tokenizer.encode_batch_fast(rows[start : start + CHUNK]):
+                ids.append(np.asarray(encoding.ids, np.int32))
+                lengths.append(len(ids[-1]))
+                first_lengths.append(lengths[-1] - sum(encoding.type_ids))
+        return Tokens(np.concatenate(ids), np.cumsum(lengths), np.asarray(first_lengths, np.int32))
 
 
 def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
-    """Opens a vocabulary of wordpieces.
+    """Open a vocabulary of wordpieces.
 
     Args:
-        path: a `vocab.txt` (one token a line, the number of its line is its id) or a `tokenizer.json`. What a
-            `tokenizer_config.json` beside a `vocab.txt` says of case, accents and Chinese characters holds;
-            without one a vocabulary is lower-case unless one of its tokens is not.
-        max_length: of a text or pair in tokens, at least `MIN_LENGTH`.
+      path: a `vocab.txt` (one token a line; the line's number is its id) or a `tokenizer.json`. Beside a `vocab.txt` a
+        `tokenizer_config.json` may set case, accents and Chinese characters. Without it a vocabulary is lower-case if
+        all of its tokens are.
+      max_length: tokens of a text or pair, at least `MIN_LENGTH`.
 
     Raises:
-        BadInput: `max_length` is too small, the file cannot be read, or is no such vocabulary.
+      BadInput: if `max_length` is too small, the file cannot be read, or it is not such a vocabulary.
     """
     if max_length < MIN_LENGTH:
         raise BadInput(f'max_length must be at least {MIN_LENGTH}, got {max_length}')
-    if not path:
-        raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {path!r}')
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(path or '').expanduser()
     if file.suffix not in ('.txt', '.json'):
-        raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(file)}')
+        raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(path or "")}')
     tokenizer = _read_tokenizer(file) if file.suffix == '.json' else _read_vocabulary(file)
     missing = [token for token in (PAD, UNKNOWN, START, END) if tokenizer.token_to_id(token) is None]
     if missing:
-        raise BadInput(f'the vocabulary {quote(file)} has no {", ".join(missing)}: it is not one of BERT')
+        raise BadInput(f'the vocabulary {quote(file)} has no {", ".join(missing)}: it is not a vocabulary of BERT')
     return WordPieces(tokenizer, max_length)
 
 
 def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
     text = read_text(file)
     try:
-        content = parse_json(text.encode())
-        _check_parts(content)
-        # Not `text`: of a key that stands there twice the other one might be taken.
-        tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing narrower.
-        raise BadInput(f'{quote(file)} is no tokenizer.json: {" ".join(str(error).split())}') from error
+        raise BadInput(f'{quote(file)} is not a tokenizer.json: {" ".join(str(error).split())}') from error
     if not isinstance(tokenizer.model, models.WordPiece):
         raise BadInput(f'{quote(file)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
-    if tokenizer.model.max_input_chars_per_word > MOST_WORD:
-        found = tokenizer.model.max_input_chars_per_word
-        raise BadInput(f'{quote(file)}: max_input_chars_per_word must be at most {MOST_WORD}, got {found}')
     return tokenizer
-
-
-def _check_parts(content) -> None:
-    """ValueError where a text would go through more than BERT's parts: patterns and replacements can take for ever."""
-    for key, known in PARTS.items() if isinstance(content, dict) else ():
-        level = [content.get(key)]
-        while level:
-            kinds = [part['type'] for part in level if isinstance(part, dict) and isinstance(part.get('type'), str)]
-            others = [kind for kind in kinds if kind not in known]
-            if others:
-                raise ValueError(f'{key} must be made of {", ".join(known)}, got {shorten(others[0])!r}')
-            level = [below for part in level for below in list_children(part)]
 
 
 def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
@@ -181,17 +146,10 @@ def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_settings(file: pathlib.Path) -> dict:
+def _read_settings(file: pathlib.Path) -> dict[str, bool]:
     if not file.is_file():
         return {}
-    try:
-        settings = read_json(file)
-    except OSError as error:
-        raise BadInput(f'cannot read {quote(file)}: {error.strerror}') from error
-    except ValueError as error:
-        raise BadInput(f'{quote(file)} is no JSON object: {error}') from error
-    if not isinstance(settings, dict):
-        raise BadInput(f'{quote(file)} is no JSON object: it holds another value')
+    settings = read_own_object(file, 'a folder with a vocabulary')
     known = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
     for name, value in known.items():
         if type(value) is not bool:

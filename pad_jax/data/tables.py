@@ -1,0 +1,369 @@
+"""Tables of text: TSV, CSV and JSON lines files, read as labelled examples or for prediction, and written.
+
+All files are UTF-8, with or without a byte order mark. In a TSV, the format of GLUE, a quotation mark is text like any
+other. In a CSV (RFC 4180) a quoted field may span lines. If its quoting breaks, the next row cannot be found, so the
+whole file is refused. JSON lines contain one object each.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pad_jax.errors import BadInput, quote
+from pad_jax.files import read_plain
+
+SUFFIXES = ('.tsv', '.csv', '.jsonl')
+ID_COLUMNS = ('index', 'id')
+"""Possible names of the column that numbers the rows."""
+NUM_CHARACTERS, NUM_LISTED = 40, 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An open file.
+
+    Attributes:
+      path: of the file.
+      columns: their names.
+      records: (line, value by column) of all rows, to be iterated once; (line, problem) if a row cannot be read.
+    """
+
+    path: pathlib.Path
+    columns: tuple[str, ...]
+    records: Iterator[tuple[int, dict[str, object] | str]]
+
+    def read_rows(
+        self, names: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[int, list[str] | None, str]]:
+        """Iterate once over (line, fields of the named columns, problem); fields are None if there is a problem.
+
+        Args:
+          names: of the columns.
+          optional: columns in which JSON null and missing keys read as ''.
+
+        Raises:
+          BadInput: if a column is missing or its name is not unique.
+        """
+        for name in names:
+            if self.columns.count(name) != 1:
+                found = 'more than one' if name in self.columns else 'no'
+                listed = _list_names([repr(shorten(column)) for column in self.columns])
+                raise BadInput(f'{quote(self.path)} has {found} column {name!r}: its columns are {listed}')
+        return ((line, *_read_fields(record, names, optional)) for line, record in self.records)
+
+
+def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) -> Table:
+    """Open a .tsv, .csv or .jsonl file.
+
+    Args:
+      path: of the file.
+      columns: names for a TSV or CSV without a header; None reads them from the first line. JSON lines have the keys of
+        the first object as columns.
+
+    Raises:
+      BadInput: if the file cannot be read, is empty or is not UTF-8. A broken CSV raises while its rows are read.
+    """
+    path = pathlib.Path(path).expanduser()
+    _check_suffix(path)
+    # Empty lines at the end are not rows. Others are, so that each row keeps its number.
+    text = read_text(path)
+    if path.suffix == '.jsonl':
+        first = _parse_object(text.partition('\n')[0])
+        if isinstance(first, str):
+            raise BadInput(f'{quote(path)} line 1: {first}')
+        # Not splitlines: it would also split at U+0085 and the like, which are part of a text.
+        return Table(path, tuple(first), enumerate(map(_parse_object, text.split('\n')), 1))
+    rows = _parse_csv(path, text) if path.suffix == '.csv' else _split_tsv(text)
+    if columns is None:
+        _, columns = next(rows)
+    return Table(path, tuple(columns), _name_fields(rows, tuple(columns)))
+
+
+def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write text and numbers so that `open_table` reads the same text. A killed process leaves no partial file.
+
+    Raises:
+      BadInput: as `check_output` and `check_fields`, or if writing fails.
+    """
+    path = pathlib.Path(path).expanduser()
+    check_output(path)
+    text = io.StringIO()
+    if path.suffix == '.jsonl':
+        for row in rows:
+            text.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + '\n')
+    elif path.suffix == '.csv':
+        csv.writer(text, lineterminator='\n').writerows([columns, *rows])
+    else:
+        for row in [columns, *rows]:
+            check_fields(path, row)
+            text.write('\t'.join(map(str, row)) + '\n')
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        temporary.write_text(text.getvalue(), encoding='utf-8', newline='')
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInput(f'cannot write {quote(path)}: {error.strerror}') from error
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Raise `BadInput` if `write_table` cannot write to the path."""
+    _check_suffix(path)
+    if path.is_dir():
+        raise BadInput(f'cannot write {quote(path)}: it is a folder')
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f'cannot write {quote(path)}: {quote(path.parent)} is not a folder that you may write into')
+
+
+def check_fields(path: pathlib.Path, fields: Iterable[object]) -> None:
+    """Raise `BadInput` if the path is a TSV and a field has a tab or an end of line."""
+    for field in map(str, fields):
+        if path.suffix == '.tsv' and re.search(r'[\t\n\r]', field):
+            raise BadInput(f'{quote(path)}: a TSV cannot hold {shorten(field)!r}. Name a .csv or .jsonl file')
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Read a UTF-8 file without its byte order mark and without empty lines at its end.
+
+    Raises:
+      BadInput: if the file cannot be read, is empty, or is not UTF-8 (with the line).
+    """
+    try:
+        text = read_plain(path).decode('utf-8-sig')
+    except OSError as error:
+        raise BadInput(f'cannot read {quote(path)}: {error.strerror}') from error
+    except UnicodeDecodeError as error:
+        # The codec counts positions without the byte order mark, in `error.object`.
+        line, byte = error.object.count(b'\n', 0, error.start) + 1, error.object[error.start]
+        raise BadInput(f'{quote(path)} line {line} is not UTF-8: byte 0x{byte:02x}') from error
+    if not text.strip():
+        raise BadInput(f'{quote(path)} is empty')
+    return text.rstrip('\r\n')
+
+
+def shorten(text: str) -> str:
+    """Cut a long text for a message.
+
+    >>> shorten('abc'), len(shorten('abc' * 100))
+    ('abc', 40)
+    """
+    return text if len(text) <= NUM_CHARACTERS else text[: NUM_CHARACTERS - 1] + '…'
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExamples:
+    """Labelled examples.
+
+    Attributes:
+      texts: one list of N strings, or two for pairs.
+      labels: int32[N]; float32[N] for regression; or object[N] of strings.
+      lines: line of the file at which each example begins; empty if the examples do not come from a table.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+    lines: list[int] = dataclasses.field(default_factory=list)
+
+
+def read_examples(
+    table: Table,
+    text_columns: Sequence[str],
+    label_column: str,
+    parse_label: Callable[[str], str | int | float],
+    on_bad: str = 'stop',
+    on_broken: str | None = None,
+) -> TextExamples:
+    """Read all labelled examples of a table.
+
+    Args:
+      table: just opened.
+      text_columns: one or two names.
+      label_column: another name.
+      parse_label: makes a label of the text in that column, or raises ValueError with the reason.
+      on_bad: `stop` raises at a bad row, `skip` leaves it out and logs a warning.
+      on_broken: the same for rows that lack a field; None takes `on_bad`.
+
+    Raises:
+      BadInput: if a column is missing, a row is bad (with file and line), no row is good, or all texts are empty.
+    """
+    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
+    labels, lines, skipped = [], [], []
+    for line, fields, problem in table.read_rows([*text_columns, label_column]):
+        try:
+            label = None if fields is None else parse_label(fields[-1])
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            problem = f'{quote(table.path)} line {line}: {problem}'
+            if ((on_broken or on_bad) if fields is None else on_bad) == 'stop':
+                raise BadInput(f"{problem} (on_bad='skip' leaves such rows out)")
+            skipped.append(problem)
+            continue
+        for column, text in zip(texts, fields):
+            column.append(text)
+        labels.append(label)
+        lines.append(line)
+    if not labels and skipped:
+        raise BadInput(f'none of the {len(skipped)} rows of {quote(table.path)} is good, the first: {skipped[0]}')
+    if not labels:
+        raise BadInput(f'{quote(table.path)} holds no row below its header')
+    check_texts(texts, text_columns, quote(table.path))
+    if skipped:
+        logger.warning('left out %d of %d rows, the first: %s', len(skipped), len(lines) + len(skipped), skipped[0])
+    return TextExamples(texts, np.asarray(labels, _DTYPES[type(labels[0])]), lines)
+
+
+_DTYPES = {int: np.int32, float: np.float32, str: object}
+
+
+def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]:
+    """Read all texts of a table for prediction. Each row needs a prediction, so a bad row raises.
+
+    Returns:
+      (one or two lists of N texts, N ids). An id is the entry of the column `index` or `id`; without such a column,
+      or if an entry is missing, rows are numbered from 0.
+
+    Raises:
+      BadInput: if a column is missing, a row is bad, there are no rows, or all texts are empty.
+    """
+    id_column = [name for name in ID_COLUMNS if table.columns.count(name) == 1][:1]
+    names, rows = [*text_columns, *id_column], []
+    for line, fields, problem in table.read_rows(names, optional=names):
+        if fields is None:
+            raise BadInput(f'{quote(table.path)} line {line}: {problem}')
+        rows.append((line, fields))
+    if not rows:
+        raise BadInput(f'{quote(table.path)} holds no row below its header')
+    texts = tuple([fields[i] for _, fields in rows] for i in range(len(text_columns)))
+    empty = [line for line, fields in rows if not any(text.strip() for text in fields[: len(text_columns)])]
+    if len(empty) == len(rows):
+        columns = ' and '.join(map(repr, text_columns))
+        raise BadInput(f'all {len(rows)} texts in column {columns} of {quote(table.path)} are empty')
+    if empty:
+        logger.warning('%s has %d rows without text, the first in line %d', quote(table.path), len(empty), empty[0])
+    ids = [fields[-1] for _, fields in rows] if id_column else []
+    if not all(ids):
+        line = rows[ids.index('')][0]
+        logger.warning('%s line %d has no %r: all rows are numbered from 0', quote(table.path), line, *id_column)
+    return texts, ids if ids and all(ids) else [str(number) for number in range(len(rows))]
+
+
+def check_texts(texts: Sequence[list[str]], names: Sequence[str], source: str) -> None:
+    """Raise `BadInput` if a column has only empty texts: the column is wrong."""
+    for column, name in zip(texts, names, strict=True):
+        if not any(text.strip() for text in column):
+            raise BadInput(f'all {len(column)} texts in column {name!r} of {source} are empty')
+
+
+def parse_class(names: Sequence[str]) -> Callable[[str], int]:
+    """Make a parser that returns the index of a label in `names`.
+
+    >>> parse_class(('no', 'yes'))('yes')
+    1
+    >>> parse_class(('no', 'yes'))('maybe')
+    Traceback (most recent call last):
+    ...
+    ValueError: label 'maybe' is not one of no, yes
+    """
+    indices = {name: index for index, name in enumerate(names)}
+
+    def parse(text: str) -> int:
+        if text not in indices:
+            raise ValueError(f'label {shorten(text)!r} is not one of {_list_names([*map(shorten, names)])}')
+        return indices[text]
+
+    return parse
+
+
+def parse_number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """Make a parser of labels for regression: finite numbers in [low, high].
+
+    >>> parse_number(0, 5)('4.750')
+    4.75
+    """
+    limit = float(np.finfo(np.float32).max)
+
+    def parse(text: str) -> float:
+        try:
+            # Python also reads 1_0 as ten, and the digits of all scripts.
+            number = float(text if text.isascii() and '_' not in text else '')
+        except ValueError:
+            raise ValueError(f'label {shorten(text)!r} is not a number') from None
+        if not max(low, -limit) <= number <= min(high, limit):
+            raise ValueError(f'label {shorten(text)!r} is not a finite number in [{low:g}, {high:g}]')
+        return number
+
+    return parse
+
+
+def _check_suffix(path: pathlib.Path) -> None:
+    """Raise `BadInput` if the path does not end in one of `SUFFIXES`."""
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
+
+
+def _list_names(names: Sequence[str]) -> str:
+    more = f' and {len(names) - NUM_LISTED} more' if len(names) > NUM_LISTED else ''
+    return ', '.join(names[:NUM_LISTED]) + more
+
+
+def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:
+    for line, content in enumerate(text.split('\n'), 1):
+        yield line, content.removesuffix('\r').split('\t')
+
+
+def _parse_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    # All readers of a process share the limit. A field is at most as long as its file.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            yield line, fields or ['']  # An empty line is one empty field, as in a TSV.
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadInput(f'{quote(path)} line {line} is not CSV: {error}') from error
+
+
+def _name_fields(rows, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, object] | str]]:
+    for line, fields in rows:
+        if len(fields) == len(columns):
+            yield line, dict(zip(columns, fields))
+        else:
+            yield line, f'it has {len(fields)} fields, but there are {len(columns)} columns'
+
+
+def _parse_object(content: str) -> dict[str, object] | str:
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return f'it is not JSON: {error}'
+    return record if isinstance(record, dict) and record else 'it is not a JSON object with columns'
+
+
+def _read_fields(record: dict[str, object] | str, names, optional) -> tuple[list[str] | None, str]:
+    if isinstance(record, str):
+        return None, record
+    fields = []
+    for name in names:
+        value = record.get(name)
+        if value is None and name in optional:
+            value = ''
+        if isinstance(value, bool | int | float):
+            value = json.dumps(value)
+        if not isinstance(value, str):
+            return None, f'{name!r} is not text' if name in record else f'it has no {name!r}'
+        if re.search('[\ud800-\udfff]', value):
+            return None, f'{name!r} holds half a surrogate pair'  # No tokenizer and no file takes it.
+        fields.append(value)
+    return fields, ''

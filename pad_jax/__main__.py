@@ -44,7 +44,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     """Predict the texts of a file: a submission for a GLUE task, labels and scores for your own texts."""
-    from pad_jax.training.prediction import predict_file
+    from pad_jax.training.evaluate import predict_file
 
     parser = _make_workdir_parser('predict', predict.__doc__)
     parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')

@@ -7,13 +7,13 @@ import dataclasses
 import logging
 import os
 import pathlib
-import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pad_jax.data.metrics import choose_predictions
+from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
 from pad_jax.data.tables import (
     TextExamples,
     check_output,
@@ -26,9 +26,8 @@ from pad_jax.data.tables import (
     write_table,
 )
 from pad_jax.data.texts import TextSource, make_text_batches
-from pad_jax.data.tfds_folders import find_readable_set
 from pad_jax.data.tokenization import WordPieces
-from pad_jax.errors import BadInput, quote
+from pad_jax.errors import BadInput, describe, quote
 
 TRAIN_FILE = 'train.tsv'
 CHUNK = 4096
@@ -93,25 +92,37 @@ def _task(folder, text_columns, label_column, class_names, file_labels=('0', '1'
 
 GLUE_TASKS: dict[str, GlueTask] = {
     'cola': _task(
-        *('CoLA', ('sentence',), 'label', ('unacceptable', 'acceptable')),
+        'CoLA',
+        ('sentence',),
+        'label',
+        ('unacceptable', 'acceptable'),
         metrics=('matthews',),
         headless_columns=('source', 'label', 'annotation', 'sentence'),
     ),
     'sst2': _task('SST-2', ('sentence',), 'label', ('negative', 'positive')),
     'mrpc': _task(
-        *('MRPC', ('#1 String', '#2 String'), 'Quality', ('not_equivalent', 'equivalent')),
+        'MRPC',
+        ('#1 String', '#2 String'),
+        'Quality',
+        ('not_equivalent', 'equivalent'),
         metrics=('accuracy', 'f1'),
         features=PAIR,
     ),
     'stsb': _task('STS-B', PAIR, 'score', (), (), metrics=('pearson', 'spearman'), label_range=(0.0, 5.0)),
     'qqp': _task(
-        *('QQP', ('question1', 'question2'), 'is_duplicate', ('not_duplicate', 'duplicate')),
+        'QQP',
+        ('question1', 'question2'),
+        'is_duplicate',
+        ('not_duplicate', 'duplicate'),
         metrics=('accuracy', 'f1'),
         skips_broken_rows=True,
     ),
     'mnli': _task(
-        *('MNLI', PAIR, 'gold_label'),
-        *(('entailment', 'neutral', 'contradiction'), ('entailment', 'neutral', 'contradiction')),
+        'MNLI',
+        PAIR,
+        'gold_label',
+        ('entailment', 'neutral', 'contradiction'),
+        ('entailment', 'neutral', 'contradiction'),
         features=('premise', 'hypothesis'),
         eval_splits=(
             EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv'),
@@ -189,12 +200,12 @@ def _read_splits(path: str | None, name: str, task: GlueTask, on_bad: str) -> li
         logger.info('reading the original files in %s', folder)
         files = [TRAIN_FILE, *(split.file for split in task.eval_splits)]
         return [read_glue_file(folder / file, task, on_bad) for file in files]
-    prepared = find_readable_set(root, f'glue/{name}')
+    prepared = find_prepared(root, f'glue/{name}')
     if prepared is None:
         # The path may be DATA_DIR/glue, glue/TASK or glue/TASK/VERSION.
-        data_dirs = [parent for parent in root.absolute().parents[:3] if find_readable_set(parent, f'glue/{name}')]
-        build = f'tfds build glue --config={name} --file_format=array_record --data_dir={shlex.quote(str(root))}'
-        remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else f'run where TensorFlow is installed: {build}'
+        data_dirs = [parent for parent in root.absolute().parents[:3] if find_prepared(parent, f'glue/{name}')]
+        build = f'run {explain_building(root, f"glue/{name}")}'
+        remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else build
         raise BadInput(f'{quote(root)} has no {layout}; for the latter, {remedy}')
     logger.info('reading the files of TFDS in %s', prepared)
     return [read_split(prepared, task, split) for split in ('train', *(split.name for split in task.eval_splits))]
@@ -234,7 +245,7 @@ def read_glue_file(path: str | os.PathLike, task: GlueTask, on_bad: str = 'stop'
         task.label_column,
         parse_number(*task.label_range) if task.label_range else parse_class(task.file_labels),
         on_bad,
-        on_broken='skip' if task.skips_broken_rows else on_bad,
+        task.skips_broken_rows,
     )
 
 
@@ -259,21 +270,17 @@ def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples
     Raises:
       BadInput: if the folder lacks the split or a feature, cannot be read, or has a label outside of the task's set.
     """
-    import tensorflow_datasets as tfds
-
     where = f'split {split} of {quote(folder)}'
+    source = open_split(open_builder(folder), split)
     try:
-        # The steps of tfds.data_source(..., download=False), for the version that is there.
-        source = tfds.builder_from_directory(folder).as_data_source(split=split)
         chunks = [
             source.__getitems__(range(start, min(start + CHUNK, len(source)))) for start in range(0, len(source), CHUNK)
         ]
         rows = sorted((row for chunk in chunks for row in chunk), key=lambda row: row['idx'])
         texts = tuple([row[feature].decode('utf-8') for row in rows] for feature in task.features)
         labels = np.array([row['label'] for row in rows], np.int32 if task.class_names else np.float32)
-    except Exception as error:
-        # A truncated or changed folder fails in many ways.
-        raise BadInput(f'cannot read {where}: {" ".join(str(error).split()) or type(error).__name__}') from error
+    except Exception as error:  # A truncated or changed folder fails in many ways.
+        raise BadInput(f'cannot read {where}: {describe(error)}') from error
     check_texts(texts, task.features, where)
     low, high = task.label_range or (0, len(task.class_names) - 1)
     outside = np.flatnonzero(~((labels >= low) & (labels <= high)))

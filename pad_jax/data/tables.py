@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from pad_jax.data.source import ON_BAD
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import read_plain
 
@@ -181,7 +182,7 @@ def read_examples(
     label_column: str,
     parse_label: Callable[[str], str | int | float],
     on_bad: str = 'stop',
-    on_broken: str | None = None,
+    skip_broken: bool = False,
 ) -> TextExamples:
     """Read all labelled examples of a table.
 
@@ -191,11 +192,13 @@ def read_examples(
       label_column: another name.
       parse_label: makes a label of the text in that column, or raises ValueError with the reason.
       on_bad: `stop` raises at a bad row, `skip` leaves it out and logs a warning.
-      on_broken: the same for rows that lack a field; None takes `on_bad`.
+      skip_broken: True leaves out rows with too few or too many fields in any case.
 
     Raises:
       BadInput: if a column is missing, a row is bad (with file and line), no row is good, or all texts are empty.
     """
+    if on_bad not in ON_BAD:
+        raise BadInput(f'on_bad must be one of {", ".join(ON_BAD)}, got {on_bad!r}')
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     labels, lines, skipped = [], [], []
     for line, fields, problem in table.read_rows([*text_columns, label_column]):
@@ -205,7 +208,7 @@ def read_examples(
             problem = str(error)
         if problem:
             problem = f'{quote(table.path)} line {line}: {problem}'
-            if ((on_broken or on_bad) if fields is None else on_bad) == 'stop':
+            if on_bad == 'stop' and not (skip_broken and fields is None):
                 raise BadInput(f"{problem} (on_bad='skip' leaves such rows out)")
             skipped.append(problem)
             continue

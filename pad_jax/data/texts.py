@@ -11,7 +11,7 @@ import numpy as np
 
 from pad_jax.data.ordering import SCORING, Order
 from pad_jax.data.prefetch import Prefetch
-from pad_jax.data.source import Batch, DataSpec
+from pad_jax.data.source import Batch, DataSpec, Source
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import Tokens, WordPieces
 from pad_jax.errors import BadInput, quote
@@ -75,7 +75,7 @@ class EncodedTexts:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSource:
+class TextSource(Source):
     """Batches of labelled texts, single or in pairs.
 
     A batch has `tokens` int32[B, T], `segments` int32[B, T] (0 in a first text, 1 in a second), `valid` bool[B, T]
@@ -117,29 +117,14 @@ class TextSource:
         return self.eval[split].labels
 
     @property
-    def num_eval_listed(self) -> int:
-        """Number of evaluation examples."""
-        return self.spec.num_eval
-
-    @property
     def num_eval_batches(self) -> int:
         """Number of batches of `eval_batches()`."""
         return sum(-(-len(texts) // self.batch_size) for texts in self.eval.values())
 
     @property
-    def skipped(self) -> list[str]:
-        """Return an empty list: bad rows were left out and logged when their file was read."""
-        return []
-
-    @property
     def run_files(self) -> dict[str, Any]:
         """The tokenizer as the content of `tokenizer.json`."""
         return {'tokenizer.json': self.pieces.describe()}
-
-    def with_threads(self, num_threads: int) -> 'TextSource':
-        """Return the same source: its texts are encoded already."""
-        del num_threads
-        return self
 
 
 def make_text_batches(
@@ -212,9 +197,9 @@ def open_text_files(
       BadInput: if the path has another layout, a column is missing or named twice, a row is bad, there is only one
         class, or no example is left for evaluation.
     """
-    if isinstance(text_columns, str) or not 1 <= len(text_columns) <= 2 or not all(text_columns):
-        raise BadInput(f'text_columns must be one or two names of columns, got {text_columns!r}')
-    if not label_column or len({*text_columns, label_column}) <= len(text_columns):
+    if isinstance(text_columns, str) or not 1 <= len(text_columns) == len(set(text_columns) - {''}) <= 2:
+        raise BadInput(f'text_columns must be one or two different names of columns, got {text_columns!r}')
+    if not label_column or label_column in text_columns:
         names = ', '.join(map(repr, text_columns))
         raise BadInput(f'label_column must name another column than text_columns ({names}), got {label_column!r}')
     train_file, eval_file = _find_files(path)
@@ -274,18 +259,19 @@ def _check_label(text: str) -> str:
 
 
 def _find_files(path: str | None) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """Find the training file, and the evaluation file if the path is a folder."""
     if not path:
         raise BadInput(f'path must name {LAYOUT}, got {path!r}')
     root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        if not root.exists():
-            raise BadInput(f'{quote(root)} does not exist: expected {LAYOUT}')
-        return root, None
-    found = {
-        stem: [file for suffix in SUFFIXES if (file := root / f'{stem}{suffix}').is_file()] for stem in ('train', 'val')
-    }
-    for stem, files in found.items():
-        if len(files) != 1:
-            names = ', '.join(file.name for file in files) or f'none of {", ".join(stem + s for s in SUFFIXES)}'
-            raise BadInput(f'{quote(root)} must hold one {stem} file, got {names}: expected {LAYOUT}')
-    return found['train'][0], found['val'][0]
+    if not root.exists():
+        raise BadInput(f'{quote(root)} does not exist: expected {LAYOUT}')
+    return (_find_file(root, 'train'), _find_file(root, 'val')) if root.is_dir() else (root, None)
+
+
+def _find_file(folder: pathlib.Path, stem: str) -> pathlib.Path:
+    names = [stem + suffix for suffix in SUFFIXES]
+    found = [name for name in names if (folder / name).is_file()]
+    if len(found) != 1:
+        listed = ', '.join(found) or f'none of {", ".join(names)}'
+        raise BadInput(f'{quote(folder)} must hold one {stem} file, got {listed}: {LAYOUT}')
+    return folder / found[0]

@@ -10,9 +10,12 @@ import ml_collections
 import numpy as np
 
 from pad_jax.data import Source, score
+from pad_jax.data.glue import choose_output, find_task, read_glue_texts, write_predictions, write_submission
+from pad_jax.data.tables import check_fields, open_table, read_unlabelled
+from pad_jax.data.texts import EncodedTexts, encode_texts
 from pad_jax.errors import BadInput
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.config import read_workdir_config
+from pad_jax.training.config import is_text, read_workdir_config
 from pad_jax.training.devices import Replicas
 from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.rounds import to_trained_storage
@@ -24,7 +27,9 @@ from pad_jax.training.setup import (
     make_task,
     make_temperature,
     measure_lengths,
+    open_pieces,
     open_source,
+    split_columns,
 )
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
@@ -164,3 +169,53 @@ def _evaluate_splits(step, state, source, replicas):
 def _sum_up(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
     # float64 on the host: sums over whole batches are exact counts there.
     return jax.tree.map(lambda *found: float(np.sum(found, dtype=np.float64)), *sums)
+
+
+def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
+    """Predict all texts of a file with the newest checkpoint of a run.
+
+    For GLUE the file has the layout of the task's test file, and the output is a submission. A file of one's own has
+    the columns of the training file, and the output has a label and scores for each row.
+
+    Args:
+      workdir: run directory.
+      source: file to read.
+      output: file to write; for GLUE also a folder, in which the file gets the name that the benchmark expects.
+
+    Returns:
+      (file, number of rows below its header).
+
+    Raises:
+      BadInput: if the run is not one of texts, the output cannot be written, the file cannot be read, or an output of
+        the network is not finite. Nothing is written then.
+    """
+    config = read_workdir_config(workdir)
+    if not is_text(config):
+        raise BadInput(f'the run in {workdir} is one of images: only texts can be predicted from a file')
+    task = find_task(config.data.task) if config.data.name == 'glue' else None
+    path, names = choose_output(output, source, task), read_data(workdir).class_names
+    if task:
+        texts, ids = read_glue_texts(source, task)
+    else:
+        texts, ids = read_unlabelled(open_table(source), split_columns(config))
+    check_fields(path, [*names, *ids])
+    encoded = encode_texts(texts, open_pieces(config, workdir))
+    logits = _apply(restore_run(workdir), encoded)
+    wrong = ~np.isfinite(logits).all(axis=1)
+    if wrong.any():
+        raise BadInput(f'outputs of the run in {workdir} are not finite for {wrong.sum()} of {len(wrong)} texts')
+    if task:
+        write_submission(path, task, ids, logits)
+    else:
+        write_predictions(path, names, ids, logits)
+    return path, len(ids)
+
+
+def _apply(run: RestoredRun, texts: EncodedTexts) -> np.ndarray:
+    """Compute the outputs float32[N, F] for encoded texts."""
+    outputs = []
+    for batch in texts.iterate(run.config.data.batch_size):
+        labels = np.zeros(len(batch['weight']), np.int32)  # The step computes a loss, which is not used here.
+        found = run.eval_step(run.state, run.replicas.place_batch({**batch, 'label': labels}))
+        outputs.append(np.asarray(run.replicas.fetch(found)['outputs'])[batch['weight'] > 0])
+    return np.concatenate(outputs)

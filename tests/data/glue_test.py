@@ -1,12 +1,61 @@
-import re
+"""GLUE from original files and from TFDS, and what is written for it."""
 
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
-from pad_jax.data.glue import GLUE_TASKS, find_task
-from pad_jax.data.metrics import METRICS
+from pad_jax.data.glue import (
+    GLUE_TASKS,
+    choose_output,
+    find_folder,
+    find_task,
+    open_glue,
+    read_glue_file,
+    read_glue_texts,
+    read_split,
+    write_predictions,
+    write_submission,
+)
+from pad_jax.data.metrics import METRICS, choose_predictions
+from pad_jax.data.tables import open_table
+from pad_jax.data.tokenization import open_vocabulary
 from pad_jax.errors import BadInput
+from tests.data import glue_miniatures as miniatures
+
+EVAL_SPLITS = {'mnli': ('validation_matched', 'validation_mismatched')}
 
 
+@pytest.fixture(scope='module')
+def pieces(tmp_path_factory):
+    return open_vocabulary(miniatures.write_vocabulary(tmp_path_factory.mktemp('vocabulary')), 16)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    """A data_dir of TFDS with all tasks. Tests must not change it."""
+    root = tmp_path_factory.mktemp('prepared')
+    for name in miniatures.TASKS:
+        miniatures.write_prepared(root, name)
+    return root
+
+
+def prepared(data_dir, name):
+    (version,) = (data_dir / 'glue' / name).iterdir()
+    return version
+
+
+def open_task(path, pieces, **changes):
+    settings = {'task': 'rte', 'pieces': pieces, 'batch_size': 2, 'seed': 1}
+    return open_glue(path=path and str(path), **(settings | changes))
+
+
+# Tasks.
 def test_tasks_agree_with_tfds():
     import tensorflow_datasets.text.glue as tfds_glue
 
@@ -25,26 +74,251 @@ def test_tasks_agree_with_tfds():
 def test_every_task_is_complete():
     for task in GLUE_TASKS.values():
         assert len(task.class_names) == len(task.file_labels)
-        assert task.regression == (task.label_range is not None)
+        assert bool(task.class_names) == (task.label_range is None)
         assert set(task.metrics) <= METRICS.keys()
         assert len(task.features) == len(task.text_columns) in (1, 2)
     files = [split.submission for task in GLUE_TASKS.values() for split in task.eval_splits]
-    assert files == [
-        'CoLA.tsv',
-        'SST-2.tsv',
-        'MRPC.tsv',
-        'STS-B.tsv',
-        'QQP.tsv',
-        'MNLI-m.tsv',
-        'MNLI-mm.tsv',
-        'QNLI.tsv',
-        'RTE.tsv',
-        'WNLI.tsv',
-    ]
+    names = ['CoLA', 'SST-2', 'MRPC', 'STS-B', 'QQP', 'MNLI-m', 'MNLI-mm', 'QNLI', 'RTE', 'WNLI']
+    assert files == [f'{name}.tsv' for name in names]
 
 
 @pytest.mark.parametrize('name', ['rtx', 'RTE', '', None])
-def test_refuses_an_unknown_task(name):
+def test_refuses_an_unknown_task_before_anything_is_read(name, pieces):
     message = f'task must be one of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, got {name!r}'
     with pytest.raises(BadInput, match=re.escape(message)):
-        find_task(name)
+        open_task('/nowhere', pieces, task=name)
+
+
+# Original files.
+@pytest.mark.parametrize('name', miniatures.TASKS)
+def test_reads_the_original_files_of_every_task(tmp_path, name):
+    folder, task = miniatures.write_original(tmp_path, name), find_task(name)
+    assert find_folder(tmp_path, task) == find_folder(folder, task) == folder
+    for split in miniatures.splits(name):
+        path, expected = folder / f'{split}.tsv', list(miniatures.rows(name, split))
+        texts, ids = read_glue_texts(path, task)
+        assert list(zip(*texts)) == [row for row, _ in expected]
+        if split.startswith('test'):
+            assert ids == (['100', '101'] if name == 'qqp' else ['0', '1'])
+        else:
+            examples = read_glue_file(path, task)
+            wanted = np.array([label for _, label in expected], np.float32 if name == 'stsb' else np.int32)
+            np.testing.assert_array_equal(examples.labels, wanted)
+            assert examples.texts == texts and examples.labels.dtype == wanted.dtype
+
+
+def test_rows_of_qqp_that_fell_apart_are_left_out_but_not_when_predicting(tmp_path, caplog):
+    path, task = miniatures.write_original(tmp_path, 'qqp') / 'train.tsv', find_task('qqp')
+    lines = path.read_text().split('\n')
+    lines.insert(3, '102\t1\t2\tthe cat')
+    path.write_text('\n'.join(lines))
+    assert len(read_glue_file(path, task).labels) == 5
+    assert 'left out 1 of 6 rows, the first: ' in caplog.text and 'line 4: it has 4 fields' in caplog.text
+    with pytest.raises(BadInput, match=r'line 4: it has 4 fields, but there are 6 columns$'):
+        read_glue_texts(path, task)
+    path.write_text(path.read_text().replace('\t0\n', '\t7\n'))
+    with pytest.raises(BadInput, match="line 3: label '7' is not one of 0, 1"):
+        read_glue_file(path, task)
+
+
+@pytest.mark.parametrize(
+    'name, line, label, allowed',
+    [
+        ('rte', 2, '1', 'is not one of entailment, not_entailment'),
+        ('wnli', 3, 'entailment', 'is not one of 0, 1'),
+        ('cola', 1, '2', 'is not one of 0, 1'),
+        ('stsb', 4, '5.5', 'is not a finite number in [0, 5]'),
+        ('mnli', 2, '-', 'is not one of entailment, neutral, contradiction'),
+    ],
+)
+def test_a_label_outside_the_set_is_refused_with_its_line(tmp_path, pieces, name, line, label, allowed):
+    path = miniatures.write_original(tmp_path, name) / 'train.tsv'
+    lines = path.read_text().split('\n')
+    fields = lines[line - 1].split('\t')
+    fields[1 if name == 'cola' else -1] = label
+    lines[line - 1] = '\t'.join(fields)
+    path.write_text('\n'.join(lines))
+    with pytest.raises(BadInput, match=re.escape(f'{str(path)!r} line {line}: label {label!r} {allowed}')):
+        open_task(tmp_path, pieces, task=name)
+    assert open_task(tmp_path, pieces, task=name, on_bad='skip').spec.num_train == 4
+
+
+def test_the_files_of_another_task_or_half_of_them_are_refused(tmp_path):
+    folder = miniatures.write_original(tmp_path, 'qnli')
+    columns = "'index', 'question', 'sentence', 'label'"
+    with pytest.raises(BadInput, match=f"no column 'sentence1': its columns are {columns}"):
+        read_glue_file(folder / 'train.tsv', find_task('rte'))
+    task = find_task('mnli')
+    assert find_folder(tmp_path, task) is None
+    (miniatures.write_original(tmp_path, 'mnli') / 'dev_mismatched.tsv').unlink()
+    with pytest.raises(BadInput, match=r"MNLI' has no dev_mismatched.tsv: expected train.tsv, dev_matched.tsv, dev_"):
+        find_folder(tmp_path, task)
+
+
+def test_a_folder_that_is_called_like_another_task_is_not_taken_for_this_one(tmp_path):
+    """SST-2 has the columns of CoLA's test file, and its labels."""
+    folder = miniatures.write_original(tmp_path, 'sst2')
+    with pytest.raises(BadInput, match=r"SST-2' is the folder of the task sst2, expected CoLA"):
+        find_folder(folder, find_task('cola'))
+    mine = folder.rename(tmp_path / 'mine')
+    assert find_folder(mine, find_task('sst2')) == mine
+
+
+# TFDS.
+@pytest.mark.parametrize('name', miniatures.TASKS)
+def test_original_files_and_tfds_give_the_same_batches(tmp_path, data_dir, pieces, name):
+    miniatures.write_original(tmp_path, name)
+    one, other = (open_task(path, pieces, task=name) for path in (tmp_path, data_dir))
+    assert one.spec == other.spec
+    task, splits = find_task(name), EVAL_SPLITS.get(name, ('validation',))
+    assert (one.spec.class_names, one.spec.metrics) == (task.class_names, task.metrics)
+    assert (one.spec.num_train, one.spec.num_eval, one.spec.eval_splits) == (5, 3 * len(splits), splits)
+    assert one.spec.num_classes == {'stsb': 1, 'mnli': 3}.get(name, 2)
+    pairs = [(one.train_batch(step), other.train_batch(step)) for step in range(3)]
+    pairs += zip(one.eval_batches(), other.eval_batches(), strict=True)
+    for batch, expected in pairs:
+        assert batch.keys() == expected.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], expected[key])
+        assert batch['segments'].any() == (name not in miniatures.SINGLE)
+
+
+def test_reads_without_tensorflow(data_dir):
+    program = (
+        'import sys, pathlib\n'
+        'from pad_jax.data import glue\n'
+        'light = "tensorflow_datasets" not in sys.modules\n'
+        f'folder = pathlib.Path({str(prepared(data_dir, "rte"))!r})\n'
+        'print(light, len(glue.read_split(folder, glue.find_task("rte"), "train").labels), "tensorflow" in sys.modules)'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == 'True 5 False\n', done.stderr
+
+
+def test_the_newest_version_is_read_and_other_formats_are_refused(tmp_path, pieces):
+    for version in ('1.0.0', '2.0.0', '10.0.0'):
+        folder = tmp_path / 'glue' / 'rte' / version
+        folder.mkdir(parents=True)
+        (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'array_record'}))
+    (tmp_path / 'glue' / 'rte' / '11.0.0').mkdir()
+    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing"):
+        open_task(tmp_path, pieces)
+    (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord'}))
+    with pytest.raises(BadInput, match=r'rte/10.0.0.* tfrecord, which cannot be read in any order'):
+        open_task(tmp_path, pieces)
+
+
+def test_refuses_a_folder_of_tfds_that_is_damaged_or_of_another_task(data_dir, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match=r'cannot read split dev of .*Unknown split'):
+        read_split(prepared(data_dir, 'rte'), find_task('rte'), 'dev')
+    with pytest.raises(BadInput, match=r"cannot read split train of .*: 'question'"):
+        read_split(prepared(data_dir, 'rte'), find_task('qnli'), 'train')
+    # The labels of mnli, 0..2, read as those of rte, 0..1.
+    task = dataclasses.replace(find_task('rte'), features=('premise', 'hypothesis'))
+    with pytest.raises(BadInput, match=r'label 2 of example 2 in split train of .* is not in \[0, 1\]'):
+        read_split(prepared(data_dir, 'mnli'), task, 'train')
+    monkeypatch.setattr(miniatures, 'PAIRS', [('it ran', ' ', 1)] * 5)
+    folder = miniatures.write_prepared(tmp_path, 'rte')
+    with pytest.raises(BadInput, match=r"all 5 texts in column 'sentence2' of split train of .* are empty"):
+        read_split(folder, find_task('rte'), 'train')
+    for file in folder.glob('*train*'):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(BadInput, match='cannot read split train of '):
+        read_split(folder, find_task('rte'), 'train')
+
+
+def test_a_path_without_the_data_is_refused_with_what_to_do(tmp_path, data_dir, pieces, monkeypatch):
+    wanted = 'RTE/train.tsv (the original files) or glue/rte (prepared by TFDS)'
+    (tmp_path / 'file').write_text('')
+    for path, message in [
+        (None, f'path must name a folder with {wanted}, got None'),
+        (tmp_path / 'none', f"none' does not exist: expected a folder with {wanted}"),
+        (
+            tmp_path / 'file',
+            f"file' is not a folder: expected a folder with {wanted}; for a file of your own: --config",
+        ),
+        (tmp_path, f'has no {wanted}; for the latter, run tfds build glue/rte --file_format=array_record'),
+        *(
+            (data_dir / inside, f'has no {wanted}; for the latter, --config.data.path={data_dir}')
+            for inside in ('glue', 'glue/rte', 'glue/rte/2.0.0')
+        ),
+    ]:
+        with pytest.raises(BadInput, match=re.escape(message)) as caught:
+            open_task(path, pieces)
+        assert '\n' not in str(caught.value)
+    monkeypatch.chdir(data_dir / 'glue' / 'rte')
+    with pytest.raises(BadInput, match=f'for the latter, --config.data.path={data_dir}$'):
+        open_task('.', pieces)
+
+
+# Predictions.
+def read(path):
+    table = open_table(path)
+    return table.columns, [fields for _, fields, _ in table.read_rows(table.columns)]
+
+
+@pytest.mark.parametrize('name', [name for name in GLUE_TASKS if name != 'stsb'])
+def test_submissions_read_back_as_the_predictions(tmp_path, name):
+    task, path = find_task(name), tmp_path / 'out.tsv'
+    logits = np.random.default_rng(0).normal(size=(2, len(task.class_names)))
+    write_submission(path, task, ['7', '8'], logits)
+    columns, rows = read(path)
+    assert (columns, [row[0] for row in rows]) == (('index', 'prediction'), ['7', '8'])
+    np.testing.assert_array_equal([task.file_labels.index(row[1]) for row in rows], choose_predictions(logits))
+
+
+def test_golden_submissions(tmp_path):
+    path = tmp_path / 'out.tsv'
+    write_submission(path, find_task('rte'), ['0', '1'], np.array([[2.0, 1.0], [0.0, 1.0]]))
+    assert path.read_text() == 'index\tprediction\n0\tentailment\n1\tnot_entailment\n'
+    # Scores are clipped to 0..5 and have three decimals.
+    write_submission(path, find_task('stsb'), ['0', '1', '2'], np.array([[-0.3], [2.71828], [5.2]], np.float32))
+    assert path.read_text() == 'index\tprediction\n0\t0.000\n1\t2.718\n2\t5.000\n'
+
+
+@pytest.mark.parametrize(
+    'task, source, name',
+    [
+        ('cola', 'CoLA/test.tsv', 'CoLA.tsv'),
+        ('stsb', 'mismatched.tsv', 'STS-B.tsv'),
+        ('mnli', 'MNLI/test_matched.tsv', 'MNLI-m.tsv'),
+        ('mnli', 'mismatched/test_matched.tsv', 'MNLI-m.tsv'),
+        ('mnli', 'MNLI/test_mismatched.tsv', 'MNLI-mm.tsv'),
+        ('mnli', 'diagnostic-full.tsv', 'AX.tsv'),
+        ('mnli', 'AX/test.tsv', 'AX.tsv'),
+        ('mnli', 'ax.tsv', 'AX.tsv'),
+        ('rte', 'diagnostic.tsv', 'RTE.tsv'),
+    ],
+)
+def test_submissions_in_a_folder_have_the_names_the_benchmark_expects(tmp_path, task, source, name):
+    assert choose_output(tmp_path, source, find_task(task)) == tmp_path / name
+    assert choose_output(tmp_path / 'my.tsv', source, find_task(task)) == tmp_path / 'my.tsv'
+
+
+def test_the_file_to_be_read_is_never_written(tmp_path):
+    source = tmp_path / 'RTE.tsv'
+    source.write_text('index\tsentence1\tsentence2\n')
+    (tmp_path / 'link.tsv').symlink_to(source)
+    (tmp_path / 'wrong.txt').write_text('')
+    for output in (source, tmp_path, tmp_path / 'link.tsv', f'{tmp_path}/../{tmp_path.name}/RTE.tsv'):
+        with pytest.raises(BadInput, match='is the file to be read: predictions must go to another'):
+            choose_output(output, source, find_task('rte'))
+    # Before anything else about it.
+    with pytest.raises(BadInput, match=r"wrong.txt' is the file to be read"):
+        choose_output(tmp_path / 'wrong.txt', tmp_path / 'wrong.txt')
+    for output in (tmp_path / 'wrong.txt', tmp_path):  # A folder, but which file in it?
+        with pytest.raises(BadInput, match=r'must end in one of'):
+            choose_output(output, source)
+
+
+@pytest.mark.parametrize('suffix', ['tsv', 'csv', 'jsonl'])
+def test_own_predictions_read_back(tmp_path, suffix):
+    path, names = tmp_path / f'out.{suffix}', ('no, "never"', 'yes')
+    # Differences of ln 3 and 0: probabilities 3/4 and 1/4, then 1/2 each, where the first class wins.
+    logits = np.array([[np.log(3), 0.0], [1.0, 1.0]], np.float32)
+    write_predictions(path, names, ['7', 'x'], logits)
+    rows = [['7', names[0], '0.75', '0.25'], ['x', names[0], '0.5', '0.5']]
+    assert read(path) == (('id', 'label', 'score no, "never"', 'score yes'), rows)
+    write_predictions(path, (), ['0', '1'], np.array([[0.1], [-12.5]], np.float32))
+    assert read(path) == (('id', 'label'), [['0', '0.1'], ['1', '-12.5']])
+    assert os.listdir(tmp_path) == [path.name]

@@ -69,10 +69,10 @@ def test_a_constant_prediction_scores_zero_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for constant in (np.zeros(4), np.full(4, 0.1, np.float32)):
-            assert METRICS['pearson'](NUMBERS, constant) == METRICS['spearman'](NUMBERS, constant) == 0
-            assert METRICS['pearson'](constant, NUMBERS) == 0
-        assert METRICS['f1'](LABELS, np.zeros(10, int)) == 0
-        assert METRICS['matthews'](LABELS, np.zeros(10, int)) == 0
+            for pair in ((NUMBERS, constant), (constant, NUMBERS)):
+                assert score(('pearson', 'spearman'), pair[0], pair[1][:, None]) == {'pearson': 0, 'spearman': 0}
+        one_class = score(('f1', 'matthews'), LABELS, np.tile([1.0, 0.0], (10, 1)))
+        assert one_class == {'f1': 0, 'matthews': 0}
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])

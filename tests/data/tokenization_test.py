@@ -147,16 +147,15 @@ def refused(path, message, max_length=8):
 
 def test_refuses_lengths_and_names(vocabulary, tmp_path):
     refused(vocabulary, 'max_length must be at least 8, got 7', max_length=7)
-    for path in (None, ''):
-        refused(path, f'vocabulary must name a vocab.txt or tokenizer.json, got {path!r}')
-    refused(tmp_path, 'vocabulary must name a vocab.txt or tokenizer.json, got')
+    for path in (None, '', tmp_path):
+        refused(path, f"vocabulary must name a vocab.txt or tokenizer.json, got '{path or ''}'")
     refused(tmp_path / 'none.txt', 'No such file or directory')
 
 
 def test_refuses_what_is_no_vocabulary(tmp_path):
     path = tmp_path / 'vocab.txt'
     path.write_text('a\n[CLS]\n[SEP]\n')
-    refused(path, "vocab.txt' has no [PAD], [UNK]: it is not one of BERT")
+    refused(path, "vocab.txt' has no [PAD], [UNK]: it is not a vocabulary of BERT")
     path.write_text('\n'.join([*VOCABULARY, 'cat']))
     refused(path, "has the token 'cat' more than once")
     path.write_bytes(b'[PAD]\nca\xff\n')
@@ -168,9 +167,9 @@ def test_refuses_what_is_no_vocabulary(tmp_path):
 def test_refuses_broken_json(tmp_path):
     path = tmp_path / 'tokenizer.json'
     path.write_text('{"version": ')
-    refused(path, 'is no tokenizer.json')
+    refused(path, 'is not a tokenizer.json')
     Tokenizer(models.BPE()).save(str(path))
     refused(path, 'must hold a WordPiece model, got BPE')
     write_vocabulary(tmp_path)
     (tmp_path / 'tokenizer_config.json').write_text('3')
-    refused(tmp_path / 'vocab.txt', "tokenizer_config.json' is no JSON object")
+    refused(tmp_path / 'vocab.txt', 'tokenizer_config.json is damaged')

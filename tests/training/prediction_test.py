@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pad_jax.data.text_tables import open_table
-from pad_jax.training import prediction
+from pad_jax.data.tables import open_table
+from pad_jax.training import evaluate
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from tests.data.glue_miniatures import rows
@@ -96,11 +96,11 @@ def test_submissions_of_numbers(monkeypatch, texts, tmp_path):
     """With three decimals; what lies outside of the labels' range is clipped to it."""
     weights = {'model__pretrained': '{texts}/weights', 'model__ffn': 'dense', 'train__steps': 2}
     workdir = train_task(texts, tmp_path, 'stsb', **weights)
-    truth, apply = [label for _, label in rows('stsb', 'dev')], prediction._apply
+    truth, apply = [label for _, label in rows('stsb', 'dev')], evaluate._apply
 
     def predict_numbers(shift):
         # Hardly trained, it says little but zero; no correlation changes with this.
-        monkeypatch.setattr(prediction, '_apply', lambda run, texts: 30 * apply(run, texts) + shift)
+        monkeypatch.setattr(evaluate, '_apply', lambda run, texts: 30 * apply(run, texts) + shift)
         predict(workdir, texts / 'glue' / 'STS-B' / 'dev.tsv', tmp_path / 'dev.tsv')
         (found,) = read(tmp_path / 'dev.tsv', 'prediction')
         assert all(len(text.split('.')[1]) == 3 for text in found)
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_predicted(finished_text_run, texts, tmp_path):
 
 
 def test_what_is_wrong_with_files_is_said_before_anything_is_computed(monkeypatch, finished_text_run, texts, tmp_path):
-    monkeypatch.setattr(prediction, 'restore_run', None)
+    monkeypatch.setattr(evaluate, 'restore_run', None)
     own, nowhere = texts / 'own' / 'val.tsv', tmp_path / 'nowhere.tsv'
     # The output first, and of that whether it is the input.
     assert 'out.txt' in refused(finished_text_run, nowhere, tmp_path / 'out.txt')
@@ -195,16 +195,18 @@ def test_what_is_wrong_with_files_is_said_before_anything_is_computed(monkeypatc
         assert (tmp_path / name).read_text() == own.read_text()
     with monkeypatch.context() as patch:
         patch.setattr(os, 'access', lambda path, mode: path != tmp_path)
-        assert f"no permission to write into '{tmp_path}'" in refused(finished_text_run, own, tmp_path / 'out.tsv')
+        assert f"'{tmp_path}' is not a folder that you may write into" in refused(
+            finished_text_run, own, tmp_path / 'out.tsv'
+        )
     (tmp_path / 'named.jsonl').write_text('{"first": "the cat", "second": "ran", "id": "a\\tb"}')
     line = refused(finished_text_run, tmp_path / 'named.jsonl', tmp_path / 'out.tsv')
-    assert "a TSV cannot hold 'a\\tb': name a .csv or .jsonl file" in line
+    assert "a TSV cannot hold 'a\\tb'. Name a .csv or .jsonl file" in line
     with pytest.raises(TypeError):  # Here it would have been restored.
         predict(finished_text_run, own, tmp_path / 'out.tsv')
 
 
 def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, texts, tmp_path):
-    restore = prediction.restore_run
+    restore = evaluate.restore_run
 
     def spoil(workdir):
         run = restore(workdir)
@@ -213,9 +215,9 @@ def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, tex
         }
         return run._replace(state=run.state.replace(params=params))
 
-    monkeypatch.setattr(prediction, 'restore_run', spoil)
+    monkeypatch.setattr(evaluate, 'restore_run', spoil)
     line = refused(finished_text_run, texts / 'new.jsonl', tmp_path / 'out.csv')
-    assert f'what the run in {finished_text_run} computes is not finite for {NUM_NEW} of {NUM_NEW} texts' in line
+    assert f'outputs of the run in {finished_text_run} are not finite for {NUM_NEW} of {NUM_NEW} texts' in line
 
 
 @pytest.mark.usefixtures('one_block')

@@ -105,7 +105,7 @@ def test_a_set_of_tfds_that_is_not_prepared(refuse, tmp_path):
         if prepared:
             write_prepared(tmp_path / 'tfds', 'wnli')
         line = refuse(**glue('rte', data__path=f'{tmp_path}/tfds'))
-        assert 'glue/rte (prepared by TFDS)' in line and 'python -m pad_jax prepare glue --task=rte' in line, line
+        assert 'glue/rte (prepared by TFDS)' in line and 'run tfds build glue/rte' in line, line
 
 
 def test_what_a_run_on_texts_may_change(refused, refuse, finished_text_run, tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_whose_tokenizer_is_lost_or_damaged(refused, refuse, finished_text
     predict = ['predict', f'--workdir={workdir}', f'--input={tmp_path}/new.csv', f'--output={tmp_path}/out.csv']
     (tmp_path / 'new.csv').write_text('first,second\nthe cat,ran\n')
     for command in (['evaluate', f'--workdir={workdir}'], predict):
-        assert f"'{workdir}/tokenizer.json' is no tokenizer.json" in refused(*command)
+        assert f"'{workdir}/tokenizer.json' is not a tokenizer.json" in refused(*command)
     (workdir / 'tokenizer.json').unlink()
     for command in (['evaluate', f'--workdir={workdir}'], predict):
         assert f'{workdir} holds no tokenizer.json to say how its texts become tokens' in refused(*command)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.training import trainer
-from pad_jax.training.evaluate import evaluate_workdir
-from pad_jax.training.prediction import predict_file
+from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import partition_state, to_trained_storage
 from pad_jax.training.setup import (

@@ -4,6 +4,7 @@ PAD-Net (He et al., ACL 2023, arXiv:2211.05528) over the mixture of Shazeer et a
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,23 @@ class Mixture(nn.Module, kw_only=True):
         check_choice('granularity', self.granularity, self.granularities)
         check_choice('scales', self.scales, SCALES)
         check_choice('plan', self.plan, MIXTURE_PLANS)
+
+    @nn.nowrap
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count the products of each token's experts; see `models.accounting`."""
+        positions, dynamic = (
+            self._count_weights(x_shape[-1], size) for size in (count.positions, count.dynamic_positions)
+        )
+        # By element the static part cannot be computed apart: each expert multiplies by a whole matrix.
+        static = 0 if self.granularity in (None, 'element') else positions - dynamic
+        tokens, selected = math.prod(x_shape[:-1]), self.num_selected
+        masked = tokens * selected * positions
+        return tokens * positions, masked, masked - tokens * (selected - 1) * static
+
+    @nn.nowrap
+    def _count_weights(self, width: int, positions: int) -> int:
+        """Count the positions that multiply: all, except the biases of neurons."""
+        return positions
 
     def _route(self, x: jax.Array, valid: jax.Array | None, train: bool) -> tuple[Routing, dict[str, jax.Array]]:
         """Route x [*batch, T, C], and sow the gates [N, E] as 'routing'."""
@@ -201,6 +219,10 @@ class MixtureFFN(Mixture):
             # A neuron may act on the sum of both parts, so the experts compute the static part too.
             y = apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
         return self._finish(y, bias, routing, x, valid), aux
+
+    @nn.nowrap
+    def _count_weights(self, width, positions):
+        return positions * 2 * width // (2 * width + 1)
 
     def _draw_neurons(self, key, shape, dtype):
         """Draw [2C + 1, F], each matrix by `kernel_init` in the orientation in which it multiplies."""

@@ -4,6 +4,7 @@ Noisy top-k gating and its losses: Shazeer et al., "Outrageously Large Neural Ne
 section 2.1 and appendix A. Every statistic counts valid tokens only.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -189,6 +190,12 @@ class Router(nn.Module):
             'entropy': jax.lax.stop_gradient(sum_entropy(clean, used)),
         }
         return routing, self._report(sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name))
+
+    @nn.nowrap
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count the scores of each token, or sentence, for each expert; see `models.accounting`."""
+        units = math.prod(x_shape[:-1] if self.routing == 'token' else x_shape[:-2])
+        return 0, *[units * x_shape[-1] * self.num_experts] * 2
 
     def _matrix(self, name, features):
         return self.param(name, nn.initializers.zeros_init(), (features, self.num_experts), self.param_dtype)

@@ -4,6 +4,7 @@ Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Langua
 arXiv:1810.04805. Layer norms follow each sum, gelu is exact, and epsilon is 1e-12, as in the authors' code.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -61,6 +62,11 @@ class SelfAttention(nn.Module):
         query, key, value = (dense(name=name)(x).reshape(by_head) for name in ('query', 'key', 'value'))
         attended = jax.nn.dot_product_attention(query, key, value, mask=valid[:, None, None, :])
         return dense(name='output')(attended.reshape(x.shape))
+
+    @nn.nowrap
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count the products of every token with every token: for the weights, and for the weighted sum."""
+        return (2 * math.prod(x_shape) * x_shape[-2],) * 3
 
 
 class EncoderLayer(nn.Module):

@@ -13,6 +13,7 @@ from pad_jax.kernels.dispatch import PLANS
 from pad_jax.layers import MixtureFFN, MixtureLinear, index_dynamic_columns
 from pad_jax.layers.mixture import apply_neurons
 from pad_jax.partition import scale_factors
+from pad_jax.partition.masks import SCALES
 from tests.layers.compiling import jit_quickly
 from tests.layers.mixture_twin import mix
 
@@ -77,15 +78,15 @@ def start(layer, x):
     return jit_quickly(layer.init)(jax.random.key(1), x)
 
 
-def check_layer(layer, kind, num_tokens, route, indexed=False):
-    """One layer against the twin: output, gradients, statistics."""
+def check_layer(layer, kind, num_tokens, route, num_open=None):
+    """Compare one layer with the twin: output, gradients, statistics; in compact storage if `num_open` is a count."""
     x, valid = make_tokens(route, num_tokens)
     params, masks = make_variables(layer, kind, route)
     cotangent = draw(3, num_tokens, 6 if kind == 'linear' else WIDTH)
     others = {'partition': masks} if masks else {}
-    if indexed:
-        others['dynamic_columns'] = index_dynamic_columns(masks)
-        assert others['dynamic_columns']
+    if num_open is not None:
+        masks = jax.tree.map(lambda mask: (np.arange(mask.size) < num_open).reshape(mask.shape), masks)
+        others = {'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}
     mask = masks[LAYERS[kind][1]] if masks else None
     expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
     batch = (x[None], params, others, valid[None], cotangent[None])
@@ -100,11 +101,11 @@ def check_layer(layer, kind, num_tokens, route, indexed=False):
 @pytest.mark.parametrize('plan', PLANS)
 def test_every_plan_is_the_loop_over_tokens_and_experts(plan, kind):
     with jax.enable_x64(True):
-        # 167 tokens of one expert are a large block and two small ones, the last of them in part; with one or two
-        # experts and few tokens there are fewer rows than a large block has.
-        for num_experts, num_selected, num_tokens in ((3, 1, 167), (5, 2, 67), (3, 3, 1), (2, 1, 7), (1, 1, 3)):
+        # 167 tokens of one expert are a large block and two small ones, the last of them in part. 7 tokens have fewer
+        # rows than a large block.
+        for num_experts, num_selected, num_tokens in ((3, 1, 167), (2, 2, 7)):
             layer = make_layer(kind, num_experts=num_experts, num_selected=num_selected, plan=plan)
-            for route in ROUTES if num_tokens > 1 else ROUTES[:1]:
+            for route in ROUTES:
                 aux = check_layer(layer, kind, num_tokens, route)
                 if route == 'one expert':
                     assert sorted(aux['load'])[-num_selected:] == pytest.approx([1 / num_selected] * num_selected)
@@ -118,11 +119,17 @@ APART = [case for case in PARTIAL if case[1] in ('output', 'input')]
 @pytest.mark.parametrize(('kind', 'granularity'), PARTIAL)
 def test_partially_dynamic_is_the_loop_over_tokens_and_experts(kind, granularity):
     with jax.enable_x64(True):
-        for scales in ('both', 'none') if granularity == 'element' else ('both',):
-            layer = make_layer(kind, num_experts=4, granularity=granularity, plan='blocks', scales=scales)
-            check_layer(layer, kind, 37, 'padding')
-            if (kind, granularity) in APART:
-                check_layer(layer, kind, 37, 'padding', indexed=True)
+        layer = make_layer(kind, num_experts=4, granularity=granularity, plan='blocks')
+        check_layer(layer, kind, 37, 'padding')
+        if (kind, granularity) in APART:
+            check_layer(layer, kind, 37, 'padding', num_open=3)
+
+
+@pytest.mark.parametrize('scales', [pytest.param(scales, marks=pytest.mark.slow) for scales in SCALES[1:3]] + ['none'])
+def test_scales_are_those_of_the_loop(scales):
+    with jax.enable_x64(True):
+        layer = make_layer('linear', num_experts=4, granularity='element', plan='dense', scales=scales)
+        check_layer(layer, 'linear', 7, 'spread')
 
 
 @pytest.fixture
@@ -147,26 +154,22 @@ def test_the_whole_contract(plan, kind, granularity):
                     for route in ROUTES:
                         check_layer(layer, kind, num_tokens, route)
                     if (kind, granularity) in APART:
-                        check_layer(layer, kind, num_tokens, 'padding', indexed=True)
+                        check_layer(layer, kind, num_tokens, 'padding', num_open=3)
 
 
-@pytest.mark.parametrize(('kind', 'granularity'), APART)
-@pytest.mark.parametrize('open_gates', ['none', 'one', 'all'])
-def test_extreme_counts_of_dynamic_columns(open_gates, kind, granularity):
+@pytest.mark.parametrize(
+    ('kind', 'granularity', 'num_open'),
+    [
+        ('linear', 'output', 0),
+        ('ffn', 'output', 0),
+        *(pytest.param(*case, count, marks=pytest.mark.slow) for case in APART for count in (0, 1, 5)),
+        *(pytest.param(kind, 'layer', count, marks=pytest.mark.slow) for kind in LAYERS for count in (0, 1)),
+    ],
+)
+def test_extreme_counts_of_dynamic_entries(kind, granularity, num_open):
     with jax.enable_x64(True):
-        name = LAYERS[kind][1]
         layer = make_layer(kind, num_experts=3, granularity=granularity, plan='blocks')
-        params, masks = make_variables(layer, kind, 'spread')
-        size = masks[name].size
-        mask = {'none': np.zeros(size, bool), 'one': np.arange(size) == 2, 'all': np.ones(size, bool)}[open_gates]
-        masks = {name: mask.reshape(masks[name].shape)}
-        x, valid = make_tokens('padding', 9)
-        cotangent = draw(3, 1, 9, 6 if kind == 'linear' else WIDTH)
-        results = [
-            compiled(layer)(x[None], params, {'partition': masks, **more}, valid[None], cotangent)
-            for more in ({}, {'dynamic_columns': index_dynamic_columns(masks)})
-        ]
-        chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-10)
+        check_layer(layer, kind, 9, 'padding', num_open=num_open)
 
 
 @pytest.mark.parametrize(('kind', 'granularity'), APART)
@@ -198,16 +201,15 @@ def test_elements_of_a_single_feature_are_columns():
 
 
 def test_without_bias_and_without_tokens():
-    for plan in PLANS:
-        layer = MixtureLinear(3, num_experts=2, use_bias=False, plan=plan)
-        x = jax.random.normal(jax.random.key(0), (1, 4, 2))
-        variables = start(layer, x)
-        assert set(variables['params']) == {'kernel', 'router'}
-        # The router starts at zero: both experts, half of each.
-        expected = np.einsum('btc,cf->btf', x, variables['params']['kernel'].mean(0))
-        np.testing.assert_allclose(run(layer, variables, x)[0], expected, atol=1e-6)
-        y, aux = run(layer, variables, x[:, :0])
-        assert y.shape == (1, 0, 3) and all(np.isfinite(value).all() for value in aux.values())
+    layer = MixtureLinear(3, num_experts=2, use_bias=False, plan='blocks')
+    x = jax.random.normal(jax.random.key(0), (1, 4, 2))
+    variables = start(layer, x)
+    assert set(variables['params']) == {'kernel', 'router'}
+    # The router starts at zero: both experts, half of each.
+    expected = np.einsum('btc,cf->btf', x, variables['params']['kernel'].mean(0))
+    np.testing.assert_allclose(run(layer, variables, x)[0], expected, atol=1e-6)
+    y, aux = run(layer, variables, x[:, :0])
+    assert y.shape == (1, 0, 3) and all(np.isfinite(value).all() for value in aux.values())
 
 
 def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture():
@@ -228,7 +230,7 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
             np.testing.assert_allclose(y, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize('kind', ['linear', pytest.param('ffn', marks=pytest.mark.slow)])
 def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind):
     with jax.enable_x64(True):
         name = LAYERS[kind][1]
@@ -244,11 +246,11 @@ def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kin
             return jnp.sum(jax.grad(loss)(gate) ** 2)
 
         gate = jnp.asarray(np.random.default_rng(4).uniform(0.2, 0.8, (1, 6)))
-        for function in (loss, flow):
-            gradient, function = jit_quickly(jax.grad(function))(gate), jit_quickly(function)
+        for function in map(jit_quickly, map(jax.value_and_grad, (loss, flow))):
+            _, gradient = function(gate)
             for index in (0, 4):
                 step = jnp.zeros_like(gate).at[0, index].set(1e-5)
-                slope = (function(gate + step) - function(gate - step)) / 2e-5
+                slope = (function(gate + step)[0] - function(gate - step)[0]) / 2e-5
                 np.testing.assert_allclose(gradient[0, index], slope, rtol=1e-5)
 
 
@@ -337,7 +339,9 @@ def test_gradients_of_weights_are_summed_wider_than_bfloat16():
     assert slope(variables['params'])['kernel'].item() == 4096
 
 
-@pytest.mark.parametrize('plan', PLANS)
+@pytest.mark.parametrize(
+    'plan', ['blocks', *(pytest.param(plan, marks=pytest.mark.slow) for plan in ('dense', 'ragged'))]
+)
 def test_gradients_inside_shard_map_with_its_default_checks(plan):
     layer = MixtureLinear(3, num_experts=3, num_selected=2, plan=plan, noisy=False)
     x = jax.random.normal(jax.random.key(0), (4, 5, 4))

@@ -77,9 +77,18 @@ def standard_normal_cdf(values):
     return 0.5 * (1 + np.vectorize(math.erf)(values / math.sqrt(2)))
 
 
-@pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('routing', ['token', 'sentence'])
-@pytest.mark.parametrize('num_selected', [1, 2, 4])
+@pytest.mark.parametrize(
+    ('num_selected', 'routing', 'train'),
+    [
+        *((1, 'token', True), (2, 'sentence', True), (2, 'token', False), (4, 'sentence', False)),
+        *(
+            pytest.param(num_selected, routing, train, marks=pytest.mark.slow)
+            for num_selected in (1, 2, 4)
+            for routing in ('token', 'sentence')
+            for train in (False, True)
+        ),
+    ],
+)
 def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
     valid = np.stack([VALID, ~VALID, np.zeros(7, bool)])

@@ -19,12 +19,14 @@ TINY = Bert(
     ffn_width=12,
     max_length=128,
     num_outputs=3,
-    ffn=make_ffn_spec('linear', num_experts=4, num_selected=2, granularity='element'),
+    ffn=make_ffn_spec('linear', num_experts=4, num_selected=2, granularity='element', plan='dense'),
 )
 KINDS = {
     'linear': TINY,
-    'ffn': TINY.clone(ffn=make_ffn_spec('ffn', num_experts=4, num_selected=2, granularity='output')),
-    'sentence': TINY.clone(ffn=make_ffn_spec('linear', num_experts=4, num_selected=1, routing='sentence')),
+    'ffn': TINY.clone(ffn=make_ffn_spec('ffn', num_experts=4, num_selected=2, granularity='output', plan='dense')),
+    'sentence': TINY.clone(
+        ffn=make_ffn_spec('linear', num_experts=4, num_selected=1, routing='sentence', plan='dense')
+    ),
 }
 LENGTHS = [5, 16, 1, 9]
 

@@ -56,7 +56,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 def inspect(arguments: Sequence[str]) -> None:
     """Show where a run's network is dynamic, and how much it varies over inputs, as tables and PNGs."""
-    from pad_jax.reports.inspection import inspect_workdir
+    from pad_jax.reports.inspect import inspect_workdir
 
     epilog = 'If the data has moved, add --config.data.path=PATH; without data only the partition is shown.'
     flags, overrides = parse_with_overrides(_make_workdir_parser('inspect', inspect.__doc__, epilog), arguments)
@@ -101,7 +101,7 @@ def demo(arguments: Sequence[str]) -> None:
 
 def sweep(arguments: Sequence[str]) -> None:
     """Train the variants of an ablation file over several seeds; keep runs that are finished already."""
-    from pad_jax.reports.sweeps import run_sweep
+    from pad_jax.reports.sweep import run_sweep
 
     epilog = '--config.section.key=value changes a key of the base, before the changes of the variants.'
     parser = Parser(prog='python -m pad_jax sweep', description=sweep.__doc__, epilog=epilog)
@@ -116,7 +116,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Write the results of a sweep into its directory report/: tables, figures, CSV and Markdown."""
-    from pad_jax.reports.sweep_layout import BASE
+    from pad_jax.reports.sweep import BASE
     from pad_jax.reports.sweep_report import report_sweep
 
     parser = Parser(prog='python -m pad_jax report', description=report.__doc__)

@@ -1,67 +1,69 @@
-"""The main job: four networks on embedded digits, trained over seeds, compared and drawn."""
+"""The demo: four networks on embedded digits, trained over seeds, compared in a table and two pictures."""
 
+import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from pad_jax.errors import BadInput
-from pad_jax.reports.comparison import compare_networks
 from pad_jax.reports.plots import plot_dynamic_fractions, plot_training_curves, save_figure
-from pad_jax.reports.runs import read_network
-from pad_jax.reports.tables import print_line, print_table
+from pad_jax.reports.runs import Network, read_network
+from pad_jax.reports.stats import Estimate
+from pad_jax.reports.tables import format_fraction, make_table, print_line, print_table
 from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 NETWORKS = ('static', 'dynamic', 'pad', 'random')
-"""A static network, a fully dynamic one, and partially dynamic ones by sensitivity and at random."""
+"""A static network, a fully dynamic one, and two partially dynamic ones, by sensitivity and at random."""
 
 
 def run_demo(workdir: Path, configs: Path, seeds: int, overrides: Sequence[str] = ()) -> None:
-    """Trains configs/digits_resnet10_NETWORK.py for every network and seed, and compares them.
+    """Train configs/digits_resnet10_NETWORK.py for every network and seed, and compare the networks.
 
-    The run of a network and a seed goes to workdir/NETWORK/seed_N; one that is there is gone on with, or kept if it is
-    finished. All run in this process, where equal networks share what was compiled. Ends with a table on stdout,
+    The run of a network and a seed is workdir/NETWORK/seed_N. Finished runs are kept and interrupted ones resumed.
+    All run in this process, so that equal networks share their compilation. The results are a table on stdout,
     workdir/training_curves.png and workdir/dynamic_fractions.png.
 
     Args:
-      workdir: folder of all that is written; created.
+      workdir: folder of the runs and pictures; created.
       configs: folder of the config files.
-      seeds: runs of each network, at least 1; their seeds are 0, 1, ...
+      seeds: runs of each network, at least 1, with the seeds 0, 1, ...
       overrides: 'section.key=value' for all runs.
 
     Raises:
-      BadInput: before anything is written, if it can be told.
+      BadInput: before the first run, if seeds, configs or overrides are wrong.
     """
     if seeds < 1:
         raise BadInput(f'--seeds must be at least 1, got {seeds}')
     if any(override.startswith('train.seed=') for override in overrides):
         raise BadInput('train.seed cannot be changed: --seeds=N trains with the seeds 0 to N - 1')
-    # Interleaved, so that a machine that gets slower or faster does so for all networks.
+    # Interleave the networks, so that a machine that becomes slower does so for all of them.
     runs = {
         (name, seed): load_config(str(configs / f'digits_resnet10_{name}.py'), [*overrides, f'train.seed={seed}'])
         for seed in range(seeds)
         for name in NETWORKS
     }
-    say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     with_seeds = 'seed 0' if seeds == 1 else f'seeds 0 to {seeds - 1}'
-    say(
+    _say(
         f'{len(runs)} runs in {workdir}: {", ".join(NETWORKS)}, each with {with_seeds}. '
-        'The first of each compiles; those that are finished already are kept.'
+        'The first run of each network compiles. Finished runs are kept.'
     )
     start = time.monotonic()
     for number, ((name, seed), config) in enumerate(runs.items(), start=1):
-        label = f'run {number} of {len(runs)}, {name}, seed {seed}'
-        train(config, _run_folder(workdir, name, seed), label)
+        train(config, _run_folder(workdir, name, seed), f'run {number} of {len(runs)}, {name}, seed {seed}')
         left = len(runs) - number
-        left = 'all runs are done' if left == 0 else f'{left} {"run" if left == 1 else "runs"} left'
-        say(f'{left}, {time.monotonic() - start:.0f} s so far')
+        said = 'all runs are done' if left == 0 else f'{left} {"run" if left == 1 else "runs"} left'
+        _say(f'{said}, {time.monotonic() - start:.0f} s so far')
     report_demo(workdir, seeds)
 
 
 def report_demo(workdir: Path, seeds: int) -> None:
-    """Prints the table of finished runs and draws the pictures."""
+    """Print the table of finished runs and draw the pictures."""
     networks = [read_network(name, [_run_folder(workdir, name, seed) for seed in range(seeds)]) for name in NETWORKS]
     print_table(compare_networks(networks, 'Digits: static, dynamic and partially dynamic networks'))
     pictures = {
@@ -72,6 +74,39 @@ def report_demo(workdir: Path, seeds: int) -> None:
         save_figure(figure, workdir / name)
         print_line(f'Picture: {workdir / name}')
     print_line(f'Runs: {workdir}/NETWORK/seed_N (python -m pad_jax inspect --workdir=... shows the partition of one)')
+
+
+def compare_networks(networks: Sequence[Network], title: str = 'Networks over seeds') -> 'Table':
+    """Tabulate networks: accuracy (mean ± standard error over seeds), parameters, κ, dynamic share, seconds a step."""
+    columns = ['seeds', 'accuracy in %', 'parameters', 'κ', 'dynamic share', 'seconds a step']
+    table = make_table(title, ['network', 'convolutions'], columns)
+    for network in networks:
+        table.add_row(
+            network.name,
+            network.kind,
+            f'{len(network.runs)}',
+            format_percent(network.accuracy),
+            f'{network.total("parameters"):,.0f}',
+            format_fraction(network.total('dynamic_fraction')),
+            format_fraction(network.total('dynamic_share')),
+            '–' if network.seconds_per_step is None else f'{network.seconds_per_step:.4f}',
+        )
+    table.caption = 'accuracy: mean ± standard error over seeds · κ: dynamic positions / positions'
+    return table
+
+
+def format_percent(accuracy: Estimate) -> str:
+    """Format an accuracy in [0, 1] as a percentage, without ± for a single seed.
+
+    >>> format_percent(Estimate(0.98, 0.0025)), format_percent(Estimate(0.5, math.nan))
+    ('98.00 ± 0.25', '50.00')
+    """
+    mean = f'{100 * accuracy.mean:.2f}'
+    return mean if math.isnan(accuracy.standard_error) else f'{mean} ± {100 * accuracy.standard_error:.2f}'
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _run_folder(workdir: Path, name: str, seed: int) -> Path:

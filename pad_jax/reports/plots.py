@@ -1,22 +1,32 @@
-"""Figures of runs. Each function returns a matplotlib Figure, made without pyplot, so without display or state."""
+"""Figures of runs, sweeps and inspections.
+
+Every function returns a matplotlib Figure made without pyplot, so it needs no display and keeps no state.
+matplotlib is imported when a figure is drawn.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
+from pad_jax.reports.stats import Interval
 
-# Okabe and Ito: told apart with every kind of colour vision. Their yellow is too pale for lines on white.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pad_jax.reports.inspect import LayerMeasures
+
+# Okabe and Ito's colours can be told apart with every kind of colour vision. Their yellow is too pale on white.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7A4B2A')
+_MARKERS = 'osD^vP*Xhp'  # more than colours and not a multiple, so that pairs repeat late
+_LINES = ('-', '--', ':', '-.')
+_GREY, _DARK = '#9A9A9A', '#333333'
 _STYLE = {
-    'font.family': 'DejaVu Sans',  # comes with matplotlib and has κ
+    'font.family': 'DejaVu Sans',  # ships with matplotlib and has κ
     'font.size': 10,
     'axes.titlesize': 11,
     'axes.spines.top': False,
@@ -27,17 +37,20 @@ _STYLE = {
     'legend.frameon': False,
     'figure.constrained_layout.use': True,
 }
-_ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-_LEAST_ERROR = 5e-4
-_ROW_INCHES = 0.26
-_MOST_INCHES = 40.0
+_MIN_ERROR = 5e-4  # on a logarithmic axis
+_MAX_INCHES = 60.0
+_WIDE_RATIO = 6.0  # ratio of costs above which their axis is logarithmic
+_POINTS_BESIDE = 9.0  # distance of points with equal costs, in typographic points
+_MIN_SPAN = 0.02  # of an axis of measures, so that rounding errors do not fill a panel
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """The same look whatever the user's matplotlibrc says."""
+def styled(draw: Callable[..., 'Figure']) -> Callable[..., 'Figure']:
+    """Give a figure the same look under every matplotlibrc."""
 
     @functools.wraps(draw)
-    def draw_styled(*arguments, **named) -> Figure:
+    def draw_styled(*arguments, **named) -> 'Figure':
+        import matplotlib
+
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(_STYLE)
@@ -46,11 +59,17 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw_styled
 
 
-def save_figure(figure: Figure, path: Path | BinaryIO) -> None:
-    """Writes a figure as PNG, to a path or to an open file.
+def _make_figure(width: float, height: float) -> 'Figure':
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, min(height, _MAX_INCHES)))
+
+
+def save_figure(figure: 'Figure', path: Path | BinaryIO) -> None:
+    """Write a figure as PNG to a path or an open file.
 
     Raises:
-      BadInput: if the path can't be written.
+      BadInput: if the path cannot be written.
     """
     try:
         figure.savefig(path, dpi=150, format='png')
@@ -58,86 +77,121 @@ def save_figure(figure: Figure, path: Path | BinaryIO) -> None:
         raise BadInput(f'{path} cannot be written: {error.strerror}') from error
 
 
+class _Look(NamedTuple):
+    colour: str
+    marker: str
+    line: str
+
+
+def _look(index: int) -> _Look:
+    """Return the look of a network in all figures; 40 points and 32 lines are told apart."""
+    around = index // len(COLOURS)
+    return _Look(COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)])
+
+
 @styled
-def plot_training_curves(networks: Sequence[Network]) -> Figure:
-    """Train loss and eval accuracy over steps: mean over seeds, with a band of ± its standard error."""
-    figure = Figure(figsize=(11, 4.4))
-    loss, accuracy = figure.subplots(1, 2)
+def plot_training_curves(
+    networks: Sequence[Network], names: Sequence[str] = ('accuracy',), label: str = 'accuracy', as_error: bool = True
+) -> 'Figure':
+    """Plot the training loss and a metric on held-out examples: mean over seeds with a band of ± one standard error.
+
+    Args:
+      networks: a line each.
+      names: the metrics whose mean is plotted.
+      label: their name in words.
+      as_error: plot 1 − metric on a logarithmic axis, which suits accuracies near 1.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = _make_figure(11, 5.0 + 0.2 * ((len(networks) - 1) // 4))
+    panels = figure.subplots(1, 2)
     for index, network in enumerate(networks):
-        colour = COLOURS[index % len(COLOURS)]
-        label = f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
-        for axes, split, name in ((loss, 'train', 'loss'), (accuracy, 'eval', 'accuracy')):
-            steps, found = network.curve(split, name)
-            axes.plot(steps, found.mean, color=colour, label=label, linewidth=1.8)
+        look, name = _look(index), f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
+        for axes, (steps, found) in zip(panels, (network.curve('train', 'loss'), network.curve('eval', *names))):
+            mean, error = found.mean, found.standard_error
+            if axes is panels[1] and as_error:
+                mean = np.maximum(1 - mean, _MIN_ERROR)
+            axes.plot(steps, mean, color=look.colour, linestyle=look.line, label=name, linewidth=1.8)
             if len(network.runs) > 1:
-                low, high = found.mean - found.standard_error, found.mean + found.standard_error
-                axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    loss.set(title='Training loss', ylabel='nats per example', yscale='log')
-    accuracy.set(title='Accuracy on held-out examples', ylabel='accuracy (axis: log of the error)')
-    figure.get_layout_engine().set(wspace=0.06)  # between one panel and the label of the next
-    loss.yaxis.set_major_formatter(FuncFormatter(format_short))
-    loss.yaxis.set_minor_formatter(_PlainLogFormatter())
-    _scale_by_errors(accuracy)
-    for axes in (loss, accuracy):
+                axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.15, linewidth=0)
+    title = f'{label[:1].upper()}{label[1:]}'
+    panels[0].set(title='Training loss', ylabel='nats per example', yscale='log')
+    _format_log_axis(panels[0].yaxis)
+    panels[1].set(title=f'{title} on held-out examples', ylabel=label)
+    if as_error:
+        panels[1].set(title='Error on held-out examples', ylabel=f'1 − {label}', yscale='log')
+        _format_log_axis(panels[1].yaxis)
+    panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+    figure.get_layout_engine().set(wspace=0.06)  # between a panel and the label of the next
+    for axes in panels:
         axes.set_xlabel('steps')
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    accuracy.legend(loc='lower right', title=_over_seeds(networks))
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=4, title=_over_seeds(networks))
     return figure
 
 
-@styled
-def plot_dynamic_fractions(networks: Sequence[Network]) -> Figure:
-    """Which fraction stays dynamic in each layer, for the partially dynamic networks among those given.
+def _format_log_axis(axis) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 with plain numbers, such as 0.5 instead of 5 × 10⁻¹."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    Bars are means over seeds with ± their standard error; a dashed line marks each overall κ. Networks must have the
-    same dynamic layers.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(format_short))
+
+
+@styled
+def plot_dynamic_fractions(networks: Sequence[Network]) -> 'Figure':
+    """Plot κ of each layer for the partially dynamic networks among those given, which have the same dynamic layers.
+
+    Bars are means over seeds with ± one standard error. A dashed line marks each overall κ.
     """
-    # The colours are those of the training curves.
-    colours = {network.name: COLOURS[index % len(COLOURS)] for index, network in enumerate(networks)}
+    # Keep the colours of the training curves.
+    colours = {network.name: _look(index).colour for index, network in enumerate(networks)}
     networks = [network for network in networks if network.has_partition]
     names = networks[0].layer_names
     rows = np.arange(len(names))
     height = 0.8 / len(networks)
-    figure = Figure(figsize=(9, _layer_inches(len(names) * (1 + 0.5 * (len(networks) - 1)))))
+    figure = _make_figure(9, 1.6 + 0.26 * len(names) * (1 + 0.5 * (len(networks) - 1)))
     axes = figure.subplots()
     for index, network in enumerate(networks):
         found = network.layer_fractions
-        several = len(network.runs) > 1
         axes.barh(
             rows + (index - (len(networks) - 1) / 2) * height,
             found.mean,
             height=height * 0.92,
             color=colours[network.name],
             label=f'{network.name}: {network.kind}',
-            xerr=found.standard_error if several else None,
-            error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': '#333333'},
+            xerr=found.standard_error if len(network.runs) > 1 else None,
+            error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': _DARK},
         )
     for fraction in sorted({round(network.total('dynamic_fraction'), 3) for network in networks}):
-        axes.axvline(fraction, color='#333333', linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
+        _mark_overall(axes, fraction)
     _label_layers(axes, names)
-    axes.set(title=f'Which fraction of each layer stays dynamic ({_over_seeds(networks)})', xlabel='dynamic fraction κ')
+    axes.set_xlim(0, 1.02)
+    axes.set(title=f'Dynamic fraction of each layer ({_over_seeds(networks)})', xlabel='dynamic fraction κ')
     lines_last = sorted(axes.get_legend_handles_labels()[0], key=lambda handle: handle in axes.lines)
     figure.legend(handles=lines_last, loc='outside lower center', ncols=2)
     return figure
 
 
 @styled
-def plot_partition(partition: Partition) -> Figure:
-    """The partition of one run: κ of each dynamic layer, and the parameters that are behind it."""
-    layers, totals = partition['layers'], partition['totals']
-    names = [layer['name'] for layer in layers]
-    rows = np.arange(len(names))
-    figure = Figure(figsize=(11, _layer_inches(len(names))))
+def plot_partition(partition: Partition) -> 'Figure':
+    """Plot κ and the parameters of each dynamic layer of one run."""
+    from matplotlib.ticker import FuncFormatter
+
+    layers = partition['layers']
+    rows = np.arange(len(layers))
+    figure = _make_figure(11, 1.6 + 0.26 * len(layers))
     fraction, parameters = figure.subplots(1, 2, sharey=True)
     fraction.barh(rows, [layer['dynamic_fraction'] for layer in layers], height=0.75, color=COLOURS[0])
-    overall = totals['dynamic_fraction']
-    fraction.axvline(overall, color='#333333', linestyle='--', linewidth=1.2, label=f'overall, κ = {overall:.3g}')
+    _mark_overall(fraction, partition['totals']['dynamic_fraction'])
     fraction.set(title='Dynamic fraction', xlabel='dynamic fraction κ')
-    _label_layers(fraction, names)
-    left = np.zeros(len(names))
-    kinds = (('dynamic', COLOURS[0]), ('static', COLOURS[4]), ('other', '#9A9A9A'))
-    for kind, colour in kinds:
+    _label_layers(fraction, [layer['name'] for layer in layers])
+    fraction.set_xlim(0, 1.02)
+    left = np.zeros(len(layers))
+    for kind, colour in (('dynamic', COLOURS[0]), ('static', COLOURS[4]), ('other', _GREY)):
         counts = np.array([layer[f'{kind}_parameters'] for layer in layers], float)
         parameters.barh(rows, counts, left=left, height=0.75, color=colour, label=f'{kind} parameters')
         left += counts
@@ -149,53 +203,102 @@ def plot_partition(partition: Partition) -> Figure:
     return figure
 
 
-class _PlainLogFormatter(LogFormatter):
-    """Labels the ticks that a logarithmic axis has room for, as 0.6 and not as 6 × 10⁻¹."""
-
-    def __call__(self, value: float, position: int | None = None) -> str:
-        return format_short(value, position) if super().__call__(value, position) else ''
-
-
-def _scale_by_errors(axes) -> None:
-    """Spaces accuracies as the logarithm of their errors: 90, 99 and 99.9 % are equally far apart."""
-
-    def forward(accuracy):
-        return -np.log10(np.maximum(1 - accuracy, _LEAST_ERROR))
-
-    def inverse(scaled):
-        return 1 - 10.0**-scaled
-
-    low, high = (forward(limit) for limit in axes.dataLim.intervaly)
-    margin = 0.05 * max(high - low, 0.1)
-    axes.set_yscale('function', functions=(forward, inverse))
-    axes.set_ylim(inverse(low - margin), inverse(high + margin))
-    axes.yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.4g}%'))
+def _mark_overall(axes, fraction: float) -> None:
+    axes.axvline(fraction, color=_DARK, linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
 
 
 def _label_layers(axes, names: Sequence[str]) -> None:
-    """One row a layer, the first of the network on top."""
+    """Label one row for each layer, the first layer of the network on top."""
     axes.set_yticks(range(len(names)), names, parse_math=False)  # a layer may be called $
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1.02)
     axes.grid(axis='y', visible=False)
     axes.tick_params(axis='y', length=0)
 
 
-def _layer_inches(rows: float) -> float:
-    return min(1.6 + _ROW_INCHES * rows, _MOST_INCHES)
+@styled
+def plot_measures(measures: Mapping[str, 'LayerMeasures']) -> 'Figure':
+    """Plot the variation, the mixing weights and the similarity of the factors, the first layer on top."""
+    names, rows = list(measures), np.arange(len(measures))
+    figure = _make_figure(13, 2.0 + 0.3 * len(names))
+    panels = {
+        'whole': ('Variation of the parameters', 'variance over inputs / mean square'),
+        'entropy': ('Entropy of the weights', 'share of log K'),
+        'load': ('Largest mean weight', 'share of all weights'),
+        'similarity': ('Similarity of factors', 'mean cosine at dynamic positions'),
+    }
+    for axes, (field, (title, label)) in zip(figure.subplots(1, 4, sharey=True), panels.items(), strict=True):
+        axes.plot([getattr(measures[name], field) for name in names], rows, 'o-', color=COLOURS[0], markersize=4)
+        axes.set(title=title, xlabel=label)
+        if field == 'whole':
+            axes.set_xscale('log', nonpositive='mask')  # a layer that treats all inputs alike has no point
+        else:
+            low, high = axes.get_xlim()
+            missing = max(_MIN_SPAN - (high - low), 0) / 2
+            axes.set_xlim(low - missing, high + missing)
+        _label_layers(axes, names)
+    return figure
+
+
+class Point(NamedTuple):
+    """A variant of a sweep: its name, its cost, and the interval of its score in [0, 1]."""
+
+    name: str
+    cost: float
+    score: Interval
+
+
+@styled
+def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) -> 'Figure':
+    """Plot scores against a cost with their 95 % intervals, and the Pareto front of the means."""
+    from matplotlib.ticker import FuncFormatter
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = _make_figure(9, 5)
+    axes = figure.subplots()
+    costs = [point.cost for point in points]
+    if min(costs) > 0 and max(costs) > _WIDE_RATIO * min(costs):
+        axes.set_xscale('log')
+        _format_log_axis(axes.xaxis)
+    axes.xaxis.set_major_formatter(FuncFormatter(format_short))
+    rounded = [f'{cost:.2g}' for cost in costs]
+    for index, (name, cost, score) in enumerate(points):
+        look, margin = _look(index), None if score.count == 1 else 100 * score.margin
+        style = {'fmt': look.marker, 'color': look.colour, 'markersize': 8, 'capsize': 3, 'elinewidth': 1.2}
+        drawn = axes.errorbar(cost, 100 * score.mean, margin, label=f'{name}, seeds: {score.count}', **style)
+        # Draw points with about equal costs side by side.
+        shift = rounded[:index].count(rounded[index]) * _POINTS_BESIDE / 72
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans))
+    front = find_front([(point.cost, 100 * point.score.mean) for point in points])
+    if front:
+        corners = [*front, (max(costs), front[-1][1])]
+        line = {'color': '#555555', 'linestyle': '--', 'linewidth': 1.2, 'zorder': 0.9}
+        axes.step(*zip(*corners, strict=True), where='post', label='Pareto front', **line)
+    axes.set(title=f'{score_label} against {cost_label}', xlabel=cost_label, ylabel=f'{score_label} in %')
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title='mean, 95 % interval')
+    return figure
+
+
+def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (cost, gain) pairs without a pair that costs no more and gains no less, the cheapest first.
+
+    >>> find_front([(3, 0.9), (1, 0.5), (2, 0.4), (3, 0.8), (4, float('nan'))])
+    [(1, 0.5), (3, 0.9)]
+    """
+    front = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not np.isnan(gain) and (not front or gain > front[-1][1]):
+            front.append((cost, gain))
+    return front
 
 
 def _over_seeds(networks: Sequence[Network]) -> str:
     seeds = {len(network.runs) for network in networks}
-    if seeds == {1}:
-        return 'one seed'
-    return f'mean ± s.e. over {"–".join(map(str, sorted(seeds)))} seeds'
+    return 'one seed' if seeds == {1} else f'mean ± s.e. over {"–".join(map(str, sorted(seeds)))} seeds'
 
 
 def format_short(count: float, _=None) -> str:
-    """A tick of a matplotlib axis.
+    """Format a tick of a matplotlib axis.
 
     >>> format_short(250_000)
     '250k'

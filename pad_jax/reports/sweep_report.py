@@ -1,74 +1,376 @@
-"""What a sweep has come to, written to its folder's report/: a page, its pictures, tables."""
+"""Reports of sweeps: one HTML page, Markdown, CSV and figures, with intervals and paired differences over seeds."""
 
+import base64
+import csv
+import dataclasses
 import io
+import math
 import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from pad_jax.errors import BadInput
-from pad_jax.reports.plots import save_figure
-from pad_jax.reports.sweep_figures import Drawing, draw_figures
-from pad_jax.reports.sweep_layout import BASE, REPORT
-from pad_jax.reports.sweep_page import explain_table, list_missing, summarize, write_page
-from pad_jax.reports.sweep_results import Results, read_results
-from pad_jax.reports.sweep_tables import list_columns, list_rows, write_cells, write_markdown, write_summary
-from pad_jax.reports.tables import print_line
+from pad_jax.models import sum_multiply_adds
+from pad_jax.reports.inspect import count_partition
+from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
+from pad_jax.reports.runs import Network, Run, read_run
+from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval
+from pad_jax.reports.sweep import BASE, REPORT, SWEEP, Sweep, SweepRun, find_runs, read_sweep
+from pad_jax.reports.tables import format_count, format_fraction, print_line
+from pad_jax.training.checkpoints import Checkpoints
+from pad_jax.training.config import differing_keys, flatten, read_workdir_config
+from pad_jax.training.setup import account_network, measure_lengths
+from pad_jax.training.workdir import UNKNOWN_VERSION, read_data, read_versions
+
+COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
+_MIN_KAPPA_SPAN = 0.005  # masks by groups of positions meet the same κ only approximately
+_EXPLANATION = (
+    'Mean ± half of the 95 % interval over finished seeds (Student’s t). Differences are paired by seed, and the '
+    'number of pairs is given if some seeds lack a partner. A single seed has no interval. Multiply-adds are those of '
+    'one example. They and the parameters belong to the compact network.'
+)
+_STYLE = (
+    'body { margin: 2rem auto; max-width: 80rem; font: 16px/1.5 sans-serif } img { max-width: 100% } '
+    'th, td { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right } td { white-space: nowrap }'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The outcome of one run of a sweep.
+
+    Attributes:
+      run: the run.
+      state: 'finished', 'not begun' or 'unfinished at step STEP of TOTAL', with the error that stopped it.
+      files: the files of a finished run; else None.
+      values: measures and `COSTS` of a finished run, NaN if unknown; else {}.
+    """
+
+    run: SweepRun
+    state: str
+    files: Run | None = None
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One variant: its name, the keys that it changes, and the outcomes of its runs. Numbers are of finished runs."""
+
+    name: str
+    changes: Mapping[str, Any]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def finished(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.files]
+
+    @property
+    def network(self) -> Network:
+        return Network(self.name, tuple(outcome.files for outcome in self.finished))
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        return {outcome.run.seed: outcome.values[name] for outcome in self.finished}
+
+    def estimate(self, name: str) -> Interval:
+        """Estimate a value over seeds. Seconds a step are averaged over the seeds that measured them."""
+        values = list(self.by_seed(name).values())
+        if name in COSTS:
+            values = [value for value in values if not math.isnan(value)]
+        return estimate_interval(values) if values else Interval(math.nan, math.nan, 0)
+
+    def difference(self, base: 'Variant', name: str) -> Interval | None:
+        """Estimate the difference to another variant, paired by seed; None if they are the same or share no seed."""
+        return None if base is self else estimate_difference(self.by_seed(name), base.by_seed(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Results of a sweep with at least one finished run.
+
+    Attributes:
+      sweep: its description.
+      variants: all variants.
+      base: the variant that the others are compared with.
+      measures: names of measured values: the score first (a metric or the mean of several), the loss last.
+    """
+
+    sweep: Sweep
+    variants: tuple[Variant, ...]
+    base: Variant
+    measures: tuple[str, ...]
+
+    @property
+    def score(self) -> str:
+        return self.measures[0]
+
+    @property
+    def shown(self) -> list[Variant]:
+        """Variants with a finished run."""
+        return [variant for variant in self.variants if variant.finished]
 
 
 def report_sweep(folder: Path, base: str = BASE) -> Path:
-    """Writes report.html, its figures as PNG, cells.csv, summary.csv and report.md; an earlier report is replaced.
+    """Write report.html, report.md, runs.csv and figures as PNG to folder/report, and print the summary.
 
-    Only finished cells count. Everything is made before anything is written.
+    Only finished runs count. Every file is made before the first is written. An earlier report is replaced.
 
     Args:
-      base: the variant that others are compared with.
+      folder: folder of a sweep.
+      base: the variant that the others are compared with.
 
     Returns:
-      The page.
+      The path of report.html.
 
     Raises:
-      BadInput: if folder is no sweep, or has no such variant; its cells are not of one kind, none is finished, or
-        report/ can't be written.
+      BadInput: if the folder is not a sweep's, `base` is unknown, its runs cannot be compared, none is finished,
+        or the report cannot be written.
     """
     results = read_results(folder, base)
-    drawings = draw_figures(results)
-    pictures = {drawing.name: _encode(drawing) for drawing in drawings if drawing.figure is not None}
+    figures, left_out = _draw_figures(results)
+    summary, missing = summarize(results), list_missing(results)
     command = f'python -m pad_jax report {shlex.quote(str(folder))}' + (f' --base={base}' if base != BASE else '')
-    texts = {
-        'cells.csv': write_cells(results),
-        'summary.csv': write_summary(results),
-        'report.md': _write_report(results, drawings, command),
-        'report.html': write_page(results, drawings, pictures, command),
+    texts = [f'Missing: {line}.' for line in missing] + [f'Left out: {line}.' for line in left_out]
+    parts = command, [*summary, _EXPLANATION, *texts], tabulate_variants(results), figures
+    files = {
+        'runs.csv': _write_csv(results).encode(),
+        'report.md': _write_markdown(*parts).encode(),
+        'report.html': _write_page(f'Sweep of {results.sweep.base}, pad_jax {results.sweep.version}', *parts).encode(),
+        **{f'{name}.png': picture for name, (_, picture) in figures.items()},
     }
-    files = {name: text.encode() for name, text in texts.items()}
-    files |= {f'{name}.png': picture for name, picture in pictures.items()}
     target = folder / REPORT
     try:
         target.mkdir(exist_ok=True)
-        for drawing in drawings:
-            if drawing.figure is None:
-                (target / f'{drawing.name}.png').unlink(missing_ok=True)  # of an earlier report
+        for path in target.glob('*.png'):
+            path.unlink()
         for name, content in files.items():
             (target / name).write_bytes(content)
     except OSError as error:
         raise BadInput(f'{target} cannot be written: {error.strerror}') from error
-    for line in [*summarize(results), *(f'missing: {line}' for line in list_missing(results))]:
+    for line in [*summary, *(f'missing: {line}' for line in missing)]:
         print_line(line)
     return target / 'report.html'
 
 
-def _encode(drawing: Drawing) -> bytes:
+def read_results(folder: Path, base: str = BASE) -> Results:
+    """Read the runs of a sweep; see `report_sweep`."""
+    sweep = read_sweep(folder)
+    if base not in sweep.names:
+        raise BadInput(f'--base must be a variant of {folder}, one of {", ".join(sweep.names)}, got {base}')
+    for path in sorted(folder.glob('*/seed_*/config.json')):
+        if path.parent.parent.name not in sweep.names:
+            raise BadInput(f'{path.parent} is a run of no variant in {folder / SWEEP}: move it elsewhere')
+    seeds = set(range(sweep.seeds)).union(*({run.seed for run in find_runs(folder, name)} for name in sweep.names))
+    runs = {name: [SweepRun(folder, name, seed) for seed in sorted(seeds)] for name in sweep.names}
+    _check_same_kind(sweep, [run for found in runs.values() for run in found if run.has_begun])
+    variants = [
+        Variant(name, sweep.variants.get(name, {}), tuple(map(_read_outcome, found))) for name, found in runs.items()
+    ]
+    finished = [outcome for variant in variants for outcome in variant.finished]
+    if not finished:
+        raise BadInput(f'{folder} has no finished run to report: continue its sweep')
+    names = {tuple(outcome.values): str(outcome.run.workdir) for outcome in finished}
+    if len(names) > 1:
+        raise BadInput(f'{" and ".join(names.values())} are evaluated by different metrics')
+    measures = tuple(name for name in finished[0].values if name not in COSTS)
+    return Results(sweep, tuple(variants), variants[sweep.names.index(base)], measures)
+
+
+def _check_same_kind(sweep: Sweep, begun: Sequence[SweepRun]) -> None:
+    """Raise BadInput for a run that differs from sweep.json, or whose data differ from those of the first run."""
+    for run in begun:
+        versions = read_versions(run.workdir)
+        if {*versions} - {UNKNOWN_VERSION, sweep.version}:
+            raise BadInput(f'{run.workdir} was trained by pad_jax {" and ".join(versions)}, not by {sweep.version}')
+        asked = flatten(sweep.config) | sweep.variants.get(run.variant, {}) | {'train.seed': run.seed}
+        if differing := differing_keys(asked, flatten(read_workdir_config(run.workdir))):
+            raise BadInput(f'{run.workdir} has another config than {SWEEP} ({"; ".join(differing)})')
+        if differing := read_data(begun[0].workdir).differences(read_data(run.workdir)):
+            raise BadInput(f'{begun[0].workdir} and {run.workdir} have different data ({"; ".join(differing)})')
+
+
+def _read_outcome(run: SweepRun) -> Outcome:
+    said = run.read_last_line()
+    problem = f' ({said})' if said.startswith('error: ') else ''
+    if not run.has_begun:
+        return Outcome(run, f'not begun{problem}')
+    config = read_workdir_config(run.workdir)
+    total = measure_lengths(config, read_data(run.workdir).num_train).total
+    step = max(Checkpoints(run.workdir / 'checkpoints').steps_here(), default=0)
+    if step < total:
+        return Outcome(run, f'unfinished at step {step} of {total}{problem}')
+    files = read_run(run.workdir, timed=False)
+    if files.evaluated['step'] != total:
+        raise BadInput(f'{run.workdir} is finished, but its metrics.jsonl has lost the last evaluation')
+    found = {name: float(files.evaluated[name]) for name in files.metric_names}
+    if len(found) > 1:  # as in GLUE, a task with several metrics counts with their mean
+        found = {f'mean of {", ".join(found)}': sum(found.values()) / len(found)} | found
+    accounts = account_network(config, count_partition(config, files.partition, run.workdir))
+    products = sum_multiply_adds(account.multiply_adds for account in accounts).compact
+    seconds = math.nan if files.seconds_per_step is None else files.seconds_per_step
+    costs = *(files.partition['totals'][name] for name in COSTS[:3]), products, seconds
+    values = found | {'loss': float(files.evaluated['loss'])} | dict(zip(COSTS, costs, strict=True))
+    return Outcome(run, 'finished', files, values)
+
+
+Figures = Mapping[str, tuple[str, bytes]]
+"""Caption and PNG by name."""
+
+
+def _draw_figures(results: Results) -> tuple[Figures, list[str]]:
+    """Draw the figures; also return a line for each that would show nothing."""
+    left_out, networks, score = [], [variant.network for variant in results.shown], results.score
+
+    def plot_costs(cost, label):
+        names = [variant.name for variant in results.shown]
+        estimates = [(variant.estimate(cost).mean, variant.estimate(score)) for variant in results.shown]
+        return plot_tradeoff([Point(name, *found) for name, found in zip(names, estimates, strict=True)], score, label)
+
+    front = 'Means with 95 % intervals (Student’s t). The dashed line is the Pareto front of the means.'
+    found = {'score_parameters': (front, plot_costs('parameters', 'parameters'))}
+    fractions = [network.total('dynamic_fraction') for network in networks]
+    if max(fractions) - min(fractions) < _MIN_KAPPA_SPAN:
+        left_out.append(f'{score} against κ, as all finished variants have κ = {fractions[0]:.3g}')
+    else:
+        found['score_kappa'] = front, plot_costs('dynamic_fraction', 'dynamic fraction κ')
+    names = results.shown[0].finished[0].files.metric_names
+    curves = plot_training_curves(networks, names, score, as_error=False)
+    found['training_curves'] = 'Means over the finished seeds with a band of ± one standard error.', curves
+    partial = [network for network in networks if network.has_partition]
+    same = [network for network in networks if partial and network.layer_names == partial[0].layer_names]
+    if partial:
+        caption = f'Dynamic fraction of the layers of {", ".join(one.name for one in same if one in partial)}.'
+        found['layer_fractions'] = caption, plot_dynamic_fractions(same)
+    else:
+        left_out.append('the dynamic fraction of each layer, as no finished variant is partially dynamic')
+    return {name: (caption, _encode(figure)) for name, (caption, figure) in found.items()}, left_out
+
+
+def _encode(figure) -> bytes:
     file = io.BytesIO()
-    save_figure(drawing.figure, file)
+    save_figure(figure, file)
     return file.getvalue()
 
 
-def _write_report(results: Results, drawings: list[Drawing], command: str) -> str:
-    """Markdown to paste into a document: the command, the table, what is missing, and links to the figures."""
-    missing = [f'Missing: {line}.' for line in list_missing(results)]
-    links = [
-        f'![{drawing.title}]({drawing.name}.png)' if drawing.figure else f'{drawing.title}: left out. {drawing.caption}'
-        for drawing in drawings
+def summarize(results: Results) -> list[str]:
+    """Summarize in sentences the finished runs, the best variants, and the differences that exceed noise."""
+    outcomes = [outcome for variant in results.variants for outcome in variant.outcomes]
+    said = (
+        f'{len(results.variants)} variants with {_count(len(results.base.outcomes), "seed")} each: '
+        f'{sum(outcome.files is not None for outcome in outcomes)} of {_count(len(outcomes), "run")} are finished.'
+    )
+    scores = {variant.name: variant.estimate(results.score) for variant in results.shown}
+    known = {name: score for name, score in scores.items() if not math.isnan(score.mean)}
+    if known:
+        # Seeds differ by luck, so that a mean over fewer seeds cannot be compared with the others.
+        most = max(score.count for score in known.values())
+        full = {name: score for name, score in known.items() if score.count == most}
+        among = '' if len(full) == len(known) else ', among those with the most finished runs'
+        highest = max(score.mean for score in full.values())
+        best = [name for name, score in full.items() if score.mean == highest]
+        said += f' Highest mean {results.score}{among}: {", ".join(best)}, {_format_percent(full[best[0]])} %.'
+    base = results.base.name
+    found = {variant.name: variant.difference(results.base, results.score) for variant in results.shown}
+    found = {name: one for name, one in found.items() if one and one.count > 1 and not math.isnan(one.mean)}
+    if not found:
+        return [said, f'No variant shares two finished seeds with {base}, so differences cannot be judged.']
+    clear = [f'{name} ({_format_percent(one, signed=True)})' for name, one in found.items() if one.excludes_zero]
+    count = f'{_count(len(found), "paired difference")} to {base}'
+    compared = f'95 % intervals that exclude 0 among {count}: {", ".join(clear) or 0}.'
+    return [said, f'{compared} Without any true difference, one in twenty such intervals excludes 0.']
+
+
+def list_missing(results: Results) -> list[str]:
+    """List, in a line for each variant, the runs that are unfinished or lack a value."""
+    lines = []
+    for variant in results.variants:
+        seeds = {}
+        for outcome in variant.outcomes:
+            lacks = [outcome.state] if outcome.files is None else []
+            if outcome.files and math.isnan(outcome.values['seconds_per_step']):
+                lacks.append('without a time per step')
+            if outcome.files and math.isnan(outcome.values[results.score]):
+                lacks.append('with a score that is not a number')
+            for lack in lacks:
+                seeds.setdefault(lack, []).append(str(outcome.run.seed))
+        if seeds:
+            said = [f'seed{"s" * (len(those) > 1)} {", ".join(those)} {lack}' for lack, those in seeds.items()]
+            lines.append(f'{variant.name}: {"; ".join(said)}')
+    return lines
+
+
+def tabulate_variants(results: Results) -> list[list[str]]:
+    """Return the table of variants as text, headings first: means over finished seeds with 95 % intervals."""
+    metrics = results.measures[:-1]
+    first, *others = [f'{name} in %' for name in metrics]
+    costs = ['parameters', 'κ', 'dynamic share', 'multiply-adds', 'seconds a step']
+    formats = ['{:,.0f}'.format, format_fraction, format_fraction, format_count, '{:.4f}'.format]
+    heads = ['variant', 'changes', 'seeds', first, f'difference to {results.base.name}', *others, 'loss', *costs]
+    rows = []
+    for variant in results.variants:
+        changes = ', '.join(f'{key} = {value}' for key, value in variant.changes.items()) or 'nothing: the base'
+        first, *others = [_format_percent(variant.estimate(name)) for name in metrics]
+        found = variant.difference(results.base, results.score)
+        difference = '–' if variant is results.base else _format_percent(found, signed=True)
+        if found and found.count < len(variant.finished):
+            difference += f' (of {found.count})'
+        means = [variant.estimate(name).mean for name in COSTS]
+        rows.append([
+            *(variant.name, changes, f'{len(variant.finished)} of {len(variant.outcomes)}', first, difference),
+            *(*others, _format_interval(variant.estimate('loss'), 1, 3)),
+            *('n/a' if math.isnan(mean) else form(mean) for mean, form in zip(means, formats, strict=True)),
+        ])  # fmt: skip
+    return [heads, *rows]
+
+
+def _count(count: int, noun: str) -> str:
+    return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
+
+
+def _format_percent(interval: Interval | None, signed: bool = False) -> str:
+    return _format_interval(interval, 100, 2, signed)
+
+
+def _format_interval(interval: Interval | None, scale: float, digits: int, signed: bool = False) -> str:
+    if interval is None or math.isnan(interval.mean):
+        return 'n/a'
+    mean = f'{scale * interval.mean:{"+" if signed else ""}.{digits}f}'.replace('-', '−')
+    return mean if math.isnan(interval.margin) else f'{mean} ± {scale * interval.margin:.{digits}f}'
+
+
+def _write_csv(results: Results) -> str:
+    """Write one row for each run, with empty fields for unknown numbers."""
+    columns, text = [*results.measures, *COSTS], io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['variant', 'seed', 'state', *columns])
+    for variant in results.variants:
+        for outcome in variant.outcomes:
+            values = [outcome.values.get(name, math.nan) for name in columns]
+            known = [None if math.isnan(value) else value for value in values]
+            writer.writerow([variant.name, outcome.run.seed, outcome.state, *known])
+    return text.getvalue()
+
+
+def _write_markdown(command: str, texts: list[str], table: list[list[str]], figures: Figures) -> str:
+    heads, *rows = [[cell.replace('|', r'\|') for cell in line] for line in table]
+    lines = [f'| {" | ".join(line)} |' for line in (heads, ['---'] * len(heads), *rows)]
+    links = [f'![{caption}]({name}.png)' for name, (caption, _) in figures.items()]
+    return '\n\n'.join([f'    {command}', '\n'.join(lines), *texts, *links]) + '\n'
+
+
+def _write_page(title: str, command: str, texts: list[str], table: list[list[str]], figures: Figures) -> str:
+    """Write one HTML file that needs no other file and no network."""
+    parts = [
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>',
+        f'<h1>{escape(title)}</h1><p><code>{escape(command)}</code></p><table>',
     ]
-    table = write_markdown(list_columns(results), list_rows(results))
-    parts = [f'    {command}', *summarize(results), table, explain_table(results), *missing, *links]
-    return '\n\n'.join(parts) + '\n'
+    for number, line in enumerate(table):
+        tag = 'td' if number else 'th'
+        parts.append(f'<tr>{"".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)}</tr>')
+    parts += ['</table>', *(f'<p>{escape(text)}</p>' for text in texts)]
+    for name, (caption, picture) in figures.items():
+        data = base64.b64encode(picture).decode()
+        parts.append(f'<p>{escape(caption)}</p><img id="{name}" alt="" src="data:image/png;base64,{data}">')
+    return '\n'.join([*parts, '</body></html>\n'])

@@ -1,50 +1,17 @@
-"""Tables and lines on stdout."""
+"""Tables and lines on stdout, and the format of their numbers. rich is imported when a table is made or printed."""
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _WIDTH_OF_FILES = 400
 
 
-def print_table(table: Table) -> None:
-    """Prints a table, so that no number is cut.
+def make_table(title: str, texts: list[str], numbers: list[str]) -> 'Table':
+    """Make an empty table with columns of text on the left and right-justified columns of numbers."""
+    from rich.table import Table
 
-    Where stdout is no terminal it is as wide as it needs to be. On a terminal that is too narrow for that, it goes
-    without lines between its columns, and texts and headings are wrapped.
-    """
-    console = Console(markup=False)  # a layer may be called [/]
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_FILES, markup=False)
-    elif _needed_width(table) > console.width:
-        _narrow(table)
-    console.print(table)
-
-
-def _needed_width(table: Table) -> int:
-    console = Console(width=_WIDTH_OF_FILES, markup=False)
-    return Measurement.get(console, console.options, table).maximum
-
-
-def _narrow(table: Table) -> None:
-    table.box, table.show_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
-    for column in table.columns:
-        column.no_wrap = False
-        column.overflow = 'fold'
-        if column.justify == 'right':
-            # A fixed width, which rich doesn't shrink; the heading is wrapped into it.
-            column.width = max(map(cell_len, [*str(column.header).split(), *column.cells]))
-
-
-def print_line(text: str) -> None:
-    """Prints a line as it is, whatever the width of the terminal."""
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def make_table(title: str, texts: list[str], numbers: list[str]) -> Table:
-    """An empty table: columns of text on the left, columns of numbers, right-justified, beside them."""
     table = Table(title=title, title_justify='left', title_style='bold', caption_justify='left')
     for name in texts:
         table.add_column(name, no_wrap=True)
@@ -53,8 +20,44 @@ def make_table(title: str, texts: list[str], numbers: list[str]) -> Table:
     return table
 
 
+def print_table(table: 'Table') -> None:
+    """Print a table without cutting a number.
+
+    A file or a pipe gets the full width. On a terminal that is too narrow, column borders are dropped, and texts and
+    headings are wrapped.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(width=_WIDTH_OF_FILES, markup=False)  # a layer may be called [/]
+    console = Console(markup=False)
+    if not console.is_terminal:
+        console = wide
+    elif Measurement.get(wide, wide.options, table).maximum > console.width:
+        _narrow(table)
+    console.print(table)
+
+
+def _narrow(table: 'Table') -> None:
+    from rich import box
+    from rich.cells import cell_len
+
+    table.box, table.show_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
+    for column in table.columns:
+        column.no_wrap = False
+        column.overflow = 'fold'
+        if column.justify == 'right':
+            # rich does not shrink a fixed width. Headings are wrapped into it.
+            column.width = max(map(cell_len, [*str(column.header).split(), *column.cells]))
+
+
+def print_line(text: str) -> None:
+    """Print a line unchanged, at any width of the terminal."""
+    print(text, flush=True)
+
+
 def format_fraction(value: float) -> str:
-    """κ and shares; exact 0 and 1 show as such.
+    """Format κ or a share; only exactly 0 and 1 are shown as such.
 
     >>> [format_fraction(value) for value in (0, 0.3, 0.99996, 1.0)]
     ['0', '0.3000', '>0.9999', '1']
@@ -67,7 +70,7 @@ def format_fraction(value: float) -> str:
 
 
 def format_count(value: float) -> str:
-    """Four digits of a number that may be large.
+    """Format a number with four digits and a unit.
 
     >>> [format_count(value) for value in (0, 999, 36_864, 1_814_073_344, 999_990)]
     ['0', '999', '36.86 k', '1.814 G', '1 M']

@@ -1,14 +1,13 @@
-"""How much what a dynamic layer computes with varies over inputs, from sums over these. Parameters are never mixed.
+"""Variation over inputs of the parameters that a dynamic layer uses, from sums over inputs.
 
-The parameters that an input x meets are Ŵ(x) = Σ_k π_k(x)·D_k + S: D_k = λd·mask·W_k, S = λs·(1 − mask)·static. With
-the Gram matrix G = [<D_i, D_j>], summed over positions,
+The parameters for an input x are Ŵ(x) = Σ_k π_k(x)·D_k + S with D_k = λd·mask·W_k and S = λs·(1 − mask)·static.
+They are never computed. With the Gram matrix G = [<D_i, D_j>], summed over positions,
 
     variance over inputs    Σ Var Ŵ = tr(Cov(π)·G)
     mean square             Σ E Ŵ² = tr(E[π·πᵀ]·G) + |S|²
 
-where <D_k, S> is zero, as no position is of both parts. Everything is float64 on the host.
-
-Legend: N inputs (examples, or tokens of them), K factors, n positions.
+because <D_k, S> is zero: a position is either dynamic or static. All sums are float64 on the host. Inputs are
+examples, or tokens in a mixture of experts; N counts them.
 """
 
 import dataclasses
@@ -17,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 
-class RoutingSums(NamedTuple):
-    """Sums over the N inputs of some batches; those of two batches add up.
+class WeightSums(NamedTuple):
+    """Sums over N inputs, which can be added for several batches.
 
     Attributes:
       count: N.
@@ -33,8 +32,8 @@ class RoutingSums(NamedTuple):
     entropy: float
 
 
-class CoordinateSums(NamedTuple):
-    """Sums over inputs of a tensor [N, ...] that each of them has: their count, the values, and their squares."""
+class ValueSums(NamedTuple):
+    """Sums over N inputs of a tensor [N, ...]: N, the values, and their squares."""
 
     count: float
     values: np.ndarray
@@ -42,17 +41,13 @@ class CoordinateSums(NamedTuple):
 
     @property
     def variances(self) -> np.ndarray:
-        """Of each coordinate."""
+        """Variance over inputs of each coordinate."""
         return np.maximum(self.squares / self.count - (self.values / self.count) ** 2, 0)
-
-    def share(self) -> float:
-        """Variance over inputs / mean square, both summed over coordinates."""
-        return _divide(self.variances.sum(), self.squares.sum() / self.count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """Variance of Ŵ(x) over inputs / its mean square, both summed over positions: in [0, 1], NaN where all is zero.
+    """Variance of Ŵ(x) over inputs / its mean square, both summed over positions: in [0, 1], NaN if all are zero.
 
     Attributes:
       dynamic: of the dynamic positions.
@@ -63,18 +58,18 @@ class Variation:
     whole: float
 
 
-def sum_routing(routing: np.ndarray, counts: np.ndarray) -> RoutingSums:
-    """Of routing weights float[N, K]; rows whose count is False are not inputs, but fill up a batch.
+def sum_weights(weights: np.ndarray, is_input: np.ndarray) -> WeightSums:
+    """Sum mixing weights float[N, K] over the rows where is_input, bool[N], is True; other rows are padding.
 
-    Where weights don't sum to one, as sigmoids don't, their entropy is that of their shares.
+    Weights that do not sum to one, as sigmoids, have the entropy of their shares.
     """
-    weights = np.asarray(routing, np.float64)[np.asarray(counts, bool)]
+    weights = np.asarray(weights, np.float64)[np.asarray(is_input, bool)]
     entropy = sum(map(measure_entropy, weights))
-    return RoutingSums(float(len(weights)), weights.sum(axis=0), weights.T @ weights, float(entropy))
+    return WeightSums(float(len(weights)), weights.sum(axis=0), weights.T @ weights, float(entropy))
 
 
 def measure_entropy(weights: np.ndarray) -> float:
-    """Of the shares of weights float[K] that are not negative, in nats.
+    """Measure the entropy of the shares of weights float[K], none negative, in nats.
 
     >>> round(measure_entropy(np.array([0.5, 0.5, 0.0])), 6)  # log 2
     0.693147
@@ -83,14 +78,15 @@ def measure_entropy(weights: np.ndarray) -> float:
     return float(-np.sum(shares * np.log(shares)))
 
 
-def measure_mixture(gram: np.ndarray, static_square: float, sums: RoutingSums) -> Variation:
-    """Of parameters that are mixed from factors.
+def measure_mixture(gram: np.ndarray, static_square: float, sums: WeightSums) -> Variation:
+    """Measure the variation of parameters that are mixed from factors.
 
     Args:
       gram: float64[K, K], G.
       static_square: |S|².
+      sums: of the mixing weights.
 
-    >>> one_each = RoutingSums(2.0, np.ones(2), np.eye(2), 0.0)  # two inputs, each of one factor
+    >>> one_each = WeightSums(2.0, np.ones(2), np.eye(2), 0.0)  # two inputs, each with one factor
     >>> measure_mixture(np.diag([1.0, 1.0]), 1.0, one_each)  # (1, 0) and (0, 1) beside a 1: ½ of 1, and of 2
     Variation(dynamic=0.5, whole=0.25)
     """
@@ -100,15 +96,15 @@ def measure_mixture(gram: np.ndarray, static_square: float, sums: RoutingSums) -
     return Variation(_divide(variance, square), _divide(variance, square + static_square))
 
 
-def measure_values(sums: CoordinateSums, gates: np.ndarray, static_square: float) -> Variation:
-    """Of values that are generated: `gates` is λd·mask, and broadcasts against them."""
+def measure_values(sums: ValueSums, gates: np.ndarray, static_square: float) -> Variation:
+    """Measure the variation of generated values; `gates` is λd·mask and broadcasts against them."""
     variance = np.sum(gates**2 * sums.variances)
     square = np.sum(gates**2 * sums.squares) / sums.count
     return Variation(_divide(variance, square), _divide(variance, square + static_square))
 
 
 def measure_cosines(gram: np.ndarray) -> float:
-    """Mean over pairs of factors of their cosine, in [−1, 1]; NaN where one is zero, or alone.
+    """Measure the mean cosine over pairs of factors, in [−1, 1]; NaN for a single factor and for a zero factor.
 
     >>> measure_cosines(np.array([[1.0, 1.0], [1.0, 4.0]]))  # 1 / (1·2)
     0.5

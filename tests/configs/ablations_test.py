@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import iterative_mode_partition, scale_factors
-from pad_jax.reports.ablations import BASE, load_variants, read_ablation
+from pad_jax.reports.sweep import BASE, load_variants, read_ablation
 from pad_jax.training.config import flatten, is_partial, keys_of
 from pad_jax.training.optimizer import make_temperature_schedule
 from pad_jax.training.rounds import plan_rounds

@@ -12,7 +12,7 @@ import pytest
 
 from pad_jax import CONVS, CRITERIA, MODELS, data
 from pad_jax.__main__ import VERBS
-from pad_jax.reports.ablations import read_ablation
+from pad_jax.reports.sweep import read_ablation
 from pad_jax.training.config import load_config
 from tests.training.fixtures import compiled_quickly
 

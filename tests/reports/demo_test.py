@@ -1,4 +1,4 @@
-"""The demo from end to end, with a network of one block and a few steps."""
+"""The demo from end to end, with a network of one block and a few steps; and its table."""
 
 import json
 
@@ -7,8 +7,10 @@ import pytest
 
 from pad_jax.errors import BadInput
 from pad_jax.models import MODELS
-from pad_jax.reports.demo import NETWORKS, run_demo
-from tests.reports.comparison_test import cells
+from pad_jax.reports.demo import NETWORKS, compare_networks, run_demo
+from pad_jax.reports.runs import read_network
+from pad_jax.reports.tables import print_table
+from tests.reports.miniature_runs import cells, write_run
 from tests.training.tiny import ONE_BLOCK, ROOT, SMALL
 
 CONFIGS = ROOT / 'configs'
@@ -18,7 +20,7 @@ OVERRIDES = [f'{name}={value}' for name, value in (SMALL | SHORT).items()]
 
 @pytest.fixture
 def quick_compilation():
-    """Time goes into compiling here, and not into the few steps."""
+    """Compile quickly, because there are few steps."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
@@ -51,7 +53,7 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
     assert 'run 7 of 8, pad, seed 1: done: ' in output.err and '\n1 run left, ' in output.err
     assert 'run 8 of 8, random, seed 1: done: ' in output.err and '\nall runs are done, ' in output.err
 
-    # A second call keeps what is there, and changes none of it.
+    # A second call keeps finished runs unchanged.
     before = {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')}
     run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
     assert capsys.readouterr().out == output.out
@@ -76,3 +78,30 @@ def test_bad_input_writes_nothing(tmp_path, seeds, overrides, said):
 def test_a_folder_without_the_configs(tmp_path):
     with pytest.raises(BadInput, match='does not exist'):
         run_demo(tmp_path / 'demo', tmp_path, 1)
+
+
+def test_numbers_are_those_of_the_files(tmp_path, capsys):
+    pad = [
+        write_run(tmp_path / 'pad' / f'{seed}', seed=seed, accuracies=(0.1, last), seconds=seconds)
+        for seed, (last, seconds) in enumerate([(0.90, 0.1), (0.92, 0.2), (0.97, 0.3)])
+    ]
+    static = [write_run(tmp_path / 'static', 'static', dynamic=None, accuracies=(0.1, 0.8), seconds=None)]
+    table = compare_networks([read_network('static', static), read_network('pad', pad)])
+    print_table(table)
+    text = capsys.readouterr().out
+    # mean 2.79 / 3 = 0.93, deviations −3, −1, 4 %: √(26 / 2) / √3 = 2.08 %
+    # 30 positions, 8 dynamic: 22 + 4 · 8 + 7 others = 61 parameters, κ = 8 / 30, share 32 / 54
+    expected = ['pad', 'partially dynamic, sensitivity', '3', '93.00 ± 2.08', '61', '0.2667', '0.5926', '0.2000']
+    assert cells(text, 'pad') == expected
+    assert cells(text, 'static') == ['static', 'static', '1', '80.00', '37', '0', '0', '–']
+
+
+def test_nothing_is_cut_where_stdout_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '20')
+    name = 'a_network_with_a_very_long_name_' * 3
+    print_table(compare_networks([read_network(name, [write_run(tmp_path / 'a')])]))
+    text = capsys.readouterr().out
+    assert cells(text, name)[1] == 'partially dynamic, sensitivity'
+    assert '…' not in text
+    for word in ('accuracy in %', 'parameters', 'κ', 'dynamic share', 'seconds a step'):
+        assert word in text

@@ -1,4 +1,4 @@
-"""Folders as runs leave them, written by hand."""
+"""Workdirs of runs written by hand, and a reader of printed tables."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ CONFIG = str(Path(__file__).parents[2] / 'configs' / 'digits_resnet10_{}.py')
 
 
 def write_run(workdir, config='pad', seed=0, accuracies=(0.5, 0.75), losses=(2.0, 1.0), dynamic=(6, 2), seconds=0.25):
-    """A run of steps 10, 20, ...; two dynamic layers of 10 and 20 positions, K = 4, 7 other parameters in all.
+    """Write a run of steps 10, 20, ... with dynamic layers of 10 and 20 positions, K = 4, and 7 other parameters.
 
-    dynamic: dynamic positions of each layer; None for a static network, which has 37 other parameters.
+    dynamic: dynamic positions of each layer; None for a static network with 37 other parameters.
     """
     workdir.mkdir(parents=True)
     nested = load_config(CONFIG.format(config), [f'train.seed={seed}']).to_dict()
@@ -42,3 +42,9 @@ def write_partition(workdir, dynamic=(6, 2), granularity='element'):
         'rounds': 1,
     }
     (workdir / 'partition.json').write_text(json.dumps(content))
+
+
+def cells(text, name):
+    """Return the cells of the first row of a table that begins with a name."""
+    line = next(line for line in text.splitlines() if line.startswith(f'│ {name} '))
+    return [cell.strip() for cell in line.strip('│').split('│')]

@@ -1,9 +1,9 @@
-"""A sweep as a folder, made of copies of one finished run: only what they reached is written by hand."""
+"""Folder of a sweep, made of copies of one finished run with scores written by hand."""
 
 import json
 import shutil
 
-from pad_jax.reports.sweep_layout import Sweep, cell_folder, write_sweep
+from pad_jax.reports.sweep import Sweep, SweepRun, write_sweep
 from pad_jax.training.config import flatten
 from pad_jax.version import __version__
 
@@ -17,18 +17,18 @@ STATIC_PARAMETERS = 123
 
 
 def write_miniature(folder, run, scores=SCORES, planned=3):
-    """Cells for what `scores` says, {variant: {seed: accuracy}}; the loss is 2 − accuracy, step times 0.25 + seed."""
+    """Write runs with the scores {variant: {seed: accuracy}}, the loss 2 − accuracy, and step times 0.25 + seed."""
     config = read_json(run / 'config.json')
     folder.mkdir()
     changes = {name: change for name, change in CHANGES.items() if name in scores}
     write_sweep(folder, Sweep(__version__, 'digits_resnet10_pad.py', config, changes, seeds=planned))
     for name, by_seed in scores.items():
         for seed, score in by_seed.items():
-            write_cell(cell_folder(folder, name, seed), run, CHANGES.get(name, {}), seed, score)
+            write_run(SweepRun(folder, name, seed).workdir, run, CHANGES.get(name, {}), seed, score)
     return folder
 
 
-def write_cell(workdir, run, changes, seed, score):
+def write_run(workdir, run, changes, seed, score):
     shutil.copytree(run, workdir, ignore=shutil.ignore_patterns('tensorboard'))
     config = read_json(workdir / 'config.json')
     for key, value in {**changes, 'train.seed': seed}.items():
@@ -45,7 +45,7 @@ def write_cell(workdir, run, changes, seed, score):
 
 
 def leave_unfinished(workdir, step):
-    """As the run was when its checkpoint of an earlier step was its newest."""
+    """Return a run to an earlier checkpoint."""
     for checkpoint in (workdir / 'checkpoints').iterdir():
         if int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)

@@ -33,12 +33,12 @@ def test_training_curves_have_a_line_and_a_band_for_each_network(networks, tmp_p
     figure = plot_training_curves(networks)
     for axes in figure.axes:
         assert len(axes.lines) == len(axes.collections) == len(networks)
-    loss, accuracy = figure.axes
+    loss, _ = figure.axes
     np.testing.assert_allclose(loss.lines[0].get_data(), [[10, 20], [2.5, 1.0]])
     band = loss.collections[0].get_paths()[0].vertices
     # seeds 2 and 3: 2.5 ± √(0.5 / 1) / √2
     assert (band[:, 1].min(), band[:, 1].max()) == (1.0, 3.0)
-    labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ['static (κ = 0)', 'pad (κ = 0.267)', 'random (κ = 0.267)']
     check_picture(figure, tmp_path / 'curves.png')
 
@@ -48,9 +48,10 @@ def test_axes_say_what_they_show_in_plain_numbers_and_apart(tmp_path):
     figure = plot_training_curves([network])
     check_picture(figure, tmp_path / 'curves.png')
     loss, accuracy = figure.axes
-    assert accuracy.get_ylabel() == 'accuracy (axis: log of the error)'
+    assert accuracy.get_ylabel() == '1 − accuracy'
     shown = [label.get_text() for label in loss.get_yticklabels(which='both')]
-    assert {'0.6', '1', '2'} <= set(shown) and not any('times' in text for text in shown)
+    assert {'0.5', '1', '2'} <= set(shown) and not any('times' in text for text in shown)
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [0.5, 0.25])
     gap = accuracy.yaxis.label.get_window_extent().x0 - loss.get_window_extent().x1
     assert gap > 0.02 * figure.bbox.width
 

@@ -2,7 +2,6 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pad_jax.reports import tables
 from pad_jax.reports.tables import make_table, print_line, print_table
 
 
@@ -23,7 +22,7 @@ def print_on_terminal(table, monkeypatch, capsys, width):
     def console(width=width, **options):
         return Console(width=width, **options, force_terminal=True, no_color=True, legacy_windows=False)
 
-    monkeypatch.setattr(tables, 'Console', console)
+    monkeypatch.setattr('rich.console.Console', console)
     print_table(table)
     return Text.from_ansi(capsys.readouterr().out).plain
 

@@ -1,4 +1,4 @@
-"""Variances from Gram matrices and sums, against parameters that are mixed for every input."""
+"""Variances from Gram matrices and sums, compared with parameters that are mixed for every input."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ from scipy.stats import entropy
 
 from pad_jax.partition import scale_factors, split
 from pad_jax.reports.variation import (
-    CoordinateSums,
+    ValueSums,
     measure_cosines,
     measure_entropy,
     measure_mixture,
     measure_values,
-    sum_routing,
+    sum_weights,
 )
 
 RNG = np.random.default_rng(0)
@@ -30,8 +30,8 @@ def test_no_parameters_need_to_be_mixed(weights):
     variance, square = mixed.var(axis=0), (mixed**2).mean(axis=0)
 
     flat = dynamic_part.reshape(4, -1).astype(float)
-    padded = np.concatenate([routing, np.full((7, 4), 9.0)])  # rows that fill up a batch count for nothing
-    sums = sum_routing(padded, np.arange(57) < 50)
+    padded = np.concatenate([routing, np.full((7, 4), 9.0)])  # padding rows do not count
+    sums = sum_weights(padded, np.arange(57) < 50)
     found = measure_mixture(flat @ flat.T, float((static_part.astype(float) ** 2).sum()), sums)
     np.testing.assert_allclose(found.dynamic, variance[mask].sum() / square[mask].sum(), rtol=1e-5, atol=1e-14)
     np.testing.assert_allclose(found.whole, variance.sum() / square.sum(), rtol=1e-5, atol=1e-14)
@@ -47,16 +47,15 @@ def test_no_parameters_need_to_be_mixed(weights):
 def test_generated_values():
     values, static, mask = RNG.normal(1, 1, size=(20, 6)), RNG.normal(size=6), np.arange(6) < 4
     effective = np.where(mask, 1.5 * values, 0.5 * static)
-    sums = CoordinateSums(20.0, values.sum(axis=0), (values**2).sum(axis=0))
+    sums = ValueSums(20.0, values.sum(axis=0), (values**2).sum(axis=0))
     found = measure_values(sums, 1.5 * mask, float(((0.5 * static[~mask]) ** 2).sum()))
     variance, square = effective.var(axis=0), (effective**2).mean(axis=0)
     np.testing.assert_allclose(found.dynamic, variance[:4].sum() / square[:4].sum())
     np.testing.assert_allclose(found.whole, variance.sum() / square.sum())
-    np.testing.assert_allclose(sums.share(), values.var(axis=0).sum() / (values**2).mean(axis=0).sum())
 
 
 def test_what_has_no_meaning_is_no_number():
-    sums = sum_routing(np.full((3, 2), 0.5), np.ones(3, bool))
+    sums = sum_weights(np.full((3, 2), 0.5), np.ones(3, bool))
     nothing = measure_mixture(np.zeros((2, 2)), 1.0, sums)
-    assert np.isnan(nothing.dynamic) and nothing.whole == 0  # not one dynamic position
+    assert np.isnan(nothing.dynamic) and nothing.whole == 0  # without a dynamic position
     assert np.isnan(measure_cosines(np.ones((1, 1)))) and np.isnan(measure_cosines(np.zeros((2, 2))))

@@ -1,4 +1,4 @@
-"""A cell that only behaves like one: what it does hangs on the name of its variant. Leaves the files of a run."""
+"""A fake run of a sweep: its variant name decides what it does. It leaves the files of a run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if workdir.parent.name == 'waits' and not (workdir / 'checkpoint').exists():
         (workdir / 'begun').touch()
-        sys.stdin.read()  # until it is told to stop
+        sys.stdin.read()  # until the sweep stops it
         (workdir / 'checkpoint').touch()
         sys.exit(143)
     if workdir.parent.name.startswith('meets'):  # each waits for the other to run
@@ -34,7 +34,7 @@ def main() -> None:
         end = time.monotonic() + 20
         while len(list(workdir.parents[1].glob('meets*.here'))) < 2:
             if time.monotonic() > end:
-                sys.exit('nobody came')
+                sys.exit('the other run did not start')
             time.sleep(0.01)
     (workdir / 'checkpoints' / '16').mkdir(parents=True)
     data = {'class_names': list('0123456789'), 'num_train': 1442, 'num_eval': 355}

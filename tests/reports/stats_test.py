@@ -4,10 +4,30 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pad_jax.reports.intervals import Interval, estimate_difference, estimate_interval
+from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval, estimate_mean
 
 VALUES = [0.61, 0.68, 0.59, 0.7, 0.66]
 BASE = [0.6, 0.63, 0.58, 0.71, 0.6]
+
+
+def test_golden_standard_error():
+    # mean 4.5 / 3 = 1.5; squared deviations 1, 0.25, 2.25 sum to 3.5; √(3.5 / 2) / √3 = √(3.5 / 6)
+    found = estimate_mean([0.5, 1.0, 3.0])
+    assert found.mean == 1.5
+    assert math.isclose(found.standard_error, math.sqrt(3.5 / 6))
+
+
+def test_along_the_leading_axis():
+    found = estimate_mean([[1.0, 10.0], [3.0, 10.0]])
+    # deviations ±1: √(2 / 1) / √2 = 1
+    np.testing.assert_allclose(found.mean, [2.0, 10.0])
+    np.testing.assert_allclose(found.standard_error, [1.0, 0.0])
+
+
+def test_one_seed_has_no_standard_error():
+    assert estimate_mean([2.0]).mean == 2.0
+    assert math.isnan(estimate_mean([2.0]).standard_error)
+    assert np.isnan(estimate_mean([[1.0, 2.0]]).standard_error).all()
 
 
 def test_interval_by_hand():
@@ -31,7 +51,7 @@ def test_paired_difference_is_that_of_scipys_test():
     expected = scipy.stats.ttest_rel(VALUES, BASE)
     np.testing.assert_allclose([found.low, found.high], expected.confidence_interval(0.95), rtol=1e-12)
     assert found.excludes_zero == (expected.pvalue < 0.05)
-    # Not that of means that are no pairs, which knows nothing of the luck that they share.
+    # The interval of unpaired means is wider, because it ignores the shared luck of a seed.
     unpaired = scipy.stats.ttest_ind(VALUES, BASE).confidence_interval(0.95)
     assert found.high - found.low < 0.7 * (unpaired.high - unpaired.low)
 

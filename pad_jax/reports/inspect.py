@@ -1,0 +1,356 @@
+"""Inspection of one run: its partition and costs, the location of dynamic positions, and its variation over inputs.
+
+Variation is measured on held-out examples. N counts inputs of a layer: examples, or tokens in a mixture.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from pad_jax.errors import BadInput
+from pad_jax.models import LayerAccount, sum_multiply_adds
+from pad_jax.partition import LayerCount, count_layers, leaf_names, scale_factors
+from pad_jax.reports.plots import plot_measures, plot_partition, save_figure
+from pad_jax.reports.runs import Partition, read_partition
+from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
+from pad_jax.reports.variation import (
+    ValueSums,
+    WeightSums,
+    measure_cosines,
+    measure_entropy,
+    measure_mixture,
+    measure_values,
+    sum_weights,
+)
+from pad_jax.training.config import read_workdir_config
+from pad_jax.training.evaluate import StoredRun, read_stored
+from pad_jax.training.setup import (
+    abstract_variables,
+    account_network,
+    make_inputs,
+    make_model,
+    make_task,
+    make_temperature,
+    open_source,
+)
+from pad_jax.training.tasks import Task
+from pad_jax.training.workdir import describe_classes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Batch = Mapping[str, np.ndarray]
+MAX_EXAMPLES = 1024
+"""Held-out examples to measure, which give a variance to a few per cent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerMeasures:
+    """Measures of one parameter that is mixed or generated for each input.
+
+    Attributes:
+      num_factors: K; 0 for a generated parameter, which has no weights: NaN stands for their measures.
+      dynamic: variance over inputs / mean square of the parameter at its dynamic positions.
+      whole: the same for all positions.
+      entropy: mean over inputs of the entropy of the mixing weights, as a share of the largest, log K.
+      mean_entropy: the same for the mean mixing weights.
+      load: the largest mean mixing weight as a share of all, in [1 / K, 1].
+      similarity: mean over pairs of factors of their cosine at dynamic positions.
+    """
+
+    num_factors: int
+    dynamic: float
+    whole: float
+    entropy: float = math.nan
+    mean_entropy: float = math.nan
+    load: float = math.nan
+    similarity: float = math.nan
+
+
+Measures = Mapping[str, LayerMeasures]
+"""Measures by the name of the layer."""
+
+
+def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
+    """Print the partition of a run, its costs, the location of dynamic positions and the variation over inputs.
+
+    Also writes partition.png and variation.png to workdir. Without a checkpoint or the data, a line explains which
+    parts are left out.
+
+    Args:
+      workdir: folder of the run.
+      overrides: 'section.key=value' for keys that may change on resume, as data.path for data that has moved.
+
+    Raises:
+      BadInput: if workdir holds no run or cannot be written.
+    """
+    config = read_workdir_config(workdir, overrides)
+    partition = read_partition(workdir)
+    accounts = account_network(config, count_partition(config, partition, workdir))
+    print_table(tabulate_partition(partition, f'Partition of {workdir}'))
+    print_table(tabulate_accounts(accounts, partition))
+    if not partition['layers']:
+        print_line('The network has no dynamic layers.')
+        return
+    if partition['rounds_done'] < partition['rounds']:
+        print_line(f'{partition["rounds_done"]} of {partition["rounds"]} rounds of the partition are done.')
+    _save(plot_partition(partition), workdir / 'partition.png')
+    try:
+        run = read_stored(workdir, overrides)
+    except BadInput as error:
+        print_line(f'Left out, as there is no checkpoint: location and variation ({error})')
+        return
+    state = run.state
+    if jax.tree.leaves(state.masks):
+        records = find_records(state.params, config.partition.scales)
+        print_table(tabulate_locations(jax.device_get(state.masks), state.params, records))
+    try:
+        batches = read_held_out(run, workdir)
+    except BadInput as error:
+        print_line(f'Left out, as the data cannot be read: variation over inputs ({error})')
+        return
+    now = measure_run(run, batches)
+    now = {layer['name']: now[layer['name']] for layer in partition['layers']}
+    num_examples = int(sum(batch['weight'].sum() for batch in batches))
+    print_table(tabulate_measures(now, f'Variation over {num_examples:,} held-out examples'))
+    _save(plot_measures(now), workdir / 'variation.png')
+
+
+def _save(figure, path: Path) -> None:
+    save_figure(figure, path)
+    print_line(f'Picture: {path}')
+
+
+def count_partition(config, partition: Partition, workdir: Path) -> list[LayerCount]:
+    """Count every layer of a config's network with the dynamic positions of partition.json.
+
+    Raises:
+      BadInput: if partition.json in workdir has other layers than the network.
+    """
+    variables = abstract_variables(make_model(config), make_inputs(config))
+    found = {layer['name']: layer['dynamic_positions'] for layer in partition['layers']}
+    # A layer has one mask, whose path is that of the layer and the parameter's name.
+    num_dynamic = {path: found.get(path.rpartition('/')[0]) for path in leaf_names(variables.get('partition', {}))}
+    counted = [] if None in num_dynamic.values() else count_layers(variables, num_dynamic)
+    sizes = {layer.name: (layer.positions, layer.dynamic_positions) for layer in counted if layer.num_factors}
+    if sizes != {layer['name']: (layer['positions'], layer['dynamic_positions']) for layer in partition['layers']}:
+        raise BadInput(f'{workdir / "partition.json"} is damaged: its layers are not those of the network')
+    return counted
+
+
+def find_records(params, scales) -> dict:
+    """Stand in for `layers.find_records` until it is there."""
+    import types
+
+    flat = traverse_util.flatten_dict(params)
+    return {
+        path: types.SimpleNamespace(
+            factors=path[-1],
+            static=f'static_{path[-1]}' if (*path[:-1], f'static_{path[-1]}') in flat else None,
+            scale='phi' if (*path[:-1], 'phi') in flat else None,
+            scales=scales,
+            generated=path[-1] == 'tensor',
+        )
+        for path in flat
+        if path[-1] in ('kernel', 'neurons', 'tensor')
+    }
+
+
+def read_held_out(run: StoredRun, workdir: Path) -> list[Batch]:
+    """Read about MAX_EXAMPLES evaluation examples of a run.
+
+    Raises:
+      BadInput: if its data is missing or has other classes.
+    """
+    source = open_source(run.config, workdir)
+    differing = describe_classes(run.record.class_names, source.spec.class_names)
+    if differing:
+        raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
+    # Take the first few of every batch, because neighbours may have the same class.
+    num_rows = min(source.batch_size, max(1, MAX_EXAMPLES // max(source.num_eval_batches, 1)))
+    return list(source.eval_batches(rows=slice(0, num_rows)))
+
+
+def measure_run(run: StoredRun, batches: Iterable[Batch]) -> Measures:
+    """Measure the dynamic layers of a run's newest checkpoint."""
+    variables, schedule = run.state.averaged_variables, make_temperature(run.config, run.lengths)
+    temperature = schedule(run.state.step) if schedule else None
+    records = find_records(variables['params'], run.config.partition.scales)
+    return measure_network(make_task(run.config), make_model(run.config), variables, records, batches, temperature)
+
+
+def measure_network(
+    task: Task,
+    model,
+    variables: Mapping[str, Any],
+    records: Mapping,
+    batches: Iterable[Batch],
+    temperature: jax.Array | float | None = None,
+) -> Measures:
+    """Measure every dynamic layer.
+
+    Args:
+      task: how batches go through the model.
+      model: the network.
+      variables: in masked storage.
+      records: path of a parameter -> PartialParameter.
+      batches: evaluation batches with `weight`.
+      temperature: of the attention; None for a network without it.
+    """
+    weights: dict[str, WeightSums] = {}
+    values: dict[str, ValueSums] = {}
+
+    def add(sums, name, more):
+        sums[name] = type(more)(*map(np.add, sums[name], more)) if name in sums else more
+
+    for batch in batches:
+        inputs = {name: batch[name] for name in (*task.inputs, 'weight')}
+        found_weights, found_values = jax.device_get(_observe(task, model, variables, inputs, temperature))
+        for name, found in found_weights.items():
+            add(weights, name, sum_weights(*found))
+        for name, sums in found_values.items():
+            add(values, name, ValueSums(*(np.asarray(leaf, np.float64) for leaf in sums)))
+    params, masks = (
+        traverse_util.flatten_dict(jax.device_get(variables.get(name, {}))) for name in ('params', 'partition')
+    )
+    measured = {}
+    for path, record in records.items():
+        name, module = '/'.join(path[:-1]), {key[-1]: value for key, value in params.items() if key[:-1] == path[:-1]}
+        if name in weights or name in values:
+            measured[name] = _measure_layer(record, module, masks.get(path), weights.get(name), values.get(name))
+    return measured
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _observe(task, model, variables, batch, temperature):
+    """Run a batch; return {name: (mixing weights float[N, K], is_input bool[N])} and {name: sums of generated values}.
+
+    The sums are float32 and computed on the device.
+    """
+    _, updates = task.apply(model, variables, batch, temperature, train=False, mutable=['intermediates'])
+    examples, weights, values = batch['weight'] > 0, {}, {}
+    for (*path, kind), sown in traverse_util.flatten_dict(updates['intermediates']).items():
+        name = '/'.join(path)
+        if kind == 'values':
+            rows = jnp.concatenate(sown).astype(jnp.float32)
+            rows = jnp.where(examples.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+            values[name] = ValueSums(examples.sum(), rows.sum(axis=0), jnp.square(rows).sum(axis=0))
+        if kind == 'routing':
+            is_token = len(sown[0]) != len(examples)
+            weights[name] = sown[0], (batch['valid'] & examples[:, None]).reshape(-1) if is_token else examples
+    return weights, values
+
+
+def _measure_layer(record, params, mask, weights, values) -> LayerMeasures:
+    dynamic_scale, static_scale = 1.0, 1.0
+    if record.scale is not None:
+        dynamic_scale, static_scale = map(float, scale_factors(params[record.scale], record.scales))
+    gates, static_square = np.float64(dynamic_scale), 0.0
+    if mask is not None:
+        gates = dynamic_scale * np.asarray(mask, np.float64)
+    if record.static is not None:
+        static_square = float(np.sum(np.square(static_scale * ~mask * np.asarray(params[record.static], np.float64))))
+    factors = np.asarray(params[record.factors], np.float64)
+    if record.generated:
+        found = measure_values(values, gates, static_square)
+        return LayerMeasures(0, found.dynamic, found.whole)
+    stack = (factors * gates).reshape(len(factors), -1)
+    gram = stack @ stack.T
+    found = measure_mixture(gram, static_square, weights)
+    most = math.log(len(gram)) if len(gram) > 1 else math.nan
+    return LayerMeasures(
+        num_factors=len(gram),
+        dynamic=found.dynamic,
+        whole=found.whole,
+        entropy=float(weights.entropy / weights.count) / most,
+        mean_entropy=measure_entropy(weights.weights) / most,
+        load=float(weights.weights.max() / weights.weights.sum()),
+        similarity=measure_cosines(gram),
+    )
+
+
+def tabulate_partition(partition: Partition, title: str) -> 'Table':
+    """Tabulate each dynamic layer, the other layers, and the totals."""
+    columns = ['positions', 'dynamic positions', 'κ', 'dynamic share', 'parameters']
+
+    def list_counts(counts):
+        fractions = [format_fraction(counts[name]) for name in ('dynamic_fraction', 'dynamic_share')]
+        positions = [f'{counts[name]:,}' for name in ('positions', 'dynamic_positions')]
+        return [*positions, *fractions, f'{counts["parameters"]:,}']
+
+    table = make_table(title, ['layer', 'granularity'], columns)
+    for layer in partition['layers']:
+        table.add_row(layer['name'], layer['granularity'], *list_counts(layer))
+    totals = partition['totals']
+    others = totals['parameters'] - sum(layer['parameters'] for layer in partition['layers'])
+    table.add_row('other layers', '', '', '', '', '', f'{others:,}')
+    table.add_section()
+    table.add_row('total', '', *list_counts(totals), style='bold')
+    return table
+
+
+def tabulate_accounts(accounts: Sequence[LayerAccount], partition: Partition) -> 'Table':
+    """Tabulate stored parameters and multiply-adds of each dynamic layer, the other layers, and the totals."""
+
+    def list_costs(accounts: Iterable[LayerAccount]) -> Iterator[str]:
+        accounts = list(accounts)
+        yield f'{sum(account.masked_parameters for account in accounts):,}'
+        yield f'{sum(account.compact_parameters for account in accounts):,}'
+        yield from map(format_count, sum_multiply_adds(account.multiply_adds for account in accounts))
+
+    columns = ['stored masked', 'stored compact', '× dense', '× masked', '× compact']
+    table = make_table('Parameters stored, and multiply-adds (×) of one example', ['layer'], columns)
+    by_name = {account.count.name: account for account in accounts}
+    for layer in partition['layers']:
+        table.add_row(layer['name'], *list_costs([by_name.pop(layer['name'])]))
+    table.add_row('other layers', *list_costs(by_name.values()))
+    table.add_section()
+    table.add_row('total', *list_costs(accounts), style='bold')
+    return table
+
+
+def tabulate_locations(masks: Mapping[str, Any], params: Mapping[str, Any], records: Mapping) -> 'Table':
+    """Tabulate outputs and inputs that are static or dynamic as a whole, and κ of the taps, of each layer.
+
+    Args:
+      masks: of parameters [*taps, C, F].
+      params: the stacks [K, *taps, C, F].
+      records: path of a parameter -> PartialParameter. Generated parameters have no inputs and are left out.
+    """
+    columns = ['outputs', 'static', 'dynamic', 'inputs', 'static', 'dynamic', 'κ of taps']
+    table = make_table('Outputs and inputs that are static or dynamic as a whole', ['layer'], columns)
+    shapes = {path: leaf.shape[1:] for path, leaf in traverse_util.flatten_dict(params).items()}
+    for path, mask in traverse_util.flatten_dict(masks).items():
+        if records[path].generated:
+            continue
+        whole = np.broadcast_to(mask, shapes[path]).reshape(-1, *shapes[path][-2:])
+        cells = []
+        for fractions in (whole.mean(axis=(0, 1)), whole.mean(axis=(0, 2))):
+            cells += [f'{fractions.size:,}', *(f'{np.sum(fractions == end):,}' for end in (0, 1))]
+        by_tap = whole.mean(axis=(1, 2))
+        low, high = format_fraction(by_tap.min()), format_fraction(by_tap.max())
+        table.add_row('/'.join(path[:-1]), *cells, low if low == high else f'{low} – {high}')
+    return table
+
+
+def tabulate_measures(measures: Measures, title: str) -> 'Table':
+    """Tabulate the variation, the mixing weights and the similarity of the factors of each layer."""
+    columns = ['K', 'Ŵ, dynamic', 'Ŵ, all', 'entropy', 'of the mean', 'load', 'cosine']
+    table = make_table(title, ['layer'], columns)
+    for name, layer in measures.items():
+        values = [layer.dynamic, layer.whole, layer.entropy, layer.mean_entropy, layer.load, layer.similarity]
+        cells = ['–' if math.isnan(value) else f'{value:.3g}' for value in values]
+        table.add_row(name, str(layer.num_factors or '–'), *cells)
+    table.caption = (
+        'Ŵ: variance over inputs / mean square · entropy of the weights / log K · load: largest mean weight / all · '
+        'cosine of the factors'
+    )
+    return table

@@ -1,0 +1,266 @@
+"""Inspections of whole networks, compared with the numbers of layers that are applied by hand."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from pad_jax.errors import BadInput
+from pad_jax.models import MODELS
+from pad_jax.partition import scale_factors
+from pad_jax.reports.inspect import (
+    find_records,
+    inspect_workdir,
+    measure_network,
+    measure_run,
+    read_held_out,
+    tabulate_locations,
+)
+from pad_jax.reports.plots import plot_measures
+from pad_jax.reports.tables import format_count, print_table
+from pad_jax.training.evaluate import read_stored
+from pad_jax.training.rounds import summarize_partition
+from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task
+from tests.reports.miniature_runs import cells
+from tests.training.fixtures import compiled_quickly
+from tests.training.tiny import ONE_BLOCK, small_config
+
+
+@pytest.fixture
+def write_run(tmp_path, monkeypatch):
+    """Return `write_run(**changes)`, which writes a run of one block with the first half of each mask dynamic."""
+    monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+
+    def write(rounds=1, **changes):
+        config = small_config(**changes)
+        shapes = abstract_variables(make_model(config), make_inputs(config))
+        half = lambda mask: (np.arange(mask.size) < mask.size // 2).reshape(mask.shape)  # noqa: E731
+        masks = jax.tree.map(half, shapes.get('partition', {}))
+        granularity = config.partition.granularity if masks else 'none'
+        workdir = tmp_path / 'run'
+        workdir.mkdir()
+        (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
+        (workdir / 'partition.json').write_text(json.dumps(summarize_partition(shapes, masks, granularity, 1, rounds)))
+        return workdir
+
+    return write
+
+
+def rows(text, name):
+    """Return the cells of every row with a name."""
+    lines = text.splitlines()
+    return [cells(line, name) for line in lines if line.startswith(f'│ {name} ')]
+
+
+@pytest.mark.parametrize('granularity', ['element', 'output'])
+def test_tables_and_picture(write_run, capsys, granularity):
+    workdir = write_run(partition__granularity=granularity)
+    inspect_workdir(workdir)
+    text = capsys.readouterr().out
+    # 3·3·4·4 positions, half of them dynamic, K = 4; 4·1 + 1·4 + 4 of the attention and φ are the others.
+    live = 4 * 72 + 72 + 13
+    partition, saved = rows(text, 'stage1_block1/conv1')
+    assert partition == ['stage1_block1/conv1', granularity, '144', '72', '0.5000', '0.8000', str(live)]
+    dense = 8 * 8 * 144
+    products = [format_count(count) for count in (dense, dense + 4 * 144 + 8, dense + 4 * 72 + 8)]
+    assert saved == ['stage1_block1/conv1', str(4 * 144 + 144 + 13), str(live), *products]
+    # A stem of 3·3·1·4, three norms of 2·4, and a classifier of 4·10 + 10.
+    rest = 36 + 24 + 50
+    others = 64 * 36 + 40
+    assert rows(text, 'other layers') == [
+        ['other layers', '', '', '', '', '', str(rest)],
+        ['other layers', *[str(rest)] * 2, *[format_count(others)] * 3],
+    ]
+    assert rows(text, 'total') == [
+        ['total', '', '288', '144', '0.5000', '0.8000', str(2 * live + rest)],
+        [
+            'total',
+            f'{2 * (4 * 144 + 144 + 13) + rest:,}',
+            str(2 * live + rest),
+            *map(format_count, (2 * dense + others, 2 * (dense + 4 * 144 + 8) + others, 2 * (dense + 296) + others)),
+        ],
+    ]
+    assert max(map(len, text.splitlines()[:-1])) <= 110
+    assert f'Picture: {workdir / "partition.png"}' in text
+    assert (workdir / 'partition.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_fully_dynamic_network(write_run, capsys):
+    workdir = write_run(partition__dynamic_fraction=1.0)
+    inspect_workdir(workdir)
+    text = capsys.readouterr().out
+    assert rows(text, 'total')[0][2:6] == ['288', '288', '1', '1']
+    assert (workdir / 'partition.png').exists()
+
+
+def test_a_pruned_network(write_run, capsys):
+    inspect_workdir(write_run(partition__prune=True))
+    text = capsys.readouterr().out
+    # As in `test_tables_and_picture`, without static parameters.
+    live = 4 * 72 + 13
+    partition, saved = rows(text, 'stage1_block1/conv1')
+    assert partition[2:] == ['144', '72', '0.5000', '1', str(live)]
+    assert saved[1:3] == [str(4 * 144 + 13), str(live)]
+    assert rows(text, 'total')[1][2] == str(2 * live + 36 + 24 + 50)
+
+
+def test_a_network_without_dynamic_layers_says_so(write_run, capsys):
+    workdir = write_run(model__conv='static')
+    inspect_workdir(workdir)
+    text = capsys.readouterr().out
+    assert rows(text, 'total')[0] == ['total', '', '0', '0', '0', '0', '398']
+    assert rows(text, 'total')[1][1:3] == ['398', '398']
+    assert 'no dynamic layers' in text
+    assert not (workdir / 'partition.png').exists()
+
+
+def test_a_partition_under_way_says_how_far_it_is(write_run, capsys):
+    inspect_workdir(write_run(rounds=4))
+    assert '1 of 4 rounds' in capsys.readouterr().out
+
+
+def test_layers_that_are_not_those_of_the_network(write_run):
+    workdir = write_run()
+    path = workdir / 'partition.json'
+    path.write_text(path.read_text().replace('conv2', 'conv7'))
+    with pytest.raises(BadInput, match=r'partition\.json is damaged: its layers are not those of the network'):
+        inspect_workdir(workdir)
+
+
+def test_a_folder_without_a_run(write_run, tmp_path):
+    workdir = write_run()
+    with pytest.raises(BadInput, match='missing is not the workdir of a run'):
+        inspect_workdir(tmp_path / 'missing')
+    (workdir / 'config.json').rename(workdir / 'other.json')
+    with pytest.raises(BadInput, match=r'not the workdir of a run: it holds no config\.json'):
+        inspect_workdir(workdir)
+    (workdir / 'other.json').rename(workdir / 'config.json')
+    (workdir / 'partition.json').unlink()
+    with pytest.raises(BadInput, match=r'not the workdir of a run: it holds no partition\.json'):
+        inspect_workdir(workdir)
+
+
+def draw_network(monkeypatch, **changes):
+    """Return (task, model, variables with a third of each mask, records) of one block, away from its start."""
+    monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+    config, rng = small_config(**changes), np.random.default_rng(0)
+    model = make_model(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *make_inputs(config))
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32) - 0.3, shapes)
+    variables['batch_stats'] = jax.tree.map(np.abs, variables['batch_stats'])
+    variables['partition'] = jax.tree.map(
+        lambda mask: (np.arange(mask.size) % 3 == 0).reshape(mask.shape), shapes['partition']
+    )
+    return make_task(config), model, variables, find_records(variables['params'], 'both')
+
+
+def make_batches(rng, sizes=(6, 6), last=4):
+    """Make batches of images. Rows of the last one from `last` on are padding."""
+    weights = [np.ones(size, np.float32) for size in sizes]
+    weights[-1][last:] = 0
+    return [{'image': rng.normal(size=(len(w), 8, 8, 1)).astype(np.float32), 'weight': w} for w in weights]
+
+
+def test_every_measure_of_a_convolution_is_that_of_its_kernels(monkeypatch):
+    task, model, variables, records = draw_network(monkeypatch)
+    batches = make_batches(np.random.default_rng(1))
+    with compiled_quickly():
+        found = measure_network(task, model, variables, records, batches, 2.0)
+        images = np.concatenate([batch['image'][batch['weight'] > 0] for batch in batches])
+        _, updates = model.apply(variables, images, 2.0, mutable=['intermediates'])
+    assert list(found) == ['stage1_block1/conv1', 'stage1_block1/conv2']
+    for name, layer in found.items():
+        block, conv = name.split('/')
+        params, mask = variables['params'][block][conv], variables['partition'][block][conv]['kernel']
+        (weights,) = jax.device_get(updates['intermediates'][block][conv]['routing'])
+        scales = tuple(map(float, scale_factors(params['phi'])))
+        kernels = scales[0] * mask * np.tensordot(weights, params['kernel'], axes=1)
+        kernels = np.asarray(kernels + scales[1] * ~mask * params['static_kernel'], np.float64)
+        variance, square = kernels.var(axis=0), (kernels**2).mean(axis=0)
+        np.testing.assert_allclose(layer.dynamic, variance[mask].sum() / square[mask].sum(), rtol=1e-4)
+        np.testing.assert_allclose(layer.whole, variance.sum() / square.sum(), rtol=1e-4)
+        np.testing.assert_allclose(layer.load, weights.mean(axis=0).max(), rtol=1e-5)
+        entropies = -(weights * np.log(weights)).sum(axis=1)
+        np.testing.assert_allclose(layer.entropy, entropies.mean() / np.log(4), rtol=1e-5)
+        assert layer.num_factors == 4 and layer.entropy <= layer.mean_entropy <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ('conv', 'parts'), [('odconv', ['', '/channel', '/filter', '/spatial']), ('dcd', ['/fusion', '/scaling'])]
+)
+def test_generated_parameters_are_measured_by_themselves(monkeypatch, conv, parts):
+    task, model, variables, records = draw_network(monkeypatch, model__conv=conv)
+    with compiled_quickly():
+        found = measure_network(task, model, variables, records, make_batches(np.random.default_rng(1)), 2.0)
+    assert {name for name in found if 'conv1' in name} == {f'stage1_block1/conv1{part}' for part in parts}
+    generated = {name: layer for name, layer in found.items() if not layer.num_factors}
+    assert len(generated) == 2 * sum(bool(part) for part in parts)
+    assert all(0 <= layer.whole <= layer.dynamic <= 1 for layer in generated.values())
+    figure = plot_measures(found)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(found)
+
+
+def test_locations_of_a_mask_by_hand(capsys):
+    masks, params = (
+        {'layer': {'kernel': np.zeros((1, 2, 1, 3), bool)}},
+        {'layer': {'kernel': np.zeros((4, 1, 2, 2, 3))}},
+    )
+    masks['layer']['kernel'][0, 1, 0, :2] = True
+    print_table(tabulate_locations(masks, params, find_records(params, 'both')))
+    # Of 3 outputs one is static; both taps of none are dynamic. Each of 2 inputs is 2 / 3 dynamic at the second tap.
+    assert cells(capsys.readouterr().out, 'layer') == ['layer', '3', '1', '0', '2', '0', '0', '0 – 0.6667']
+
+
+def table_rows(text, title):
+    """Return the cells of the rows of a table."""
+    lines = iter(text.splitlines())
+    next(line for line in lines if line.startswith(title))
+    body = []
+    for line in lines:
+        if line.startswith('└'):
+            return body
+        if line.startswith('│'):
+            body.append([cell.strip() for cell in line.strip('│').split('│')])
+
+
+def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished_run, workdir)
+    with compiled_quickly():
+        inspect_workdir(workdir, ['partition.compact=True'])
+        run = read_stored(workdir)
+        masked = measure_run(run, read_held_out(run, workdir))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines()[:-1])) <= 130
+    for name in ('partition', 'variation'):
+        assert f'Picture: {workdir / name}.png' in text
+        assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+    for row, (name, layer) in zip(table_rows(text, 'Variation over'), masked.items(), strict=True):
+        assert row[:4] == [name, '4', *(f'{value:.3g}' for value in (layer.dynamic, layer.whole))]
+    first, *_ = table_rows(text, 'Outputs and inputs')
+    assert (first[1], first[4]) == ('4', '4')
+
+
+def test_tokens_are_the_inputs_of_a_mixture(finished_text_run, one_layer):
+    run = read_stored(finished_text_run)
+    batches = read_held_out(run, finished_text_run)
+    found, once = measure_run(run, batches), measure_run(run, batches[:1])
+    assert list(found) == ['layer_0/ffn/down', 'layer_0/ffn/up']
+    # Padding does not count, neither of texts nor whole rows, so more rows of padding change nothing.
+    batch, *_ = batches
+    empty = {name: np.zeros_like(values) for name, values in batch.items()}
+    assert measure_run(run, [batch, empty]) == once
+    assert all(0 < layer.whole < layer.dynamic < 1 for layer in found.values())
+
+
+def test_a_run_of_texts_without_its_data_has_locations_only(finished_text_run, tmp_path, capsys, one_layer):
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished_text_run, workdir)
+    inspect_workdir(workdir, [f'data.path={tmp_path / "gone"}'])
+    text = capsys.readouterr().out
+    assert [row[0] for row in table_rows(text, 'Outputs and inputs')] == ['layer_0/ffn/down', 'layer_0/ffn/up']
+    left_out = [line for line in text.splitlines() if line.startswith('Left out')]
+    assert len(left_out) == 1 and 'as the data cannot be read' in left_out[0] and 'gone' in left_out[0]
+    assert (workdir / 'partition.png').exists() and not (workdir / 'variation.png').exists()

@@ -22,7 +22,7 @@ from pad_jax.reports.tables import format_count, format_fraction, print_line
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
-from pad_jax.training.workdir import UNKNOWN_VERSION, read_data, read_versions
+from pad_jax.training.workdir import read_data, read_versions
 
 COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
 _MIN_KAPPA_SPAN = 0.005  # masks by groups of positions meet the same κ only approximately
@@ -181,7 +181,7 @@ def _check_same_kind(sweep: Sweep, begun: Sequence[SweepRun]) -> None:
     """Raise BadInput for a run that differs from sweep.json, or whose data differ from those of the first run."""
     for run in begun:
         versions = read_versions(run.workdir)
-        if {*versions} - {UNKNOWN_VERSION, sweep.version}:
+        if {*versions} - {sweep.version}:
             raise BadInput(f'{run.workdir} was trained by pad_jax {" and ".join(versions)}, not by {sweep.version}')
         asked = flatten(sweep.config) | sweep.variants.get(run.variant, {}) | {'train.seed': run.seed}
         if differing := differing_keys(asked, flatten(read_workdir_config(run.workdir))):

@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over(runs, straight, tmp_path, kind):
     assert not status, errors
     (line,) = [line for line in errors.splitlines() if ' is damaged (' in line]
     assert 'checkpoints/24 is damaged (' in line and line.endswith(
-        'that of step 21 takes its place; it is kept as 24.damaged'
+        'that of step 21 replaces it; it is kept as 24.damaged'
     )
     shutil.rmtree(workdir / 'checkpoints' / '24.damaged')
     compare(workdir, straight)

@@ -156,16 +156,15 @@ def test_a_second_run_is_refused_while_the_first_goes_on(refused, tmp_path, monk
 @pytest.mark.usefixtures('one_block')
 def test_bad_checkpoints(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
-    (workdir / 'checkpoints' / '6' / 'manifest.json').unlink()
-    (workdir / 'checkpoints' / '6' / 'about' / 'metadata').write_text('{"format": 3}')
+    (workdir / 'checkpoints' / '6' / 'manifest.json').write_text('{"files": {}}')
     for command, flags in (('train', SAME_RUN), ('evaluate', [])):
         line = refused(command, *flags, f'--workdir={workdir}')
-        assert 'checkpoints/6 has format 3, this version reads up to 2: update pad_jax' in line
+        assert 'checkpoints/6 has format 2, this version reads 3: use the version that wrote it' in line
     for path in (workdir / 'checkpoints').iterdir():
-        (path / 'about' / 'metadata').write_text('{}')
+        (path / 'manifest.json').unlink()
     for command, flags in (('train', SAME_RUN), ('evaluate', [])):
         line = refused(command, *flags, f'--workdir={workdir}')
-        assert 'checkpoints holds no sound checkpoint (6: about/metadata says no format, but {}; 4: about/met' in line
+        assert 'checkpoints holds no sound checkpoint (6: No such file or directory: manifest.json; 4: No such' in line
     shutil.rmtree(workdir / 'checkpoints')
     assert 'holds no checkpoint' in refused('evaluate', f'--workdir={workdir}')
 

@@ -200,7 +200,7 @@ def test_a_run_that_stopped_may_skip(monkeypatch, tmp_path):
     assert [row.get('nonfinite_steps') for row in rows] == [None, None, 1, 1, 1, 1]
     with bad_steps(monkeypatch, 3, 4), pytest.raises(Stopped, match=r'^step 4: .* the last of 2 such steps in a row; '):
         train(small_config(**skips, train__max_nonfinite=2), tmp_path / 'other', devices=one_device())
-    assert json.loads((tmp_path / 'other' / 'checkpoints' / '2' / 'about' / 'metadata').read_text())['skipped'] == 0
+    assert json.loads((tmp_path / 'other' / 'checkpoints' / '2' / 'manifest.json').read_text())['skipped'] == 0
 
 
 @pytest.mark.usefixtures('one_block')

@@ -23,7 +23,6 @@ from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'
 VERSIONS = 'versions.json'
-UNKNOWN_VERSION = 'unknown'
 # Files that a run writes after its config.json.
 _WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
 # Errors of a disk that is full, read-only or gone. C++ libraries report them by their texts only.

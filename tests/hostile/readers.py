@@ -264,7 +264,7 @@ READERS = [
     Reader('metrics.jsonl', resume_metrics, lambda: [METRICS]),
     Reader('metrics.jsonl', read_curves, lambda: [METRICS], write_run),
     Reader('timing.json', read_curves, as_json({'seconds_per_step': 0.5}), write_run),
-    *map(of_checkpoint, ('manifest.json', 'about/metadata', 'state/manifest.ocdbt')),
+    *map(of_checkpoint, ('manifest.json', 'state/manifest.ocdbt')),
     Reader('manifest.json', lambda folder: read_files(folder, read_manifest(folder)), export_manifest, write_export),
     Reader(
         'weights.safetensors',

@@ -25,7 +25,7 @@ from pad_jax.training.setup import (
 )
 from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
-from pad_jax.training.workdir import UNKNOWN_VERSION, add_version, read_metrics, read_versions
+from pad_jax.training.workdir import add_version, read_metrics, read_versions
 from pad_jax.version import __version__
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import one_device, small_config
@@ -277,10 +277,6 @@ def test_versions_that_trained_a_run_are_recorded(finished_run, tmp_path):
     (tmp_path / 'versions.json').write_text('{"pad_jax": ["0.0.1"]}')
     add_version(tmp_path)
     assert read_versions(tmp_path) == ['0.0.1', __version__]
-    (tmp_path / 'versions.json').unlink()
-    (tmp_path / 'config.json').write_text('{}')  # a run from before versions were recorded
-    add_version(tmp_path)
-    assert read_versions(tmp_path) == [UNKNOWN_VERSION, __version__]
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{}', '{"pad_jax": []}', '{"pad_jax": "0.1.0"}', '{"pad_jax": [1]}'])

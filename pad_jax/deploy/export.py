@@ -128,7 +128,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 
 def _check_partitioned(run: RestoredRun, workdir: Path) -> None:
-    done, rounds = int(run.replicas.fetch(run.state).round), run.config.partition.rounds
+    done, rounds = int(run.state.round), run.config.partition.rounds
     if is_partial(run.config) and done < rounds:
         raise BadInput(f'{done} of {rounds} rounds of the partition of {workdir} are done: train it to their end')
 
@@ -191,7 +191,7 @@ def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dic
         'class_names': list(run.record.class_names),
         'model': {name: value for name, value in config.model.items() if name not in _FILES},
         'partition': {'granularity': config.partition.granularity if is_partial(config) else None, **counts},
-        'step': int(run.replicas.fetch(run.state).step),
+        'step': int(run.state.step),
         'temperature': network.temperature or 1.0,
         'dtype': 'float32',
         'platforms': list(PLATFORMS),

@@ -16,10 +16,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
-from pad_jax.partition import compact, expand
+from pad_jax.partition import compact
 from pad_jax.training.config import is_text
 from pad_jax.training.evaluate import RestoredRun
-from pad_jax.training.rounds import to_masked_storage
 from pad_jax.training.setup import make_model, make_task, make_temperature, measure_lengths
 from pad_jax.training.tasks import Task
 
@@ -59,12 +58,10 @@ def read_network(run: RestoredRun) -> Network:
 
     With the averaged parameters where the run keeps an average, and the temperature of its step.
     """
-    state, config = to_masked_storage(run.replicas.fetch(run.state)), run.config
+    state, config = run.state, run.config
     temperature = make_temperature(config, measure_lengths(config, run.record.num_train))
     variables = {name: jax.device_get(found) for name, found in state.averaged_variables.items() if found}
     model = make_model(_serving(config))
-    if 'packed' in variables:  # it trains without dead entries
-        model, variables = expand(model, variables)
     return Network(model, variables, make_task(config), float(temperature(state.step)) if temperature else None)
 
 

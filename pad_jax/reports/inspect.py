@@ -31,7 +31,7 @@ from pad_jax.reports.variation import (
     sum_weights,
 )
 from pad_jax.training.config import read_workdir_config
-from pad_jax.training.evaluate import StoredRun, read_stored
+from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import (
     abstract_variables,
     account_network,
@@ -104,7 +104,7 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
         print_line(f'{partition["rounds_done"]} of {partition["rounds"]} rounds of the partition are done.')
     _save(plot_partition(partition), workdir / 'partition.png')
     try:
-        run = read_stored(workdir, overrides)
+        run = restore_run(workdir, overrides)
     except BadInput as error:
         print_line(f'Left out, as there is no checkpoint: location and variation ({error})')
         return
@@ -164,7 +164,7 @@ def find_records(params, scales) -> dict:
     }
 
 
-def read_held_out(run: StoredRun, workdir: Path) -> list[Batch]:
+def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     """Read about MAX_EXAMPLES evaluation examples of a run.
 
     Raises:
@@ -179,7 +179,7 @@ def read_held_out(run: StoredRun, workdir: Path) -> list[Batch]:
     return list(source.eval_batches(rows=slice(0, num_rows)))
 
 
-def measure_run(run: StoredRun, batches: Iterable[Batch]) -> Measures:
+def measure_run(run: RestoredRun, batches: Iterable[Batch]) -> Measures:
     """Measure the dynamic layers of a run's newest checkpoint."""
     variables, schedule = run.state.averaged_variables, make_temperature(run.config, run.lengths)
     temperature = schedule(run.state.step) if schedule else None

@@ -38,8 +38,8 @@ from pad_jax.training.workdir import DataRecord, describe_classes, read_data
 logger = logging.getLogger(__name__)
 
 
-class StoredRun(NamedTuple):
-    """Contents of a workdir.
+class RestoredRun(NamedTuple):
+    """A run that was read from its workdir.
 
     Attributes:
       config: of the run.
@@ -54,34 +54,7 @@ class StoredRun(NamedTuple):
     state: TrainState
 
 
-class RestoredRun(NamedTuple):
-    """A stored run whose network can be applied.
-
-    Attributes:
-      config, record: of `StoredRun`.
-      state: of the latest sound checkpoint, placed on the replicas.
-      eval_step: mapped over them.
-      replicas: one device.
-    """
-
-    config: ml_collections.ConfigDict
-    record: DataRecord
-    state: TrainState
-    eval_step: Callable
-    replicas: Replicas
-
-
 def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
-    """Read the run in workdir like `read_stored`, and compile its evaluation step."""
-    config, record, lengths, state = read_stored(workdir, overrides)
-    state = to_trained_storage(state, config.partition.rounds, config.partition.compact)
-    replicas = Replicas(config.parallel, jax.local_devices()[:1])
-    arguments = {'task': make_task(config), 'temperature': make_temperature(config, lengths)}
-    step = replicas.map_step(eval_step, donate=False, model=make_model(config), **arguments)
-    return RestoredRun(config, record, replicas.place_state(state), step, replicas)
-
-
-def read_stored(workdir: Path, overrides: Sequence[str] = ()) -> StoredRun:
     """Read the run in workdir.
 
     Args:
@@ -91,17 +64,26 @@ def read_stored(workdir: Path, overrides: Sequence[str] = ()) -> StoredRun:
       BadInput: workdir contains no run, or no checkpoint that fits it.
     """
     config = read_workdir_config(workdir, overrides)
-    record, model = read_data(workdir), make_model(config)
+    record = read_data(workdir)
     # From the data of training: the temperature at a step depends on the length of an epoch.
     lengths = measure_lengths(config, record.num_train)
-    checkpoints = Checkpoints(workdir / 'checkpoints')
     averaged = config.optim.ema_decay > 0
-    like = abstract_state(model, make_run_optimizer(config, lengths), make_inputs(config), averaged)
+    like = abstract_state(make_model(config), make_run_optimizer(config, lengths), make_inputs(config), averaged)
+    checkpoints = Checkpoints(workdir / 'checkpoints')
     state = checkpoints.restore_newest(like)
     for line in checkpoints.describe_damage():
         logger.warning(line)
     checkpoints.close()
-    return StoredRun(config, record, lengths, state)
+    return RestoredRun(config, record, lengths, state)
+
+
+def _place(run: RestoredRun) -> tuple[Callable, TrainState, Replicas]:
+    """Map the evaluation step over one device, and place the state on it."""
+    config, replicas = run.config, Replicas(run.config.parallel, jax.local_devices()[:1])
+    arguments = {'task': make_task(config), 'temperature': make_temperature(config, run.lengths)}
+    step = replicas.map_step(eval_step, donate=False, model=make_model(config), **arguments)
+    state = to_trained_storage(run.state, config.partition.rounds, config.partition.compact)
+    return step, replicas.place_state(state), replicas
 
 
 def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -118,9 +100,10 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
+    step, state, replicas = _place(run)
     with jax.debug_nans(run.config.debug):
-        values = evaluate_state(run.eval_step, run.state, source, run.replicas, run.config.data.on_bad)
-    return {'step': int(run.replicas.fetch(run.state).step), **values}
+        values = evaluate_state(step, state, source, replicas, run.config.data.on_bad)
+    return {'step': int(run.state.step), **values}
 
 
 def evaluate_state(
@@ -213,9 +196,10 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
 
 def _apply(run: RestoredRun, texts: EncodedTexts) -> np.ndarray:
     """Compute the outputs float32[N, F] for encoded texts."""
+    step, state, replicas = _place(run)
     outputs = []
     for batch in texts.iterate(run.config.data.batch_size):
-        labels = np.zeros(len(batch['weight']), np.int32)  # The step computes a loss, which is not used here.
-        found = run.eval_step(run.state, run.replicas.place_batch({**batch, 'label': labels}))
-        outputs.append(np.asarray(run.replicas.fetch(found)['outputs'])[batch['weight'] > 0])
+        labels = np.zeros(len(batch['weight']), np.int32)  # the step computes a loss, which is not used here
+        found = step(state, replicas.place_batch({**batch, 'label': labels}))
+        outputs.append(np.asarray(replicas.fetch(found)['outputs'])[batch['weight'] > 0])
     return np.concatenate(outputs)

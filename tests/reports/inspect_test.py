@@ -20,7 +20,7 @@ from pad_jax.reports.inspect import (
 )
 from pad_jax.reports.plots import plot_measures
 from pad_jax.reports.tables import format_count, print_table
-from pad_jax.training.evaluate import read_stored
+from pad_jax.training.evaluate import restore_run
 from pad_jax.training.rounds import summarize_partition
 from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task
 from tests.reports.miniature_runs import cells
@@ -230,7 +230,7 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
     shutil.copytree(finished_run, workdir)
     with compiled_quickly():
         inspect_workdir(workdir, ['partition.compact=True'])
-        run = read_stored(workdir)
+        run = restore_run(workdir)
         masked = measure_run(run, read_held_out(run, workdir))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:-1])) <= 130
@@ -244,7 +244,7 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
 
 
 def test_tokens_are_the_inputs_of_a_mixture(finished_text_run, one_layer):
-    run = read_stored(finished_text_run)
+    run = restore_run(finished_text_run)
     batches = read_held_out(run, finished_text_run)
     found, once = measure_run(run, batches), measure_run(run, batches[:1])
     assert list(found) == ['layer_0/ffn/down', 'layer_0/ffn/up']

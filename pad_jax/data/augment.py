@@ -70,7 +70,7 @@ class Words(NamedTuple):
     part: np.ndarray
     distortion: np.ndarray
 
-    def take(self, rows: list[int]) -> 'Words':
+    def take(self, rows: slice) -> 'Words':
         """Return the words of some rows."""
         return Words(*(words[rows] for words in self))
 
@@ -159,10 +159,11 @@ def crop_and_flip(images: np.ndarray, bits: np.ndarray, padding: int, flip: bool
         # [B, 2P + 1, 2P + 1, C, H, W], a view; one window of each image copies only the result.
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
         images = np.ascontiguousarray(np.moveaxis(windows[np.arange(len(images)), top, left], 1, -1))
-    if not flip:
-        return images
-    mirrored = (bits[:, 2] % np.uint64(2) == 1)[:, None, None, None]
-    return np.where(mirrored, images[:, :, ::-1], images)
+    if flip:
+        images = images if padding else images.copy()
+        mirrored = bits[:, 2] % np.uint64(2) == 1
+        images[mirrored] = images[mirrored, :, ::-1]
+    return images
 
 
 def choose_part(width: int, height: int, bits: np.ndarray) -> tuple[int, int, int, int]:

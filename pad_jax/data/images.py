@@ -20,6 +20,8 @@ from pad_jax.errors import BadInput, describe
 CACHE_BYTES = 2 * 2**30
 # Rows that a thread prepares at once: waking one thread from another takes as long as a tenth of a photo.
 CHUNK = 8
+# Rows of images in memory that need no work.
+FAST_CHUNK = 128
 # Longer sequences of unreadable images are not an accident: the disk has failed.
 MAX_IN_A_ROW = 100
 # Later unreadable images are only counted.
@@ -68,11 +70,6 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def load(self, index: int, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-        """Return pixels uint8[H, W, C] and label of an image; random parts are cut from files only."""
-        del part
-        return self.pixels[index], self.labels[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +239,7 @@ class ImageSource(Source):
         def make(step: int) -> Batch:
             indices = order.indices(step, self.batch_size, rows)
             words = self.augmentation.draw(self.seed, step, self.batch_size, rows)
-            return _without_weight(self._make_batch(pool, self._load_or_next, indices, words))
+            return _without_weight(self._make_batch(pool, self.train, self._load_or_next, indices, words))
 
         with ThreadPoolExecutor(self.num_threads) as pool, run_ahead(make, start, stop) as batches:
             yield batches
@@ -251,7 +248,7 @@ class ImageSource(Source):
         """Return training examples as evaluation sees them; a pure function of (seed, number)."""
         indices = Order(self.spec.num_train, self.seed, SCORING).indices(number, batch_size, rows)
         with ThreadPoolExecutor(self.num_threads) as pool:
-            return _without_weight(self._make_batch(pool, self._load_or_next, indices))
+            return _without_weight(self._make_batch(pool, self.train, self._load_or_next, indices))
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
         """Iterate over every evaluation example once, in order, in batches of exactly `batch_size` with `weight`."""
@@ -259,35 +256,38 @@ class ImageSource(Source):
 
         def make(number: int) -> Batch:
             indices = (number * self.batch_size + np.arange(self.batch_size))[rows or slice(None)]
-            return self._make_batch(pool, self._load_or_none, indices)
+            return self._make_batch(pool, self.eval, self._load_or_none, indices)
 
         with ThreadPoolExecutor(self.num_threads) as pool, run_ahead(make, 0, self.num_eval_batches) as batches:
             for _, batch in batches:
                 yield batch
 
-    def _make_batch(self, pool: ThreadPoolExecutor, load: Callable, indices: np.ndarray, words: Words | None = None):
+    def _make_batch(self, pool, split: Arrays | Photos, load, indices: np.ndarray, words: Words | None = None) -> Batch:
         """Return the examples `indices`, int64[b]; rows for which `load` returns None are zero, without weight."""
-        count = len(indices)
-        batch = {
-            'image': np.zeros((count, *self.image_shape), np.float32),
-            'label': np.zeros(count, np.int32),
-            'weight': np.zeros(count, np.float32),
-        }
+        count, mean, std = len(indices), self.preprocessing.mean, self.preprocessing.std
+        batch = {'image': np.empty((count, *self.image_shape), np.float32), 'label': np.empty(count, np.int32)}
+        batch['weight'] = np.empty(count, np.float32)
+        parts = words.part if words and words.part.size else [None] * count
 
-        def fill(start: int) -> None:
-            rows = range(start, min(start + CHUNK, count))
-            parts = [words.part[row] if words and words.part.size else None for row in rows]
-            found = [load(int(indices[row]), part) for row, part in zip(rows, parts, strict=True)]
-            rows = [row for row, example in zip(rows, found, strict=True) if example]
-            if not rows:
-                return
-            pixels, batch['label'][rows] = map(np.stack, zip(*filter(None, found), strict=True))
-            batch['weight'][rows] = 1
+        def fill(rows: slice) -> None:
+            wanted = indices[rows]
+            if isinstance(split, Arrays):
+                pixels, labels = split.pixels[wanted % len(split)], split.labels[wanted % len(split)]
+                present = wanted < len(split)
+            else:
+                found = [load(int(index), part) for index, part in zip(wanted, parts[rows], strict=True)]
+                present = np.array([example is not None for example in found])
+                blank = np.zeros(self.image_shape, np.uint8), 0
+                pixels, labels = map(np.stack, zip(*(example or blank for example in found), strict=True))
             if words:
                 pixels = self.augmentation.apply(pixels, words.take(rows))
-            batch['image'][rows] = normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
+            normalize(pixels, mean, std, out=batch['image'][rows])
+            batch['image'][rows][~present] = 0
+            batch['label'][rows], batch['weight'][rows] = labels * present, present
 
-        list(pool.map(fill, range(0, count, CHUNK)))
+        is_fast = isinstance(split, Arrays) and not (words and self.augmentation.num_distortion_words)
+        size = FAST_CHUNK if is_fast else CHUNK
+        list(pool.map(fill, [slice(start, start + size) for start in range(0, count, size)]))
         return batch
 
     def _load_or_next(self, index: int, part: np.ndarray | None) -> tuple[np.ndarray, int]:

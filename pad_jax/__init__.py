@@ -22,7 +22,7 @@ from pad_jax.layers import (
     MixtureLinear,
     ODConv,
     StaticConv,
-    dynamic_convolution,
+    convolve,
     index_dynamic_columns,
 )
 from pad_jax.models import ENCODERS, FFNS, MODELS, build_encoder, build_model
@@ -82,7 +82,7 @@ __all__ = [
     'build_model',
     'compact',
     'compact_params',
-    'dynamic_convolution',
+    'convolve',
     'dynamic_fraction',
     'dynamic_share',
     'expand',

@@ -1,22 +1,17 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
+from pad_jax.kernels.convolution import PLAN_NAMES, PLANS, choose_plan, convolve
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
 from pad_jax.kernels.geometry import Geometry, resolve_geometry
-from pad_jax.layers.cond_conv import CondConv
-from pad_jax.layers.conv_plans import PLAN_NAMES, PLANS, choose_plan, list_plans
-from pad_jax.layers.conv_spec import CONVS, make_conv_spec
-from pad_jax.layers.dcd_conv import DCDConv
+from pad_jax.layers.attention import Attention
+from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv, make_conv_spec
+from pad_jax.layers.dcd import DCDConv
 from pad_jax.layers.dynamic_columns import index_dynamic_columns
-from pad_jax.layers.dynamic_conv import DynamicConv
-from pad_jax.layers.dynamic_convolution import dynamic_convolution
 from pad_jax.layers.factors import find_records
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
-from pad_jax.layers.od_conv import ODConv
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
-from pad_jax.layers.routing import Attention
 from pad_jax.layers.similarity import expert_similarity, measure_similarity
 from pad_jax.layers.spec import LayerSpec, make_spec
-from pad_jax.layers.static_conv import StaticConv
 
 __all__ = [
     'CONVS',
@@ -39,12 +34,11 @@ __all__ = [
     'StaticConv',
     'choose_mixture_plan',
     'choose_plan',
-    'dynamic_convolution',
+    'convolve',
     'expert_similarity',
     'find_records',
     'index_dynamic_columns',
     'join_neurons',
-    'list_plans',
     'make_conv_spec',
     'make_spec',
     'measure_similarity',

@@ -67,7 +67,7 @@ def declare_factors(
         name,
         tuple(shape),
         module.granularity,
-        static=f'static_{name}' if is_partial and not _is_pruned(module) else None,
+        static=f'static_{name}' if is_partial and not module.prune else None,
         scale='phi' if is_partial and module.scales != 'none' else None,
         scales=module.scales if is_partial else 'none',
         **declared,
@@ -126,10 +126,6 @@ def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
 def _keep_records(sown: Mapping) -> dict[str, Any]:
     found = {name: _keep_records(below) if isinstance(below, Mapping) else below for name, below in sown.items()}
     return {name: below for name, below in found.items() if below and isinstance(below, (dict, PartialParameter))}
-
-
-def _is_pruned(module) -> bool:
-    return getattr(module, 'prune', False) or getattr(module, 'rest', 'static') == 'zero'
 
 
 def _declare_scales(module, record):

@@ -19,16 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from pad_jax.layers.conv_layer import MixingConv
-from pad_jax.layers.dcd_conv import LEAST_WIDTH as DCD_LEAST_WIDTH
-from pad_jax.layers.dcd_conv import DCDConv, latent_width
-from pad_jax.layers.generated_tensor import GeneratedTensor
-from pad_jax.layers.mixture import Mixture, MixtureFFN
-from pad_jax.layers.od_conv import LEAST_WIDTH as OD_LEAST_WIDTH
-from pad_jax.layers.od_conv import ODConv
-from pad_jax.layers.router import Router
-from pad_jax.layers.routing import Attention, Head
-from pad_jax.models.bert import SelfAttention
+from pad_jax.layers.attention import GeneratedTensor
 from pad_jax.partition import LayerCount, report_counts
 
 Shape = tuple[int, ...]
@@ -82,7 +73,7 @@ def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[Lay
         products.setdefault(owner, []).append(_find_rule(module)(module, x, y, count))
         rows.setdefault(owner, LayerCount(owner))
         if count.num_factors and module.granularity is not None:
-            if not getattr(module, 'prune', False) and getattr(module, 'rest', 'static') == 'static':
+            if not module.prune:
                 partial.add(name)
             # Of a generated tensor the bias of a static entry is dead too, which no count of parameters has.
             dead[name] = (count.positions - count.dynamic_positions) * isinstance(module, GeneratedTensor)
@@ -131,21 +122,13 @@ def _find_owner(name: str, rows) -> str:
 
 
 def _find_rule(module) -> Callable[..., MultiplyAdds] | None:
+    if hasattr(module, 'multiply_adds'):
+        return lambda module, x, y, count: MultiplyAdds(*module.multiply_adds(x, y, count))
     return next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
 
 
 def _in_all_forms(products: int) -> MultiplyAdds:
     return MultiplyAdds(products, products, products)
-
-
-def _if_dynamic(products: int) -> MultiplyAdds:
-    """Of what only a dynamic layer has."""
-    return MultiplyAdds(0, products, products)
-
-
-def _mix(count: LayerCount) -> MultiplyAdds:
-    """A weighted sum of the factors for each sample."""
-    return MultiplyAdds(0, count.num_factors * count.positions, count.num_factors * count.dynamic_positions)
 
 
 def _convolve(module, x: Shape, y: Shape, count: LayerCount) -> MultiplyAdds:
@@ -154,69 +137,12 @@ def _convolve(module, x: Shape, y: Shape, count: LayerCount) -> MultiplyAdds:
     return _in_all_forms(math.prod(y) * taps * (x[-1] // module.feature_group_count))
 
 
-def _mix_and_convolve(module, x, y, count) -> MultiplyAdds:
-    return sum_multiply_adds([_convolve(module, x, y, count), _mix(count)])
-
-
-def _squeeze(module, x, least_width: int) -> MultiplyAdds:
-    return _if_dynamic(x[-1] * max(least_width, x[-1] // module.reduction))
-
-
-def _convolve_od(module, x, y, count) -> MultiplyAdds:
-    return sum_multiply_adds([_mix_and_convolve(module, x, y, count), _squeeze(module, x, OD_LEAST_WIDTH)])
-
-
-def _convolve_dcd(module, x, y, count) -> MultiplyAdds:
-    groups = module.feature_group_count
-    channels, features = x[-1] // groups, y[-1] // groups
-    latent = latent_width(channels)
-    residual = math.prod(y[:-1]) * groups * latent * (channels + latent + features)
-    parts = _convolve(module, x, y, count), _squeeze(module, x, DCD_LEAST_WIDTH), _if_dynamic(residual)
-    return sum_multiply_adds(parts)
-
-
-def _attend(module, x, y, count) -> MultiplyAdds:
-    width = max(1, x[-1] // module.reduction)
-    return _if_dynamic(width * (x[-1] + module.num_kernels))
-
-
 def _multiply_dense(module, x, y, count) -> MultiplyAdds:
     return _in_all_forms(math.prod(x) * y[-1])
-
-
-def _attend_to_tokens(module, x, y, count) -> MultiplyAdds:
-    # Every token with every token, once for the weights and once for what they weigh.
-    return _in_all_forms(2 * math.prod(x) * x[-2])
-
-
-def _route(module, x, y, count) -> MultiplyAdds:
-    units = math.prod(x[:-1]) if module.routing == 'token' else math.prod(x[:-2])
-    return _if_dynamic(units * x[-1] * module.num_experts)
-
-
-def _multiply_experts(module, x, y, count) -> MultiplyAdds:
-    selected, positions, dynamic = module.num_selected, count.positions, count.dynamic_positions
-    if isinstance(module, MixtureFFN):
-        # Of the 2C + 1 positions of a neuron one is a bias.
-        positions, dynamic = (size * 2 * x[-1] // (2 * x[-1] + 1) for size in (positions, dynamic))
-    tokens = math.prod(x[:-1])
-    # By element, what is static can't be computed apart: each expert multiplies by a whole matrix.
-    once = 0 if module.granularity in (None, 'element') else positions - dynamic
-    compact = selected * (positions - once) + once
-    return MultiplyAdds(tokens * positions, tokens * selected * positions, tokens * compact)
 
 
 RULES: dict[type[nn.Module], Callable[..., MultiplyAdds]] = {
     nn.Conv: _convolve,
     nn.Dense: _multiply_dense,
-    MixingConv: _mix_and_convolve,
-    ODConv: _convolve_od,
-    DCDConv: _convolve_dcd,
-    Attention: _attend,
-    Head: lambda module, x, y, count: _if_dynamic(math.prod(x) * module.num_kernels),
-    GeneratedTensor: lambda module, x, y, count: _mix(count),
-    Router: _route,
-    Mixture: _multiply_experts,
-    SelfAttention: _attend_to_tokens,
 }
 """(module, shape of x, shape of y, count) -> multiply-adds of the module itself, without the modules inside of it."""

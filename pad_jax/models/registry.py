@@ -6,7 +6,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pad_jax.layers.conv_spec import make_conv_spec
+from pad_jax.layers.conv import make_conv_spec
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.mobilenet import MobileNetV2
@@ -52,7 +52,7 @@ def build_model(
       stem: a key of STEMS.
       dtype: name of the dtype of the computation.
       axis_name: mapped axis over which batch statistics are averaged.
-      **arguments: fields of dynamic convolutions: num_kernels, reduction, granularity, scales, rest, plan. A
+      **arguments: fields of dynamic convolutions: num_kernels, reduction, granularity, scales, prune, plan. A
         convolution without such a field ignores it.
 
     Returns:

@@ -63,12 +63,11 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
     """
     arguments = config.model.to_dict()
     arguments['granularity'] = config.partition.granularity if is_partial(config) else None
-    arguments['scales'] = config.partition.scales
+    arguments['scales'], arguments['prune'] = config.partition.scales, config.partition.prune
     del arguments['pretrained']
     try:
         if is_text(config):
-            return build_encoder(axis_name=axis_name, prune=config.partition.prune, **arguments)
-        arguments['rest'] = 'zero' if config.partition.prune else 'static'
+            return build_encoder(axis_name=axis_name, **arguments)
         is_synchronised = arguments.pop('sync_batch_norm')
         return build_model(**arguments, axis_name=axis_name if is_synchronised else None)
     except ValueError as error:

@@ -7,7 +7,7 @@ import pytest
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.layers import CONVS
-from pad_jax.layers.conv_spec import make_conv_spec
+from pad_jax.layers.conv import make_conv_spec
 from pad_jax.models import BasicBlock, BottleneckBlock, MobileNetV2, ResNet
 from pad_jax.models.mobilenet import Stage
 from tests.deploy.drawing import draw_variables

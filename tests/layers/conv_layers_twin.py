@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from tests.layers.conv_twin import convolve_one
+from tests.kernels.conv_twin import convolve_one
 
 
 def convolve_layer(name, params, x, masks, temperature, geometry):

@@ -1,7 +1,6 @@
 """The layer: its limits, its arguments, its gate, its errors."""
 
 import functools
-import re
 
 import chex
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import PLANS, DynamicConv, StaticConv, dynamic_convolution
+from pad_jax.layers import PLANS, DynamicConv, StaticConv
 from pad_jax.partition.masks import GRANULARITIES, scale_factors
 from tests.layers.compiling import jit_quickly
 
@@ -173,32 +172,6 @@ def test_first_draw():
     assert nn.Conv(64, (3, 3)).kernel_init is not StaticConv(64, (3, 3)).kernel_init
 
 
-def test_one_trace_for_all_temperatures():
-    layer = DynamicConv(4, (3, 3), granularity='element')
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    variables = jit_quickly(layer.init)(jax.random.key(1), x)
-    chex.clear_trace_counter()
-
-    @jit_quickly
-    @chex.assert_max_traces(n=1)
-    def apply(temperature):
-        return layer.apply(variables, x, temperature)
-
-    outputs = [apply(jnp.float32(temperature)) for temperature in (30.0, 7.5, 1.0)]
-    assert np.abs(outputs[0] - outputs[2]).max() > 1e-4
-
-
-def test_a_sample_is_alone():
-    layer = DynamicConv(4, (3, 3))
-    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 8))
-    variables = jit_quickly(layer.init)(jax.random.key(1), x)
-    apply = jit_quickly(functools.partial(layer.apply, variables))
-    together = apply(x)
-    np.testing.assert_allclose(together[2:3], apply(x[2:3]), atol=1e-5)
-    np.testing.assert_allclose(together[2], apply(x[2]), atol=1e-5)
-    np.testing.assert_array_equal(together[2], apply(x.at[0].set(1e3))[2])
-
-
 def test_dtypes():
     x = jnp.ones((2, 4, 4, 8), jnp.float32)
     layer = DynamicConv(4, (3, 3), dtype=jnp.bfloat16, granularity='output')
@@ -244,7 +217,7 @@ def test_no_dtype_is_promoted_silently(dtype, param_dtype):
         ({'reduction': 0}, 'reduction must be at least 1, got 0'),
         ({'granularity': 'rows'}, "granularity must be one of None, element, .*got 'rows'"),
         ({'scales': 'all'}, "scales must be one of both, static, dynamic, none, got 'all'"),
-        ({'plan': 'fast'}, "plan must be one of auto, outputs, .*got 'fast'"),
+        ({'plan': 'fast'}, "plan must be one of auto, fused, shift, outputs, got 'fast'"),
     ],
 )
 def test_refuses_values_when_it_is_made(arguments, message):
@@ -265,36 +238,6 @@ def test_refuses_inputs(arguments, shape, temperature, message):
     layer = DynamicConv(4, (3, 3), **arguments)
     with pytest.raises(ValueError, match=message):
         layer.init(jax.random.key(0), jnp.ones(shape), temperature)
-
-
-def test_function_refuses_shapes_that_do_not_fit():
-    kernels, attention = jnp.ones((2, 3, 3, 4, 8)), jnp.ones((1, 2))
-    with pytest.raises(ValueError, match='need x with 4 axes'):
-        dynamic_convolution(jnp.ones((1, 5, 4)), kernels, attention)
-    with pytest.raises(ValueError, match='channels 6 and features 8 do not fit'):
-        dynamic_convolution(jnp.ones((1, 5, 5, 6)), kernels, attention)
-    x = jnp.ones((1, 5, 5, 4))
-    for shape in ((2,), (1, 3), (2, 2), (1, 1), (1, 2, 1)):
-        with pytest.raises(ValueError, match=re.escape(f'attention must be [B, K] = (1, 2) for x {x.shape} ')) as error:
-            dynamic_convolution(x, kernels, jnp.ones(shape))
-        assert str(error.value).endswith(f'got {shape}')
-    for shape in ((8,), (1, 8), (2, 1), (8, 2)):
-        with pytest.raises(ValueError, match=re.escape('bias must be [K, F] = (2, 8) for kernels')) as error:
-            dynamic_convolution(x, kernels, attention, jnp.ones(shape))
-        assert str(error.value).endswith(f'got {shape}')
-    with pytest.raises(ValueError, match=r"plan must be one of auto, outputs, .*got 'fast'"):
-        dynamic_convolution(x, kernels, attention, plan='fast')
-
-
-def test_function_is_exported_with_a_symbolic_batch():
-    kernels, bias = jnp.ones((2, 3, 3, 4, 8)), jnp.ones((2, 8))
-    one, other = jax.export.symbolic_shape('b, c')
-    x = jax.ShapeDtypeStruct((one, 5, 5, 4), jnp.float32)
-    function = jax.jit(lambda x, attention: dynamic_convolution(x, kernels, attention, bias))
-    exported = jax.export.export(function)(x, jax.ShapeDtypeStruct((one, 2), jnp.float32))
-    assert str(exported.out_avals[0].shape) == '(b, 5, 5, 8)'
-    with pytest.raises(ValueError, match=r'attention must be \[B, K\] = \(b, 2\) .*got \(c, 2\)'):
-        jax.export.export(function)(x, jax.ShapeDtypeStruct((other, 2), jnp.float32))
 
 
 def test_an_array_of_no_temperature_gives_nan():

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, CondConv, DCDConv, ODConv
-from pad_jax.layers.dcd_conv import latent_width
+from pad_jax.layers.dcd import latent_width
 from pad_jax.partition import count_layers
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
@@ -238,7 +238,7 @@ def test_counts_by_hand():
     assert count('dcd', 'output') == {'': (0, 0, 0, 672), 'scaling': (8, 0, 8, 1), 'fusion': (4, 0, 8, 1)}
 
 
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NAMES)
 def test_samples_temperatures_and_batches(name):
     layer = build(name, kernel_size=(3, 3), granularity='output')
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
@@ -251,7 +251,7 @@ def test_samples_temperatures_and_batches(name):
         return layer.apply(variables, x, temperature)
 
     hot, cold = (apply(x, jnp.float32(temperature)) for temperature in (30.0, 1.0))
-    assert (np.abs(hot - cold).max() > 1e-4) == (name == 'odconv')
+    assert (np.abs(hot - cold).max() > 1e-4) == (name in ('dynamic', 'odconv'))
     # A sample is alone, whatever stands beside it; any number of batch axes, and an empty batch.
     np.testing.assert_array_equal(hot[2], apply(x.at[0].set(1e3), jnp.float32(30.0))[2])
     one, more, none = jit_quickly(lambda *batches: [layer.apply(variables, batch, 30.0) for batch in batches])(
@@ -303,7 +303,6 @@ def test_refusals(name):
         build(name, kernel_size=(3, 3), feature_group_count=2).init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
 
 
-@pytest.mark.parametrize('plan', ['outputs', 'unfolded'])
-def test_attention_by_place_refuses_plans_without_places(plan):
-    with pytest.raises(ValueError, match=f"plan must be one of auto, shift, patches, fused, grouped, got '{plan}'"):
-        ODConv(4, (3, 3), plan=plan)
+def test_attention_over_taps_refuses_the_plan_without_taps():
+    with pytest.raises(ValueError, match="plan must be one of auto, fused, shift, got 'outputs'"):
+        ODConv(4, (3, 3), plan='outputs')

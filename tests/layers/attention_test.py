@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.layers.routing import Attention, pool_space
+from pad_jax.layers.attention import Attention, pool_space
 from tests.layers.compiling import jit_quickly
 
 

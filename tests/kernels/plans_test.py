@@ -1,7 +1,4 @@
-"""The contract of conv plans: every row of the table gives the numbers of a loop over samples.
-
-Letters: B batch, S spatial axes, C input channels, F output channels, K kernels.
-"""
+"""Every plan gives the numbers of a loop over samples, values and gradients."""
 
 import functools
 import itertools
@@ -12,12 +9,15 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from pad_jax.kernels.convolution import PLANS, choose_plan, convolve
+from pad_jax.kernels.factors import Factors
 from pad_jax.kernels.geometry import resolve_geometry
-from pad_jax.layers.conv_plans import PLANS, choose_plan
+from tests.kernels.conv_twin import convolve_grouped, convolve_samples
 from tests.layers.compiling import jit_quickly
-from tests.layers.conv_twin import convolve_samples
 
 BATCH, CHANNELS, FEATURES, KERNELS = 2, 4, 8, 3
+
+BY_TAP = tuple(plan for plan in PLANS if plan != 'outputs')
 
 PADDINGS = ('SAME', 'VALID', ((2, 0), (1, 1)))
 # Both parities of size and kernel meet on both axes, whose geometries do not interact. No kernel is square, so
@@ -42,6 +42,16 @@ ODD_ONES = [
     ((3, 4, 3), resolve_geometry((3, 4, 3), (2, 2, 2), 1, 'SAME', 1, 1, 4)),
 ]
 
+EMPTY_ONES = [
+    (batch, size, resolve_geometry(size, (3, 2), 1, 'VALID', groups=groups))
+    for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
+    for groups in (1, 2)
+]
+
+
+def run_plan(plan, x, kernels, attention, geometry, precision=None, tap_weights=None):
+    return convolve(x, Factors(kernels.shape[1:], kernels), attention, geometry, plan, precision, tap_weights)
+
 
 def draw_case(size, geometry, seed=0, batch=BATCH):
     """x, kernels, attention and a cotangent in float64."""
@@ -51,7 +61,7 @@ def draw_case(size, geometry, seed=0, batch=BATCH):
     return x, kernels, attention, draw(size=(batch, *geometry.output_size(size), FEATURES))
 
 
-def run_cases(plan, geometries, cases, gradients):
+def run_cases(plan, geometries, cases):
     """All cases in one compilation."""
 
     def run(cases):
@@ -59,109 +69,101 @@ def run_cases(plan, geometries, cases, gradients):
         for geometry, (x, kernels, attention, cotangent) in zip(geometries, cases):
 
             def apply(*inputs, geometry=geometry):
-                return PLANS[plan].function(*inputs, geometry)
+                return run_plan(plan, *inputs, geometry)
 
-            if gradients:
-                y, pull = jax.vjp(apply, x, kernels, attention)
-                results.append((y, pull(cotangent)))
-            else:
-                results.append((apply(x, kernels, attention),))
+            y, pull = jax.vjp(apply, x, kernels, attention)
+            results.append((y, pull(cotangent)))
         return results
 
     return jit_quickly(run)(cases)
 
 
-@pytest.fixture(scope='module')
-def grid_cases():
-    cases = [draw_case((7, 6), geometry) for geometry in GRID]
-    return cases, [convolve_samples(*case, geometry) for case, geometry in zip(cases, GRID)]
+def check_grid(plan, geometries):
+    cases = [draw_case((7, 6), geometry) for geometry in geometries]
+    with jax.enable_x64(True):
+        results = run_cases(plan, geometries, cases)
+    for geometry, case, result in zip(geometries, cases, results):
+        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
 
 
+# A step that divides none of the grid's lengths: each value of each argument occurs.
 @pytest.mark.parametrize('plan', PLANS)
-def test_equals_loop_over_samples_for_every_geometry(plan, grid_cases):
-    cases, expected = grid_cases
-    with jax.enable_x64(True):
-        results = run_cases(plan, GRID, cases, gradients=False)
-    for geometry, result, twin in zip(GRID, results, expected):
-        assert_tree_close(result, twin[:1], str(geometry))
+def test_equals_a_loop_over_samples(plan):
+    check_grid(plan, GRID[::7])
 
 
-def test_gradients_written_by_hand(grid_cases):
-    # Those of the other plans are JAX's own. Every fifth geometry: all values of all arguments, in pairs.
-    some = slice(None, None, 5)
-    with jax.enable_x64(True):
-        results = run_cases('fused', GRID[some], grid_cases[0][some], gradients=True)
-    for geometry, result, twin in zip(GRID[some], results, grid_cases[1][some]):
-        assert_tree_close(result, twin, str(geometry))
+@pytest.mark.slow
+@pytest.mark.parametrize('plan', PLANS)
+def test_equals_a_loop_over_samples_for_every_geometry(plan):
+    check_grid(plan, GRID)
+
+
+def test_a_grouped_convolution_gives_the_same_numbers():
+    for size, geometry in (ODD_ONES[0], ODD_ONES[4]):
+        x, kernels, attention, cotangent = draw_case(size, geometry)
+        with jax.enable_x64(True):
+            found = jit_quickly(convolve_grouped, static_argnums=3)(x, kernels, attention, geometry)
+        np.testing.assert_allclose(found, convolve_samples(x, kernels, attention, cotangent, geometry)[0], atol=1e-10)
 
 
 @pytest.mark.parametrize('plan', PLANS)
 def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
     cases = [draw_case(size, geometry) for size, geometry in ODD_ONES]
     with jax.enable_x64(True):
-        results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases, gradients=True)
+        results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases)
     for (_, geometry), case, result in zip(ODD_ONES, cases, results):
         assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
 
 
-def by_place(case, geometry):
-    """The case with a weight for each place of each kernel."""
-    x, kernels, attention, cotangent = case
-    places = np.random.default_rng(7).normal(size=(*attention.shape, *geometry.kernel_size))
-    return x, kernels, places, cotangent
-
-
-@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.by_place])
-def test_a_weight_for_every_place_of_a_kernel(plan):
-    some = [*ODD_ONES[:1], *ODD_ONES[3:4], *ODD_ONES[5:7], *((size, geometry) for _, size, geometry in EMPTY_ONES[1:3])]
-    batches = [BATCH] * (len(some) - 2) + [BATCH, 0]
-    geometries = [geometry for _, geometry in some]
+@pytest.mark.parametrize('plan', BY_TAP)
+def test_a_weight_for_every_tap(plan):
+    """The twin takes a weight for each tap of each kernel: attention times the weight of the tap."""
     cases = [
-        by_place(draw_case(size, geometry, batch=batch), geometry) for (size, geometry), batch in zip(some, batches)
+        *ODD_ONES[:1],
+        *ODD_ONES[3:4],
+        *ODD_ONES[5:7],
+        *((size, geometry) for _, size, geometry in EMPTY_ONES[1:3]),
     ]
-    with jax.enable_x64(True):
-        results = run_cases(plan, geometries, cases, gradients=True)
-    for geometry, case, result in zip(geometries, cases, results):
-        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
+    for (size, geometry), batch in zip(cases, [BATCH] * (len(cases) - 1) + [0]):
+        x, kernels, attention, cotangent = draw_case(size, geometry, batch=batch)
+        weights = np.random.default_rng(7).normal(size=(batch, *geometry.kernel_size))
+        ones = (1,) * len(size)
+        by_tap = attention.reshape(batch, KERNELS, *ones) * weights[:, None]
+        y, (d_x, d_kernels, d_by_tap) = convolve_samples(x, kernels, by_tap, cotangent, geometry)
+        d_attention = (d_by_tap * weights[:, None]).sum(tuple(range(2, d_by_tap.ndim)))
+        d_weights = (d_by_tap * attention.reshape(batch, KERNELS, *ones)).sum(1)
+
+        def differentiate(cotangent, x, kernels, attention, weights, geometry=geometry):
+            y, pull = jax.vjp(
+                lambda *inputs: run_plan(plan, *inputs[:3], geometry, None, inputs[3]), x, kernels, attention, weights
+            )
+            return y, pull(cotangent)
+
+        with jax.enable_x64(True):
+            found = jit_quickly(differentiate)(cotangent, x, kernels, attention, weights)
+        assert_tree_close(found, (y, (d_x, d_kernels, d_attention, d_weights)), str(geometry))
 
 
-@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.by_place])
-def test_places_that_weigh_the_same_are_a_weight_of_the_kernel(plan):
+@pytest.mark.parametrize('plan', BY_TAP)
+def test_equal_weights_of_taps_scale_a_kernel(plan):
     geometry = resolve_geometry((5, 4), (3, 2), 1, 'SAME')
     x, kernels, attention, _ = (jnp.asarray(part, jnp.bfloat16) for part in draw_case((5, 4), geometry))
-    places = jnp.broadcast_to(attention[:, :, None, None], (*attention.shape, 3, 2))
-    apply = jit_quickly(lambda weights: PLANS[plan].function(x, kernels, weights, geometry))
+    attention = attention.astype(jnp.float32)
+    apply = jit_quickly(lambda *inputs: run_plan(plan, x, kernels, inputs[0], geometry, None, *inputs[1:]))
     with jax.numpy_dtype_promotion('strict'):
-        whole, by_places = (apply(weights.astype(jnp.float32)) for weights in (attention, places))
-    assert by_places.dtype == jnp.bfloat16
-    np.testing.assert_allclose(whole.astype(jnp.float32), by_places.astype(jnp.float32), rtol=2e-2, atol=2e-2)
-
-
-EMPTY_ONES = [
-    (batch, size, resolve_geometry(size, (3, 2), 1, 'VALID', groups=groups))
-    for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
-    for groups in (1, 2)
-]
+        whole, by_taps = apply(attention), apply(attention / 2, jnp.full((BATCH, 3, 2), 2.0))
+    assert by_taps.dtype == jnp.bfloat16
+    np.testing.assert_allclose(whole.astype(jnp.float32), by_taps.astype(jnp.float32), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize('plan', PLANS)
 def test_empty_batches_and_empty_outputs(plan):
     cases = [draw_case(size, geometry, batch=batch) for batch, size, geometry in EMPTY_ONES]
     with jax.enable_x64(True):
-        results = run_cases(plan, [geometry for *_, geometry in EMPTY_ONES], cases, gradients=True)
+        results = run_cases(plan, [geometry for *_, geometry in EMPTY_ONES], cases)
     for (batch, _, geometry), case, (y, gradients) in zip(EMPTY_ONES, cases, results):
         assert (y.size, y.shape[0]) == (0, batch)
         assert_tree_close((y, gradients), convolve_samples(*case, geometry), str(geometry))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('plan', PLANS)
-def test_gradients_for_every_geometry(plan, grid_cases):
-    cases, expected = grid_cases
-    with jax.enable_x64(True):
-        results = run_cases(plan, GRID, cases, gradients=True)
-    for geometry, result, twin in zip(GRID, results, expected):
-        assert_tree_close(result, twin, str(geometry))
 
 
 def test_slow_twin_equals_lax():
@@ -190,7 +192,7 @@ def test_without_jit_and_twice_differentiated(plan):
         x, kernels, attention, cotangent = map(jnp.asarray, draw_case(size, geometry))
 
         def loss(kernels):
-            return jnp.sum(PLANS[plan].function(x, kernels, attention, geometry) ** 3 * cotangent)
+            return jnp.sum(run_plan(plan, x, kernels, attention, geometry) ** 3 * cotangent)
 
         def differentiate(kernels):
             # Criteria such as GraSP take the gradient of a gradient, forwards over backwards.
@@ -207,12 +209,12 @@ def test_forward_derivative_of_those_plans_that_have_one(plan):
     geometry = resolve_geometry((4,), 2, 1, 'SAME', groups=2)
 
     def apply(*inputs):
-        return PLANS[plan].function(*inputs, geometry)
+        return run_plan(plan, *inputs, geometry)
 
     with jax.enable_x64(True):
         *inputs, cotangent = draw_case((4,), geometry)
         *tangents, _ = draw_case((4,), geometry, seed=1)
-        if not PLANS[plan].forward_mode:
+        if plan == 'fused':
             with pytest.raises(TypeError, match='forward-mode'):
                 jax.jvp(apply, tuple(inputs), tuple(tangents))
             return
@@ -229,7 +231,7 @@ def test_gradients_inside_shard_map_are_those_of_one_device(plan):
     split, shared = jax.sharding.PartitionSpec('batch'), jax.sharding.PartitionSpec()
 
     def loss(x, kernels, attention, cotangent):
-        return jnp.sum(PLANS[plan].function(x, kernels, attention, geometry) ** 3 * cotangent)
+        return jnp.sum(run_plan(plan, x, kernels, attention, geometry) ** 3 * cotangent)
 
     def differentiate(x, kernels, attention, cotangent):
         gradient = jax.grad(loss, (0, 1, 2))
@@ -249,7 +251,7 @@ def test_gradients_inside_shard_map_are_those_of_one_device(plan):
 def test_other_samples_are_not_seen(plan):
     geometry = resolve_geometry((5, 4), (3, 3), 1, 'SAME')
     x, kernels, attention, _ = (jnp.asarray(part, jnp.float32) for part in draw_case((5, 4), geometry))
-    function = jit_quickly(lambda x, attention: PLANS[plan].function(x, kernels, attention, geometry))
+    function = jit_quickly(lambda x, attention: run_plan(plan, x, kernels, attention, geometry))
     alone = function(x, attention)
     beside = function(x.at[1].set(1e6), attention.at[1].set(-7.0))
     np.testing.assert_array_equal(alone[0], beside[0])
@@ -265,7 +267,7 @@ def test_bfloat16_sums_in_float32(plan):
     y, gradients = convolve_samples(x, kernels, attention, cotangent, geometry)
 
     def apply(*inputs):
-        return PLANS[plan].function(*inputs, geometry)
+        return run_plan(plan, *inputs, geometry)
 
     inputs = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernels, jnp.float32), jnp.asarray(attention, jnp.float32)
 
@@ -290,7 +292,7 @@ def test_every_product_has_the_precision_asked_for(plan):
 
     def find_precisions(precision):
         def differentiate(cotangent, *inputs):
-            y, pull = jax.vjp(lambda *inputs: PLANS[plan].function(*inputs, geometry, precision), *inputs)
+            y, pull = jax.vjp(lambda *inputs: run_plan(plan, *inputs, geometry, precision), *inputs)
             return y, pull(cotangent)
 
         return list(walk_precisions(jax.make_jaxpr(differentiate)(cotangent, *inputs).jaxpr))
@@ -325,7 +327,7 @@ def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
     def convolve(x, kernels, attention):
         return convolve_samples(x, kernels, attention, cotangent, geometry)[0]
 
-    function = jit_quickly(lambda *inputs: PLANS[plan].function(*inputs, geometry))
+    function = jit_quickly(lambda *inputs: run_plan(plan, *inputs, geometry))
     unit = 2**-8  # half a unit in the last place of bfloat16
     # Kernels that bfloat16 holds, and kernels that it rounds.
     for values in (narrow, kernels):
@@ -334,7 +336,7 @@ def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
         every = convolve(np.abs(x), np.abs(values), attention)
         # y is rounded once; float32 sums of some dozen products, as large as those of each kernel.
         bound = unit * np.abs(expected) + 2**-19 * every
-        if plan not in ('outputs', 'unfolded'):
+        if plan != 'outputs':
             # The mixed kernel is rounded: an error as small as what the cancelling left.
             bound += 1.01 * unit * convolve(np.abs(x), 0.5 * np.abs(values.sum(axis=0))[None], ones)
         else:
@@ -343,21 +345,17 @@ def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
         assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
 
 
-@pytest.mark.parametrize('plan', [name for name, row in PLANS.items() if row.symbolic_batch])
+@pytest.mark.parametrize('plan', ('shift', 'outputs'))
 def test_traces_with_a_symbolic_batch(plan):
     geometry = resolve_geometry((6, 6), (3, 3), 2, 'SAME', groups=2)
     (batch,) = jax.export.symbolic_shape('b')
     x = jax.ShapeDtypeStruct((batch, 6, 6, CHANNELS), jnp.float32)
     kernels = jax.ShapeDtypeStruct((KERNELS, 3, 3, CHANNELS // 2, FEATURES), jnp.float32)
     attention = jax.ShapeDtypeStruct((batch, KERNELS), jnp.float32)
-    function = jax.jit(lambda *inputs: PLANS[plan].function(*inputs, geometry))
+    function = jax.jit(lambda *inputs: run_plan(plan, *inputs, geometry))
     exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x, kernels, attention)
     assert str(exported.out_avals[0].shape) == '(b, 3, 3, 8)'
-    assert PLANS[choose_plan(x, kernels, geometry)].symbolic_batch
-    if PLANS[plan].by_place:
-        assert PLANS[choose_plan(x, kernels, geometry, by_place=True)].symbolic_batch
-        attention = jax.ShapeDtypeStruct((batch, KERNELS, 3, 3), jnp.float32)
-        assert str(jax.export.export(function)(x, kernels, attention).out_avals[0].shape) == '(b, 3, 3, 8)'
+    assert choose_plan(x, KERNELS, geometry) == choose_plan(x, KERNELS, geometry, by_tap=True) == 'shift'
 
 
 def assert_tree_close(found, expected, message):

@@ -1,0 +1,244 @@
+"""Plans: executions of a dynamic convolution that give the same numbers.
+
+| plan | execution | limits |
+| --- | --- | --- |
+| `fused` | one sample after another: mix its kernel, multiply unfolded windows | no symbolic batch, no jax.jvp |
+| `shift` | mix every sample's kernel, one batched product for each tap | |
+| `outputs` | one convolution with all K kernels, then mix the K outputs | no tap weights |
+
+Sums over channels and kernels are taken in float32 at least. A row of y depends only on that row of x and attention.
+If kernels have a wider dtype than x, `outputs` rounds kernels and K outputs, and the others the mixed kernel.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pad_jax.kernels.geometry import Geometry
+from pad_jax.kernels.numerics import at_least_float32, vary_together
+from pad_jax.kernels.windows import multiply_groups, tap_windows, unfold
+
+TINY_MAP = 16  # output positions up to which XLA's convolutions on CPU take longer than one matrix product
+WIDE = 160  # output features above which they do so too, gradients included
+
+
+def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
+    """Convolve [B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F].
+
+    On CPU, where XLA's convolutions are slow for tiny maps and many outputs, as one matrix product.
+    """
+    kernel, rank = kernel.astype(x.dtype), len(geometry.kernel_size)
+    size = geometry.output_size(x.shape[1:-1])
+    suits = geometry.num_taps == 1 or math.prod(size) < TINY_MAP or kernel.shape[-1] > WIDE
+    if geometry.groups == 1 and suits and jax.default_backend() == 'cpu':
+        rows = unfold(x, geometry)
+        matrix = kernel.reshape(rows.shape[2], kernel.shape[-1])
+        y = jnp.dot(rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]), matrix, precision=precision)
+        return y.reshape(x.shape[0], *size, kernel.shape[-1])
+    spatial = tuple(range(1, rank + 1))
+    numbers = lax.ConvDimensionNumbers(
+        lhs_spec=(0, rank + 1, *spatial), rhs_spec=(rank + 1, rank, *range(rank)), out_spec=(0, rank + 1, *spatial)
+    )
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        geometry.input_dilation,
+        geometry.kernel_dilation,
+        numbers,
+        geometry.groups,
+        precision=precision,
+    )
+
+
+class Kernels(NamedTuple):
+    """Kernels of all samples before they are mixed; taps are flattened.
+
+    Attributes:
+      dynamic: [K, taps, c, F], in compact storage only the dynamic entries.
+      attention: [B, K].
+      tap_weights: [B, taps] or None.
+      static: [taps, c, F], in compact storage only the static entries; None without a static part.
+      mask: bool that broadcasts against [taps, c, F]; None in compact storage.
+      order: (sources, places) for `reorder` if entries must be where they belong, else None.
+    """
+
+    dynamic: jax.Array
+    attention: jax.Array
+    tap_weights: jax.Array | None = None
+    static: jax.Array | None = None
+    mask: jax.Array | None = None
+    order: tuple[jax.Array, jax.Array] | None = None
+
+    def join(self, mixed, static, tap_weights, axis):
+        """Join both parts: mixed [(B,) taps, c, F] -> the kernel [(B,) taps, c, F] of a sample or of each."""
+        if static is not None:
+            static = jnp.broadcast_to(static.astype(mixed.dtype), (*mixed.shape[:-3], *static.shape))
+            if self.mask is not None:
+                mixed = jnp.where(self.mask, mixed, static)
+            else:
+                mixed = jnp.concatenate([static, mixed], axis)
+                mixed = mixed if self.order is None else reorder(mixed, *self.order, axis)
+        if tap_weights is None:
+            return mixed
+        return mixed * tap_weights[..., None, None].astype(mixed.dtype)
+
+    def make_matrix(self, mixed, static, tap_weights, axis, groups):
+        """Join the parts of one sample: [taps, c, F] -> [taps·c, F], or [G, taps·c, F / G] with feature groups."""
+        kernel = self.join(mixed, static, tap_weights, axis)
+        return _split_groups(kernel.reshape(-1, kernel.shape[-1]), groups)
+
+
+# The gradient is the same function with swapped arguments; the derived one is a scatter, which is slow in XLA on CPU.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def reorder(values, sources, places, axis):
+    """Put each entry where it belongs."""
+    del sources
+    return jnp.take(values, places, axis=axis, mode='clip')
+
+
+reorder.defvjp(
+    lambda values, sources, places, axis: (reorder(values, sources, places, axis), (sources, places)),
+    lambda axis, order, d_values: (reorder(d_values, order[1], order[0], axis), None, None),
+)
+
+
+def convolve_outputs(x, kernels, attention, geometry, precision):
+    """Plan `outputs`."""
+    num_kernels, features, groups = kernels.shape[0], kernels.shape[-1], geometry.groups
+    # [K, *S, c, g·f] -> [*S, c, g·K·f]: the convolution wants the outputs of a group side by side.
+    stacked = jnp.moveaxis(kernels.reshape(*kernels.shape[:-1], groups, features // groups), 0, -2)
+    every = convolve_static(x, stacked.reshape(*kernels.shape[1:-1], num_kernels * features), geometry, precision)
+    size, wide = every.shape[1:-1], at_least_float32(x.dtype)
+    every = every.reshape(x.shape[0], math.prod(size), groups, num_kernels, features // groups).astype(wide)
+    weights = attention.astype(wide)[:, None, None, :, None]
+    # A sum over slices and not a matrix product: it fuses into one pass over the K outputs.
+    mixed = sum(every[:, :, :, k] * weights[:, :, :, k] for k in range(num_kernels))
+    return mixed.astype(x.dtype).reshape(x.shape[0], *size, features)
+
+
+def convolve_shifted(x, kernels, axis, geometry, precision):
+    """Plan `shift`."""
+    wide, joined, total = at_least_float32(x.dtype), None, None
+    if kernels.static is not None:
+        joined = kernels.join(_mix(kernels.dynamic, kernels.attention, wide), kernels.static, None, axis)
+    for tap, rows in enumerate(tap_windows(x, geometry)):
+        # Without a static part mixed tap by tap: B whole kernels would be B · n numbers.
+        kernel = _mix(kernels.dynamic[:, tap], kernels.attention, wide) if joined is None else joined[:, tap]
+        if kernels.tap_weights is not None:
+            kernel = kernel * kernels.tap_weights[:, tap, None, None].astype(wide)
+        product = multiply_groups(rows, kernel.astype(x.dtype), geometry.groups, precision)
+        total = product if total is None else total + product
+    return total.astype(x.dtype).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1])
+
+
+def _mix(kernels, attention, dtype):
+    """Mix every sample's kernel: [K, *shape], [B, K] -> [B, *shape]."""
+    flat = kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:])).astype(dtype)
+    mixed = jnp.dot(attention.astype(dtype), flat, precision=lax.Precision.HIGHEST)
+    return mixed.reshape(attention.shape[0], *kernels.shape[1:])
+
+
+def convolve_fused(x, kernels, axis, geometry, precision):
+    """Plan `fused`."""
+    leaves, structure = jax.tree.flatten((x, kernels))
+    return _fused(*structure.unflatten(vary_together(*leaves)), axis, geometry, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _fused(x, kernels, axis, geometry, precision):
+    return _fused_forward(x, kernels, axis, geometry, precision)[0]
+
+
+def _fused_forward(x, kernels, axis, geometry, precision):
+    if geometry.groups == x.shape[-1] > 1:
+        # Depthwise: nothing is multiplied as matrices, and one pass for each tap is many times faster.
+        return convolve_shifted(x, kernels, axis, geometry, precision), (x, kernels)
+    wide = at_least_float32(x.dtype)
+    multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
+
+    def convolve_one(sample):
+        image, row, weights = sample
+        mixed = _mix_one(kernels.dynamic.astype(wide), row)
+        matrix = kernels.make_matrix(mixed, kernels.static, weights, axis, geometry.groups)
+        product = multiply(_unfold_one(image, geometry), matrix.astype(x.dtype))
+        return _join_groups(product).astype(x.dtype)
+
+    total = lax.map(convolve_one, (x, kernels.attention, kernels.tap_weights))
+    return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1]), (x, kernels)
+
+
+def _fused_backward(axis, geometry, precision, saved, cotangent):
+    """Compute all gradients of `fused` in one scan over samples.
+
+    A step adds a sample's kernel gradient, times its attention, to the K gradients. Contracted with the K kernels it is
+    the gradient of attention. Neither B kernels nor B kernel gradients ever exist.
+    """
+    x, kernels = saved
+    wide = at_least_float32(x.dtype)
+    multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
+    cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), cotangent.shape[-1])
+    # In the wide dtype, so that no gradient is rounded before it is summed.
+    dynamic, static = jax.tree.map(lambda part: part.astype(wide), (kernels.dynamic, kernels.static))
+
+    def pull_one(sums, sample):
+        d_dynamic, d_static = sums
+        image, row, weights, d_out = sample
+        d_out = _split_groups(d_out, geometry.groups)
+        rows, fold = jax.vjp(lambda image: _unfold_one(image, geometry), image)
+        make = functools.partial(kernels.make_matrix, axis=axis, groups=geometry.groups)
+        matrix, unmake = jax.vjp(make, _mix_one(dynamic, row), static, weights)
+        d_mixed, d_static_one, d_weights = unmake(multiply(jnp.swapaxes(rows, -1, -2), d_out))
+        d_rows = multiply(d_out, jnp.swapaxes(matrix, -1, -2).astype(x.dtype))
+        (d_image,) = fold(d_rows.astype(x.dtype))
+        # A product with a vector: XLA's reductions on CPU take several times as long for the same sum.
+        d_row = jnp.dot(dynamic.reshape(row.shape[0], -1), d_mixed.reshape(-1), precision=lax.Precision.HIGHEST)
+        d_dynamic += row.astype(wide)[:, None, None, None] * d_mixed[None]
+        d_static = None if static is None else d_static + d_static_one
+        return (d_dynamic, d_static), (d_image, d_row, d_weights)
+
+    start = jax.tree.map(jnp.zeros_like, (dynamic, static))
+    start = jax.tree.map(lambda zero: vary_together(x, dynamic, kernels.attention, zero)[-1], start)
+    scanned = x, kernels.attention, kernels.tap_weights, cotangent
+    (d_dynamic, d_static), (d_x, d_attention, d_weights) = lax.scan(pull_one, start, scanned)
+    d_static = None if static is None else d_static.astype(kernels.static.dtype)
+    d_attention = d_attention.astype(kernels.attention.dtype)
+    return d_x, Kernels(d_dynamic.astype(kernels.dynamic.dtype), d_attention, d_weights, d_static)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _mix_one(kernels, row):
+    """Mix one sample's kernel: [K, *shape], [K] -> [*shape]. A sum takes one pass over the K kernels."""
+    return sum(kernels[k] * row[k].astype(kernels.dtype) for k in range(kernels.shape[0]))
+
+
+def _unfold_one(image, geometry):
+    """[*S, C] -> [P, taps·c], or [G, P, taps·c] with feature groups."""
+    return _split_groups(unfold(image[None], geometry)[0], geometry.groups)
+
+
+def _split_groups(matrix, groups):
+    """[rows, G·f] -> [G, rows, f]; a matrix without groups stays as it is."""
+    if groups == 1:
+        return matrix
+    return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, matrix.shape[1] // groups), 1, 0)
+
+
+def _join_groups(product):
+    """[G, P, f] -> [P, G·f]; a matrix stays as it is."""
+    if product.ndim == 2:
+        return product
+    groups, positions, outer = product.shape
+    return jnp.moveaxis(product, 0, 1).reshape(positions, groups * outer)
+
+
+def flatten_taps(kernels):
+    """[K, *kernel_size, c, F] -> [K, taps, c, F]."""
+    return kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:-2]), *kernels.shape[-2:])

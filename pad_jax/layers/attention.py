@@ -1,0 +1,193 @@
+"""Attention: what a dynamic layer generates for each sample from its pooled features."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Initializer
+
+from pad_jax.kernels.numerics import at_least_float32
+from pad_jax.layers.factors import declare_dynamic, declare_factors
+from pad_jax.partition.masks import blend
+
+LEAST_SQUARE = 1e-5
+"""Added to a mean square before dividing by it, as in norms."""
+EXPAND_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+"""N(0, sqrt(2 / n)) for n outputs: the authors' code, for every weight of an attention."""
+
+
+def pool_space(x: jax.Array) -> jax.Array:
+    """Take the mean over space: [B, *S, C] -> [B, C], at least float32."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=at_least_float32(x.dtype))
+
+
+def squeeze_space(x: jax.Array, squeeze: jax.Array) -> jax.Array:
+    """Compute hidden units that several heads share: relu(mean over space · squeeze).
+
+    Products are tiny and a mixture is as sharp as its logits are exact, so the precision is the highest.
+
+    Args:
+      x: [B, *S, C].
+      squeeze: [C, width].
+
+    Returns:
+      [B, width], at least float32.
+
+    >>> squeeze_space(jnp.ones((1, 2, 2, 3)), jnp.array([[1., -1.]] * 3)).tolist()
+    [[3.0, 0.0]]
+    """
+    pooled = pool_space(x)
+    return jax.nn.relu(jnp.dot(pooled, squeeze.astype(pooled.dtype), precision=jax.lax.Precision.HIGHEST))
+
+
+def normalize_units(hidden: jax.Array) -> jax.Array:
+    """Divide each sample's units by their root mean square: float[B, width] of the same dtype.
+
+    Generated values then do not depend on the scale of the features. Without it, outputs would grow with the square of
+    inputs, or the slope of a sigmoid would vanish. The authors of ODConv and DCD have batch norms here;
+    this needs no statistics, and no sample depends on another one.
+
+    >>> units = normalize_units(jnp.array([[3., 4., 0., 0.]]))  # divided by sqrt(25 / 4) = 2.5
+    >>> [round(float(unit), 2) for unit in units[0]]
+    [1.2, 1.6, 0.0, 0.0]
+    """
+    return hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), axis=-1, keepdims=True) + LEAST_SQUARE)
+
+
+class Head(nn.Module):
+    """Logits of K kernels: features · expand + bias, [B, C] -> [B, K] of the same dtype.
+
+    Attributes:
+      num_kernels: K.
+      kernel_init: initializer of the weights; the bias starts at zero.
+    """
+
+    num_kernels: int
+    kernel_init: Initializer = EXPAND_INIT
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        expand = self.param('expand', self.kernel_init, (features.shape[-1], self.num_kernels), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.num_kernels,), self.param_dtype)
+        expand, bias = expand.astype(features.dtype), bias.astype(features.dtype)
+        return jnp.dot(features, expand, precision=jax.lax.Precision.HIGHEST) + bias[None]
+
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Return multiply-adds of one example as (dense, masked, compact)."""
+        products = math.prod(x_shape) * self.num_kernels
+        return 0, products, products
+
+
+class Attention(Head):
+    """Attention of DY-Conv: softmax((relu(pooled · squeeze) · expand + bias) / temperature).
+
+    Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020, section 3.2.
+
+    Attributes:
+      reduction: the hidden width is max(1, C // reduction).
+      ...: see `Head`.
+
+    >>> layer = Attention(num_kernels=4)
+    >>> weights, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((1, 2, 2, 32)), 30.)
+    >>> weights.tolist(), variables['params']['squeeze'].shape
+    ([[0.25, 0.25, 0.25, 0.25]], (32, 2))
+    """
+
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+        """Map [B, *S, C] to positive weights [B, K], at least float32, that sum to one.
+
+        The higher the temperature (> 0, may be traced), the nearer each weight is to 1/K.
+        """
+        channels = x.shape[-1]
+        squeeze = self.param('squeeze', EXPAND_INIT, (channels, self._width(channels)), self.param_dtype)
+        logits = super().__call__(squeeze_space(x, squeeze))
+        return jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
+
+    def _width(self, channels):
+        return max(1, channels // self.reduction)
+
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Return multiply-adds of one example as (dense, masked, compact)."""
+        products = self._width(x_shape[-1]) * (x_shape[-1] + self.num_kernels)
+        return 0, products, products
+
+
+class GeneratedTensor(nn.Module):
+    """Tensor of any shape that is generated for each sample: attention vectors and small matrices.
+
+        values(x) = activation((hidden(x) · weights + bias) / temperature)
+
+    The weights `tensor` [width, *shape] are the dynamic factors of every position. With `granularity=None` all
+    positions are dynamic. Otherwise a mask tells dynamic positions from static ones, whose value all samples share:
+
+        values(x) = λd · mask · activation(...) + λs · (1 − mask) · static_tensor
+
+    The bias [*shape] is not a dynamic factor: it is counted under other parameters, as a convolution's bias is. The
+    activated values [B, *shape], without mask and scales, are sown into 'intermediates' as 'values'.
+
+    Attributes:
+      shape: shape of one sample's tensor.
+      start: start value of the static tensor; the activation at zero suits.
+      activation: function of each entry.
+      granularity, scales, prune: see `ConvLayer`.
+
+    >>> layer = GeneratedTensor((1, 4), 0.5, granularity='output')
+    >>> values, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((2, 3)))
+    >>> values.shape, variables['params']['tensor'].shape, values[0].tolist()
+    ((2, 1, 4), (3, 1, 4), [[0.5, 0.5, 0.5, 0.5]])
+    """
+
+    shape: tuple[int, ...]
+    start: float
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+    granularity: str | None = None
+    scales: str = 'both'
+    prune: bool = False
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+        """Map float[B, width] to [B, *shape] of the same dtype; temperature > 0, may be traced."""
+        batch, width = hidden.shape
+        factors = declare_factors(
+            self,
+            'tensor',
+            self.shape,
+            width,
+            _init_together,
+            nn.initializers.constant(self.start),
+            generated=True,
+            linear=False,
+            beside=('bias',),
+            layer='..',
+        )
+        bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
+        weights = factors.dynamic.astype(hidden.dtype).reshape(width, bias.size)
+        logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST)
+        logits = logits + bias.astype(hidden.dtype).reshape(1, bias.size)
+        values = self.activation(logits / jnp.asarray(temperature, hidden.dtype)).reshape(batch, *bias.shape)
+        if factors.index is not None:
+            values = factors.put_dynamic(values)
+        self.sow('intermediates', 'values', values)
+        if factors.static is None:
+            return values
+        scales = factors.dynamic_scale, factors.static_scale
+        if factors.index is None:
+            return blend(values, factors.static, factors.mask, *scales)
+        dynamic_scale, static_scale, static = (jnp.asarray(array, values.dtype) for array in (*scales, factors.static))
+        return dynamic_scale * values + factors.put_static(static_scale * static)[None]
+
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Return multiply-adds of one example as (dense, masked, compact)."""
+        return 0, count.num_factors * count.positions, count.num_factors * count.dynamic_positions
+
+
+def _init_together(key, shape, dtype):
+    """Draw the weights as those of one attention over all entries together."""
+    return EXPAND_INIT(key, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _timing import Call, time_interleaved
 
 from pad_jax.deploy.network import Network, shrink_network
-from pad_jax.layers import list_plans
+from pad_jax.layers import PLANS
 from pad_jax.models import MODELS, STEMS
 from pad_jax.partition import count_layers, report_counts
 from pad_jax.training.config import load_config
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    plans = list_plans(1)
+    plans = list(PLANS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--model', default='resnet18', choices=MODELS, metavar='MODEL', help=f'one of {",".join(MODELS)}'

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = 'batch'
@@ -84,16 +85,18 @@ class Replicas:
             return jax.device_put(tree, self.devices[0])
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
-    def share(self, state):
-        """Return the state of the first process on every process. All must call it, with equal shapes.
 
-        Processes that compute a state from the same numbers may still differ, because devices may add in different
-        orders. Replicas that differ would stay different without a word.
-        """
-        if self.num_processes == 1:
-            return state
-        step = self.map_step(_take_first, donate=True)
-        return self.fetch(step(self.place_state(state), {}))
+def share(state):
+    """Return the TrainState of the first process on one device of every process. All must call it.
+
+    Processes that compute a state from the same numbers may still differ, because devices may add in different orders.
+    Replicas that differ would stay different without a word.
+    """
+    if jax.process_count() == 1:
+        return state
+    words = state.replace(key=jax.random.key_data(state.key))
+    shared = jax.tree.map(jnp.asarray, multihost_utils.broadcast_one_to_all(words))
+    return shared.replace(key=jax.random.wrap_key_data(shared.key, impl=jax.random.key_impl(state.key)))
 
 
 def as_global(tree):
@@ -108,19 +111,6 @@ def as_global(tree):
     return jax.tree.map(
         lambda leaf: jax.make_array_from_single_device_arrays(leaf.shape, sharding, [jnp.asarray(leaf)]), tree
     )
-
-
-def _take_first(state, batch, *, axis_name):
-    is_first = jax.lax.axis_index(axis_name) == 0
-
-    def take(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(take(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        if leaf.dtype == bool:
-            return take(leaf.astype(jnp.uint8)).astype(bool)
-        return jax.lax.psum(jnp.where(is_first, leaf, jnp.zeros_like(leaf)), axis_name)
-
-    return jax.tree.map(take, state)
 
 
 @functools.lru_cache

@@ -14,23 +14,12 @@ from pad_jax.data.glue import choose_output, find_task, read_glue_texts, write_p
 from pad_jax.data.tables import check_fields, open_table, read_unlabelled
 from pad_jax.data.texts import EncodedTexts, encode_texts
 from pad_jax.errors import BadInput
+from pad_jax.training import setup
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import is_text, read_workdir_config
 from pad_jax.training.devices import Replicas
 from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.rounds import to_trained_storage
-from pad_jax.training.setup import (
-    Lengths,
-    make_inputs,
-    make_model,
-    make_run_optimizer,
-    make_task,
-    make_temperature,
-    measure_lengths,
-    open_pieces,
-    open_source,
-    split_columns,
-)
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
 from pad_jax.training.workdir import DataRecord, describe_classes, read_data
@@ -50,7 +39,7 @@ class RestoredRun(NamedTuple):
 
     config: ml_collections.ConfigDict
     record: DataRecord
-    lengths: Lengths
+    lengths: setup.Lengths
     state: TrainState
 
 
@@ -66,9 +55,11 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     config = read_workdir_config(workdir, overrides)
     record = read_data(workdir)
     # From the data of training: the temperature at a step depends on the length of an epoch.
-    lengths = measure_lengths(config, record.num_train)
+    lengths = setup.measure_lengths(config, record.num_train)
     averaged = config.optim.ema_decay > 0
-    like = abstract_state(make_model(config), make_run_optimizer(config, lengths), make_inputs(config), averaged)
+    like = abstract_state(
+        setup.make_model(config), setup.make_run_optimizer(config, lengths), setup.make_inputs(config), averaged
+    )
     checkpoints = Checkpoints(workdir / 'checkpoints')
     state = checkpoints.restore_newest(like)
     for line in checkpoints.describe_damage():
@@ -80,8 +71,8 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
 def _place(run: RestoredRun) -> tuple[Callable, TrainState, Replicas]:
     """Map the evaluation step over one device, and place the state on it."""
     config, replicas = run.config, Replicas(run.config.parallel, jax.local_devices()[:1])
-    arguments = {'task': make_task(config), 'temperature': make_temperature(config, run.lengths)}
-    step = replicas.map_step(eval_step, donate=False, model=make_model(config), **arguments)
+    arguments = {'task': setup.make_task(config), 'temperature': setup.make_temperature(config, run.lengths)}
+    step = replicas.map_step(eval_step, donate=False, model=setup.make_model(config), **arguments)
     state = to_trained_storage(run.state, config.partition.rounds, config.partition.compact)
     return step, replicas.place_state(state), replicas
 
@@ -96,7 +87,7 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
       BadInput: workdir contains no run or no checkpoint, its data is gone, or the data has other classes.
     """
     run = restore_run(workdir, overrides)
-    source = open_source(run.config, workdir)
+    source = setup.open_source(run.config, workdir)
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
@@ -180,9 +171,9 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     if task:
         texts, ids = read_glue_texts(source, task)
     else:
-        texts, ids = read_unlabelled(open_table(source), split_columns(config))
+        texts, ids = read_unlabelled(open_table(source), setup.split_columns(config))
     check_fields(path, [*names, *ids])
-    encoded = encode_texts(texts, open_pieces(config, workdir))
+    encoded = encode_texts(texts, setup.open_pieces(config, workdir))
     logits = _apply(restore_run(workdir), encoded)
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():

@@ -17,7 +17,7 @@ from pad_jax.training import workdir as files
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals
 from pad_jax.training.config import flatten, is_partial
-from pad_jax.training.devices import AXIS, Replicas
+from pad_jax.training.devices import AXIS, Replicas, share
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
@@ -141,7 +141,7 @@ class Run:
         self.progress = StepProgress(self.label, self.last_step, self.start, quiet=not processes.is_first())
         for line in notes:
             self.progress.say(line)
-        self._place(self.replicas.share(state))
+        self._place(share(state))
 
     def _begin(self) -> tuple[TrainState, list[str]]:
         """Return the state of the latest checkpoint or before the first step, and notes for the user."""
@@ -217,7 +217,7 @@ class Run:
                     f'κ {values["dynamic_fraction"]:.4g}, '
                     f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
                 )
-            self._place(self.replicas.share(state))
+            self._place(share(state))
 
     def _place(self, state: TrainState) -> None:
         """Put a masked state on the devices, and write partition.json."""

@@ -121,7 +121,9 @@ class Checkpoints:
             shutil.rmtree(removed, ignore_errors=True)
 
     def restore_newest(self, like: TrainState) -> TrainState:
-        """Restore the latest sound checkpoint; `describe_damage` then lists the damaged ones after it.
+        """Restore the latest sound checkpoint, in the shapes of `like`, on the default device.
+
+        `describe_damage` then lists the damaged ones after it.
 
         Raises:
           BadInput: no checkpoint exists, or it cannot be read, has another format, or does not fit the model.
@@ -138,17 +140,6 @@ class Checkpoints:
             raise BadInput(f'{self.folder} holds no checkpoint')
         reasons = '; '.join(f'{step}: {reason}' for step, reason in list(self._damaged.items())[:3])
         raise BadInput(f'{self.folder} holds no sound checkpoint ({reasons}): remove them to begin again')
-
-    def restore(self, like: TrainState, step: int) -> TrainState:
-        """Restore the state of a step, in the shapes of `like`, on the default device.
-
-        Raises:
-          BadInput: it is damaged, cannot be read, has another format, or does not fit the model.
-        """
-        reason = ask_first(lambda: self._find_damage(step))
-        if reason:
-            raise BadInput(f'checkpoint {self._path(step)} is damaged: {reason}')
-        return self._restore(like, step)
 
     def describe_damage(self) -> list[str]:
         """One line for each checkpoint that `restore_newest` found damaged."""

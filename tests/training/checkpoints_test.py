@@ -1,8 +1,13 @@
 import errno
+import gc
 import json
+import logging
 import os
 import re
+import resource
 import shutil
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +81,6 @@ def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
     manifest = json.loads((saved.folder / '7' / MANIFEST).read_text())
     assert list(manifest) == ['format', 'skipped', 'in_a_row', 'files', 'sha256']
     assert (manifest['format'], manifest['skipped'], manifest['in_a_row']) == (3, 0, 0)
-    assert saved.restore(like(), 7).columns == {} == saved.restore(like(), 7).average
     with pytest.raises(
         BadInput, match=r'8 does not fit the model: average/params/.* in the checkpoint, missing in the m'
     ):
@@ -92,7 +96,6 @@ def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):
     assert sorted(path.name for path in saved.folder.iterdir() if path.is_dir()) == ['10', '4']
     read = Checkpoints(saved.folder)
     assert int(read.restore_newest(like()).step) == 10
-    assert int(read.restore(like(), step=4).step) == 4
 
 
 def test_the_same_step_twice_is_one_checkpoint(tmp_path, state):
@@ -189,8 +192,6 @@ DAMAGES = {
     'the manifest is empty': (lambda folder: (folder / MANIFEST).write_text('{}'), "KeyError: 'sha256'"),
     'the manifest is gone': (lambda folder: (folder / MANIFEST).unlink(), 'No such file or directory: manifest.json'),
 }
-# Others differ in the file only.
-TYPICAL = ('state is gone', 'arrays are torn', 'a bit of an array', 'a pipe', 'the manifest is torn')
 
 
 @pytest.fixture(scope='module')
@@ -203,40 +204,32 @@ def two_checkpoints(tmp_path_factory, state):
     return folder
 
 
-@pytest.mark.parametrize(
-    'kind', [pytest.param(kind, marks=[] if kind in TYPICAL else pytest.mark.slow) for kind in DAMAGES]
-)
-def test_the_newest_sound_checkpoint_takes_the_place_of_a_damaged_one(two_checkpoints, tmp_path, capfd, state, kind):
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_the_latest_sound_checkpoint_replaces_a_damaged_one(two_checkpoints, tmp_path, kind):
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
     damage, says = DAMAGES[kind]
     damage(folder / '7')
-    before = contents(folder)
-    with pytest.raises(BadInput) as caught:
-        Checkpoints(folder).restore(like(), 7)
-    assert str(caught.value).startswith(f'checkpoint {folder / "7"} is damaged: ') and says in str(caught.value)
     reader = Checkpoints(folder)
     assert int(reader.restore_newest(like()).step) == 5
     (line,) = reader.describe_damage()
     assert line.startswith(f'checkpoint {folder / "7"} is damaged (') and says in line
     assert line.endswith('): that of step 5 replaces it') and '\n' not in line and len(line) < 500
-    assert contents(folder) == before
+
+
+@pytest.mark.parametrize('kind', ['state is gone', 'arrays are torn'])
+def test_a_run_keeps_a_damaged_checkpoint_under_another_name(two_checkpoints, tmp_path, capfd, state, kind):
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    DAMAGES[kind][0](folder / '7')
+    before = contents(folder)
     writer = Checkpoints(folder, keep=2)
     assert int(writer.restore_newest(like()).step) == 5
     assert contents(folder) == before
+    (line,) = writer.describe_damage()
     assert writer.prepare_to_write() == [f'{line}; it is kept as 7.damaged']
     writer.save(at(state, 7))
     assert sorted(path.name for path in folder.iterdir()) == ['5', '7', '7.damaged']
     assert int(Checkpoints(folder).restore_newest(like()).step) == 7
     assert 'Traceback' not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize('kind', DAMAGES)
-def test_each_damage_is_named(two_checkpoints, tmp_path, kind):
-    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
-    damage, says = DAMAGES[kind]
-    damage(folder / '7')
-    with pytest.raises(BadInput, match=rf'^checkpoint {folder}/7 is damaged: .*{re.escape(says)}'):
-        Checkpoints(folder).restore(like(), 7)
 
 
 def test_damage_again_has_another_name(two_checkpoints, tmp_path, state):
@@ -304,6 +297,25 @@ def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatc
     assert contents(folder) == before
     writer.save(at(state, 9))
     assert [path.name for path in folder.iterdir()] == ['9']
+
+
+def test_writes_that_fail_leave_one_error_and_no_traceback(two_checkpoints, tmp_path, state, capfd):
+    """Here all writer threads of orbax fail, because no file may be larger than 300 bytes."""
+    folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
+    writer, hooks = Checkpoints(folder, keep=2), (threading.excepthook, sys.unraisablehook)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        with pytest.raises(Stopped, match=r'9 cannot be written: File too large; once that is mended'):
+            writer.save(at(state, 9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
+    assert capfd.readouterr().err == ''
+    assert hooks == (threading.excepthook, sys.unraisablehook)
+    assert not any(logging.getLogger(name).disabled for name in ('absl', 'asyncio'))
+    writer.save(at(state, 9))
+    assert int(writer.restore_newest(like()).step) == 9
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(two_checkpoints, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from pad_jax.errors import BadInput
+from pad_jax.layers import find_records
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import LayerCount, count_layers, leaf_names, scale_factors
 from pad_jax.reports.plots import plot_measures, plot_partition, save_figure
@@ -108,16 +109,15 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     except BadInput as error:
         print_line(f'Left out, as there is no checkpoint: location and variation ({error})')
         return
-    state = run.state
-    if jax.tree.leaves(state.masks):
-        records = find_records(state.params, config.partition.scales)
-        print_table(tabulate_locations(jax.device_get(state.masks), state.params, records))
+    records = find_records(make_model(config), *make_inputs(config))
+    if jax.tree.leaves(run.state.masks):
+        print_table(tabulate_locations(jax.device_get(run.state.masks), records))
     try:
         batches = read_held_out(run, workdir)
     except BadInput as error:
         print_line(f'Left out, as the data cannot be read: variation over inputs ({error})')
         return
-    now = measure_run(run, batches)
+    now = measure_run(run, records, batches)
     now = {layer['name']: now[layer['name']] for layer in partition['layers']}
     num_examples = int(sum(batch['weight'].sum() for batch in batches))
     print_table(tabulate_measures(now, f'Variation over {num_examples:,} held-out examples'))
@@ -146,24 +146,6 @@ def count_partition(config, partition: Partition, workdir: Path) -> list[LayerCo
     return counted
 
 
-def find_records(params, scales) -> dict:
-    """Stand in for `layers.find_records` until it is there."""
-    import types
-
-    flat = traverse_util.flatten_dict(params)
-    return {
-        path: types.SimpleNamespace(
-            factors=path[-1],
-            static=f'static_{path[-1]}' if (*path[:-1], f'static_{path[-1]}') in flat else None,
-            scale='phi' if (*path[:-1], 'phi') in flat else None,
-            scales=scales,
-            generated=path[-1] == 'tensor',
-        )
-        for path in flat
-        if path[-1] in ('kernel', 'neurons', 'tensor')
-    }
-
-
 def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     """Read about MAX_EXAMPLES evaluation examples of a run.
 
@@ -179,11 +161,10 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     return list(source.eval_batches(rows=slice(0, num_rows)))
 
 
-def measure_run(run: RestoredRun, batches: Iterable[Batch]) -> Measures:
+def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> Measures:
     """Measure the dynamic layers of a run's newest checkpoint."""
     variables, schedule = run.state.averaged_variables, make_temperature(run.config, run.lengths)
     temperature = schedule(run.state.step) if schedule else None
-    records = find_records(variables['params'], run.config.partition.scales)
     return measure_network(make_task(run.config), make_model(run.config), variables, records, batches, temperature)
 
 
@@ -201,7 +182,7 @@ def measure_network(
       task: how batches go through the model.
       model: the network.
       variables: in masked storage.
-      records: path of a parameter -> PartialParameter.
+      records: of the model, see `find_records`.
       batches: evaluation batches with `weight`.
       temperature: of the attention; None for a network without it.
     """
@@ -222,10 +203,9 @@ def measure_network(
         traverse_util.flatten_dict(jax.device_get(variables.get(name, {}))) for name in ('params', 'partition')
     )
     measured = {}
-    for path, record in records.items():
+    for path, record in traverse_util.flatten_dict(records).items():
         name, module = '/'.join(path[:-1]), {key[-1]: value for key, value in params.items() if key[:-1] == path[:-1]}
-        if name in weights or name in values:
-            measured[name] = _measure_layer(record, module, masks.get(path), weights.get(name), values.get(name))
+        measured[name] = _measure_layer(record, module, masks.get(path), weights.get(name), values.get(name))
     return measured
 
 
@@ -317,21 +297,21 @@ def tabulate_accounts(accounts: Sequence[LayerAccount], partition: Partition) ->
     return table
 
 
-def tabulate_locations(masks: Mapping[str, Any], params: Mapping[str, Any], records: Mapping) -> 'Table':
+def tabulate_locations(masks: Mapping[str, Any], records: Mapping) -> 'Table':
     """Tabulate outputs and inputs that are static or dynamic as a whole, and κ of the taps, of each layer.
 
     Args:
-      masks: of parameters [*taps, C, F].
-      params: the stacks [K, *taps, C, F].
-      records: path of a parameter -> PartialParameter. Generated parameters have no inputs and are left out.
+      masks: nested dict of masks that broadcast against [*taps, C, F].
+      records: of the same parameters. Generated parameters have no inputs and are left out.
     """
     columns = ['outputs', 'static', 'dynamic', 'inputs', 'static', 'dynamic', 'κ of taps']
     table = make_table('Outputs and inputs that are static or dynamic as a whole', ['layer'], columns)
-    shapes = {path: leaf.shape[1:] for path, leaf in traverse_util.flatten_dict(params).items()}
+    records = traverse_util.flatten_dict(records)
     for path, mask in traverse_util.flatten_dict(masks).items():
         if records[path].generated:
             continue
-        whole = np.broadcast_to(mask, shapes[path]).reshape(-1, *shapes[path][-2:])
+        whole = np.broadcast_to(mask, records[path].shape)
+        whole = whole.reshape(-1, *whole.shape[-2:])
         cells = []
         for fractions in (whole.mean(axis=(0, 1)), whole.mean(axis=(0, 2))):
             cells += [f'{fractions.size:,}', *(f'{np.sum(fractions == end):,}' for end in (0, 1))]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput
+from pad_jax.layers import find_records
 from pad_jax.models import MODELS
 from pad_jax.partition import scale_factors
+from pad_jax.partition.layout import PartialParameter
 from pad_jax.reports.inspect import (
-    find_records,
     inspect_workdir,
     measure_network,
     measure_run,
@@ -153,7 +154,7 @@ def draw_network(monkeypatch, **changes):
     variables['partition'] = jax.tree.map(
         lambda mask: (np.arange(mask.size) % 3 == 0).reshape(mask.shape), shapes['partition']
     )
-    return make_task(config), model, variables, find_records(variables['params'], 'both')
+    return make_task(config), model, variables, find_records(model, *make_inputs(config))
 
 
 def make_batches(rng, sizes=(6, 6), last=4):
@@ -203,14 +204,15 @@ def test_generated_parameters_are_measured_by_themselves(monkeypatch, conv, part
 
 
 def test_locations_of_a_mask_by_hand(capsys):
-    masks, params = (
-        {'layer': {'kernel': np.zeros((1, 2, 1, 3), bool)}},
-        {'layer': {'kernel': np.zeros((4, 1, 2, 2, 3))}},
-    )
-    masks['layer']['kernel'][0, 1, 0, :2] = True
-    print_table(tabulate_locations(masks, params, find_records(params, 'both')))
+    mask, record = np.zeros((1, 2, 1, 3), bool), PartialParameter('kernel', (1, 2, 2, 3))
+    mask[0, 1, 0, :2] = True
+    print_table(tabulate_locations({'layer': {'kernel': mask}}, {'layer': {'kernel': record}}))
     # Of 3 outputs one is static; both taps of none are dynamic. Each of 2 inputs is 2 / 3 dynamic at the second tap.
     assert cells(capsys.readouterr().out, 'layer') == ['layer', '3', '1', '0', '2', '0', '0', '0 – 0.6667']
+
+
+def records_of(run):
+    return find_records(make_model(run.config), *make_inputs(run.config))
 
 
 def table_rows(text, title):
@@ -231,7 +233,7 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
     with compiled_quickly():
         inspect_workdir(workdir, ['partition.compact=True'])
         run = restore_run(workdir)
-        masked = measure_run(run, read_held_out(run, workdir))
+        masked = measure_run(run, records_of(run), read_held_out(run, workdir))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:-1])) <= 130
     for name in ('partition', 'variation'):
@@ -246,12 +248,13 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
 def test_tokens_are_the_inputs_of_a_mixture(finished_text_run, one_layer):
     run = restore_run(finished_text_run)
     batches = read_held_out(run, finished_text_run)
-    found, once = measure_run(run, batches), measure_run(run, batches[:1])
+    records = records_of(run)
+    found, once = measure_run(run, records, batches), measure_run(run, records, batches[:1])
     assert list(found) == ['layer_0/ffn/down', 'layer_0/ffn/up']
     # Padding does not count, neither of texts nor whole rows, so more rows of padding change nothing.
     batch, *_ = batches
     empty = {name: np.zeros_like(values) for name, values in batch.items()}
-    assert measure_run(run, [batch, empty]) == once
+    assert measure_run(run, records, [batch, empty]) == once
     assert all(0 < layer.whole < layer.dynamic < 1 for layer in found.values())
 
 

@@ -3,25 +3,19 @@
 A plan is a layout, made by `arrange`. It copies tokens into rows, each of which belongs to one expert. The shape of the
 rows is private to the plan, so a matrix and a whole network of an expert use the same methods:
 
-    spread(x [N, C]) -> rows
-        Copy each token to all of its rows.
-    multiply(rows, weights [E, C, F], transposed=False, spread=False, combine=False) -> rows
-        Multiply each row by the matrix of its expert; `transposed`: weights are [E, F, C]. With `spread` the input is
-        x [N, C], with `combine` the result is [N, F]: the rows are not all written out.
-    take(vectors [E, F]) -> rows
-        Read the vector of each row's expert.
-    weigh(rows) -> rows
-        Multiply each row by its routing weight: once, between spread and combine.
-    combine(rows) -> [N, F]
-        Sum the rows of each token; zero for a token without experts.
+    spread(x [N, C]) -> rows            Copy each token to all of its rows.
+    multiply(rows, [E, C, F]) -> rows   Multiply each row by the matrix of its expert; `transposed`: by [E, F, C].
+                                        `spread`: the input is x [N, C]. `combine`: the result is [N, F].
+    take([E, F]) -> rows                Read the vector of each row's expert.
+    weigh(rows) -> rows                 Multiply each row by its routing weight, once between spread and combine.
+    combine(rows) -> [N, F]             Sum the rows of each token; zero for a token without experts.
 
 Arrays keep their dtype. Empty rows add nothing, as long as the operations between these calls map zero to zero.
 Everything is differentiable in reverse, to any order. A slot is one of the k choices of a token, M the number of rows.
 """
 
-import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +45,10 @@ def dense_gates(routing: Routing, num_experts: int) -> jax.Array:
     return jnp.sum(jnp.where(chosen, routing.weights[:, :, None], 0), axis=1)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Dense:
-    """Every expert computes every token: rows are [E, N, ...]. The twin of all other plans.
+class Dense(NamedTuple):
+    """Every expert computes every token: rows are [E, N, ...]. The twin of all other plans."""
 
-    Attributes:
-      gates: float[N, E].
-    """
-
-    gates: jax.Array
+    gates: jax.Array  # float[N, E]
 
     @classmethod
     def arrange(cls, routing: Routing, num_experts: int) -> 'Dense':
@@ -84,18 +72,14 @@ class Dense:
         return jnp.sum(rows, axis=0)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Ragged:
+class Ragged(NamedTuple):
     """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...].
 
     Attributes:
-      experts: int32[N, k].
-      weights: float[N, k].
+      experts, weights: see `Routing`.
       rows: int32[N, k], the row of each slot; M for a slot of a token that is not valid.
       slots: int32[M], the slot n·k + s in each row; N·k in an empty row.
-      starts: int32[E], first row of each expert.
-      counts: int32[E], rows of each expert that hold a slot.
+      starts, counts: int32[E], first row of each expert, and number of its rows that hold a slot.
     """
 
     experts: jax.Array
@@ -104,8 +88,7 @@ class Ragged:
     slots: jax.Array
     starts: jax.Array
     counts: jax.Array
-    alignment: ClassVar[int] = 1
-    """The first row of each expert is a multiple of it."""
+    alignment = 1  # the first row of each expert is a multiple of it
 
     @classmethod
     def count_rows(cls, num_slots: int, num_experts: int) -> int:
@@ -135,8 +118,8 @@ class Ragged:
 
     def take(self, vectors: jax.Array) -> jax.Array:
         experts = jnp.take(self.experts.reshape(-1), self.slots, mode='fill', fill_value=vectors.shape[0])
-        chosen = (experts[:, None] == jnp.arange(vectors.shape[0])[None]).astype(vectors.dtype)
         # A product, because its gradient is one too; the gradient of an indexed read would be a scatter.
+        chosen = (experts[:, None] == jnp.arange(vectors.shape[0])[None]).astype(vectors.dtype)
         return jnp.dot(chosen, vectors, precision=lax.Precision.HIGHEST)
 
     def weigh(self, rows: jax.Array) -> jax.Array:
@@ -147,21 +130,18 @@ class Ragged:
         return _copy(rows, self.rows, self.slots, False)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Blocks(Ragged):
     """Rows of each expert padded to whole small blocks, multiplied in as many blocks as the experts really have.
 
     One loop runs over the experts and takes each matrix once. An inner loop runs over the expert's rows: large blocks
     while they last, because a larger product is faster, then small blocks, which leave little padding. Shapes are
     static, trip counts are not, so tokens without experts cost nothing.
-
     The gradient is written by hand: the sum for each matrix stays in place, so no block needs a copy of a matrix. The
     two products below are each other's gradients, so derivatives of any order exist. Tokens are spread inside the loop:
     writing all rows out would cost a good part of the product.
     """
 
-    alignment: ClassVar[int] = BLOCK_SIZES[-1]
+    alignment = BLOCK_SIZES[-1]
 
     def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
         rows, weights, _ = vary_together(rows, weights, self.slots)
@@ -204,13 +184,9 @@ def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, pl
       num_tokens: N, or a symbolic dimension.
       num_experts, num_selected: E and k.
       platform: 'cpu', 'gpu' or 'tpu'; None is the default backend of this process.
-
-    >>> [choose_mixture_plan(2048, 8, k, device) for k, device in ((2, 'cpu'), (8, 'cpu'), (2, 'tpu'))]
-    ['blocks', 'dense', 'ragged']
     """
-    if not isinstance(num_tokens, int) or num_tokens * num_experts <= Blocks.count_rows(
-        num_tokens * num_selected, num_experts
-    ):
+    padded = Blocks.count_rows(num_tokens * num_selected, num_experts)
+    if not isinstance(num_tokens, int) or num_tokens * num_experts <= padded:
         return 'dense'
     return 'ragged' if (platform or jax.default_backend()) == 'tpu' else 'blocks'
 
@@ -226,11 +202,7 @@ def arrange(routing: Routing, num_experts: int, plan: str = 'auto') -> Dense | R
 
 
 def rank_slots(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
-    """Rank each slot among the slots of its expert, earlier tokens first.
-
-    Returns:
-      (ranks int32[N, k], without meaning for tokens that are not valid; counts int32[E])
-    """
+    """Return (rank of each slot among those of its expert, int32[N, k]; slots of each expert, int32[E])."""
     chosen = experts.reshape(-1, 1) == jnp.arange(num_experts)[None]
     passed = jnp.cumsum(chosen.astype(jnp.int32), axis=0)
     ranks = jnp.sum(jnp.where(chosen, passed, 0), axis=1) - 1

@@ -6,7 +6,6 @@ The plans in `kernels.plans` execute it and give the same numbers. Compact kerne
 puts the static part into each sample's kernel, 'apart' computes a static and a dynamic convolution.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -25,7 +24,6 @@ from pad_jax.kernels.plans import (
     flatten_taps,
     reorder,
 )
-from pad_jax.kernels.windows import some_windows
 from pad_jax.partition.masks import scale_values
 
 PLANS = ('fused', 'shift', 'outputs')
@@ -101,14 +99,12 @@ def convolve(
 def choose_plan(
     x: jax.Array, num_kernels: int, geometry: Geometry, by_tap: bool = False, platform: str | None = None
 ) -> str:
-    """Return the plan that 'auto' takes, from shapes only.
+    """Return the plan that 'auto' takes, from the shape of x [B, *S, C], whose B may be symbolic.
 
     Accelerators have not been measured: a loop over samples would leave them idle between its steps.
 
     Args:
-      x: [B, *S, C]; only its shape is read, and B may be symbolic.
       num_kernels: K.
-      geometry: of the convolution.
       by_tap: True if there are tap weights.
       platform: 'cpu', 'gpu', 'tpu'; None is the default backend.
     """
@@ -124,15 +120,11 @@ def choose_strategy(
     x: jax.Array, factors: Factors, geometry: Geometry, plan: str, by_tap: bool, platform: str | None = None
 ) -> str:
     """Return the strategy for a compact kernel, 'joined' or 'apart', from shapes only."""
-    if plan != 'auto' or by_tap:
+    if plan != 'auto' or by_tap or factors.axis == -3 or geometry.groups > 1:
         return 'apart' if plan == 'outputs' else 'joined'
-    if (platform or jax.default_backend()) != 'cpu':
-        return 'joined' if _has_grouped_outputs(factors, geometry) else 'apart'
-    if factors.axis == -3 or geometry.groups > 1:  # XLA's convolutions with feature groups are slow on CPU
-        return 'joined'
-    positions = math.prod(geometry.output_size(x.shape[1:-1]))
-    symbolic = not isinstance(x.shape[0], int)
-    return 'apart' if positions < SMALL_MAP or geometry.num_taps == 1 or symbolic else 'joined'
+    small = math.prod(geometry.output_size(x.shape[1:-1])) < SMALL_MAP or geometry.num_taps == 1
+    loops = (platform or jax.default_backend()) == 'cpu' and isinstance(x.shape[0], int)
+    return 'joined' if loops and not small else 'apart'
 
 
 def _check_arguments(x, factors, attention, geometry, plan, tap_weights):
@@ -193,7 +185,8 @@ def _convolve_joined(x, factors, attention, geometry, plan, precision, tap_weigh
     axis, order = factors.axis, _get_order(factors)
     keeps_order = axis == -3 or (axis == -1 and geometry.groups > 1)
     if axis == -2:
-        sources, places = (_spread_channels(index, factors, geometry) for index in order)
+        starts = jnp.arange(geometry.groups, dtype=jnp.int32)[:, None] * factors.shape[-2]
+        sources, places = ((starts + index[None]).reshape(-1) for index in order)
         x = reorder(x, places, sources, -1)
     dynamic, static = (flatten_taps(part) if axis != -3 else part for part in (factors.dynamic, factors.static[None]))
     kernels = Kernels(dynamic, attention, tap_weights, static[0], order=order if keeps_order else None)
@@ -203,44 +196,23 @@ def _convolve_joined(x, factors, attention, geometry, plan, precision, tap_weigh
 
 
 def _convolve_apart(x, factors, attention, geometry, plan, precision):
-    """Add a static convolution and a dynamic one, each with its own outputs, inputs or taps."""
-    axis, groups, products = factors.axis, geometry.groups, []
-    if _has_grouped_outputs(factors, geometry):
+    """Join a static convolution and a dynamic one, each with its own outputs or inputs.
+
+    Taps, and entries of feature groups, stay in whole kernels with zeros: then nothing is saved.
+    """
+    dynamic, static, rows = factors.dynamic, factors.static, [x, x]
+    if factors.axis == -3 or geometry.groups > 1:
         dynamic, static = factors.split()
-        y = _run_plan(x, dynamic, attention, geometry, plan, precision)
-        return y + convolve_static(x, static, geometry, precision)
-    for index, kernels in ((factors.static_index, factors.static[None]), (factors.index, factors.dynamic)):
-        rows, part = x, geometry
-        if axis == -2:
-            rows = take_entries(x, _spread_channels(index, factors, geometry), -1)
-        elif axis == -3:
-            rows, part = some_windows(x, geometry, index), Geometry((1,), (1,), ((0, 0),), (1,), (1,), groups)
-            kernels = kernels.reshape(kernels.shape[0], 1, kernels.shape[1] * kernels.shape[2], kernels.shape[3])
-        elif groups > 1:  # depthwise: each output has its own input
-            rows = take_entries(x, index, -1)
-            part = dataclasses.replace(geometry, groups=rows.shape[-1])
-        if not products:
-            products.append(convolve_static(rows, kernels[0], part, precision))
-        else:
-            products.append(_run_plan(rows, kernels, attention, part, plan, precision))
-    if axis == -1:
-        return reorder(jnp.concatenate(products, -1), *_get_order(factors), -1)
-    return sum(products).reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), factors.shape[-1])
-
-
-def _has_grouped_outputs(factors, geometry):
-    """Return True if dynamic outputs lie among those of feature groups with several channels or outputs."""
-    depthwise = factors.shape[-2] == 1 and factors.shape[-1] == geometry.groups
-    return factors.axis == -1 and geometry.groups > 1 and not depthwise
+    elif factors.axis == -2:
+        rows = [take_entries(x, index, -1) for index in (factors.static_index, factors.index)]
+    static_part = convolve_static(rows[0], static, geometry, precision)
+    dynamic_part = _run_plan(rows[1], dynamic, attention, geometry, plan, precision)
+    if factors.axis == -1 and geometry.groups == 1:
+        return reorder(jnp.concatenate([static_part, dynamic_part], -1), *_get_order(factors), -1)
+    return static_part + dynamic_part
 
 
 def _get_order(factors):
     """Return (sources, places) of compact entries, static ones first: the entry at each place, the place of each."""
     sources = jnp.concatenate([factors.static_index, factors.index])
     return sources, invert_index(sources, factors.size)
-
-
-def _spread_channels(index, factors, geometry):
-    """Return the index of inputs of every feature group as one of the channels of x."""
-    starts = jnp.arange(geometry.groups, dtype=index.dtype) * factors.shape[-2]
-    return (starts[:, None] + index[None]).reshape(-1)

@@ -17,9 +17,7 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """A convolution without its numbers; hashable, so it may be a static argument of a jitted function.
-
-    Every tuple has one entry for each spatial axis.
+    """A convolution without its numbers, hashable; every tuple has one entry for each spatial axis.
 
     Attributes:
       kernel_size: taps of the kernel.
@@ -42,18 +40,20 @@ class Geometry:
         """Taps of the kernel, over all spatial axes."""
         return math.prod(self.kernel_size)
 
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Places between the first and the last tap, both included."""
+        return tuple((size - 1) * dilation + 1 for size, dilation in zip(self.kernel_size, self.kernel_dilation))
+
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial shape of the output for a spatial shape of the input; never negative.
 
         >>> resolve_geometry((7, 7), kernel_size=(3, 3), strides=2, padding='SAME').output_size((7, 7))
         (4, 4)
         """
-        sizes = []
-        for axis, size in enumerate(input_size):
-            padded = max(0, (size - 1) * self.input_dilation[axis] + 1) + sum(self.padding[axis])
-            extent = (self.kernel_size[axis] - 1) * self.kernel_dilation[axis] + 1
-            sizes.append(max(0, (padded - extent) // self.strides[axis] + 1))
-        return tuple(sizes)
+        padded = ((size - 1) * dilation + 1 for size, dilation in zip(input_size, self.input_dilation, strict=True))
+        sizes = zip(padded, self.padding, self.extent, self.strides)
+        return tuple(max(0, (max(0, size) + sum(pad) - extent) // stride + 1) for size, pad, extent, stride in sizes)
 
     def center(self) -> 'Geometry':
         """Return the geometry of the centre tap: the same outputs, each reading the centre of its window.
@@ -63,10 +63,11 @@ class Geometry:
         >>> resolve_geometry((5, 5), (3, 2), 2, 'SAME').center().padding
         ((0, 0), (0, 0))
         """
-        padding = []
-        for size, (before, after), dilation in zip(self.kernel_size, self.padding, self.kernel_dilation, strict=True):
-            center = (size - 1) // 2
-            padding.append((before - center * dilation, after - (size - 1 - center) * dilation))
+        sizes = zip(self.kernel_size, self.kernel_dilation, self.padding)
+        padding = (
+            (before - (size - 1) // 2 * dilation, after - size // 2 * dilation)
+            for size, dilation, (before, after) in sizes
+        )
         ones = (1,) * len(self.kernel_size)
         return dataclasses.replace(self, kernel_size=ones, padding=tuple(padding), kernel_dilation=ones)
 
@@ -121,8 +122,7 @@ def pad_by_copying(x: jax.Array, padding: Padding, geometry: Geometry) -> jax.Ar
     """
     if not isinstance(padding, str) or padding.upper() not in COPYING_MODES:
         return x
-    extent = [(size - 1) * dilation + 1 for size, dilation in zip(geometry.kernel_size, geometry.kernel_dilation)]
-    pads = [(0, 0), *(((size - 1) // 2, size // 2) for size in extent), (0, 0)]
+    pads = [(0, 0), *(((size - 1) // 2, size // 2) for size in geometry.extent), (0, 0)]
     return jnp.pad(x, pads, mode=COPYING_MODES[padding.upper()])
 
 

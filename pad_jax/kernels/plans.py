@@ -31,7 +31,7 @@ def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precisi
 
     On CPU, where XLA's convolutions are slow for tiny maps and many outputs, as one matrix product.
     """
-    kernel, rank = kernel.astype(x.dtype), len(geometry.kernel_size)
+    kernel = kernel.astype(x.dtype)
     size = geometry.output_size(x.shape[1:-1])
     suits = geometry.num_taps == 1 or math.prod(size) < TINY_MAP or kernel.shape[-1] > WIDE
     if geometry.groups == 1 and suits and jax.default_backend() == 'cpu':
@@ -39,21 +39,10 @@ def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precisi
         matrix = kernel.reshape(rows.shape[2], kernel.shape[-1])
         y = jnp.dot(rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]), matrix, precision=precision)
         return y.reshape(x.shape[0], *size, kernel.shape[-1])
-    spatial = tuple(range(1, rank + 1))
-    numbers = lax.ConvDimensionNumbers(
-        lhs_spec=(0, rank + 1, *spatial), rhs_spec=(rank + 1, rank, *range(rank)), out_spec=(0, rank + 1, *spatial)
-    )
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        geometry.strides,
-        geometry.padding,
-        geometry.input_dilation,
-        geometry.kernel_dilation,
-        numbers,
-        geometry.groups,
-        precision=precision,
-    )
+    axes = '0123456789'[: len(geometry.kernel_size)]
+    numbers = f'N{axes}C', f'{axes}IO', f'N{axes}C'
+    sizes = geometry.strides, geometry.padding, geometry.input_dilation, geometry.kernel_dilation
+    return lax.conv_general_dilated(x, kernel, *sizes, numbers, geometry.groups, precision=precision)
 
 
 class Kernels(NamedTuple):
@@ -167,7 +156,9 @@ def _fused_forward(x, kernels, axis, geometry, precision):
         mixed = _mix_one(kernels.dynamic.astype(wide), row)
         matrix = kernels.make_matrix(mixed, kernels.static, weights, axis, geometry.groups)
         product = multiply(_unfold_one(image, geometry), matrix.astype(x.dtype))
-        return _join_groups(product).astype(x.dtype)
+        if geometry.groups > 1:  # [G, P, F / G]
+            product = jnp.moveaxis(product, 0, 1).reshape(product.shape[1], geometry.groups * product.shape[2])
+        return product.astype(x.dtype)
 
     total = lax.map(convolve_one, (x, kernels.attention, kernels.tap_weights))
     return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1]), (x, kernels)
@@ -229,14 +220,6 @@ def _split_groups(matrix, groups):
     if groups == 1:
         return matrix
     return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, matrix.shape[1] // groups), 1, 0)
-
-
-def _join_groups(product):
-    """[G, P, f] -> [P, G·f]; a matrix stays as it is."""
-    if product.ndim == 2:
-        return product
-    groups, positions, outer = product.shape
-    return jnp.moveaxis(product, 0, 1).reshape(positions, groups * outer)
 
 
 def flatten_taps(kernels):

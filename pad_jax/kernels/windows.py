@@ -21,7 +21,8 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
       One array [B, P, C] for each tap.
     """
     size = geometry.output_size(x.shape[1:-1])
-    padded = _pad(x, geometry)
+    pads = ((*pad, dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     windows = []
     for tap in itertools.product(*(range(extent) for extent in geometry.kernel_size)):
         window = padded
@@ -38,34 +39,13 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
 
 def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
     """Put the windows of x side by side: [B, *S, C] -> [B, P, taps·C], ordered by group, tap, channel."""
-    windows = tap_windows(x, geometry)
-    return _join_windows(windows, geometry.groups)
-
-
-def some_windows(x: jax.Array, geometry: Geometry, taps: jax.Array) -> jax.Array:
-    """Put the windows of some taps side by side.
-
-    Args:
-      x: [B, *S, C], any dtype; B may be symbolic.
-      taps: int32[D], which taps; may be traced.
-
-    Returns:
-      [B, P, D·C], ordered by group, tap, channel.
-    """
-    size, rank = geometry.output_size(x.shape[1:-1]), len(geometry.kernel_size)
-    # Zeros behind the input, so that a window of stride · size values never begins later than asked.
-    lengths = [extent * stride for extent, stride in zip(size, geometry.strides)]
-    padded = jnp.pad(_pad(x, geometry), [(0, 0), *((0, stride) for stride in geometry.strides), (0, 0)])
-    offsets = jnp.unravel_index(taps, geometry.kernel_size)
-    windows = []
-    for number in range(taps.shape[0]):
-        window = padded
-        for axis in range(rank):
-            start = offsets[axis][number] * geometry.kernel_dilation[axis]
-            window = lax.dynamic_slice_in_dim(window, start, lengths[axis], axis + 1)
-            window = lax.slice_in_dim(window, 0, lengths[axis], geometry.strides[axis], axis + 1)
-        windows.append(window.reshape(x.shape[0], math.prod(size), x.shape[-1]))
-    return _join_windows(windows, geometry.groups)
+    windows, groups = tap_windows(x, geometry), geometry.groups
+    if groups == 1:
+        return jnp.concatenate(windows, axis=-1)
+    batch, positions, channels = windows[0].shape
+    # All sizes are written out: beside an empty axis, -1 would be ambiguous.
+    grouped = [window.reshape(batch, positions, groups, channels // groups) for window in windows]
+    return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
 
 
 def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=None) -> jax.Array:
@@ -92,17 +72,3 @@ def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=
     else:
         product = jnp.einsum('bpgc,bcgf->bpgf', rows, kernels, precision=precision, preferred_element_type=dtype)
     return product.reshape(batch, positions, features)
-
-
-def _join_windows(windows, groups):
-    if groups == 1:
-        return jnp.concatenate(windows, axis=-1)
-    batch, positions, channels = windows[0].shape
-    # All sizes are written out: beside an empty axis, -1 would be ambiguous.
-    grouped = [window.reshape(batch, positions, groups, channels // groups) for window in windows]
-    return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
-
-
-def _pad(x, geometry):
-    inner = ((pad[0], pad[1], dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])

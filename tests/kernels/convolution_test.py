@@ -110,7 +110,7 @@ def test_none_or_all_of_it_dynamic(granularity):
     )
 
 
-@pytest.mark.parametrize(('granularity', 'plan'), itertools.product(('output', 'input', 'spatial'), PLANS))
+@pytest.mark.parametrize(('granularity', 'plan'), [*itertools.product(('output', 'input', 'spatial'), PLANS)])
 def test_every_plan_equals_a_loop_over_samples(granularity, plan):
     check_against_twin(
         (granularity, 'one' if number == 1 else 'some', sample, plan != 'outputs' and number % 2 == 1, plan)
@@ -127,7 +127,8 @@ def test_scales_and_the_static_part_is_taken_once():
         return convolve(x, factors, weight * attention, geometry)
 
     with jax.enable_x64(True):
-        once, scaled, twice = (jit_quickly(apply)(*values) for values in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0)))
+        values = (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)
+        once, scaled, twice = (np.asarray(jit_quickly(apply)(*pair)) for pair in values)
     others = np.setdiff1d(np.arange(FEATURES), index)
     np.testing.assert_allclose(2 * once[..., index], scaled[..., index], rtol=1e-9)
     np.testing.assert_allclose(once[..., others], twice[..., others], rtol=1e-9)

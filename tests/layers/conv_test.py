@@ -262,7 +262,7 @@ def test_samples_temperatures_and_batches(name):
     assert none.shape == (0, 4, 4, 8)
 
 
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NAMES)
 def test_dtypes(name):
     def differentiate(layer, x):
         variables = layer.init(jax.random.key(0), x)

@@ -148,8 +148,8 @@ def _sum_up(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
 def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     """Predict all texts of a file with the newest checkpoint of a run.
 
-    For GLUE the file has the layout of the task's test file, and the output is a submission. A file of one's own has
-    the columns of the training file, and the output has a label and scores for each row.
+    For GLUE the file has the layout of the task's test file, and the output is a submission. Other files have the
+    columns of the training file. Their output has a label and scores for each row.
 
     Args:
       workdir: run directory.
@@ -160,8 +160,8 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
       (file, number of rows below its header).
 
     Raises:
-      BadInput: if the run is not one of texts, the output cannot be written, the file cannot be read, or an output of
-        the network is not finite. Nothing is written then.
+      BadInput: the run is not one of texts, the output cannot be written, the file cannot be read, or a result is not
+        finite. Nothing is written then.
     """
     config = read_workdir_config(workdir)
     if not is_text(config):

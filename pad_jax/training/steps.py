@@ -144,8 +144,8 @@ def eval_step(
     """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 do not count.
 
     The temperature is that of the state's step, which the network was trained with. If the state keeps an average, it
-    replaces parameters and batch statistics. A task that collects also gets
-    the `outputs` [B, O] of all replicas in the order of the batch, O for an example.
+    replaces parameters and batch statistics. A task that collects also gets the `outputs` [B, O] of all replicas. They
+    are in the order of the batch, O for an example.
     """
     current = temperature(state.step) if temperature else None
     outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)

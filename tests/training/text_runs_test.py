@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pad_jax.training import trainer
+from pad_jax.training import rounds as rounds_module
 from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import partition_state, to_trained_storage
@@ -149,7 +149,7 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
         seen.append((int(state.step), jax.tree.map(len, found.columns)))
         return found
 
-    monkeypatch.setattr(trainer, 'to_trained_storage', index)
+    monkeypatch.setattr(rounds_module, 'to_trained_storage', index)
     train(config, tmp_path / 'straight', devices=one_device())
     state = load_state(tmp_path / 'straight', config)
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)

@@ -160,8 +160,8 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
       (file, number of rows below its header).
 
     Raises:
-      BadInput: the run is not one of texts, the output cannot be written, the file cannot be read, or a result is not
-        finite. Nothing is written then.
+      BadInput: the run is not one of texts, a file cannot be read or written, or a result is not finite. Nothing is
+        written then.
     """
     config = read_workdir_config(workdir)
     if not is_text(config):

@@ -35,6 +35,7 @@ from tests.training.fixtures import (  # noqa: E402, F401
     one_layer,
     refused,
     texts,
+    traced_once,
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')

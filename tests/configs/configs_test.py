@@ -11,21 +11,20 @@ import pytest
 from pad_jax.data import GLUE_TASKS, SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.partition import report_counts
+from pad_jax.training import setup
 from pad_jax.training.config import find_length_problems, flatten, is_partial, is_text, keys_of, load_config
 from pad_jax.training.setup import (
-    abstract_variables,
     make_exclusions,
     make_inputs,
     make_model,
-    make_run_optimizer,
     make_task,
     measure_lengths,
     open_source,
     plan_layers,
 )
-from pad_jax.training.state import abstract_state
 from tests.training.tiny import DIGITS, ROOT, small_config
 
+pytestmark = pytest.mark.usefixtures('traced_once')
 FILES = sorted(path for path in (ROOT / 'configs').glob('*.py') if path.name != '__init__.py')
 NAMES = [str(path.relative_to(ROOT / 'configs')) for path in FILES]
 REQUIRED = {
@@ -117,9 +116,8 @@ def find_networks(names):
     return list(found.values())
 
 
-NETWORKS = find_networks(NAMES)
-# Of ImageNet's, which differ in their depth or in one key, two are enough to be run.
-BUILT = [name for name in NETWORKS if not name.startswith('imagenet') or re.search('(50|v2)_pad', name)]
+# Networks of ImageNet differ in depth or in one key, so two are enough; tests/training/count_test.py has all.
+BUILT = [name for name in find_networks(NAMES) if not name.startswith('imagenet') or re.search('(50|v2)_pad', name)]
 
 
 def test_the_files_that_are_promised_exist():
@@ -130,20 +128,19 @@ def test_the_files_that_are_promised_exist():
 def test_a_config_builds_and_runs_under_eval_shape(name):
     config = load(name)
     model, task, inputs = make_model(config), make_task(config), make_inputs(config)
-    optimizer = make_run_optimizer(config, measure_lengths(config, 1_281_167))
-    state = abstract_state(model, optimizer, inputs)
+    variables = {key: tree for key, tree in setup.abstract_variables(model, inputs).items() if key != 'intermediates'}
     # A batch of eight; of texts as long as any of them.
     shapes = [(8, config.data.max_length)] * 3 if is_text(config) else [(8, *leaf.shape[1:]) for leaf in inputs]
     batch = {
         key: jax.ShapeDtypeStruct(shape, leaf.dtype)
         for key, shape, leaf in zip(task.inputs, shapes, inputs, strict=True)
     }
-    apply = lambda state, batch: task.apply(model, state.variables, batch, 2.0, train=False)  # noqa: E731
-    outputs, aux = jax.eval_shape(apply, state, batch)
+    apply = lambda variables, batch: task.apply(model, variables, batch, 2.0, train=False)  # noqa: E731
+    outputs, aux = jax.eval_shape(apply, variables, batch)
     assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
     assert bool(aux) == (is_text(config) and not is_static(config))
-    roles = make_exclusions(config).roles(state.masks) if is_partial(config) else []
-    assert len(jax.tree.leaves(state.masks)) == len(roles)
+    masks = variables.get('partition', {})
+    assert len(jax.tree.leaves(masks)) == (len(make_exclusions(config).roles(masks)) if is_partial(config) else 0)
 
 
 def is_static(config):
@@ -156,7 +153,7 @@ def test_a_config_has_every_key(name):
     assert flat.keys() == keys_of(flat).keys()
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', BUILT)
 def test_a_network_counts(name):
     config = load(name)
     fraction = 0 if is_static(config) else config.partition.dynamic_fraction
@@ -202,7 +199,7 @@ def test_channels_are_known_of_every_source():
 @pytest.mark.parametrize('name', [name for name in BUILT if '50' not in name])
 def test_parameters_are_counted_as_they_are_trained(name):
     config = load(name)
-    params = abstract_variables(make_model(config), make_inputs(config))['params']
+    params = setup.abstract_variables(make_model(config), make_inputs(config))['params']
     trained = sum(leaf.size for leaf in jax.tree.leaves(params))
     layers = plan_layers(config)
     if is_partial(config):
@@ -222,7 +219,7 @@ def test_bert_base_is_the_quick_start_of_the_authors():
     assert (config.model.num_experts, config.model.num_selected, config.partition.dynamic_fraction) == (8, 2, 0.5)
     assert (config.data.max_length, config.data.batch_size, config.train.epochs) == (128, 32, 3)
     assert (config.optim.learning_rate, config.train.steps) == (2e-5, 0)
-    params = abstract_variables(make_model(config), make_inputs(config))['params']
+    params = setup.abstract_variables(make_model(config), make_inputs(config))['params']
     assert params['layer_11']['ffn']['down']['kernel'].shape == (8, 3072, 768)
     assert np.shape(params['embeddings']['tokens']['embedding']) == (30522, 768)
 

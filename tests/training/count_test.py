@@ -10,6 +10,7 @@ from pad_jax.training.config import load_config
 from pad_jax.training.setup import plan_layers
 from tests.training.tiny import DIGITS, ROOT
 
+pytestmark = pytest.mark.usefixtures('traced_once')
 KEYS = {
     'parameters',
     'static_parameters',

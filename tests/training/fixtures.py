@@ -1,6 +1,7 @@
 """Fixtures of whole runs, and commands inside of this process; tests/conftest.py has all tests know them."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import sys
@@ -11,6 +12,7 @@ import pytest
 import train as train_command
 from pad_jax import __main__ as commands
 from pad_jax.models import ENCODERS, MODELS
+from pad_jax.training import setup
 from pad_jax.training.cli import exit_status
 from pad_jax.training.trainer import train
 from tests.training.tiny import ONE_BLOCK, one_device, small_config
@@ -38,6 +40,14 @@ def compiled_quickly():
         yield
     finally:
         jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def traced_once():
+    """Equal networks are traced once in a file of tests, which for large ones takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, 'abstract_variables', functools.cache(setup.abstract_variables))
+        yield
 
 
 @pytest.fixture(scope='session')

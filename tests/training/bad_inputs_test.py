@@ -389,14 +389,24 @@ def run(*command, devices=1):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+COUNT = """
+import sys
+from pad_jax import __main__ as commands
+sys.argv = ['pad_jax', 'count', '--config', 'configs/digits_resnet10_pad.py', '--config.debug', 'true']
+commands.main()
+heavy = {'tensorflow_datasets', 'matplotlib', 'sklearn', 'scipy', 'tensorboardX', 'grain', 'orbax.checkpoint'}
+print(*sorted(heavy & sys.modules.keys()), file=sys.stderr, end='')
+"""
+
+
 def test_commands_as_a_user_starts_them(tmp_path):
-    """Statuses and streams of whole processes; all other tests here run inside this process."""
+    """Statuses and streams of whole processes, and no heavy import; all other tests here run inside this process."""
     flags = ('--config=configs/digits_resnet10_pad.py', f'--workdir={tmp_path}/run')
     found = run('train.py', *flags, '--config.data.batch_size=60', '--config.train.seed=1', devices=8)
     assert found.returncode == 2, found.stderr
     assert found.stdout == '' and found.stderr.count('\n') == 1 and found.stderr.startswith('error: '), found.stderr
     assert list(tmp_path.iterdir()) == []
-    counted = run('-m', 'pad_jax', 'count', '--config', 'configs/digits_resnet10_pad.py', '--config.debug', 'true')
+    counted = run('-c', COUNT)
     assert counted.returncode == 0 and counted.stderr == '', counted.stderr
     assert json.loads(counted.stdout)['dynamic_fraction'] == pytest.approx(0.3, abs=1e-4)
 

@@ -76,9 +76,7 @@ def run(form, devices, state, badness, most_nonfinite):
     ('form', 'count'),
     [
         ('pmap', 8),
-        ('shard_map', 8),
-        pytest.param('pmap', 1, marks=pytest.mark.slow),
-        pytest.param('shard_map', 1, marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (('shard_map', 8), ('pmap', 1), ('shard_map', 1))),
     ],
 )
 def test_a_bad_step_changes_nothing_and_those_after_it_neither(form, count, start):
@@ -187,6 +185,7 @@ def test_a_run_that_skips_says_so_and_resumes_to_the_bit(monkeypatch, tmp_path, 
     assert_same_run(tmp_path / 'run', tmp_path / 'straight', config)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 def test_a_run_that_stopped_may_skip(monkeypatch, tmp_path):
     skips = {'train__on_nonfinite': 'skip'}

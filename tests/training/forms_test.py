@@ -42,7 +42,9 @@ def zero_the_dead(state):
     return to_masked_storage(to_trained_storage(state, 1, compact=True))
 
 
-@pytest.mark.parametrize('granularity', GRANULARITIES)
+@pytest.mark.parametrize(
+    'granularity', ['element', 'output', *(pytest.param(name, marks=pytest.mark.slow) for name in GRANULARITIES[2:])]
+)
 def test_masked_and_compact_are_inverse_but_for_what_is_dead(granularity):
     config = small_config(partition__granularity=granularity, optim__name='adamw', optim__ema_decay=0.9)
     state, _ = partitioned_state(config)
@@ -123,7 +125,9 @@ def test_a_compact_run_has_the_numbers_of_a_masked_one(compact_run, tmp_path):
     assert (compact_run[0] / 'partition.json').read_text() == (tmp_path / 'partition.json').read_text()
 
 
-@pytest.mark.parametrize(('name', 'step'), [('train', 6), ('save', 6), ('train', 8)])
+@pytest.mark.parametrize(
+    ('name', 'step'), [('save', 6), *(pytest.param('train', step, marks=pytest.mark.slow) for step in (6, 8))]
+)
 def test_resumed_equals_uninterrupted(monkeypatch, compact_run, tmp_path, name, step):
     """Before the round that compacts, before what it made is stored, and after."""
     config = small_config(**COMPACT)

@@ -13,7 +13,6 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.devices import PARALLEL
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import (
     make_inputs,
@@ -153,11 +152,11 @@ def test_a_run_ends_with_its_result(monkeypatch, finished_run, tmp_path, capsys)
 @pytest.mark.parametrize(
     ('name', 'step'),
     [
-        ('train', 2),  # before the first checkpoint
+        pytest.param('train', 2, marks=pytest.mark.slow),  # before the first checkpoint
         ('train', 4),  # after a round, whose result is in no checkpoint
         ('save', 4),  # with everything of step 4 logged, and the checkpoint missing
-        ('partition', 5),  # before a round
-        ('evaluate', 6),  # at the end
+        pytest.param('partition', 5, marks=pytest.mark.slow),  # before a round
+        pytest.param('evaluate', 6, marks=pytest.mark.slow),  # at the end
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp_path, name, step):
@@ -169,6 +168,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
     workdir = tmp_path / 'run'
     for name, step in (('train', 2), ('train', 4), ('train', 4), ('save', 4), ('train', 6)):
@@ -178,7 +178,13 @@ def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
 
 
 # In a step that is saved anyway, and in one that is not.
-@pytest.mark.parametrize(('number', 'step'), [(signal.SIGTERM, 3), (signal.SIGTERM, 4), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(
+    ('number', 'step'),
+    [
+        (signal.SIGTERM, 3),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGTERM, 4), (signal.SIGINT, 3))),
+    ],
+)
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_path, number, step, capsys):
     workdir, config = tmp_path / 'run', small_config(**IN_ROUNDS)
     train_one = trainer.Run.train
@@ -201,10 +207,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch, finished_run, tmp_
     assert_same_run(workdir, finished_run, config)
 
 
-@pytest.mark.parametrize('form', PARALLEL)
-def test_one_and_eight_devices_train_the_same_network(tmp_path, form):
+@pytest.mark.parametrize('strategy', ['pmap', pytest.param('shard_map', marks=pytest.mark.slow)])
+def test_one_and_eight_devices_train_the_same_network(tmp_path, strategy):
     """Masks and partition to the bit, all else to what float32 sums in another order differ by."""
-    states, rows, partitions, config = [], [], [], small_config(parallel=form)
+    states, rows, partitions, config = [], [], [], small_config(parallel=strategy)
     for devices in (one_device(), jax.local_devices()):
         workdir = tmp_path / str(len(devices))
         train(config, workdir, devices=devices)
@@ -223,7 +229,7 @@ def test_one_and_eight_devices_train_the_same_network(tmp_path, form):
         jax.tree.map(close, getattr(states[0], name), getattr(states[1], name))
 
 
-def test_both_forms_train_a_network_with_norms_alike(finished_run, tmp_path):
+def test_both_strategies_train_a_network_with_norms_alike(finished_run, tmp_path):
     """And each compiles its step once, however many temperatures, steps and rounds there are."""
     train(small_config(**IN_ROUNDS, parallel='shard_map'), tmp_path / 'run', devices=one_device())
     rows, other = read_metrics(finished_run), read_metrics(tmp_path / 'run')

@@ -139,21 +139,6 @@ def test_flags(refused, monkeypatch, tmp_path, command, flags, says):
     refuse(refused, tmp_path, '', command, flags.split(), says)
 
 
-CONFIG_FILES = {
-    'def get_config(:': 'mine.py fails: SyntaxError',
-    '1 / 0': 'mine.py fails: ZeroDivisionError',
-    'get_config = 3': "mine.py fails: TypeError: 'int' object is not callable",
-    'def get_config():\n    return {}': 'mine.py must return a ConfigDict, got dict',
-}
-
-
-@pytest.mark.parametrize(('text', 'says'), CONFIG_FILES.items())
-def test_config_files(refused, tmp_path, text, says):
-    (tmp_path / 'mine.py').write_text(text)
-    for command, flags in (('train', ['--workdir={tmp}/run']), ('count', [])):
-        refuse(refused, tmp_path, '', command, ['--config={tmp}/mine.py', *flags], says)
-
-
 # Folders of photos: what is wrong with them, further overrides, and a part of the line.
 def remove_dogs(root):
     for split in ('train', 'val'):

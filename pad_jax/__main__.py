@@ -32,6 +32,7 @@ def count(arguments: Sequence[str]) -> None:
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate the latest checkpoint of a run."""
     from pad_jax.training.evaluate import evaluate_workdir
+    from pad_jax.training.workdir import encode_row
 
     epilog = (
         'If the data has moved, name its new place with --config.data.path=PATH. It must have the classes that the run '
@@ -39,7 +40,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
     flags, overrides = parse_with_overrides(parser, arguments)
-    print(json.dumps(evaluate_workdir(flags.workdir, overrides)))
+    print(encode_row(evaluate_workdir(flags.workdir, overrides)), end='')
 
 
 def predict(arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import time
@@ -271,7 +272,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, without a torn last line that a killed run has left.
+    """Rows of metrics.jsonl, NaN for null, without a torn last line that a killed run has left.
 
     Raises:
       BadInput: another line is not a row.
@@ -290,7 +291,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or type(row.get('step')) is not int or type(row.get('split')) is not str:
             start = line[:80].decode('utf-8', 'replace')
             raise BadInput(f'{path}, line {number}: not a row of metrics: {start!r}')
-        rows.append(row)
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
 
 
@@ -317,7 +318,7 @@ class MetricWriter:
         self._path, self._board_folder = workdir / 'metrics.jsonl', workdir / 'tensorboard'
         kept = [row for row in read_metrics(workdir) if _is_kept(row, resumed_step)]
         # Synced now: if the machine crashes before the next checkpoint, the rows before the last one survive.
-        _replace(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
+        _replace(self._path, ''.join(map(encode_row, kept)))
         # Unbuffered: a failed write is known at once, and nothing is written later.
         self._file = self._path.open('ab', buffering=0)
         self._board_folder.mkdir(parents=True, exist_ok=True)
@@ -334,7 +335,7 @@ class MetricWriter:
         Raises:
           Stopped: the disk is full or fails; no half of a row is left.
         """
-        row = (json.dumps({'step': step, 'split': split, **values}) + '\n').encode()
+        row = encode_row({'step': step, 'split': split, **values}).encode()
         with disk_faults_stop(f'{self._path} cannot be written'):
             end = self._file.seek(0, os.SEEK_END)
             try:
@@ -383,6 +384,14 @@ class NoWriter:
         pass
 
     write = write_board = write_file = sync = close = _ignore
+
+
+def encode_row(row: Mapping[str, Any]) -> str:
+    """Encode a row as one line of JSON, with null for numbers that are not finite."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(finite) + '\n'
 
 
 def _is_kept(row: Mapping[str, Any], resumed_step: int) -> bool:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def test_a_row_is_one_json_object_a_line_and_an_event(tmp_path):
     (events,) = tmp_path.rglob('events.out.tfevents*')
     content = events.read_bytes()
     assert b'train/loss' in content and b'train/steps_per_second' in content
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, 'eval', {'pearson': float('nan'), 'loss': float('inf')})
+    writer.close()
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1, "split": "eval", "pearson": null, "loss": null}\n'
+    assert math.isnan(read_metrics(tmp_path)[0]['pearson'])
+    MetricWriter(tmp_path, 1).close()
+    assert '"pearson": null' in (tmp_path / 'metrics.jsonl').read_text()
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):

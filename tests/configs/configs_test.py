@@ -135,7 +135,8 @@ def test_a_config_builds_and_runs_under_eval_shape(name):
         key: jax.ShapeDtypeStruct(shape, leaf.dtype)
         for key, shape, leaf in zip(task.inputs, shapes, inputs, strict=True)
     }
-    apply = lambda variables, batch: task.apply(model, variables, batch, 2.0, train=False)  # noqa: E731
+    temperature = None if is_text(config) else 2.0
+    apply = lambda variables, batch: task.apply(model, variables, batch, temperature, train=False)  # noqa: E731
     outputs, aux = jax.eval_shape(apply, variables, batch)
     assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
     assert bool(aux) == (is_text(config) and not is_static(config))

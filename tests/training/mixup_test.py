@@ -141,7 +141,7 @@ def test_numbers_are_not_smoothed():
 
 def test_pairs_must_not_lie_on_two_devices(tmp_path):
     config = small_config(train__mixup=0.2, data__batch_size=8)
-    with pytest.raises(BadInput, match=r'multiple of 16 \(8 devices × 2\): train.mixup mixes .* got 8$'):
+    with pytest.raises(BadInput, match=r'multiple of 16 \(8 devices × 2\), because train.mixup mixes .* got 8$'):
         train(config, tmp_path / 'run')
     odd = small_config(train__mixup=0.2, data__batch_size=9)
     with pytest.raises(BadInput, match='multiple of 2 '):

@@ -26,7 +26,7 @@ from pad_jax.training.state import abstract_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import add_version, read_metrics, read_versions
 from pad_jax.version import __version__
-from tests.training.fixtures import IN_ROUNDS
+from tests.training.fixtures import IN_ROUNDS, compiled_quickly
 from tests.training.tiny import one_device, small_config
 
 pytestmark = pytest.mark.usefixtures('one_block')
@@ -249,7 +249,8 @@ def test_steps_temperatures_and_rounds_retrace_nothing(monkeypatch, tmp_path):
         return original(model, images, *arguments, train=train, **options)
 
     monkeypatch.setattr(model_class, '__call__', counted)
-    train(config, tmp_path / 'run', devices=one_device())
+    with compiled_quickly():
+        train(config, tmp_path / 'run', devices=one_device())
     del traces[1, False]  # shapes, and the parameters' first values
     # The train step, the evaluation step; the gradient of the scores and the loss before and after a round.
     assert traces == {(16, True): 1, (16, False): 1, (32, True): 2}

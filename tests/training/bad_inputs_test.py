@@ -290,10 +290,9 @@ def test_a_second_run_is_refused_while_the_first_lives(refused, tmp_path, monkey
 def test_bad_checkpoints(refused, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / 'run')
     for path in (workdir / 'checkpoints').iterdir():
-        (path / 'about' / 'metadata').write_text('{}')
+        (path / 'manifest.json').write_text('{"format": ')
     for command, flags in (('train', ROUND_FLAGS), ('evaluate', [])):
-        line = refused(command, *flags, f'--workdir={workdir}')
-        assert 'checkpoints' in line and '6: about/metadata' in line and '4: about/metadata' in line
+        assert 'no sound checkpoint (6: manifest.json' in refused(command, *flags, f'--workdir={workdir}')
     shutil.rmtree(workdir / 'checkpoints')
     assert 'checkpoint' in refused('evaluate', f'--workdir={workdir}')
 

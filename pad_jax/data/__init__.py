@@ -4,7 +4,6 @@ Batches of every source are pure functions of (seed, step), see `pad_jax.data.or
 """
 
 import operator
-from collections.abc import Sequence
 
 from pad_jax.data import digits
 from pad_jax.data.augment import AUGMENTS, MOST_MAGNITUDE, Augmentation
@@ -16,8 +15,8 @@ from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Pre
 from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
 from pad_jax.data.source import ON_BAD, DataSpec, Source
-from pad_jax.data.tables import shorten
-from pad_jax.data.texts import TextSource, TextSpec, open_text_files
+from pad_jax.data.tables import list_names, shorten
+from pad_jax.data.texts import TextSource, open_text_files
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
 from pad_jax.errors import BadInput
 
@@ -136,26 +135,3 @@ def check_augmentation(
         )
     if SOURCES[name].channels != 3 and (color_jitter or randaugment_layers):
         raise BadInput(f'data.color_jitter and data.randaugment_layers must be 0 for {name}, which have no colours')
-
-
-def make_text_source(
-    name: str,
-    *,
-    task: str | None = None,
-    text_columns: Sequence[str] = (),
-    label_column: str = '',
-    regression: bool = False,
-    **arguments,
-) -> TextSource:
-    """Open a source of texts, a key of `TEXT_SOURCES`.
-
-    Args:
-        name: of the source.
-        task: for `glue` only.
-        text_columns, label_column, regression: for `text` only.
-        arguments: of both, see `pad_jax.data.glue.open_glue`.
-    """
-    if name not in TEXT_SOURCES:
-        raise BadInput(f'data name must be one of {", ".join(TEXT_SOURCES)}, got {name!r}')
-    columns = {'text_columns': text_columns, 'label_column': label_column, 'regression': regression}
-    return TEXT_SOURCES[name](**arguments, **({'task': task} if name == 'glue' else columns))

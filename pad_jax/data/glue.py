@@ -25,8 +25,8 @@ from pad_jax.data.tables import (
     read_unlabelled,
     write_table,
 )
-from pad_jax.data.texts import TextSource, make_text_batches
-from pad_jax.data.tokenization import WordPieces
+from pad_jax.data.texts import TextSource
+from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, describe, quote
 
 TRAIN_FILE = 'train.tsv'
@@ -173,21 +173,7 @@ def open_glue(
       BadInput: if GLUE does not have the task, the path has neither layout, or a file is wrong.
     """
     row = find_task(task)
-    train, *evaluation = _read_splits(path, task, row, on_bad)
-    return make_text_batches(
-        train,
-        {split.name: examples for split, examples in zip(row.eval_splits, evaluation, strict=True)},
-        pieces=pieces,
-        class_names=row.class_names,
-        metrics=row.metrics,
-        batch_size=batch_size,
-        seed=seed,
-    )
-
-
-def _read_splits(path: str | None, name: str, task: GlueTask, on_bad: str) -> list[TextExamples]:
-    """Read the training split and the splits for evaluation."""
-    layout = f'{task.folder}/{TRAIN_FILE} (the original files) or glue/{name} (prepared by TFDS)'
+    layout = f'{row.folder}/{TRAIN_FILE} (the original files) or glue/{task} (prepared by TFDS)'
     if not path:
         raise BadInput(f'path must name a folder with {layout}, got {path!r}')
     root = pathlib.Path(path).expanduser()
@@ -195,20 +181,30 @@ def _read_splits(path: str | None, name: str, task: GlueTask, on_bad: str) -> li
         problem = 'is not a folder' if root.exists() else 'does not exist'
         own = 'for a file of your own: --config.data.name=text'
         raise BadInput(f'{quote(root)} {problem}: expected a folder with {layout}; {own}')
-    folder = find_folder(root, task)
-    if folder is not None:
-        logger.info('reading the original files in %s', folder)
-        files = [TRAIN_FILE, *(split.file for split in task.eval_splits)]
-        return [read_glue_file(folder / file, task, on_bad) for file in files]
-    prepared = find_prepared(root, f'glue/{name}')
-    if prepared is None:
-        # The path may be DATA_DIR/glue, glue/TASK or glue/TASK/VERSION.
-        data_dirs = [parent for parent in root.absolute().parents[:3] if find_prepared(parent, f'glue/{name}')]
-        build = f'run {explain_building(root, f"glue/{name}")}'
-        remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else build
-        raise BadInput(f'{quote(root)} has no {layout}; for the latter, {remedy}')
-    logger.info('reading the files of TFDS in %s', prepared)
-    return [read_split(prepared, task, split) for split in ('train', *(split.name for split in task.eval_splits))]
+    folder, prepared = find_folder(root, row), None
+    if folder is None:
+        prepared = find_prepared(root, f'glue/{task}')
+        if prepared is None:
+            # The path may be DATA_DIR/glue, glue/TASK or glue/TASK/VERSION.
+            data_dirs = [parent for parent in root.absolute().parents[:3] if find_prepared(parent, f'glue/{task}')]
+            build = f'run {explain_building(root, f"glue/{task}")}'
+            remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else build
+            raise BadInput(f'{quote(root)} has no {layout}; for the latter, {remedy}')
+    logger.info('reading %s', folder or prepared)
+
+    def read(split: str, file: str) -> EncodedTexts:
+        examples = read_glue_file(folder / file, row, on_bad) if folder else read_split(prepared, row, split)
+        return pieces.encode(*examples)
+
+    return TextSource(
+        train=read('train', TRAIN_FILE),
+        eval={split.name: read(split.name, split.file) for split in row.eval_splits},
+        pieces=pieces,
+        class_names=row.class_names,
+        metrics=row.metrics,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:
@@ -264,11 +260,11 @@ def _open_file(path, task):
 def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples:
     """Read one labelled split of a TFDS folder, without TensorFlow and without the network.
 
-    Rows on disk have the order of a hash. They are returned in the order of the original files, so that a run sees
-    the same batches from both.
+    Rows on disk have the order of a hash. They are returned in the order of the original files, so a run sees the same
+    batches from both.
 
     Raises:
-      BadInput: if the folder lacks the split or a feature, cannot be read, or has a label outside of the task's set.
+      BadInput: if the folder cannot be read or lacks the split, a feature or a valid label.
     """
     where = f'split {split} of {quote(folder)}'
     source = open_split(open_builder(folder), split)
@@ -317,45 +313,41 @@ def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: Gl
     return output
 
 
-def write_submission(path: str | os.PathLike, task: GlueTask, ids: Sequence[str], logits: np.ndarray) -> None:
-    """Write GLUE's submission format: `index` and `prediction`, with the labels of the original files.
-
-    Args:
-      path: ends in .tsv.
-      task: of GLUE.
-      ids: N, in the order of the file.
-      logits: float[N, F]. Numbers, float[N, 1], are clipped to the range of the labels and have three decimals.
-
-    Raises:
-      BadInput: if the path cannot be written.
-    """
-    predictions = choose_predictions(logits)
-    if task.label_range:
-        texts = [f'{number:.3f}' for number in np.clip(predictions, *task.label_range)]
-    else:
-        texts = [task.file_labels[label] for label in predictions]
-    write_table(path, ['index', 'prediction'], zip(ids, texts, strict=True))
-
-
 def write_predictions(
-    path: str | os.PathLike, class_names: Sequence[str], ids: Sequence[str], logits: np.ndarray
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+    ids: Sequence[str],
+    logits: np.ndarray,
+    task: GlueTask | None = None,
 ) -> None:
-    """Write `id`, `label` and a column `score CLASS` with the probability of each class; for regression the number.
+    """Write predictions as a table.
+
+    For GLUE it is a submission: columns `index` and `prediction`, labels of the original files, numbers in the range of
+    the labels and with three decimals. Otherwise its columns are `id`, `label` and, for each class, `score CLASS` with
+    the probability.
 
     Args:
       path: ends in .tsv, .csv or .jsonl.
       class_names: F names, or none for regression.
       ids: N, in the order of the file.
       logits: float[N, F], or float[N, 1] for regression.
+      task: of GLUE; None for texts of one's own.
 
     Raises:
       BadInput: if the path cannot be written, or cannot hold the labels.
     """
     predictions, logits = choose_predictions(logits), np.asarray(logits, np.float64)
-    if not class_names:
+    if task:
+        if task.label_range:
+            labels = [f'{number:.3f}' for number in np.clip(predictions, *task.label_range)]
+        else:
+            labels = [task.file_labels[label] for label in predictions]
+        write_table(path, ['index', 'prediction'], zip(ids, labels, strict=True))
+    elif class_names:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (powers / powers.sum(axis=1, keepdims=True)).round(6).tolist()
+        labels = [class_names[label] for label in predictions]
+        rows = ([name, label, *scores] for name, label, scores in zip(ids, labels, probabilities, strict=True))
+        write_table(path, ['id', 'label', *(f'score {name}' for name in class_names)], rows)
+    else:
         write_table(path, ['id', 'label'], zip(ids, logits[:, 0].round(6).tolist(), strict=True))
-        return
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = (powers / powers.sum(axis=1, keepdims=True)).round(6).tolist()
-    rows = ([name, class_names[label], *row] for name, label, row in zip(ids, predictions, probabilities, strict=True))
-    write_table(path, ['id', 'label', *(f'score {name}' for name in class_names)], rows)

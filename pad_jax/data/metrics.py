@@ -5,56 +5,46 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-def correlate_pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure Pearson's correlation, in [-1, 1].
-
-    >>> round(correlate_pearson(np.array([0.0, 1.0, 2.0]), np.array([5.0, 4.0, 3.0])), 6)
-    -1.0
-    """
+def _correlate_pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
     import scipy.stats
 
     return float(scipy.stats.pearsonr(labels, predictions).statistic)
 
 
-def correlate_spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure Spearman's correlation, which is Pearson's correlation of the ranks. Equal values share a rank.
-
-    >>> round(correlate_spearman(np.array([0.0, 1.0, 2.0]), np.array([1.0, 10.0, 100.0])), 6)
-    1.0
-    """
+def _correlate_spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Measure Pearson's correlation of the ranks. Equal values share a rank."""
     import scipy.stats
 
     return float(scipy.stats.spearmanr(labels, predictions).statistic)
 
 
-def measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure the fraction of correct predictions."""
+def _measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(labels == predictions))
 
 
-def measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+def _measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Measure the F1 score of label 1; 0 without true positives."""
     import sklearn.metrics
 
     return float(sklearn.metrics.f1_score(labels, predictions, pos_label=1, zero_division=0))
 
 
-def correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure Matthews' correlation, in [-1, 1]."""
+def _correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
     import sklearn.metrics
 
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
-CORRELATIONS = (correlate_matthews, correlate_pearson, correlate_spearman)
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    'accuracy': measure_accuracy,
-    'f1': measure_f1,
-    'matthews': correlate_matthews,
-    'pearson': correlate_pearson,
-    'spearman': correlate_spearman,
+    'accuracy': _measure_accuracy,
+    'f1': _measure_f1,
+    'matthews': _correlate_matthews,
+    'pearson': _correlate_pearson,
+    'spearman': _correlate_spearman,
 }
 """Functions of labels and predictions, each [N]. Higher is better, and 1 is the best value."""
+CORRELATIONS = ('matthews', 'pearson', 'spearman')
+"""Metrics that are undefined for constant labels or predictions."""
 
 
 def choose_predictions(logits: np.ndarray) -> np.ndarray:
@@ -88,8 +78,6 @@ def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dic
     if logits.shape[1] == 1:
         labels, predictions = labels.astype(np.float64), predictions.astype(np.float64)
     is_constant = np.ptp(labels) == 0 or np.ptp(predictions) == 0
-    functions = {name: METRICS[name] for name in metrics}
     return {
-        name: 0.0 if is_constant and measure in CORRELATIONS else measure(labels, predictions)
-        for name, measure in functions.items()
+        name: 0.0 if is_constant and name in CORRELATIONS else METRICS[name](labels, predictions) for name in metrics
     }

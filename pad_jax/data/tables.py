@@ -8,6 +8,7 @@ whole file is refused. JSON lines contain one object each.
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,7 +49,7 @@ class Table:
     def read_rows(
         self, names: Sequence[str], optional: Sequence[str] = ()
     ) -> Iterator[tuple[int, list[str] | None, str]]:
-        """Iterate once over (line, fields of the named columns, problem); fields are None if there is a problem.
+        """Iterate once over (line, fields of the named columns, problem); one of the last two is empty.
 
         Args:
           names: of the columns.
@@ -59,7 +61,7 @@ class Table:
         for name in names:
             if self.columns.count(name) != 1:
                 found = 'more than one' if name in self.columns else 'no'
-                listed = _list_names([repr(shorten(column)) for column in self.columns])
+                listed = list_names(self.columns)
                 raise BadInput(f'{quote(self.path)} has {found} column {name!r}: its columns are {listed}')
         return ((line, *_read_fields(record, names, optional)) for line, record in self.records)
 
@@ -103,12 +105,11 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[
     if path.suffix == '.jsonl':
         for row in rows:
             text.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + '\n')
-    elif path.suffix == '.csv':
-        csv.writer(text, lineterminator='\n').writerows([columns, *rows])
     else:
-        for row in [columns, *rows]:
-            check_fields(path, row)
-            text.write('\t'.join(map(str, row)) + '\n')
+        rows = [columns, *rows]
+        check_fields(path, itertools.chain(*rows))
+        options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE, 'quotechar': None} if path.suffix == '.tsv' else {}
+        csv.writer(text, lineterminator='\n', **options).writerows(rows)
     temporary = path.with_name(path.name + '.tmp')
     try:
         temporary.write_text(text.getvalue(), encoding='utf-8', newline='')
@@ -152,6 +153,16 @@ def read_text(path: pathlib.Path) -> str:
     return text.rstrip('\r\n')
 
 
+def list_names(names: Sequence[str]) -> str:
+    """List names for a message, with a limit for their number and lengths.
+
+    >>> list_names(('no', 'yes'))
+    "'no', 'yes'"
+    """
+    more = f' and {len(names) - NUM_LISTED} more' if len(names) > NUM_LISTED else ''
+    return ', '.join(repr(shorten(name)) for name in names[:NUM_LISTED]) + more
+
+
 def shorten(text: str) -> str:
     """Cut a long text for a message.
 
@@ -161,19 +172,16 @@ def shorten(text: str) -> str:
     return text if len(text) <= NUM_CHARACTERS else text[: NUM_CHARACTERS - 1] + '…'
 
 
-@dataclasses.dataclass(frozen=True)
-class TextExamples:
+class TextExamples(NamedTuple):
     """Labelled examples.
 
     Attributes:
       texts: one list of N strings, or two for pairs.
       labels: int32[N]; float32[N] for regression; or object[N] of strings.
-      lines: line of the file at which each example begins; empty if the examples do not come from a table.
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray
-    lines: list[int] = dataclasses.field(default_factory=list)
 
 
 def read_examples(
@@ -195,12 +203,12 @@ def read_examples(
       skip_broken: True leaves out rows with too few or too many fields in any case.
 
     Raises:
-      BadInput: if a column is missing, a row is bad (with file and line), no row is good, or all texts are empty.
+      BadInput: if a column is missing, a row is bad, no row is good, or all texts are empty.
     """
     if on_bad not in ON_BAD:
         raise BadInput(f'on_bad must be one of {", ".join(ON_BAD)}, got {on_bad!r}')
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
-    labels, lines, skipped = [], [], []
+    labels, skipped = [], []
     for line, fields, problem in table.read_rows([*text_columns, label_column]):
         try:
             label = None if fields is None else parse_label(fields[-1])
@@ -215,15 +223,14 @@ def read_examples(
         for column, text in zip(texts, fields):
             column.append(text)
         labels.append(label)
-        lines.append(line)
     if not labels and skipped:
         raise BadInput(f'none of the {len(skipped)} rows of {quote(table.path)} is good, the first: {skipped[0]}')
     if not labels:
         raise BadInput(f'{quote(table.path)} holds no row below its header')
     check_texts(texts, text_columns, quote(table.path))
     if skipped:
-        logger.warning('left out %d of %d rows, the first: %s', len(skipped), len(lines) + len(skipped), skipped[0])
-    return TextExamples(texts, np.asarray(labels, _DTYPES[type(labels[0])]), lines)
+        logger.warning('left out %d of %d rows, the first: %s', len(skipped), len(labels) + len(skipped), skipped[0])
+    return TextExamples(texts, np.asarray(labels, _DTYPES[type(labels[0])]))
 
 
 _DTYPES = {int: np.int32, float: np.float32, str: object}
@@ -233,11 +240,11 @@ def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[li
     """Read all texts of a table for prediction. Each row needs a prediction, so a bad row raises.
 
     Returns:
-      (one or two lists of N texts, N ids). An id is the entry of the column `index` or `id`; without such a column,
-      or if an entry is missing, rows are numbered from 0.
+      (one or two lists of N texts, N ids). An id is the entry of the column `index` or `id`. Without such a column, or
+      if an entry is missing, rows are numbered from 0.
 
     Raises:
-      BadInput: if a column is missing, a row is bad, there are no rows, or all texts are empty.
+      BadInput: if a column is missing, a row is bad, or all texts are empty.
     """
     id_column = [name for name in ID_COLUMNS if table.columns.count(name) == 1][:1]
     names, rows = [*text_columns, *id_column], []
@@ -276,13 +283,13 @@ def parse_class(names: Sequence[str]) -> Callable[[str], int]:
     >>> parse_class(('no', 'yes'))('maybe')
     Traceback (most recent call last):
     ...
-    ValueError: label 'maybe' is not one of no, yes
+    ValueError: label 'maybe' is not one of 'no', 'yes'
     """
     indices = {name: index for index, name in enumerate(names)}
 
     def parse(text: str) -> int:
         if text not in indices:
-            raise ValueError(f'label {shorten(text)!r} is not one of {_list_names([*map(shorten, names)])}')
+            raise ValueError(f'label {shorten(text)!r} is not one of {list_names(names)}')
         return indices[text]
 
     return parse
@@ -298,10 +305,9 @@ def parse_number(low: float = -math.inf, high: float = math.inf) -> Callable[[st
 
     def parse(text: str) -> float:
         try:
-            # Python also reads 1_0 as ten, and the digits of all scripts.
-            number = float(text if text.isascii() and '_' not in text else '')
+            number = float(text)
         except ValueError:
-            raise ValueError(f'label {shorten(text)!r} is not a number') from None
+            number = math.nan
         if not max(low, -limit) <= number <= min(high, limit):
             raise ValueError(f'label {shorten(text)!r} is not a finite number in [{low:g}, {high:g}]')
         return number
@@ -313,11 +319,6 @@ def _check_suffix(path: pathlib.Path) -> None:
     """Raise `BadInput` if the path does not end in one of `SUFFIXES`."""
     if path.suffix not in SUFFIXES:
         raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = f' and {len(names) - NUM_LISTED} more' if len(names) > NUM_LISTED else ''
-    return ', '.join(names[:NUM_LISTED]) + more
 
 
 def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:

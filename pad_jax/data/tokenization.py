@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from pad_jax.data.source import Batch
 from pad_jax.data.tables import read_text, shorten
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import read_own_object
@@ -23,36 +24,81 @@ SETTINGS = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
 """Keys of a tokenizer_config.json that are read. null counts as missing."""
 # An encoding takes hundreds of bytes a token before it is packed.
 CHUNK = 4096
+SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Encoded texts in one array: example i is `ids[starts[i]:starts[i + 1]]`, of int32 and int64[N + 1].
+class EncodedTexts:
+    """One split as tokens.
 
-    `first_lengths` int32[N] counts the tokens of an example's first segment, with its [CLS] and [SEP].
+    Attributes:
+      ids: tokens of all examples in one array; example i is `ids[starts[i]:starts[i + 1]]`, int32.
+      starts: int64[N + 1].
+      first_lengths: tokens of an example's first segment, with its [CLS] and [SEP], int32[N].
+      labels: int32[N], float32[N] for regression, or None.
+      pad: token that fills a batch.
+      max_length: most tokens of an example.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     first_lengths: np.ndarray
+    labels: np.ndarray | None
+    pad: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.first_lengths)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each example, int64[N]."""
         return np.diff(self.starts)
 
-    def take(self, indices: np.ndarray, length: int, pad: int) -> dict[str, np.ndarray]:
-        """Make a batch of the examples at int64[B] `indices`, padded with `pad` to T = `length`.
+    def take(self, indices: np.ndarray, rows: slice | None = None) -> Batch:
+        """Make the batch of the examples at int64[B] `indices`, or the `rows` of it.
+
+        T is the bucket of the longest example of the whole batch. So all processes that share a batch pad it alike.
 
         Returns:
-          `tokens` int32[B, T]; `segments` int32[B, T], 1 in a second text; `valid` bool[B, T], False for padding.
+          `tokens` int32[B, T]; `segments` int32[B, T], 1 in a second text; `valid` bool[B, T], False for padding;
+          `label`, if there are labels.
         """
-        columns = np.arange(length)
+        columns = np.arange(choose_length(int(self.lengths[indices].max()), self.max_length))
+        indices = indices[rows or slice(None)]
         valid = columns < self.lengths[indices, None]
-        tokens = np.full(valid.shape, pad, np.int32)
+        tokens = np.full(valid.shape, self.pad, np.int32)
         tokens[valid] = self.ids[(self.starts[indices, None] + columns)[valid]]
         segments = (valid & (columns >= self.first_lengths[indices, None])).astype(np.int32)
-        return {'tokens': tokens, 'segments': segments, 'valid': valid}
+        batch = {'tokens': tokens, 'segments': segments, 'valid': valid}
+        return batch if self.labels is None else {**batch, 'label': self.labels[indices]}
+
+    def iterate(self, batch_size: int, rows: slice | None = None) -> Iterator[Batch]:
+        """Iterate once over all examples, in order, in batches of exactly `batch_size`.
+
+        A batch also has `weight` float32[B]: 1 for an example, 0 for the rows that fill the last batch. Those rows
+        have no valid token and label 0. The exact mean of a value is Σ weight · value / Σ weight.
+        """
+        for start in range(0, len(self), batch_size):
+            indices = start + np.arange(batch_size)
+            batch = self.take(np.minimum(indices, len(self) - 1), rows)
+            weight = (indices < len(self))[rows or slice(None)]
+            blank = {'tokens': self.pad, 'segments': 0, 'valid': False, 'label': 0}
+            for key, values in batch.items():
+                values[~weight] = blank[key]
+            yield {**batch, 'weight': weight.astype(np.float32)}
+
+
+def choose_length(longest: int, max_length: int) -> int:
+    """Choose the padded length of a batch. There are few lengths, so that few are compiled.
+
+    >>> [choose_length(longest, 100) for longest in (5, 16, 17, 64, 65)]
+    [16, 16, 32, 64, 100]
+    """
+    length = SHORTEST
+    while length < longest:
+        length *= 2
+    return min(length, max_length)
 
 
 class WordPieces:
@@ -81,7 +127,7 @@ class WordPieces:
         """Return the content of a tokenizer.json that encodes the same way."""
         return json.loads(self._tokenizer.to_str())
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> Tokens:
+    def encode(self, texts: Sequence[Sequence[str]], labels: np.ndarray | None = None) -> EncodedTexts:
         """Encode one or two lists of N texts. The texts of a pair have the same index."""
         rows = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
         ids, lengths, first_lengths = [], [0], []
@@ -90,7 +136,8 @@ class WordPieces:
                 ids.append(np.asarray(encoding.ids, np.int32))
                 lengths.append(len(ids[-1]))
                 first_lengths.append(lengths[-1] - sum(encoding.type_ids))
-        return Tokens(np.concatenate(ids), np.cumsum(lengths), np.asarray(first_lengths, np.int32))
+        first_lengths = np.asarray(first_lengths, np.int32)
+        return EncodedTexts(np.concatenate(ids), np.cumsum(lengths), first_lengths, labels, self.pad, self.max_length)
 
 
 def open_vocabulary(path: str | None, max_length: int) -> WordPieces:

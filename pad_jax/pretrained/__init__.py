@@ -5,17 +5,3 @@ from pad_jax.pretrained.torchvision import LAYOUTS, LoadedNetwork, find_layout, 
 from pad_jax.pretrained.upcycling import upcycle
 from pad_jax.pretrained.upcycling_convolutions import upcycle_convolutions
 from pad_jax.pretrained.weights import PACKAGES, find_vocabulary, find_weights
-
-__all__ = [
-    'LAYOUTS',
-    'PACKAGES',
-    'Loaded',
-    'LoadedNetwork',
-    'find_layout',
-    'find_vocabulary',
-    'find_weights',
-    'load_pretrained',
-    'load_torchvision',
-    'upcycle',
-    'upcycle_convolutions',
-]

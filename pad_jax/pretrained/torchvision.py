@@ -116,10 +116,7 @@ def _name_mobilenet(params: Mapping[str, PyTree]) -> dict[ModulePath, str]:
 
 
 LAYOUTS = {
-    'resnet18': _name_resnet,
-    'resnet34': _name_resnet,
-    'resnet50': _name_resnet,
-    'resnet101': _name_resnet,
+    **dict.fromkeys(('resnet18', 'resnet34', 'resnet50', 'resnet101'), _name_resnet),
     'mobilenet_v2': _name_mobilenet,
 }
 

@@ -10,9 +10,9 @@ import ml_collections
 import numpy as np
 
 from pad_jax.data import Source, score
-from pad_jax.data.glue import choose_output, find_task, read_glue_texts, write_predictions, write_submission
+from pad_jax.data.glue import choose_output, find_task, read_glue_texts, write_predictions
 from pad_jax.data.tables import check_fields, open_table, read_unlabelled
-from pad_jax.data.texts import EncodedTexts, encode_texts
+from pad_jax.data.tokenization import EncodedTexts
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
 from pad_jax.training.checkpoints import Checkpoints
@@ -173,15 +173,12 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     else:
         texts, ids = read_unlabelled(open_table(source), setup.split_columns(config))
     check_fields(path, [*names, *ids])
-    encoded = encode_texts(texts, setup.open_pieces(config, workdir))
+    encoded = setup.open_pieces(config, workdir).encode(texts)
     logits = _apply(restore_run(workdir), encoded)
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():
         raise BadInput(f'outputs of the run in {workdir} are not finite for {wrong.sum()} of {len(wrong)} texts')
-    if task:
-        write_submission(path, task, ids, logits)
-    else:
-        write_predictions(path, names, ids, logits)
+    write_predictions(path, names, ids, logits, task)
     return path, len(ids)
 
 

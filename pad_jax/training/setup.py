@@ -13,7 +13,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from pad_jax.data import SOURCES, Source, WordPieces, make_source, make_text_source, open_vocabulary, shorten
+from pad_jax.data import SOURCES, TEXT_SOURCES, Source, WordPieces, list_names, make_source, open_vocabulary
 from pad_jax.errors import BadInput
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.partition import (
@@ -38,7 +38,6 @@ from pad_jax.training.workdir import find_tokenizer
 
 _STEP_KEYS = ('accumulate_steps', 'ema_decay')
 """Keys of `optim` that belong to the train step."""
-_NUM_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,27 +103,26 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) 
     data, seed = config.data, config.train.seed
     try:
         if is_text(config):
-            arguments = {name: value for name, value in data.items() if name not in ('vocabulary', 'max_length')}
-            arguments['text_columns'] = split_columns(config)
-            source = make_text_source(**arguments, pieces=open_pieces(config, workdir), seed=seed)
+            options = ('task',) if data.name == 'glue' else ('text_columns', 'label_column', 'regression')
+            arguments = {name: data[name] for name in ('path', 'batch_size', 'on_bad', *options)}
+            if 'text_columns' in arguments:
+                arguments['text_columns'] = split_columns(config)
+            source = TEXT_SOURCES[data.name](**arguments, pieces=open_pieces(config, workdir), seed=seed)
         else:
             source = make_source(**data, seed=seed)
     except BadInput as error:
         raise BadInput(name_key('data', error)) from error
     spec, num_classes = source.spec, config.model.num_classes
     if spec.num_classes != num_classes:
-        found = 'numbers for labels' if spec.num_classes == 1 else f'{spec.num_classes} classes{_list_classes(spec)}'
+        found = (
+            'numbers for labels'
+            if spec.num_classes == 1
+            else f'{spec.num_classes} classes ({list_names(spec.class_names)})'
+        )
         raise BadInput(
             f'model.num_classes is {num_classes}, the data has {found}: --config.model.num_classes={spec.num_classes}'
         )
     return source
-
-
-def _list_classes(spec) -> str:
-    """List classes of a file of texts, the last to appear first: a misspelt label is rare."""
-    seen = [f'{shorten(name)!r} first in {where}' for name, where in reversed(getattr(spec, 'first_seen', ()))]
-    more = f', and {len(seen) - _NUM_LISTED} more' if len(seen) > _NUM_LISTED else ''
-    return f' ({", ".join(seen[:_NUM_LISTED])}{more})' if seen else ''
 
 
 def split_columns(config: ml_collections.ConfigDict) -> tuple[str, ...]:

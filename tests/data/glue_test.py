@@ -20,7 +20,6 @@ from pad_jax.data.glue import (
     read_glue_texts,
     read_split,
     write_predictions,
-    write_submission,
 )
 from pad_jax.data.metrics import METRICS, choose_predictions
 from pad_jax.data.tables import open_table
@@ -117,18 +116,18 @@ def test_rows_of_qqp_that_fell_apart_are_left_out_but_not_when_predicting(tmp_pa
     with pytest.raises(BadInput, match=r'line 4: it has 4 fields, but there are 6 columns$'):
         read_glue_texts(path, task)
     path.write_text(path.read_text().replace('\t0\n', '\t7\n'))
-    with pytest.raises(BadInput, match="line 3: label '7' is not one of 0, 1"):
+    with pytest.raises(BadInput, match="line 3: label '7' is not one of '0', '1'"):
         read_glue_file(path, task)
 
 
 @pytest.mark.parametrize(
     'name, line, label, allowed',
     [
-        ('rte', 2, '1', 'is not one of entailment, not_entailment'),
-        ('wnli', 3, 'entailment', 'is not one of 0, 1'),
-        ('cola', 1, '2', 'is not one of 0, 1'),
+        ('rte', 2, '1', "is not one of 'entailment', 'not_entailment'"),
+        ('wnli', 3, 'entailment', "is not one of '0', '1'"),
+        ('cola', 1, '2', "is not one of '0', '1'"),
         ('stsb', 4, '5.5', 'is not a finite number in [0, 5]'),
-        ('mnli', 2, '-', 'is not one of entailment, neutral, contradiction'),
+        ('mnli', 2, '-', "is not one of 'entailment', 'neutral', 'contradiction'"),
     ],
 )
 def test_a_label_outside_the_set_is_refused_with_its_line(tmp_path, pieces, name, line, label, allowed):
@@ -261,7 +260,7 @@ def read(path):
 def test_submissions_read_back_as_the_predictions(tmp_path, name):
     task, path = find_task(name), tmp_path / 'out.tsv'
     logits = np.random.default_rng(0).normal(size=(2, len(task.class_names)))
-    write_submission(path, task, ['7', '8'], logits)
+    write_predictions(path, task.class_names, ['7', '8'], logits, task)
     columns, rows = read(path)
     assert (columns, [row[0] for row in rows]) == (('index', 'prediction'), ['7', '8'])
     np.testing.assert_array_equal([task.file_labels.index(row[1]) for row in rows], choose_predictions(logits))
@@ -269,10 +268,11 @@ def test_submissions_read_back_as_the_predictions(tmp_path, name):
 
 def test_golden_submissions(tmp_path):
     path = tmp_path / 'out.tsv'
-    write_submission(path, find_task('rte'), ['0', '1'], np.array([[2.0, 1.0], [0.0, 1.0]]))
+    write_predictions(path, ('a', 'b'), ['0', '1'], np.array([[2.0, 1.0], [0.0, 1.0]]), find_task('rte'))
     assert path.read_text() == 'index\tprediction\n0\tentailment\n1\tnot_entailment\n'
     # Scores are clipped to 0..5 and have three decimals.
-    write_submission(path, find_task('stsb'), ['0', '1', '2'], np.array([[-0.3], [2.71828], [5.2]], np.float32))
+    logits = np.array([[-0.3], [2.71828], [5.2]], np.float32)
+    write_predictions(path, (), ['0', '1', '2'], logits, find_task('stsb'))
     assert path.read_text() == 'index\tprediction\n0\t0.000\n1\t2.718\n2\t5.000\n'
 
 

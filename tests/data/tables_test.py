@@ -143,7 +143,7 @@ def examples_of(tmp_path, lines=LINES, **changes):
 
 def test_reads_texts_and_labels(tmp_path):
     examples = examples_of(tmp_path)
-    assert (examples.texts, examples.lines) == ((['a b', '', 'c'],), [2, 3, 4])
+    assert examples.texts == (['a b', '', 'c'],)
     np.testing.assert_array_equal(examples.labels, [1, 0, 1])
     assert examples.labels.dtype == np.int32
     assert examples_of(tmp_path, text_columns=('text', 'name')).texts == (['a b', '', 'c'], ['n', 'n', 'n'])
@@ -152,9 +152,9 @@ def test_reads_texts_and_labels(tmp_path):
 @pytest.mark.parametrize(
     'lines, message',
     [
-        (BAD, "line 5: label 'maybe' is not one of no, yes (on_bad='skip' leaves such rows out)"),
+        (BAD, "line 5: label 'maybe' is not one of 'no', 'yes' (on_bad='skip' leaves such rows out)"),
         ([*LINES, 'n\te'], 'line 5: it has 2 fields, but there are 4 columns'),
-        ([*LINES, 'n\td\t10\t'], "line 5: label '' is not one of no, yes"),
+        ([*LINES, 'n\td\t10\t'], "line 5: label '' is not one of 'no', 'yes'"),
         (LINES[:1], 'holds no row below its header'),
     ],
 )
@@ -168,7 +168,7 @@ def test_bad_rows_are_left_out_where_asked_and_said(tmp_path, caplog):
         examples_of(tmp_path, [LINES[0], 'a', 'b'], on_bad='skip')
     assert not caplog.text  # The error says it.
     examples = examples_of(tmp_path, BAD, on_bad='skip')
-    assert (examples.texts, examples.lines) == ((['a b', '', 'c', 'f'],), [2, 3, 4, 7])
+    assert examples.texts == (['a b', '', 'c', 'f'],)
     np.testing.assert_array_equal(examples.labels, [1, 0, 1, 0])
     assert re.search("left out 2 of 6 rows, the first: .* line 5: label 'maybe' is not one of", caplog.text)
     with pytest.raises(BadInput, match="on_bad must be one of stop, skip, got 'ignore'"):
@@ -221,11 +221,8 @@ def test_rows_without_text_are_predicted_as_empty(tmp_path, caplog, second):
 
 def test_numbers_are_finite_and_within_the_range():
     assert [parse_number()(text) for text in ('1', '-2.5', '1e3')] == [1, -2.5, 1000]
-    for text in ('nan', 'inf', '-inf', '1e300'):
+    for text in ('nan', 'inf', '-inf', '1e300', 'good', '', '0x1'):
         with pytest.raises(ValueError, match=f'label {text!r} is not a finite number in '):
-            parse_number()(text)
-    for text in ('good', '', '1_0', '١٢', '３', '0x1'):
-        with pytest.raises(ValueError, match=f'label {text!r} is not a number'):
             parse_number()(text)
     for text in ('-0.001', '5.001', 'nan'):
         with pytest.raises(ValueError, match=rf"label '{text}' is not a finite number in \[0, 5\]"):
@@ -234,7 +231,7 @@ def test_numbers_are_finite_and_within_the_range():
 
 
 def test_long_labels_and_long_lists_of_them_are_cut():
-    with pytest.raises(ValueError, match=r"label 'x' is not one of 0, 1, .*, 19 and 280 more$"):
+    with pytest.raises(ValueError, match=r"label 'x' is not one of '0', '1', .*, '19' and 280 more$"):
         parse_class([str(i) for i in range(300)])('x')
     long = 'it ran ' * 1000
     for parse in (parse_class(('no', long)), parse_number(), parse_number(0, 5)):

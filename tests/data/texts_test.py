@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pad_jax.data.tables import TextExamples, write_table
-from pad_jax.data.texts import choose_length, encode_texts, hold_out, make_text_batches, open_text_files
-from pad_jax.data.tokenization import open_vocabulary
+from pad_jax.data.texts import TextSource, hold_out, open_text_files
+from pad_jax.data.tokenization import choose_length, open_vocabulary
 from pad_jax.errors import BadInput
 from tests.data.glue_miniatures import VOCABULARY, write_vocabulary
 
@@ -30,8 +30,9 @@ def make_examples(num_words, labels=None, pairs=False):
 def make_tiny(pieces, batch_size=4, seed=0, class_names=('a', 'b', 'c'), **changes):
     examples = {'train': make_examples(NUM_WORDS), 'one': make_examples((2, 20, 1, 1, 33)), 'two': make_examples((5,))}
     examples |= changes
+    splits = {name: pieces.encode(*one) for name, one in examples.items()}
     settings = {'pieces': pieces, 'class_names': class_names, 'metrics': ('accuracy',)}
-    return make_text_batches(examples.pop('train'), examples, **settings, batch_size=batch_size, seed=seed)
+    return TextSource(train=splits.pop('train'), eval=splits, **settings, batch_size=batch_size, seed=seed)
 
 
 def assert_same(one, other):
@@ -49,7 +50,6 @@ def test_says_its_spec(pieces):
     source = make_tiny(pieces)
     spec = source.spec
     assert (spec.num_classes, spec.class_names, spec.metrics) == (3, ('a', 'b', 'c'), ('accuracy',))
-    assert (spec.max_length, spec.vocab_size) == (40, len(VOCABULARY))
     assert (spec.num_train, spec.num_eval, spec.eval_splits) == (8, 6, ('one', 'two'))
     assert (source.num_eval_listed, source.num_eval_batches, source.skipped) == (6, 3, [])
     assert source.with_threads(3) is source
@@ -122,7 +122,8 @@ def test_shares_concatenate_to_the_global_batch(pieces, num_shares):
 def test_bucketing_changes_nothing_but_the_padding(pieces):
     source = make_tiny(pieces, train=make_examples(NUM_WORDS, pairs=True))
     indices = np.arange(len(NUM_WORDS))
-    whole = source.train.tokens.take(indices, 40, source.train.pad)
+    whole = source.train.take(indices)
+    assert whole['tokens'].shape == (8, 40)
     for start in range(0, len(indices), 2):
         batch = source.train.take(indices[start : start + 2])
         length = batch['tokens'].shape[1]
@@ -155,7 +156,7 @@ def test_eval_batches_pass_through_one_split_or_all(pieces):
     np.testing.assert_array_equal(source.eval_labels('one'), [0, 1, 2, 0, 1])
     with pytest.raises(ValueError, match="split must be one of one, two, got 'three'"):
         next(source.eval_batches('three'))
-    unlabelled = next(encode_texts((['cat'],), pieces).iterate(4))
+    unlabelled = next(pieces.encode((['cat'],)).iterate(4))
     assert unlabelled.keys() == {'tokens', 'segments', 'valid', 'weight'}
 
 
@@ -176,19 +177,7 @@ def open_files(path, pieces, **changes):
 
 def read_split(encoded):
     """(cats of each example, labels)."""
-    return count_cats(encoded.tokens.take(np.arange(len(encoded)), 64, 0)).tolist(), encoded.labels
-
-
-def test_says_where_each_class_is_first_seen(tmp_path, pieces):
-    (tmp_path / 'train.csv').write_text('first,answer\n"it\nran",yes\na,no\nb,yes\nc,Yes\n')
-    (tmp_path / 'val.csv').write_text('first,answer\na,no\n')
-    spec = open_files(tmp_path, pieces).spec
-    assert spec.class_names == ('Yes', 'no', 'yes')
-    where = f'{str(tmp_path / "train.csv")!r} line'
-    assert spec.first_seen == (('yes', f'{where} 2'), ('no', f'{where} 4'), ('Yes', f'{where} 6'))
-    (tmp_path / 'train.csv').write_text('first,answer\na,1\nb,2\n')
-    (tmp_path / 'val.csv').write_text('first,answer\na,2\n')
-    assert open_files(tmp_path, pieces, regression=True).spec.first_seen == ()
+    return count_cats(encoded.take(np.arange(len(encoded)))).tolist(), encoded.labels
 
 
 @pytest.mark.parametrize('suffix', ['tsv', 'csv', 'jsonl'])
@@ -212,7 +201,7 @@ def test_reads_pairs_and_numbers(tmp_path, pieces):
     numbers, labels = read_split(source.train)
     np.testing.assert_array_equal(labels, np.array(numbers, np.float32) / 2)
     assert labels.dtype == np.float32
-    assert source.train.tokens.first_lengths.tolist() == [4] * 9  # [CLS] it ran [SEP]
+    assert source.train.first_lengths.tolist() == [4] * 9  # [CLS] it ran [SEP]
 
 
 def test_of_one_file_every_fifth_of_a_class_is_held_out(tmp_path, pieces):
@@ -249,7 +238,7 @@ def refused(path, pieces, message, **changes):
 
 def test_refuses_labels_that_are_unknown_or_no_numbers_or_no_classes(tmp_path, pieces):
     write(tmp_path / 'train.tsv', 6, labels=['yes', 'no']), write(tmp_path / 'val.tsv', 6)
-    refused(tmp_path, pieces, f"{str(tmp_path / 'val.tsv')!r} line 4: label 'maybe' is not one of no, yes")
+    refused(tmp_path, pieces, f"{str(tmp_path / 'val.tsv')!r} line 4: label 'maybe' is not one of 'no', 'yes'")
     path = write(tmp_path / 'a.tsv')
     refused(path, pieces, "a.tsv' line 2: label 'no' is not a number", regression=True)
     refused(write(path, labels=['yes', '']), pieces, "a.tsv' line 3: its label is empty")

@@ -127,15 +127,14 @@ def test_what_it_describes_encodes_the_same_without_the_files_beside_it(tmp_path
 
 
 def test_take_fills_up_and_marks_segments_and_validity(vocabulary):
-    tokens = open_vocabulary(vocabulary, 16).encode([['it', 'the cat'], ['ran', 'sat on']])
-    batch = tokens.take(np.array([1, 0, 1]), 8, pad=7)
-    cls, sep = IDS['[CLS]'], IDS['[SEP]']
-    long = [cls, IDS['the'], IDS['cat'], sep, IDS['sat'], IDS['on'], sep, 7]
-    np.testing.assert_array_equal(batch['tokens'], [long, [cls, IDS['it'], sep, IDS['ran'], sep, 7, 7, 7], long])
-    np.testing.assert_array_equal(
-        batch['segments'], [[0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0]]
-    )
-    np.testing.assert_array_equal(batch['valid'].sum(1), [7, 5, 7])
+    tokens = open_vocabulary(vocabulary, 10).encode([['it', 'the cat'], ['ran', 'sat on the mat it ran']])
+    batch = tokens.take(np.array([1, 0, 1]))
+    words = [[VOCABULARY[number] for number in row] for row in batch['tokens']]
+    long = ['[CLS]', 'the', 'cat', '[SEP]', 'sat', 'on', 'the', 'mat', 'it', '[SEP]']
+    assert words == [long, ['[CLS]', 'it', '[SEP]', 'ran', '[SEP]', *['[PAD]'] * 5], long]
+    segments = [[0] * 4 + [1] * 6, [0, 0, 0, 1, 1, 0, 0, 0, 0, 0], [0] * 4 + [1] * 6]
+    np.testing.assert_array_equal(batch['segments'], segments)
+    np.testing.assert_array_equal(batch['valid'].sum(1), [10, 5, 10])
     assert [batch[key].dtype for key in ('tokens', 'segments', 'valid')] == [np.int32, np.int32, np.bool_]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from pad_jax.data import make_source, make_text_source, open_vocabulary
+from pad_jax.data import TEXT_SOURCES, make_source, open_vocabulary
 from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
 from pad_jax.pretrained.weights import read_config, read_weights
 from pad_jax.reports.runs import read_partition, read_run
@@ -174,7 +174,7 @@ def open_texts(name, folder, **options):
     with tempfile.TemporaryDirectory() as other:
         pieces = open_vocabulary(glue_miniatures.write_vocabulary(Path(other)), 16)
     for on_bad in ('stop', 'skip'):
-        make_text_source(name, pieces=pieces, batch_size=2, on_bad=on_bad, **options)
+        TEXT_SOURCES[name](pieces=pieces, batch_size=2, on_bad=on_bad, **options)
 
 
 def open_table(name, folder):

@@ -15,6 +15,7 @@ import numpy as np
 from pad_jax.data.metrics import choose_predictions
 from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
 from pad_jax.data.tables import (
+    Table,
     TextExamples,
     check_output,
     check_texts,
@@ -22,7 +23,6 @@ from pad_jax.data.tables import (
     parse_class,
     parse_number,
     read_examples,
-    read_unlabelled,
     write_table,
 )
 from pad_jax.data.texts import TextSource
@@ -45,34 +45,20 @@ class EvalSplit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """Layout of one task.
+    """Layout of one task."""
 
-    Attributes:
-      folder: of the original files.
-      text_columns, label_column: of the original files.
-      class_names: of each label, in the order of TFDS; empty for regression.
-      file_labels: the same labels in original files and submissions.
-      metrics: keys of `METRICS`.
-      features: texts in TFDS.
-      eval_splits: splits for evaluation; by default one.
-      headless_columns: of the files without a header: those of CoLA, except its test file.
-      skips_broken_rows: True for QQP. Questions with a line break fell apart; the published counts leave them out.
-      label_range: of regression.
-      diagnostic: submission file of the diagnostic set of MNLI, which has the same labels.
-    """
-
-    folder: str
-    text_columns: tuple[str, ...]
+    folder: str  # of the original files
+    text_columns: tuple[str, ...]  # of the original files, as the next
     label_column: str
-    class_names: tuple[str, ...]
-    file_labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    features: tuple[str, ...]
+    class_names: tuple[str, ...]  # of each label, in the order of TFDS; empty for regression
+    file_labels: tuple[str, ...]  # the same labels in original files and submissions
+    metrics: tuple[str, ...]  # keys of `METRICS`
+    features: tuple[str, ...]  # texts in TFDS
     eval_splits: tuple[EvalSplit, ...]
-    headless_columns: tuple[str, ...] | None = None
-    skips_broken_rows: bool = False
-    label_range: tuple[float, float] | None = None
-    diagnostic: str | None = None
+    headless_columns: tuple[str, ...] | None = None  # of CoLA's files, of which only the test file has a header
+    skips_broken_rows: bool = False  # QQP: questions with a line break fell apart; published counts leave them out
+    label_range: tuple[float, float] | None = None  # of regression
+    diagnostic: str | None = None  # submission file of MNLI's diagnostic set
 
     @property
     def num_classes(self) -> int:
@@ -138,17 +124,6 @@ GLUE_TASKS: dict[str, GlueTask] = {
 """Tasks by the name of their configuration in TFDS."""
 
 
-def find_task(name: str) -> GlueTask:
-    """Return the row of `GLUE_TASKS`; raise `BadInput` with the possible names.
-
-    >>> find_task('rte').class_names
-    ('entailment', 'not_entailment')
-    """
-    if name not in GLUE_TASKS:
-        raise BadInput(f'task must be one of {", ".join(GLUE_TASKS)}, got {name!r}')
-    return GLUE_TASKS[name]
-
-
 def open_glue(
     *,
     path: str | None,
@@ -172,7 +147,9 @@ def open_glue(
     Raises:
       BadInput: if GLUE does not have the task, the path has neither layout, or a file is wrong.
     """
-    row = find_task(task)
+    if task not in GLUE_TASKS:
+        raise BadInput(f'task must be one of {", ".join(GLUE_TASKS)}, got {task!r}')
+    row = GLUE_TASKS[task]
     layout = f'{row.folder}/{TRAIN_FILE} (the original files) or glue/{task} (prepared by TFDS)'
     if not path:
         raise BadInput(f'path must name a folder with {layout}, got {path!r}')
@@ -193,8 +170,12 @@ def open_glue(
     logger.info('reading %s', folder or prepared)
 
     def read(split: str, file: str) -> EncodedTexts:
-        examples = read_glue_file(folder / file, row, on_bad) if folder else read_split(prepared, row, split)
-        return pieces.encode(*examples)
+        if folder is None:
+            return pieces.encode(*read_split(prepared, row, split))
+        parse = parse_number(*row.label_range) if row.label_range else parse_class(row.file_labels)
+        table = open_glue_file(folder / file, row)
+        columns = (row.text_columns, row.label_column)
+        return pieces.encode(*read_examples(table, *columns, parse, on_bad, row.skips_broken_rows))
 
     return TextSource(
         train=read('train', TRAIN_FILE),
@@ -229,28 +210,8 @@ def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:
     return folder
 
 
-def read_glue_file(path: str | os.PathLike, task: GlueTask, on_bad: str = 'stop') -> TextExamples:
-    """Read a labelled file of a task: train or dev. Broken rows of QQP are always left out.
-
-    Raises:
-      BadInput: as `open_table` and `read_examples`.
-    """
-    return read_examples(
-        _open_file(path, task),
-        task.text_columns,
-        task.label_column,
-        parse_number(*task.label_range) if task.label_range else parse_class(task.file_labels),
-        on_bad,
-        task.skips_broken_rows,
-    )
-
-
-def read_glue_texts(path: str | os.PathLike, task: GlueTask) -> tuple[tuple[list[str], ...], list[str]]:
-    """Read texts and ids of any file of a task for prediction, as `read_unlabelled`."""
-    return read_unlabelled(_open_file(path, task), task.text_columns)
-
-
-def _open_file(path, task):
+def open_glue_file(path: str | os.PathLike, task: GlueTask) -> Table:
+    """Open an original file of a task, with or without a header, as `open_table`."""
     table = open_table(path)
     if task.headless_columns and task.text_columns[0] not in table.columns:
         table = open_table(path, task.headless_columns)
@@ -297,7 +258,7 @@ def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: Gl
     Raises:
       BadInput: if the output is the source, or cannot be written.
 
-    >>> choose_output('.', 'MNLI/test_mismatched.tsv', find_task('mnli')).name
+    >>> choose_output('.', 'MNLI/test_mismatched.tsv', GLUE_TASKS['mnli']).name
     'MNLI-mm.tsv'
     """
     output, source = pathlib.Path(output).expanduser(), pathlib.Path(source).expanduser()

@@ -309,7 +309,8 @@ def parse_number(low: float = -math.inf, high: float = math.inf) -> Callable[[st
         except ValueError:
             number = math.nan
         if not max(low, -limit) <= number <= min(high, limit):
-            raise ValueError(f'label {shorten(text)!r} is not a finite number in [{low:g}, {high:g}]')
+            allowed = '' if math.isinf(high) else f' in [{low:g}, {high:g}]'
+            raise ValueError(f'label {shorten(text)!r} is not a finite number{allowed}')
         return number
 
     return parse

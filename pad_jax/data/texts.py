@@ -26,24 +26,15 @@ class TextSource(Source):
 
     Batches are those of `EncodedTexts.take`. T is the smallest of 16, 32, 64, ... that holds the longest text of the
     global batch, at most the tokenizer's `max_length`.
-
-    Attributes:
-      train: examples.
-      eval: examples by split.
-      pieces: tokenizer of the texts.
-      class_names: of each label; empty for regression.
-      metrics: keys of `METRICS`.
-      batch_size: B, at least 1.
-      seed: of the order, in [0, 2⁶⁴).
     """
 
     train: EncodedTexts
-    eval: dict[str, EncodedTexts]
-    pieces: WordPieces
-    class_names: tuple[str, ...]
-    metrics: tuple[str, ...]
-    batch_size: int
-    seed: int
+    eval: dict[str, EncodedTexts]  # by split
+    pieces: WordPieces  # tokenizer of the texts
+    class_names: tuple[str, ...]  # of each label; empty for regression
+    metrics: tuple[str, ...]  # keys of `METRICS`
+    batch_size: int  # B, at least 1
+    seed: int  # of the order, in [0, 2⁶⁴)
 
     @functools.cached_property
     def spec(self) -> DataSpec:

@@ -29,23 +29,14 @@ SHORTEST = 16
 
 @dataclasses.dataclass(frozen=True)
 class EncodedTexts:
-    """One split as tokens.
+    """One split as tokens."""
 
-    Attributes:
-      ids: tokens of all examples in one array; example i is `ids[starts[i]:starts[i + 1]]`, int32.
-      starts: int64[N + 1].
-      first_lengths: tokens of an example's first segment, with its [CLS] and [SEP], int32[N].
-      labels: int32[N], float32[N] for regression, or None.
-      pad: token that fills a batch.
-      max_length: most tokens of an example.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    first_lengths: np.ndarray
-    labels: np.ndarray | None
-    pad: int
-    max_length: int
+    ids: np.ndarray  # tokens of all examples in one array, int32; example i is ids[starts[i]:starts[i + 1]]
+    starts: np.ndarray  # int64[N + 1]
+    first_lengths: np.ndarray  # tokens of an example's first segment, with its [CLS] and [SEP], int32[N]
+    labels: np.ndarray | None  # int32[N], or float32[N] for regression
+    pad: int  # token that fills a batch
+    max_length: int  # most tokens of an example
 
     def __len__(self) -> int:
         return len(self.first_lengths)

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from pad_jax.data import Source, score
-from pad_jax.data.glue import choose_output, find_task, read_glue_texts, write_predictions
+from pad_jax.data.glue import GLUE_TASKS, choose_output, open_glue_file, write_predictions
 from pad_jax.data.tables import check_fields, open_table, read_unlabelled
 from pad_jax.data.tokenization import EncodedTexts
 from pad_jax.errors import BadInput
@@ -166,12 +166,10 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     config = read_workdir_config(workdir)
     if not is_text(config):
         raise BadInput(f'the run in {workdir} is one of images: only texts can be predicted from a file')
-    task = find_task(config.data.task) if config.data.name == 'glue' else None
+    task = GLUE_TASKS[config.data.task] if config.data.name == 'glue' else None
     path, names = choose_output(output, source, task), read_data(workdir).class_names
-    if task:
-        texts, ids = read_glue_texts(source, task)
-    else:
-        texts, ids = read_unlabelled(open_table(source), setup.split_columns(config))
+    table = open_glue_file(source, task) if task else open_table(source)
+    texts, ids = read_unlabelled(table, task.text_columns if task else setup.split_columns(config))
     check_fields(path, [*names, *ids])
     encoded = setup.open_pieces(config, workdir).encode(texts)
     logits = _apply(restore_run(workdir), encoded)

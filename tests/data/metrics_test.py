@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -39,6 +39,7 @@ def test_golden_values_of_numbers():
     assert METRICS['spearman'](NUMBERS, GUESSES) == pytest.approx(0.8, abs=1e-12)
 
 
+@settings(max_examples=30)
 @given(st_numpy.arrays(np.int64, st.tuples(st.just(2), st.integers(2, 30)), elements=st.integers(0, 1)))
 def test_classes_against_scikit_learn(pairs):
     labels, chosen = pairs

@@ -240,7 +240,7 @@ def test_refuses_labels_that_are_unknown_or_no_numbers_or_no_classes(tmp_path, p
     write(tmp_path / 'train.tsv', 6, labels=['yes', 'no']), write(tmp_path / 'val.tsv', 6)
     refused(tmp_path, pieces, f"{str(tmp_path / 'val.tsv')!r} line 4: label 'maybe' is not one of 'no', 'yes'")
     path = write(tmp_path / 'a.tsv')
-    refused(path, pieces, "a.tsv' line 2: label 'no' is not a number", regression=True)
+    refused(path, pieces, "a.tsv' line 2: label 'no' is not a finite number (on_bad", regression=True)
     refused(write(path, labels=['yes', '']), pieces, "a.tsv' line 3: its label is empty")
     refused(write(path, labels=['yes']), pieces, f"column 'answer' of {str(path)!r} has only the label 'yes'")
 

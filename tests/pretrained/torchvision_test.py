@@ -108,9 +108,11 @@ def test_an_upcycled_network_is_the_static_one(name, conv, tmp_path):
     [
         # Every convolution has 5 tensors with its norm, the classifier 2; torchvision counts one more for each norm.
         ('resnet18', 20 * 5 + 2, {('stage2_block1', 'shortcut_conv'): 'layer2.0.downsample.0'}),
-        ('resnet34', 36 * 5 + 2, {('stage3_block6', 'norm2'): 'layer3.5.bn2'}),
+        pytest.param('resnet34', 36 * 5 + 2, {('stage3_block6', 'norm2'): 'layer3.5.bn2'}, marks=pytest.mark.slow),
         ('resnet50', 53 * 5 + 2, {('stage4_block3', 'conv3'): 'layer4.2.conv3', ('classifier',): 'fc'}),
-        ('resnet101', 104 * 5 + 2, {('stage3_block23', 'conv1'): 'layer3.22.conv1'}),
+        pytest.param(
+            'resnet101', 104 * 5 + 2, {('stage3_block23', 'conv1'): 'layer3.22.conv1'}, marks=pytest.mark.slow
+        ),
         (
             'mobilenet_v2',
             52 * 5 + 2,

@@ -66,7 +66,11 @@ class GlueTask:
         return len(self.class_names) or 1
 
 
-PAIR, ENTAILMENT = ('sentence1', 'sentence2'), ('entailment', 'not_entailment')
+PAIR, F1 = ('sentence1', 'sentence2'), ('accuracy', 'f1')
+ENTAILMENT, INFERENCE = ('entailment', 'not_entailment'), ('entailment', 'neutral', 'contradiction')
+HEADLESS = ('source', 'label', 'annotation', 'sentence')
+MATCHED = EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv')
+MISMATCHED = EvalSplit('validation_mismatched', 'dev_mismatched.tsv', 'MNLI-mm.tsv')
 
 
 def _task(folder, text_columns, label_column, class_names, file_labels=('0', '1'), metrics=('accuracy',), **changes):
@@ -78,21 +82,11 @@ def _task(folder, text_columns, label_column, class_names, file_labels=('0', '1'
 
 GLUE_TASKS: dict[str, GlueTask] = {
     'cola': _task(
-        'CoLA',
-        ('sentence',),
-        'label',
-        ('unacceptable', 'acceptable'),
-        metrics=('matthews',),
-        headless_columns=('source', 'label', 'annotation', 'sentence'),
+        'CoLA', ('sentence',), 'label', ('unacceptable', 'acceptable'), metrics=('matthews',), headless_columns=HEADLESS
     ),
     'sst2': _task('SST-2', ('sentence',), 'label', ('negative', 'positive')),
     'mrpc': _task(
-        'MRPC',
-        ('#1 String', '#2 String'),
-        'Quality',
-        ('not_equivalent', 'equivalent'),
-        metrics=('accuracy', 'f1'),
-        features=PAIR,
+        'MRPC', ('#1 String', '#2 String'), 'Quality', ('not_equivalent', 'equivalent'), metrics=F1, features=PAIR
     ),
     'stsb': _task('STS-B', PAIR, 'score', (), (), metrics=('pearson', 'spearman'), label_range=(0.0, 5.0)),
     'qqp': _task(
@@ -100,20 +94,17 @@ GLUE_TASKS: dict[str, GlueTask] = {
         ('question1', 'question2'),
         'is_duplicate',
         ('not_duplicate', 'duplicate'),
-        metrics=('accuracy', 'f1'),
+        metrics=F1,
         skips_broken_rows=True,
     ),
     'mnli': _task(
         'MNLI',
         PAIR,
         'gold_label',
-        ('entailment', 'neutral', 'contradiction'),
-        ('entailment', 'neutral', 'contradiction'),
+        INFERENCE,
+        INFERENCE,
         features=('premise', 'hypothesis'),
-        eval_splits=(
-            EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv'),
-            EvalSplit('validation_mismatched', 'dev_mismatched.tsv', 'MNLI-mm.tsv'),
-        ),
+        eval_splits=(MATCHED, MISMATCHED),
         diagnostic='AX.tsv',
     ),
     'qnli': _task('QNLI', ('question', 'sentence'), 'label', ENTAILMENT, ENTAILMENT),
@@ -125,13 +116,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
 
 
 def open_glue(
-    *,
-    path: str | None,
-    task: str,
-    pieces: WordPieces,
-    batch_size: int,
-    seed: int = 0,
-    on_bad: str = 'stop',
+    *, path: str | None, task: str, pieces: WordPieces, batch_size: int, seed: int = 0, on_bad: str = 'stop'
 ) -> TextSource:
     """Open one task of GLUE for training and evaluation.
 

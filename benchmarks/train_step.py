@@ -1,11 +1,11 @@
-"""A whole training step of a text encoder, as mixtures of experts against the dense encoder, in one run.
+"""Time a training step of a text encoder, with mixtures of experts against the dense encoder, in one run.
 
     python benchmarks/train_step.py                      # MiniLM, 32 texts of 64 pieces: several minutes, 10 GB
     python benchmarks/train_step.py --model=bert_tiny --length=32 --rows=moe,pad
 
 A number is a time divided by the dense encoder's, median over repeats. The repeats of all rows are interleaved, so that
-a busy moment of the machine hits all of them. A step is forward, backward, clipping and AdamW, dropout and the routers'
-noise included, on random tokens; in the partially dynamic rows every second position is dynamic (κ = 0.5).
+a busy moment of the machine hits all of them. A step is forward, backward, clipping and AdamW on random tokens, with
+dropout and the routers' noise. In the partially dynamic rows every second position is dynamic (κ = 0.5).
 """
 
 import argparse
@@ -41,7 +41,7 @@ ROWS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', default='minilm', help='a name of pad_jax.models.ENCODERS')
     parser.add_argument('--length', type=int, default=64, help='pieces of a text')
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def prepare_step(config_name: str, changes: list[str], options: argparse.Namespace):
-    """A call without arguments that takes one optimizer step and keeps the new state."""
+    """Make a call without arguments that takes one optimizer step and keeps the new state."""
     changes = [*changes, f'model.name={options.model}', 'data.path=unused']
     config = load_config(str(CONFIGS / f'{config_name}.py'), changes)
     model, lengths = make_model(config), Lengths(total=1000, temperature=0)

@@ -24,15 +24,9 @@ LAYERS = {
 }
 
 
-def pruning(name, prune):
-    if name in ('linear', 'ffn'):
-        return {'prune': prune}
-    return {'rest': 'zero' if prune else 'static'}
-
-
 def draw(name, granularity, dtype=jnp.float32):
     """(pruned layer, its variables with half of each mask, x), away from the start."""
-    layer = LAYERS[name](granularity=granularity, **pruning(name, True), param_dtype=dtype)
+    layer = LAYERS[name](granularity=granularity, prune=True, param_dtype=dtype)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 6)).astype(dtype)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
@@ -76,7 +70,7 @@ def test_a_pruned_layer_is_the_ordinary_one_with_static_zeros_in_every_storage(n
         masks = variables['partition']
         twin = {**variables, 'params': with_zeros(variables['params'], masks)}
         value, (found, gates) = gradients(layer, variables, x)
-        expected, (of_twin, of_twins_gates) = gradients(layer.clone(**pruning(name, False)), twin, x)
+        expected, (of_twin, of_twins_gates) = gradients(layer.clone(prune=False), twin, x)
         kept = {path: leaf for path, leaf in flatten_dict(of_twin).items() if not path[-1].startswith('static_')}
         np.testing.assert_allclose(value, expected, rtol=1e-12)
         # The gradient through the mask is that of a pruned network: of what each position adds, not of a difference.

@@ -17,7 +17,7 @@ CONV = {'features': 4, 'kernel_size': (3,), 'num_kernels': 2, 'reduction': 2}
 LAYERS = {
     'dynamic': functools.partial(CONVS['dynamic'], **CONV, plan='outputs'),
     'condconv': functools.partial(CONVS['condconv'], 4, (3,), num_kernels=2, plan='outputs'),
-    'odconv': functools.partial(CONVS['odconv'], **CONV, plan='patches'),
+    'odconv': functools.partial(CONVS['odconv'], **CONV, plan='shift'),
     'dcd': functools.partial(CONVS['dcd'], 4, (3,), reduction=2),
     'linear': functools.partial(MixtureLinear, 5, num_experts=3, noisy=False, plan='dense'),
     'ffn': functools.partial(MixtureFFN, 5, num_experts=3, noisy=False, plan='dense'),

@@ -53,7 +53,7 @@ def make_variables(kind):
     return jax.tree_util.tree_map_with_path(draw, variables)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [pytest.param('linear', marks=pytest.mark.slow), 'ffn', 'sentence'])
 def test_padding_changes_nothing(kind):
     apply = jit_quickly(KINDS[kind].apply)
     logits, aux = apply(make_variables(kind), *make_batch(16))
@@ -83,7 +83,7 @@ def test_reports_by_the_path_of_the_mixture(kind, names):
         assert len(masks) == 1 and routing['routing'][0].shape == (64, 4)
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ffn'])
+@pytest.mark.parametrize('kind', ['linear', pytest.param('ffn', marks=pytest.mark.slow)])
 def test_training(kind):
     """Remat gives the same gradients, noise and dropout by their keys; the router loss reaches every router."""
     batch = make_batch(16)

@@ -22,7 +22,6 @@ from pad_jax.layers import (
     MixtureLinear,
     ODConv,
     StaticConv,
-    convolve,
     index_dynamic_columns,
 )
 from pad_jax.models import ENCODERS, FFNS, MODELS, build_encoder, build_model
@@ -82,7 +81,6 @@ __all__ = [
     'build_model',
     'compact',
     'compact_params',
-    'convolve',
     'dynamic_fraction',
     'dynamic_share',
     'expand',

@@ -23,17 +23,14 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
     size = geometry.output_size(x.shape[1:-1])
     pads = ((*pad, dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    lengths = [max(0, (extent - 1) * stride + 1) for extent, stride in zip(size, geometry.strides)]
     windows = []
-    for tap in itertools.product(*(range(extent) for extent in geometry.kernel_size)):
-        window = padded
-        for axis, offset in enumerate(tap):
-            start = offset * geometry.kernel_dilation[axis]
-            stride = geometry.strides[axis]
-            stop = start + max(0, (size[axis] - 1) * stride + 1)
-            if size[axis] == 0:
-                start = stop = 0
-            window = lax.slice_in_dim(window, start, stop, stride, axis=axis + 1)
-        windows.append(window.reshape(x.shape[0], math.prod(size), x.shape[-1]))
+    for tap in itertools.product(*map(range, geometry.kernel_size)):
+        # Without outputs a tap may lie outside of the input.
+        starts = [offset * gap * (length > 0) for offset, gap, length in zip(tap, geometry.kernel_dilation, lengths)]
+        stops = [start + length for start, length in zip(starts, lengths)]
+        sizes = (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *geometry.strides, 1)
+        windows.append(lax.slice(padded, *sizes).reshape(x.shape[0], math.prod(size), x.shape[-1]))
     return windows
 
 

@@ -1,8 +1,7 @@
 """Dynamic layers: arrays, plans and thin modules. A mask reaches them only through `factors`."""
 
-from pad_jax.kernels.convolution import PLAN_NAMES, PLANS, choose_plan, convolve
+from pad_jax.kernels.convolution import PLAN_NAMES, PLANS
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
-from pad_jax.kernels.geometry import Geometry, resolve_geometry
 from pad_jax.layers.attention import Attention
 from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv, make_conv_spec
 from pad_jax.layers.dcd import DCDConv
@@ -24,7 +23,6 @@ __all__ = [
     'CondConv',
     'DCDConv',
     'DynamicConv',
-    'Geometry',
     'LayerSpec',
     'MixtureFFN',
     'MixtureLinear',
@@ -33,8 +31,6 @@ __all__ = [
     'Routing',
     'StaticConv',
     'choose_mixture_plan',
-    'choose_plan',
-    'convolve',
     'expert_similarity',
     'find_records',
     'index_dynamic_columns',
@@ -42,7 +38,6 @@ __all__ = [
     'make_conv_spec',
     'make_spec',
     'measure_similarity',
-    'resolve_geometry',
     'route_top_k',
     'split_neurons',
 ]

@@ -111,10 +111,13 @@ def test_none_or_all_of_it_dynamic(granularity):
 
 
 @pytest.mark.parametrize(('granularity', 'plan'), [*itertools.product(('output', 'input', 'spatial'), PLANS)])
-def test_every_plan_equals_a_loop_over_samples(granularity, plan):
+@pytest.mark.parametrize(
+    'numbers', [(0, 3, 4), pytest.param(range(5), marks=pytest.mark.slow)], ids=['corners', 'all samples']
+)
+def test_every_plan_equals_a_loop_over_samples(granularity, plan, numbers):
     check_against_twin(
-        (granularity, 'one' if number == 1 else 'some', sample, plan != 'outputs' and number % 2 == 1, plan)
-        for number, sample in enumerate(SAMPLES)
+        (granularity, 'one' if number == 1 else 'some', SAMPLES[number], plan != 'outputs' and number % 2 == 1, plan)
+        for number in numbers
     )
 
 
@@ -172,12 +175,19 @@ def draw_masked(groups=1, by_tap=False):
     return *inputs, draw(size=(BATCH, KERNELS)), np.float64(0.3), draw(size=(BATCH, 3, 2)) if by_tap else None
 
 
-@pytest.mark.parametrize('plan', ['fused', 'outputs', 'auto'])
-def test_masked_kernels_equal_merged_ones(plan):
-    cases = [('element', 2, False)]
-    if plan != 'outputs':  # 'fused' doesn't merge, and 'auto' merges small kernels
-        cases += [(name, 1, False) for name in MASKS] + [('element', 1, True), ('spatial', 1, True)]
+# Mask, feature groups, tap weights or not. 'fused' doesn't merge, and 'auto' merges small kernels.
+GROUPED, WEIGHED, WHOLE = ('element', 2, False), ('spatial', 1, True), ('all', 1, False)
+EVERY_CASE = [GROUPED, WEIGHED, ('element', 1, True), *((name, 1, False) for name in MASKS)]
 
+
+@pytest.mark.parametrize(
+    ('plan', 'cases'),
+    [
+        *(('fused', [GROUPED, WEIGHED, WHOLE]), ('auto', [WEIGHED]), ('outputs', [GROUPED])),
+        *(pytest.param(plan, EVERY_CASE, marks=pytest.mark.slow) for plan in ('fused', 'auto')),
+    ],
+)
+def test_masked_kernels_equal_merged_ones(plan, cases):
     def run(geometry, mask, plan, inputs):
         def loss(x, dynamic, static, logits, phi, weights):
             factors = Factors(dynamic.shape[1:], dynamic, static, *scale_factors(phi), mask=jnp.asarray(mask))

@@ -118,30 +118,30 @@ def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
 @pytest.mark.parametrize('plan', BY_TAP)
 def test_a_weight_for_every_tap(plan):
     """The twin takes a weight for each tap of each kernel: attention times the weight of the tap."""
-    cases = [
-        *ODD_ONES[:1],
-        *ODD_ONES[3:4],
-        *ODD_ONES[5:7],
-        *((size, geometry) for _, size, geometry in EMPTY_ONES[1:3]),
-    ]
-    for (size, geometry), batch in zip(cases, [BATCH] * (len(cases) - 1) + [0]):
+    some = [(BATCH, *ODD_ONES[number]) for number in (0, 5, 6)] + EMPTY_ONES[1:3]
+    cases, expected = [], []
+    for batch, size, geometry in some:
         x, kernels, attention, cotangent = draw_case(size, geometry, batch=batch)
         weights = np.random.default_rng(7).normal(size=(batch, *geometry.kernel_size))
-        ones = (1,) * len(size)
-        by_tap = attention.reshape(batch, KERNELS, *ones) * weights[:, None]
-        y, (d_x, d_kernels, d_by_tap) = convolve_samples(x, kernels, by_tap, cotangent, geometry)
-        d_attention = (d_by_tap * weights[:, None]).sum(tuple(range(2, d_by_tap.ndim)))
-        d_weights = (d_by_tap * attention.reshape(batch, KERNELS, *ones)).sum(1)
+        spread = attention.reshape(batch, KERNELS, *(1,) * len(size))
+        y, (d_x, d_kernels, d_taps) = convolve_samples(x, kernels, spread * weights[:, None], cotangent, geometry)
+        d_attention = (d_taps * weights[:, None]).sum(tuple(range(2, d_taps.ndim)))
+        cases.append((cotangent, x, kernels, attention, weights))
+        expected.append((y, (d_x, d_kernels, d_attention, (d_taps * spread).sum(1))))
 
-        def differentiate(cotangent, x, kernels, attention, weights, geometry=geometry):
-            y, pull = jax.vjp(
-                lambda *inputs: run_plan(plan, *inputs[:3], geometry, None, inputs[3]), x, kernels, attention, weights
-            )
-            return y, pull(cotangent)
+    def differentiate(cases):
+        for (*_, geometry), (cotangent, *inputs) in zip(some, cases):
 
-        with jax.enable_x64(True):
-            found = jit_quickly(differentiate)(cotangent, x, kernels, attention, weights)
-        assert_tree_close(found, (y, (d_x, d_kernels, d_attention, d_weights)), str(geometry))
+            def apply(x, kernels, attention, weights, geometry=geometry):
+                return run_plan(plan, x, kernels, attention, geometry, None, weights)
+
+            y, pull = jax.vjp(apply, *inputs)
+            yield y, pull(cotangent)
+
+    with jax.enable_x64(True):
+        found = jit_quickly(lambda cases: list(differentiate(cases)))(cases)
+    for (*_, geometry), result, twin in zip(some, found, expected):
+        assert_tree_close(result, twin, str(geometry))
 
 
 @pytest.mark.parametrize('plan', BY_TAP)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _timing import Call, time_interleaved
 
-from pad_jax.deploy.network import Network, shrink_network
+from pad_jax.deploy.export import Network, shrink_network
 from pad_jax.layers import PLANS
 from pad_jax.models import MODELS, STEMS
 from pad_jax.partition import count_layers, report_counts

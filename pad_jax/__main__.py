@@ -67,7 +67,7 @@ def inspect(arguments: Sequence[str]) -> None:
 def export(arguments: Sequence[str]) -> None:
     """Write the latest checkpoint of a run for serving without its code; `pad_jax.load_exported` reads it."""
     from pad_jax.deploy.export import export_workdir
-    from pad_jax.deploy.verification import NotVerified
+    from pad_jax.deploy.verify import NotVerified
     from pad_jax.reports.tables import make_table, print_line, print_table
 
     epilog = 'The export is verified on the data of the run. If that has moved, add --config.data.path=PATH.'

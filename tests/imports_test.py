@@ -14,8 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     'pad_jax/partition': {'pad_jax.partition', 'jax', 'numpy', 'optax', 'flax.struct'},
     'configs': {'configs', 'ml_collections'},
-    'pad_jax/deploy/loading.py': {'pad_jax.deploy.manifest', 'pad_jax.errors', 'jax', 'numpy', 'safetensors'},
-    'pad_jax/deploy/manifest.py': {'pad_jax.errors', 'pad_jax.files'},
+    'pad_jax/deploy/serving.py': {'pad_jax.errors', 'pad_jax.files', 'jax', 'numpy', 'safetensors'},
     'pad_jax/files.py': {'pad_jax.errors'},
     'train.py': {'absl', 'ml_collections', 'pad_jax.errors', 'pad_jax.training'},
 }

@@ -1,3 +1,3 @@
-"""Turning a trained network into something that is served. Only what loads an export is a public name."""
+"""Deployment of trained networks. The public names are those that load an export."""
 
-from pad_jax.deploy.loading import ExportedNetwork, load_exported
+from pad_jax.deploy.serving import ExportedNetwork, load_exported

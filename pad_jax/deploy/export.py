@@ -1,49 +1,78 @@
-"""python -m pad_jax export: the newest checkpoint of a run as a folder that is served without its models.
+"""Export of the newest checkpoint of a run as a folder that is served without its models.
 
-Legend: B batch, T length of texts.
+The network is served in float32, because rounding in bfloat16 could not be told from an error. Constants are folded
+into its parameters, and dead entries are removed. `length` is the symbol for the length T of texts.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import ml_collections
+import numpy as np
 import safetensors.numpy
+from flax import linen as nn
+from flax import traverse_util
 
 import pad_jax
 from pad_jax.data import SOURCES
-from pad_jax.deploy.manifest import MANIFEST, NETWORK, ONNX, TOKENIZER, WEIGHTS, read_manifest, write_manifest
-from pad_jax.deploy.network import Network, read_network, shrink_network
-from pad_jax.deploy.onnx import check_onnx, convert_to_onnx
-from pad_jax.deploy.verification import Agreement, verify
+from pad_jax.deploy.folding import fold_norms, fold_scales
+from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
+from pad_jax.deploy.verify import Agreement, verify
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import check_vacant, fill_folder
-from pad_jax.partition import count_layers, report_counts
+from pad_jax.partition import compact, count_layers, report_counts
 from pad_jax.training.config import is_partial, is_text
 from pad_jax.training.evaluate import RestoredRun, restore_run
-from pad_jax.training.setup import abstract_variables, make_inputs, plan_layers
+from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task, make_temperature, plan_layers
+from pad_jax.training.tasks import Task
 from pad_jax.training.workdir import find_tokenizer
 
-FORMS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-FLOAT_BYTES = 4
+_FLOAT_BYTES = 4
+_FILES = ('pretrained',)  # keys of config.model that name files of the training machine
+_LINEAR = ('static', 'dynamic', 'condconv')  # convolutions into which scale factors are folded
 
-# Keys of config.model that name files of the machine that it was trained on.
-_FILES = ('pretrained',)
+
+class Network(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      model: the module.
+      variables: its collections, as NumPy arrays.
+      task: how a batch goes through it.
+      temperature: of its attention, > 0; None for a network without it.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    task: Task
+    temperature: float | None
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The variables by 'COLLECTION/PATH'."""
+        return traverse_util.flatten_dict(self.variables, sep='/')
+
+    def apply(self, weights: Mapping[str, jax.Array], *inputs: jax.Array) -> jax.Array:
+        """Compute logits float32[B, outputs]."""
+        variables = traverse_util.unflatten_dict(weights, sep='/')
+        batch = dict(zip(self.task.inputs, inputs, strict=True))
+        return self.task.apply(self.model, variables, batch, self.temperature, train=False)[0]
 
 
 class Export(NamedTuple):
-    """What was written.
+    """An export that was written and verified.
 
     Attributes:
-      folder: where.
-      counts: of `report_counts`, of the network as it was trained.
-      fully_dynamic: parameters of the network whose κ is 1.
+      folder: its path.
+      counts: `report_counts` of the trained network.
+      fully_dynamic: number of parameters of the network with κ = 1.
       sizes: bytes of each file.
-      agreement: of `verify`.
+      agreement: result of `verify`.
     """
 
     folder: Path
@@ -53,100 +82,107 @@ class Export(NamedTuple):
     agreement: Agreement
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """For a table: what, here, in the fully dynamic network, ratio."""
-        weights = WEIGHTS if WEIGHTS in self.sizes else ONNX
+        """Return rows of a table: figure, this export, the fully dynamic network, ratio."""
+        parameters = self.counts['parameters']
         pairs = [
-            ('parameters', self.counts['parameters'], self.fully_dynamic),
-            (f'{weights}, bytes', self.sizes[weights], FLOAT_BYTES * self.fully_dynamic),
+            ('parameters', parameters, self.fully_dynamic),
+            (f'{WEIGHTS}, bytes', self.sizes[WEIGHTS], _FLOAT_BYTES * self.fully_dynamic),
         ]
-        rows = [(what, f'{here:,}', f'{dynamic:,}', f'{here / dynamic:.4f}') for what, here, dynamic in pairs]
-        excess = self.sizes[weights] / (FLOAT_BYTES * self.counts['parameters'])
-        rows.append((f'{weights}, bytes / {FLOAT_BYTES} for each parameter', f'{excess:.4f}', '', ''))
-        rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != weights]
+        rows = [(name, f'{here:,}', f'{dynamic:,}', f'{here / dynamic:.4f}') for name, here, dynamic in pairs]
+        excess = self.sizes[WEIGHTS] / (_FLOAT_BYTES * parameters)
+        rows.append((f'{WEIGHTS}, bytes / {_FLOAT_BYTES} for each parameter', f'{excess:.4f}', '', ''))
+        rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != WEIGHTS]
         for size, (difference, largest) in self.agreement.differences.items():
             rows.append((f'largest difference of logits, batch {size}', f'{difference:.2g} of {largest:.3g}', '', ''))
         return rows
 
 
-def export_workdir(
-    workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = (), form: str = 'stablehlo'
-) -> Export:
-    """Writes the newest checkpoint of a run to a folder, once a fresh process has served it from there.
+def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = ()) -> Export:
+    """Write the newest checkpoint of a run to a folder, and verify it in a fresh process.
 
     Args:
-      out: the folder; made, with those above it.
-      overwrite: whether an export that is there may be replaced.
-      overrides: 'section.key=value' for keys that are free on resume, as data.path where the data has moved.
-      form: one of FORMS.
+      workdir: folder of the run.
+      out: folder of the export; created with its parents.
+      overwrite: replace an export that exists.
+      overrides: 'section.key=value' for keys that may change on resume, as data.path for data that has moved.
 
     Raises:
-      BadInput: when `out` is there, or can't be written; when workdir holds no run, no checkpoint that fits it, or one
-        from before the last round of its partition; when this network can't have that form.
-      NotVerified: when what was written computes something else. Nothing is left of it.
+      BadInput: if `out` exists or cannot be written. Also if workdir holds no run, or no checkpoint after the last
+        round of its partition.
+      NotVerified: if the export computes something else. Nothing is left of it.
     """
     out = out.expanduser().resolve()
     _check_replaceable(out, overwrite)
     run = restore_run(workdir, overrides)
-    if form == 'onnx':
-        check_onnx(run.config)
-    _check_partitioned(run, workdir)
+    config, done = run.config, int(run.state.round)
+    if is_partial(config) and done < config.partition.rounds:
+        rounds = f'{done} of {config.partition.rounds} rounds of the partition of {workdir} are done'
+        raise BadInput(f'{rounds}: continue its training first')
     trained = read_network(run)
-    network = shrink_network(trained, run.config)
-    counts = count_parameters(trained, run.config)
+    network, counts = shrink_network(trained, config), count_parameters(trained, config)
     with fill_folder(out, overwrite) as folder:
-        if form == 'onnx':
-            (folder / ONNX).write_bytes(convert_to_onnx(network, run.config))
-        else:
-            (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
-            (folder / NETWORK).write_bytes(lower(network, run.config).serialize())
-        if is_text(run.config):
+        (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
+        (folder / NETWORK).write_bytes(lower(network, config).serialize())
+        if is_text(config):
             shutil.copyfile(find_tokenizer(workdir), folder / TOKENIZER)
         write_manifest(folder, _describe(run, network, counts))
-        agreement = verify(folder, trained, run.config, workdir, form)
+        agreement = verify(folder, trained, config, workdir)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return Export(out, counts, _count_fully_dynamic(run.config), sizes, agreement)
+    dynamic = config.copy_and_resolve_references()
+    dynamic.partition.dynamic_fraction = 1.0
+    return Export(out, counts, report_counts(plan_layers(dynamic))['parameters'], sizes, agreement)
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
-    """BadInput unless there is nothing, or an export or an empty folder that may be replaced."""
+    """Raise BadInput unless `out` is free, or an export or empty folder that may be replaced."""
     check_vacant(out, overwrite)
     if not out.exists():
         return
-    if not out.is_dir():
-        raise BadInput(f'{quote(out)} is not a folder: --overwrite replaces an export')
     try:
-        there = {path.name for path in out.iterdir()}
+        found = {path.name for path in out.iterdir()}
     except OSError as error:
         raise BadInput(f'{quote(out)} cannot be read: {error.strerror}') from error
-    if there:
-        try:
-            there -= {MANIFEST, *read_manifest(out)['files']}
-        except BadInput as error:
-            raise BadInput(f'--overwrite replaces an export alone: {error}') from error
-    if there:
-        raise BadInput(f'{quote(out)} holds {sorted(there)[0]}, which no export has: --overwrite would remove it')
+    if found and (found := found - {MANIFEST, *read_manifest(out)['files']}):
+        raise BadInput(f'{quote(out)} holds {sorted(found)[0]}, which no export has: move it elsewhere')
 
 
-def _check_partitioned(run: RestoredRun, workdir: Path) -> None:
-    done, rounds = int(run.state.round), run.config.partition.rounds
-    if is_partial(run.config) and done < rounds:
-        raise BadInput(f'{done} of {rounds} rounds of the partition of {workdir} are done: train it to their end')
+def read_network(run: RestoredRun) -> Network:
+    """Return the network as it was trained, in float32: averaged parameters if the run keeps an average."""
+    schedule = make_temperature(run.config, run.lengths)
+    variables = {name: jax.device_get(found) for name, found in run.state.averaged_variables.items() if found}
+    temperature = float(schedule(run.state.step)) if schedule else None
+    return Network(make_model(_serving_config(run.config)), variables, make_task(run.config), temperature)
+
+
+def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Network:
+    """Fold constants into the parameters of a network and remove dead entries; its outputs stay the same."""
+    variables, served = dict(network.variables), _serving_config(config)
+    variables['params'] = fold_norms(variables['params'], variables.pop('batch_stats', {}))
+    if is_text(config) or config.model.conv in _LINEAR:
+        variables['params'] = fold_scales(variables['params'], config.partition.scales)
+        served.partition.scales = 'none'
+    model = make_model(served)
+    if not is_text(config):
+        model = model.clone(norms_folded=True)
+    if jax.tree.leaves(variables.get('partition', {})):
+        model, variables = compact(model, variables, allow_dynamic=True)
+    return network._replace(model=model, variables=jax.device_get(variables))
+
+
+def _serving_config(config):
+    served = config.copy_and_resolve_references()
+    served.model.dtype, served.model.plan = 'float32', 'auto'
+    return served
 
 
 def count_parameters(trained: Network, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """`report_counts` of a network as it was trained: what theory says of its export."""
+    """Return `report_counts` of a trained network: the size that theory expects of its export."""
     shapes = abstract_variables(trained.model, make_inputs(config))
     return report_counts(count_layers({**shapes, 'partition': trained.variables.get('partition', {})}))
 
 
-def _count_fully_dynamic(config: ml_collections.ConfigDict) -> int:
-    dynamic = config.copy_and_resolve_references()
-    dynamic.partition.dynamic_fraction = 1.0
-    return report_counts(plan_layers(dynamic))['parameters']
-
-
 def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exported:
-    """As StableHLO, with symbols for the batch and the length of texts; the weights are its first argument."""
+    """Lower a network to StableHLO with symbols for the batch and the length; its first argument are the weights."""
     constraints = [f'length <= {config.model.max_length}'] if is_text(config) else []
     symbols = dict(zip(('batch', 'length'), jax.export.symbolic_shape('batch, length', constraints=constraints)))
     inputs = [
@@ -154,7 +190,7 @@ def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exp
         for spec in _describe_inputs(network, config)
     ]
     weights = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in network.weights.items()}
-    # Where in which file an operation was written, and who called it, is nobody's business who serves the network.
+    # Strip source locations: they would leak local paths into the export.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
@@ -165,18 +201,20 @@ def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exp
 
 def _describe_inputs(network: Network, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
     axes = ('length',) if is_text(config) else ()
+    limits = {'tokens': config.model.get('vocab_size'), 'segments': getattr(network.model, 'num_segments', None)}
     described = []
     for name, one in zip(network.task.inputs, make_inputs(config), strict=True):
-        shape = ['batch', *axes, *one.shape[1 + len(axes) :]]
-        described.append({'name': name, 'dtype': str(one.dtype), 'shape': shape})
+        spec = {'name': name, 'dtype': str(one.dtype), 'shape': ['batch', *axes, *one.shape[1 + len(axes) :]]}
         if is_text(config):
-            described[-1]['longest'] = config.model.max_length
-    limits = {'tokens': config.model.get('vocab_size'), 'segments': getattr(network.model, 'num_segments', None)}
-    return [{**one, 'below': limits[one['name']]} if one['name'] in limits else one for one in described]
+            spec['longest'] = config.model.max_length
+        if name in limits:
+            spec['below'] = limits[name]
+        described.append(spec)
+    return described
 
 
 def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dict[str, Any]:
-    """The content of the manifest but for the files."""
+    """Return the content of the manifest except for the files."""
     config, text = run.config, is_text(run.config)
     if text:
         prepared = {'tokenizer': TOKENIZER, 'max_length': config.data.max_length, 'columns': config.data.text_columns}

@@ -107,7 +107,7 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     try:
         run = restore_run(workdir, overrides)
     except BadInput as error:
-        print_line(f'Left out, as there is no checkpoint: location and variation ({error})')
+        print_line(f'Left out, without a checkpoint: location and variation ({error})')
         return
     records = find_records(make_model(config), *make_inputs(config))
     if jax.tree.leaves(run.state.masks):

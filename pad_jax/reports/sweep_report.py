@@ -124,8 +124,8 @@ def report_sweep(folder: Path, base: str = BASE) -> Path:
       The path of report.html.
 
     Raises:
-      BadInput: if the folder is not a sweep's, `base` is unknown, its runs cannot be compared, none is finished,
-        or the report cannot be written.
+      BadInput: if the folder is not a sweep's, `base` is unknown, or its runs cannot be compared. Also if no run is
+        finished, or the report cannot be written.
     """
     results = read_results(folder, base)
     figures, left_out = _draw_figures(results)

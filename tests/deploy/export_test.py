@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 import signal
-import sys
 import types
 
 import jax
@@ -14,18 +13,17 @@ import pytest
 import safetensors.numpy
 
 import pad_jax
-from pad_jax.deploy import export, verification
-from pad_jax.deploy.manifest import MANIFEST, NETWORK, WEIGHTS
-from pad_jax.deploy.network import Network, shrink_network
+from pad_jax.deploy import export, verify
+from pad_jax.deploy.export import Network, shrink_network
+from pad_jax.deploy.serving import MANIFEST, NETWORK, WEIGHTS
 from pad_jax.errors import BadInput
 from pad_jax.training.config import read_workdir_config
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
-from pad_jax.training.trainer import train
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly
 from tests.training.fixtures import contents, run_command
-from tests.training.tiny import one_device, small_config
+from tests.training.tiny import small_config
 from tests.training.tiny_texts import small_text_config
 
 
@@ -94,7 +92,7 @@ def check_network(config, granularity):
     trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), 3.0)
     served = shrink_network(trained, config)
     lowered = export.lower(served, config)
-    examples = verification.draw_examples(config, 3)
+    examples = verify.draw_examples(config, 3)
     found = jit_quickly(lowered.call)(served.weights, *examples.values())
     expected = np.asarray(jit_quickly(trained.apply)(trained.weights, *examples.values()))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -108,7 +106,7 @@ def check_network(config, granularity):
 
 def test_the_command(finished_run, one_block, exported, tmp_path, monkeypatch):
     """With a fake in the place of the fresh process, which other tests have."""
-    monkeypatch.setattr(verification, 'serve_in_fresh_process', serve_here)
+    monkeypatch.setattr(verify, 'serve_in_fresh_process', serve_here)
     out = tmp_path / 'above' / 'export'
     status, said, err = run_command('export', f'--workdir={finished_run}', f'--out={out}')
     assert status == 0, err
@@ -120,7 +118,7 @@ def test_the_command(finished_run, one_block, exported, tmp_path, monkeypatch):
     assert b'pad_jax/' not in after[NETWORK] and b'.py' not in after[NETWORK]
 
 
-def serve_here(folder, batches, form='stablehlo'):
+def serve_here(folder, batches):
     network = pad_jax.load_exported(folder)
     return [np.asarray(network(**batch)) for batch in batches]
 
@@ -158,7 +156,7 @@ def quickly(exported, monkeypatch):
     """Exports of `finished_run` have nothing to lower, and no fresh process."""
     network = (exported.folder / NETWORK).read_bytes()
     monkeypatch.setattr(export, 'lower', lambda *_: types.SimpleNamespace(serialize=lambda: network))
-    monkeypatch.setattr(verification, 'serve_in_fresh_process', serve_here)
+    monkeypatch.setattr(verify, 'serve_in_fresh_process', serve_here)
 
 
 def test_folders_that_are_there(exported, quickly, copied_run, one_block, tmp_path):
@@ -167,7 +165,7 @@ def test_folders_that_are_there(exported, quickly, copied_run, one_block, tmp_pa
     before = contents(tmp_path)
     assert '--overwrite puts a new one in its place' in refuse(*flags)
     assert 'no config.json' not in refuse(f'--workdir={tmp_path}', f'--out={copied_run}', '--overwrite')
-    assert 'is not a folder' in refuse(flags[0], f'--out={out / MANIFEST}', '--overwrite')
+    assert 'cannot be read: Not a directory' in refuse(flags[0], f'--out={out / MANIFEST}', '--overwrite')
     notes.write_text('mine')
     assert 'holds notes.txt, which no export has' in refuse(*flags, '--overwrite')
     notes.unlink()
@@ -210,7 +208,7 @@ def test_a_full_disk(attempt, monkeypatch, name):
 
 def test_an_export_that_computes_something_else(attempt, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        verification, 'serve_in_fresh_process', lambda *arguments: [logits + 1e-2 for logits in serve_here(*arguments)]
+        verify, 'serve_in_fresh_process', lambda *arguments: [logits + 1e-2 for logits in serve_here(*arguments)]
     )
     with pytest.raises(SystemExit, match=r'error: .* differ from those of the checkpoint by 0.01 of .* at batch 1, '):
         attempt()
@@ -218,7 +216,7 @@ def test_an_export_that_computes_something_else(attempt, monkeypatch, tmp_path):
 
 
 def test_a_process_that_is_told_to_stop(attempt, monkeypatch, tmp_path):
-    monkeypatch.setattr(verification, 'serve_in_fresh_process', lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(verify, 'serve_in_fresh_process', lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as stopped:
         attempt()
     assert stopped.value.code == 143 and list(tmp_path.iterdir()) == []
@@ -227,48 +225,18 @@ def test_a_process_that_is_told_to_stop(attempt, monkeypatch, tmp_path):
 def test_what_a_fresh_process_says_is_passed_on(exported, tmp_path):
     folder = shutil.copytree(exported.folder, tmp_path / 'export')
     (folder / WEIGHTS).unlink()
-    with pytest.raises(verification.NotVerified, match=r'weights.safetensors.* is missing'):
-        verification.serve_in_fresh_process(folder, [])
+    with pytest.raises(verify.NotVerified, match=r'weights.safetensors.* is missing'):
+        verify.serve_in_fresh_process(folder, [])
 
 
 def test_data_that_is_gone(finished_text_run, one_layer, monkeypatch):
     def fail(*_):
         raise BadInput('it has moved')
 
-    monkeypatch.setattr(verification, 'open_source', fail)
+    monkeypatch.setattr(verify, 'open_source', fail)
     config = read_workdir_config(finished_text_run)
-    batches, said = verification.gather_batches(config, finished_text_run, make_task(config))
+    batches, said = verify.gather_batches(config, finished_text_run, make_task(config))
     assert 'random numbers, as the data cannot be read (it has moved)' in said
     assert [len(batch['tokens']) for batch in batches] == [1, 3, 32]
-    again, _ = verification.gather_batches(config, finished_text_run, make_task(config))
+    again, _ = verify.gather_batches(config, finished_text_run, make_task(config))
     np.testing.assert_array_equal(batches[2]['tokens'], again[2]['tokens'])
-
-
-def test_onnx_is_refused_where_it_cannot_be(
-    finished_run, finished_text_run, one_block, one_layer, tmp_path, monkeypatch
-):
-    flags = f'--out={tmp_path / "export"}', '--format=onnx'
-    assert 'takes networks of images' in refuse(f'--workdir={finished_text_run}', *flags)
-    monkeypatch.setitem(sys.modules, 'jax2onnx', None)
-    assert 'needs jax2onnx' in refuse(f'--workdir={finished_run}', *flags)
-
-    def trip(*_, **__):
-        raise NotImplementedError('an operation\nof some name')
-
-    monkeypatch.setitem(sys.modules, 'jax2onnx', types.SimpleNamespace(to_onnx=trip))
-    monkeypatch.setitem(sys.modules, 'onnxruntime', types.SimpleNamespace())
-    assert 'cannot convert this network (NotImplementedError: an operation of' in refuse(
-        f'--workdir={finished_run}', *flags
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_onnx_of_a_static_network(one_block, tmp_path):
-    pytest.importorskip('jax2onnx')
-    pytest.importorskip('onnxruntime')
-    train(small_config(model__conv='static', train__steps=2), tmp_path / 'run', devices=one_device())
-    found = export.export_workdir(tmp_path / 'run', tmp_path / 'export', form='onnx')
-    assert all(difference <= 1e-4 * most for difference, most in found.agreement.differences.values())
-    with pytest.raises(BadInput, match='onnxruntime serves its network'):
-        pad_jax.load_exported(found.folder)

@@ -21,7 +21,7 @@ PAGES = [*sorted((ROOT / 'docs' / 'extend').glob('*.md')), ROOT / 'docs' / 'abla
 ELSEWHERE = {
     'README.md': 'docs/readme_test.py',
     'compose.md': 'docs/compose_test.py',
-    'export.md': 'deploy/loading_test.py',
+    'export.md': 'deploy/serving_test.py',
 }
 
 

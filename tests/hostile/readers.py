@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from pad_jax.data import TEXT_SOURCES, make_source, open_vocabulary
-from pad_jax.deploy.manifest import read_files, read_manifest, write_manifest
+from pad_jax.deploy.serving import read_files, read_manifest, write_manifest
 from pad_jax.pretrained.weights import read_config, read_weights
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.training.checkpoints import Checkpoints

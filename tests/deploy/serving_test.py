@@ -1,4 +1,4 @@
-"""`load_exported` serves what is whole, and says what is wrong with everything else."""
+"""`load_exported` serves sound exports and refuses all others in one line."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import pad_jax
-from pad_jax.deploy.manifest import FORMAT, MANIFEST, NETWORK, WEIGHTS, write_manifest
+from pad_jax.deploy.serving import FORMAT, MANIFEST, NETWORK, WEIGHTS, write_manifest
 from pad_jax.errors import BadInput
 from tests.training.tiny import ROOT
 
@@ -54,11 +54,11 @@ def break_network(folder):
 
 TAMPERED = {
     'a folder that is gone': (lambda folder: shutil.rmtree(folder), 'does not exist'),
-    'no manifest': (lambda folder: (folder / MANIFEST).unlink(), 'holds no manifest.json'),
-    'no JSON': (lambda folder: (folder / MANIFEST).write_text('{'), 'is no JSON'),
+    'no manifest': (lambda folder: (folder / MANIFEST).unlink(), 'it has no manifest.json'),
+    'no JSON': (lambda folder: (folder / MANIFEST).write_text('{'), 'is not JSON'),
     'JSON of something else': (lambda folder: (folder / MANIFEST).write_text('[]'), 'is not the manifest'),
     'a newer format': (say_newer, f'format {FORMAT + 1}, this version reads up to {FORMAT}'),
-    'a changed manifest': (lambda folder: flip_bit(folder, MANIFEST), 'has been changed|no JSON'),
+    'a changed manifest': (lambda folder: flip_bit(folder, MANIFEST), 'has been changed|not JSON'),
     'a manifest without inputs': (lambda folder: rewrite(folder, inputs=None), 'has no inputs'),
     'changed weights': (lambda folder: flip_bit(folder, WEIGHTS), 'weights.safetensors.* has been changed'),
     'a changed network': (lambda folder: flip_bit(folder, NETWORK), 'network.stablehlo.* has been changed'),

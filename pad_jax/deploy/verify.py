@@ -1,0 +1,152 @@
+"""Verification of an export against its checkpoint, in a fresh process, on the data of the run."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+import pad_jax
+from pad_jax.errors import BadInput
+from pad_jax.training.setup import make_inputs, open_source
+from pad_jax.training.tasks import Task
+
+if TYPE_CHECKING:
+    from pad_jax.deploy.export import Network
+
+BATCHES = (1, 3, 32)
+TOLERANCE = 1e-4
+"""Largest difference of logits / largest logit that rounding explains."""
+
+Inputs = Mapping[str, np.ndarray]
+
+# The fresh process gets `pad_jax` as a bare package: its __init__ would import the models, which serving must not need.
+_SERVE = """
+import io, sys, types
+import numpy as np
+
+package = types.ModuleType('pad_jax')
+package.__path__ = [sys.argv[1]]
+sys.modules['pad_jax'] = package
+from pad_jax.deploy.serving import load_exported
+from pad_jax.errors import BadInput
+try:
+    network = load_exported(sys.argv[2])
+except BadInput as error:
+    sys.exit(str(error))
+given, found = np.load(io.BytesIO(sys.stdin.buffer.read())), io.BytesIO()
+batches = {}
+for name in given:
+    number, _, key = name.partition('/')
+    batches.setdefault(number, {})[key] = given[name]
+np.savez(found, **{number: network(**inputs) for number, inputs in batches.items()})
+sys.stdout.buffer.write(found.getvalue())
+"""
+
+
+class NotVerified(RuntimeError):
+    """The export does not compute the same as its checkpoint. The message gives the difference."""
+
+
+class Agreement(NamedTuple):
+    """Agreement of an export with its checkpoint.
+
+    Attributes:
+      differences: batch size -> (largest difference of logits, largest logit).
+      inputs: the inputs of the comparison, in words.
+    """
+
+    differences: dict[int, tuple[float, float]]
+    inputs: str
+
+
+def verify(folder: Path, trained: 'Network', config: ml_collections.ConfigDict, workdir: Path) -> Agreement:
+    """Serve an export from a fresh process and compare its logits with those of the trained network.
+
+    Raises:
+      NotVerified: if they differ by more than rounding explains, or the export cannot be served.
+    """
+    batches, said = gather_batches(config, workdir, trained.task)
+    try:
+        # On the CPU float32 is exact, and another process may hold the memory of an accelerator.
+        cpu = jax.local_devices(backend='cpu')[0]
+    except RuntimeError as error:
+        raise BadInput(f'JAX_PLATFORMS must include cpu, where an export is verified: {error}') from error
+    with jax.default_device(cpu):
+        # Logits of an example do not depend on the batch: the largest batch is enough, with one compilation.
+        expected = np.asarray(jax.jit(trained.apply)(trained.weights, *batches[-1].values()))
+    differences, wrong = {}, []
+    for found in serve_in_fresh_process(folder, batches):
+        size = len(found)
+        difference, largest = (float(np.max(np.abs(x))) for x in (found - expected[:size], expected[:size]))
+        differences[size] = difference, largest
+        if not difference <= TOLERANCE * largest:
+            wrong.append(f'{difference:.2g} of {largest:.3g} at batch {size}')
+    if wrong:
+        raise NotVerified(f'the logits of the export differ from those of the checkpoint by {", ".join(wrong)}: {said}')
+    return Agreement(differences, said)
+
+
+def gather_batches(config: ml_collections.ConfigDict, workdir: Path, task: Task) -> tuple[list[Inputs], str]:
+    """Gather inputs of BATCHES examples each, the first evaluation examples, and their origin in words.
+
+    Without the data they are random, with a fixed seed.
+    """
+    try:
+        source = open_source(config, workdir)
+        examples, said = _read_examples(source, task, max(BATCHES)), "the run's data"
+    except BadInput as error:
+        examples, said = draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
+    return [{name: values[:size] for name, values in examples.items()} for size in BATCHES], said
+
+
+def _read_examples(source, task: Task, count: int) -> dict[str, np.ndarray]:
+    found = {name: [] for name in task.inputs}
+    for batch in source.eval_batches():
+        is_example = batch['weight'] > 0
+        for name, rows in found.items():
+            rows.extend(batch[name][is_example])
+        if len(rows) >= count:
+            break
+    if 'valid' in found:  # texts of several batches, which may differ in length; padding is not valid
+        longest = max(map(len, rows))
+        found = {name: [np.pad(row, (0, longest - len(row))) for row in rows] for name, rows in found.items()}
+    # Repeat the examples if there are too few.
+    return {name: np.stack(rows)[np.arange(count) % len(rows)] for name, rows in found.items()}
+
+
+def draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
+    """Draw random inputs of a network; the same for equal arguments."""
+    generator = np.random.default_rng(0)
+    if 'vocab_size' not in config.model:
+        (image,) = make_inputs(config)
+        return {'image': generator.normal(size=(count, *image.shape[1:])).astype(np.float32)}
+    length = min(config.data.max_length, 64)
+    tokens = generator.integers(config.model.vocab_size, size=(count, length), dtype=np.int32)
+    ends = generator.integers(3, length + 1, size=(count, 1))
+    return {'tokens': tokens, 'segments': np.zeros_like(tokens), 'valid': np.arange(length) < ends}
+
+
+def serve_in_fresh_process(folder: Path, batches: Sequence[Inputs]) -> list[np.ndarray]:
+    """Compute logits float32[B, outputs] of each batch by `load_exported`, in a process without model code.
+
+    Raises:
+      NotVerified: if the process fails; with the last line of its output.
+    """
+    given, package = io.BytesIO(), str(Path(pad_jax.__file__).parent)
+    arrays = {f'{number}/{key}': values for number, batch in enumerate(batches) for key, values in batch.items()}
+    np.savez(given, **arrays)
+    command = [sys.executable, '-c', _SERVE, package, str(folder)]
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=environment)
+    if done.returncode:
+        said = done.stderr.decode(errors='replace').strip().splitlines() or [f'exit {done.returncode}']
+        raise NotVerified(f'a fresh process cannot serve the export: {said[-1]}')
+    found = np.load(io.BytesIO(done.stdout))
+    return [found[str(number)] for number in range(len(batches))]

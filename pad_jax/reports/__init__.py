@@ -5,7 +5,6 @@
 - tables: tables and lines on stdout.
 - plots: all figures.
 - inspect: partition, costs, location of dynamic positions and variation over inputs of one run.
-- variation: the arithmetic of that variation.
 - sweep: trains the variants of an ablation file over seeds.
 - sweep_report: page, table and figures of a sweep.
 - demo: trains and compares four networks on embedded data.

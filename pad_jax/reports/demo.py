@@ -1,6 +1,5 @@
 """The demo: four networks on embedded digits, trained over seeds, compared in a table and two pictures."""
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 from pad_jax.errors import BadInput
 from pad_jax.reports.plots import plot_dynamic_fractions, plot_training_curves, save_figure
 from pad_jax.reports.runs import Network, read_network
-from pad_jax.reports.stats import Estimate
-from pad_jax.reports.tables import format_fraction, make_table, print_line, print_table
+from pad_jax.reports.tables import format_fraction, format_interval, make_table, print_line, print_table
 from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 
@@ -66,9 +64,15 @@ def report_demo(workdir: Path, seeds: int) -> None:
     """Print the table of finished runs and draw the pictures."""
     networks = [read_network(name, [_run_folder(workdir, name, seed) for seed in range(seeds)]) for name in NETWORKS]
     print_table(compare_networks(networks, 'Digits: static, dynamic and partially dynamic networks'))
+    partitions = {
+        f'{network.name}: {network.runs[0].kind}': [run.partition for run in network.runs]
+        for network in networks
+        if network.has_partition
+    }
+    first_look = len(networks) - len(partitions)  # the partially dynamic networks are the last ones
     pictures = {
         'training_curves.png': plot_training_curves(networks),
-        'dynamic_fractions.png': plot_dynamic_fractions(networks),
+        'dynamic_fractions.png': plot_dynamic_fractions(partitions, first_look),
     }
     for name, figure in pictures.items():
         save_figure(figure, workdir / name)
@@ -83,9 +87,9 @@ def compare_networks(networks: Sequence[Network], title: str = 'Networks over se
     for network in networks:
         table.add_row(
             network.name,
-            network.kind,
+            network.runs[0].kind,
             f'{len(network.runs)}',
-            format_percent(network.accuracy),
+            format_interval(*network.accuracy),
             f'{network.total("parameters"):,.0f}',
             format_fraction(network.total('dynamic_fraction')),
             format_fraction(network.total('dynamic_share')),
@@ -93,16 +97,6 @@ def compare_networks(networks: Sequence[Network], title: str = 'Networks over se
         )
     table.caption = 'accuracy: mean ± standard error over seeds · κ: dynamic positions / positions'
     return table
-
-
-def format_percent(accuracy: Estimate) -> str:
-    """Format an accuracy in [0, 1] as a percentage, without ± for a single seed.
-
-    >>> format_percent(Estimate(0.98, 0.0025)), format_percent(Estimate(0.5, math.nan))
-    ('98.00 ± 0.25', '50.00')
-    """
-    mean = f'{100 * accuracy.mean:.2f}'
-    return mean if math.isnan(accuracy.standard_error) else f'{mean} ± {100 * accuracy.standard_error:.2f}'
 
 
 def _say(text: str) -> None:

@@ -1,17 +1,25 @@
 """Inspection of one run: its partition and costs, the location of dynamic positions, and its variation over inputs.
 
-Variation is measured on held-out examples. N counts inputs of a layer: examples, or tokens in a mixture.
+Variation is measured on held-out examples. For an input x a layer uses the parameters Ŵ(x) = Σ_k π_k(x)·D_k + S.
+
+    D_k = λd·mask·W_k       S = λs·(1 − mask)·static
+
+They are never computed. With the Gram matrix G = [<D_i, D_j>],
+
+    variance over inputs    Σ Var Ŵ = tr(Cov(π)·G)
+    mean square             Σ E Ŵ² = tr(E[π·πᵀ]·G) + |S|²
+
+because <D_k, S> is zero: a position is either dynamic or static. N counts inputs: examples, or tokens in a mixture.
 """
 
-import dataclasses
+import collections
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -19,18 +27,9 @@ from pad_jax.errors import BadInput
 from pad_jax.layers import find_records
 from pad_jax.models import LayerAccount, sum_multiply_adds
 from pad_jax.partition import LayerCount, count_layers, leaf_names, scale_factors
-from pad_jax.reports.plots import plot_measures, plot_partition, save_figure
+from pad_jax.reports.plots import plot_dynamic_fractions, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
-from pad_jax.reports.variation import (
-    ValueSums,
-    WeightSums,
-    measure_cosines,
-    measure_entropy,
-    measure_mixture,
-    measure_values,
-    sum_weights,
-)
 from pad_jax.training.config import read_workdir_config
 from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import (
@@ -53,12 +52,11 @@ MAX_EXAMPLES = 1024
 """Held-out examples to measure, which give a variance to a few per cent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerMeasures:
-    """Measures of one parameter that is mixed or generated for each input.
+class LayerMeasures(NamedTuple):
+    """Measures of one parameter that is mixed from K factors for each input.
 
     Attributes:
-      num_factors: K; 0 for a generated parameter, which has no weights: NaN stands for their measures.
+      num_factors: K.
       dynamic: variance over inputs / mean square of the parameter at its dynamic positions.
       whole: the same for all positions.
       entropy: mean over inputs of the entropy of the mixing weights, as a share of the largest, log K.
@@ -70,21 +68,16 @@ class LayerMeasures:
     num_factors: int
     dynamic: float
     whole: float
-    entropy: float = math.nan
-    mean_entropy: float = math.nan
-    load: float = math.nan
-    similarity: float = math.nan
-
-
-Measures = Mapping[str, LayerMeasures]
-"""Measures by the name of the layer."""
+    entropy: float
+    mean_entropy: float
+    load: float
+    similarity: float
 
 
 def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     """Print the partition of a run, its costs, the location of dynamic positions and the variation over inputs.
 
-    Also writes partition.png and variation.png to workdir. Without a checkpoint or the data, a line explains which
-    parts are left out.
+    Also writes partition.png to workdir. Without a checkpoint or the data, a line explains which parts are left out.
 
     Args:
       workdir: folder of the run.
@@ -103,7 +96,8 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
         return
     if partition['rounds_done'] < partition['rounds']:
         print_line(f'{partition["rounds_done"]} of {partition["rounds"]} rounds of the partition are done.')
-    _save(plot_partition(partition), workdir / 'partition.png')
+    save_figure(plot_dynamic_fractions({workdir.name: [partition]}), workdir / 'partition.png')
+    print_line(f'Picture: {workdir / "partition.png"}')
     try:
         run = restore_run(workdir, overrides)
     except BadInput as error:
@@ -117,16 +111,9 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     except BadInput as error:
         print_line(f'Left out, as the data cannot be read: variation over inputs ({error})')
         return
-    now = measure_run(run, records, batches)
-    now = {layer['name']: now[layer['name']] for layer in partition['layers']}
+    measures = measure_run(run, records, batches)
     num_examples = int(sum(batch['weight'].sum() for batch in batches))
-    print_table(tabulate_measures(now, f'Variation over {num_examples:,} held-out examples'))
-    _save(plot_measures(now), workdir / 'variation.png')
-
-
-def _save(figure, path: Path) -> None:
-    save_figure(figure, path)
-    print_line(f'Picture: {path}')
+    print_table(tabulate_measures(measures, f'Variation over {num_examples:,} held-out examples'))
 
 
 def count_partition(config, partition: Partition, workdir: Path) -> list[LayerCount]:
@@ -161,7 +148,7 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     return list(source.eval_batches(rows=slice(0, num_rows)))
 
 
-def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> Measures:
+def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> dict[str, LayerMeasures]:
     """Measure the dynamic layers of a run's newest checkpoint."""
     variables, schedule = run.state.averaged_variables, make_temperature(run.config, run.lengths)
     temperature = schedule(run.state.step) if schedule else None
@@ -175,7 +162,7 @@ def measure_network(
     records: Mapping,
     batches: Iterable[Batch],
     temperature: jax.Array | float | None = None,
-) -> Measures:
+) -> dict[str, LayerMeasures]:
     """Measure every dynamic layer.
 
     Args:
@@ -186,74 +173,82 @@ def measure_network(
       batches: evaluation batches with `weight`.
       temperature: of the attention; None for a network without it.
     """
-    weights: dict[str, WeightSums] = {}
-    values: dict[str, ValueSums] = {}
-
-    def add(sums, name, more):
-        sums[name] = type(more)(*map(np.add, sums[name], more)) if name in sums else more
-
+    weights = collections.defaultdict(list)
     for batch in batches:
         inputs = {name: batch[name] for name in (*task.inputs, 'weight')}
-        found_weights, found_values = jax.device_get(_observe(task, model, variables, inputs, temperature))
-        for name, found in found_weights.items():
-            add(weights, name, sum_weights(*found))
-        for name, sums in found_values.items():
-            add(values, name, ValueSums(*(np.asarray(leaf, np.float64) for leaf in sums)))
+        for name, (found, is_input) in jax.device_get(_observe(task, model, variables, inputs, temperature)).items():
+            weights[name].append(np.asarray(found, np.float64)[is_input])
     params, masks = (
         traverse_util.flatten_dict(jax.device_get(variables.get(name, {}))) for name in ('params', 'partition')
     )
     measured = {}
-    for path, record in traverse_util.flatten_dict(records).items():
-        name, module = '/'.join(path[:-1]), {key[-1]: value for key, value in params.items() if key[:-1] == path[:-1]}
-        measured[name] = _measure_layer(record, module, masks.get(path), weights.get(name), values.get(name))
+    for (*module, name), record in traverse_util.flatten_dict(records).items():
+        if not record.generated:
+            found = {path[-1]: value for path, value in params.items() if path[:-1] == tuple(module)}
+            mask = masks.get((*module, name))
+            measured['/'.join(module)] = _measure_layer(record, found, mask, np.concatenate(weights['/'.join(module)]))
     return measured
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _observe(task, model, variables, batch, temperature):
-    """Run a batch; return {name: (mixing weights float[N, K], is_input bool[N])} and {name: sums of generated values}.
-
-    The sums are float32 and computed on the device.
-    """
+    """Run a batch and return {name: (mixing weights float[N, K], is_input bool[N])}."""
     _, updates = task.apply(model, variables, batch, temperature, train=False, mutable=['intermediates'])
-    examples, weights, values = batch['weight'] > 0, {}, {}
-    for (*path, kind), sown in traverse_util.flatten_dict(updates['intermediates']).items():
-        name = '/'.join(path)
-        if kind == 'values':
-            rows = jnp.concatenate(sown).astype(jnp.float32)
-            rows = jnp.where(examples.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
-            values[name] = ValueSums(examples.sum(), rows.sum(axis=0), jnp.square(rows).sum(axis=0))
+    examples, found = batch['weight'] > 0, {}
+    for (*module, kind), sown in traverse_util.flatten_dict(updates['intermediates']).items():
         if kind == 'routing':
             is_token = len(sown[0]) != len(examples)
-            weights[name] = sown[0], (batch['valid'] & examples[:, None]).reshape(-1) if is_token else examples
-    return weights, values
+            is_input = (batch['valid'] & examples[:, None]).reshape(-1) if is_token else examples
+            found['/'.join(module)] = sown[0], is_input
+    return found
 
 
-def _measure_layer(record, params, mask, weights, values) -> LayerMeasures:
+def _measure_layer(record, params, mask, weights) -> LayerMeasures:
     dynamic_scale, static_scale = 1.0, 1.0
     if record.scale is not None:
         dynamic_scale, static_scale = map(float, scale_factors(params[record.scale], record.scales))
-    gates, static_square = np.float64(dynamic_scale), 0.0
+    stack = dynamic_scale * np.asarray(params[record.factors], np.float64)
+    static_square = 0.0
     if mask is not None:
-        gates = dynamic_scale * np.asarray(mask, np.float64)
+        stack = stack * mask
     if record.static is not None:
         static_square = float(np.sum(np.square(static_scale * ~mask * np.asarray(params[record.static], np.float64))))
-    factors = np.asarray(params[record.factors], np.float64)
-    if record.generated:
-        found = measure_values(values, gates, static_square)
-        return LayerMeasures(0, found.dynamic, found.whole)
-    stack = (factors * gates).reshape(len(factors), -1)
-    gram = stack @ stack.T
-    found = measure_mixture(gram, static_square, weights)
-    most = math.log(len(gram)) if len(gram) > 1 else math.nan
+    stack = stack.reshape(len(stack), -1)
+    return measure_mixture(stack @ stack.T, static_square, weights)
+
+
+def measure_mixture(gram: np.ndarray, static_square: float, weights: np.ndarray) -> LayerMeasures:
+    """Measure a parameter that is mixed from factors; NaN stands for 0 / 0.
+
+    Args:
+      gram: float64[K, K], G.
+      static_square: |S|².
+      weights: float64[N, K], none negative. The entropy of weights that do not sum to one is that of their shares.
+
+    >>> found = measure_mixture(np.eye(2), 1.0, np.eye(2))  # two inputs, each with one factor, beside a static 1
+    >>> found.dynamic, found.whole, found.similarity  # (1, 0) and (0, 1): ½ of 1, and of 2
+    (0.5, 0.25, 0.0)
+    """
+
+    def divide(part, whole):
+        return float(part / whole) if whole > 0 else math.nan
+
+    def measure_entropy(weights):
+        shares = weights / weights.sum(axis=-1, keepdims=True)
+        return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=-1)
+
+    mean, second = weights.mean(axis=0), weights.T @ weights / len(weights)
+    variance, square = max(np.sum((second - np.outer(mean, mean)) * gram), 0.0), np.sum(second * gram)
+    lengths, num_factors = np.sqrt(np.diagonal(gram)), len(gram)
+    cosines = np.sum(gram / np.outer(lengths, lengths)) - num_factors if lengths.all() else math.nan
     return LayerMeasures(
-        num_factors=len(gram),
-        dynamic=found.dynamic,
-        whole=found.whole,
-        entropy=float(weights.entropy / weights.count) / most,
-        mean_entropy=measure_entropy(weights.weights) / most,
-        load=float(weights.weights.max() / weights.weights.sum()),
-        similarity=measure_cosines(gram),
+        num_factors,
+        dynamic=divide(variance, square),
+        whole=divide(variance, square + static_square),
+        entropy=divide(measure_entropy(weights).mean(), math.log(num_factors)),
+        mean_entropy=divide(measure_entropy(mean), math.log(num_factors)),
+        load=float(mean.max() / mean.sum()),
+        similarity=divide(cosines, num_factors * (num_factors - 1)),
     )
 
 
@@ -321,14 +316,12 @@ def tabulate_locations(masks: Mapping[str, Any], records: Mapping) -> 'Table':
     return table
 
 
-def tabulate_measures(measures: Measures, title: str) -> 'Table':
+def tabulate_measures(measures: Mapping[str, LayerMeasures], title: str) -> 'Table':
     """Tabulate the variation, the mixing weights and the similarity of the factors of each layer."""
     columns = ['K', 'Ŵ, dynamic', 'Ŵ, all', 'entropy', 'of the mean', 'load', 'cosine']
     table = make_table(title, ['layer'], columns)
-    for name, layer in measures.items():
-        values = [layer.dynamic, layer.whole, layer.entropy, layer.mean_entropy, layer.load, layer.similarity]
-        cells = ['–' if math.isnan(value) else f'{value:.3g}' for value in values]
-        table.add_row(name, str(layer.num_factors or '–'), *cells)
+    for name, (num_factors, *values) in measures.items():
+        table.add_row(name, str(num_factors), *('–' if math.isnan(value) else f'{value:.3g}' for value in values))
     table.caption = (
         'Ŵ: variance over inputs / mean square · entropy of the weights / log K · load: largest mean weight / all · '
         'cosine of the factors'

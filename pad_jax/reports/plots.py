@@ -5,7 +5,7 @@ matplotlib is imported when a figure is drawn.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -13,18 +13,16 @@ import numpy as np
 
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
-from pad_jax.reports.stats import Interval
+from pad_jax.reports.stats import Interval, estimate_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pad_jax.reports.inspect import LayerMeasures
 
 # Okabe and Ito's colours can be told apart with every kind of colour vision. Their yellow is too pale on white.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7A4B2A')
 _MARKERS = 'osD^vP*Xhp'  # more than colours and not a multiple, so that pairs repeat late
 _LINES = ('-', '--', ':', '-.')
-_GREY, _DARK = '#9A9A9A', '#333333'
+_DARK = '#333333'
 _STYLE = {
     'font.family': 'DejaVu Sans',  # ships with matplotlib and has κ
     'font.size': 10,
@@ -41,7 +39,6 @@ _MIN_ERROR = 5e-4  # on a logarithmic axis
 _MAX_INCHES = 60.0
 _WIDE_RATIO = 6.0  # ratio of costs above which their axis is logarithmic
 _POINTS_BESIDE = 9.0  # distance of points with equal costs, in typographic points
-_MIN_SPAN = 0.02  # of an axis of measures, so that rounding errors do not fill a panel
 
 
 def styled(draw: Callable[..., 'Figure']) -> Callable[..., 'Figure']:
@@ -127,8 +124,8 @@ def plot_training_curves(
         axes.set_xlabel('steps')
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=4, title=_over_seeds(networks))
+    seeds = _over_seeds(len(network.runs) for network in networks)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc='outside lower center', ncols=4, title=seeds)
     return figure
 
 
@@ -142,100 +139,42 @@ def _format_log_axis(axis) -> None:
 
 
 @styled
-def plot_dynamic_fractions(networks: Sequence[Network]) -> 'Figure':
-    """Plot κ of each layer for the partially dynamic networks among those given, which have the same dynamic layers.
+def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_look: int = 0) -> 'Figure':
+    """Plot κ of each layer: bars are means over seeds with ± one standard error, dashed lines mark each overall κ.
 
-    Bars are means over seeds with ± one standard error. A dashed line marks each overall κ.
+    Args:
+      partitions: label -> partitions of the seeds of one network. All have the same dynamic layers.
+      first_look: number of networks that the training curves show before these, so that the colours agree.
     """
-    # Keep the colours of the training curves.
-    colours = {network.name: _look(index).colour for index, network in enumerate(networks)}
-    networks = [network for network in networks if network.has_partition]
-    names = networks[0].layer_names
-    rows = np.arange(len(names))
-    height = 0.8 / len(networks)
-    figure = _make_figure(9, 1.6 + 0.26 * len(names) * (1 + 0.5 * (len(networks) - 1)))
+    first, *_ = partitions.values()
+    names = [layer['name'] for layer in first[0]['layers']]
+    height = 0.8 / len(partitions)
+    figure = _make_figure(9, 1.6 + 0.26 * len(names) * (1 + 0.5 * (len(partitions) - 1)))
     axes = figure.subplots()
-    for index, network in enumerate(networks):
-        found = network.layer_fractions
+    overall = set()
+    for index, (label, seeds) in enumerate(partitions.items()):
+        found = estimate_mean([[layer['dynamic_fraction'] for layer in one['layers']] for one in seeds])
+        overall.add(round(estimate_mean([one['totals']['dynamic_fraction'] for one in seeds]).mean, 3))
         axes.barh(
-            rows + (index - (len(networks) - 1) / 2) * height,
+            np.arange(len(names)) + (index - (len(partitions) - 1) / 2) * height,
             found.mean,
             height=height * 0.92,
-            color=colours[network.name],
-            label=f'{network.name}: {network.kind}',
-            xerr=found.standard_error if len(network.runs) > 1 else None,
+            color=_look(first_look + index).colour,
+            label=label,
+            xerr=found.standard_error if len(seeds) > 1 else None,
             error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': _DARK},
         )
-    for fraction in sorted({round(network.total('dynamic_fraction'), 3) for network in networks}):
-        _mark_overall(axes, fraction)
-    _label_layers(axes, names)
-    axes.set_xlim(0, 1.02)
-    axes.set(title=f'Dynamic fraction of each layer ({_over_seeds(networks)})', xlabel='dynamic fraction κ')
-    lines_last = sorted(axes.get_legend_handles_labels()[0], key=lambda handle: handle in axes.lines)
-    figure.legend(handles=lines_last, loc='outside lower center', ncols=2)
-    return figure
-
-
-@styled
-def plot_partition(partition: Partition) -> 'Figure':
-    """Plot κ and the parameters of each dynamic layer of one run."""
-    from matplotlib.ticker import FuncFormatter
-
-    layers = partition['layers']
-    rows = np.arange(len(layers))
-    figure = _make_figure(11, 1.6 + 0.26 * len(layers))
-    fraction, parameters = figure.subplots(1, 2, sharey=True)
-    fraction.barh(rows, [layer['dynamic_fraction'] for layer in layers], height=0.75, color=COLOURS[0])
-    _mark_overall(fraction, partition['totals']['dynamic_fraction'])
-    fraction.set(title='Dynamic fraction', xlabel='dynamic fraction κ')
-    _label_layers(fraction, [layer['name'] for layer in layers])
-    fraction.set_xlim(0, 1.02)
-    left = np.zeros(len(layers))
-    for kind, colour in (('dynamic', COLOURS[0]), ('static', COLOURS[4]), ('other', _GREY)):
-        counts = np.array([layer[f'{kind}_parameters'] for layer in layers], float)
-        parameters.barh(rows, counts, left=left, height=0.75, color=colour, label=f'{kind} parameters')
-        left += counts
-    parameters.set(title='Parameters', xlabel='parameters')
-    parameters.xaxis.set_major_formatter(FuncFormatter(format_short))
-    parameters.grid(axis='y', visible=False)
-    parameters.tick_params(axis='y', length=0)
-    figure.legend(loc='outside lower center', ncols=4)
-    return figure
-
-
-def _mark_overall(axes, fraction: float) -> None:
-    axes.axvline(fraction, color=_DARK, linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
-
-
-def _label_layers(axes, names: Sequence[str]) -> None:
-    """Label one row for each layer, the first layer of the network on top."""
+    for fraction in sorted(overall):
+        axes.axvline(fraction, color=_DARK, linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
     axes.set_yticks(range(len(names)), names, parse_math=False)  # a layer may be called $
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first layer on top
     axes.grid(axis='y', visible=False)
     axes.tick_params(axis='y', length=0)
-
-
-@styled
-def plot_measures(measures: Mapping[str, 'LayerMeasures']) -> 'Figure':
-    """Plot the variation, the mixing weights and the similarity of the factors, the first layer on top."""
-    names, rows = list(measures), np.arange(len(measures))
-    figure = _make_figure(13, 2.0 + 0.3 * len(names))
-    panels = {
-        'whole': ('Variation of the parameters', 'variance over inputs / mean square'),
-        'entropy': ('Entropy of the weights', 'share of log K'),
-        'load': ('Largest mean weight', 'share of all weights'),
-        'similarity': ('Similarity of factors', 'mean cosine at dynamic positions'),
-    }
-    for axes, (field, (title, label)) in zip(figure.subplots(1, 4, sharey=True), panels.items(), strict=True):
-        axes.plot([getattr(measures[name], field) for name in names], rows, 'o-', color=COLOURS[0], markersize=4)
-        axes.set(title=title, xlabel=label)
-        if field == 'whole':
-            axes.set_xscale('log', nonpositive='mask')  # a layer that treats all inputs alike has no point
-        else:
-            low, high = axes.get_xlim()
-            missing = max(_MIN_SPAN - (high - low), 0) / 2
-            axes.set_xlim(low - missing, high + missing)
-        _label_layers(axes, names)
+    axes.set_xlim(0, 1.02)
+    axes.set(title=f'Dynamic fraction of each layer ({_over_seeds(map(len, partitions.values()))})')
+    axes.set_xlabel('dynamic fraction κ')
+    lines_last = sorted(axes.get_legend_handles_labels()[0], key=lambda handle: handle in axes.lines)
+    figure.legend(handles=lines_last, loc='outside lower center', ncols=2)
     return figure
 
 
@@ -249,7 +188,7 @@ class Point(NamedTuple):
 
 @styled
 def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) -> 'Figure':
-    """Plot scores against a cost with their 95 % intervals, and the Pareto front of the means."""
+    """Plot scores against a cost with their 95 % intervals."""
     from matplotlib.ticker import FuncFormatter
     from matplotlib.transforms import ScaledTranslation
 
@@ -269,32 +208,14 @@ def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) ->
         shift = rounded[:index].count(rounded[index]) * _POINTS_BESIDE / 72
         for artist in drawn.get_children():
             artist.set_transform(axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans))
-    front = find_front([(point.cost, 100 * point.score.mean) for point in points])
-    if front:
-        corners = [*front, (max(costs), front[-1][1])]
-        line = {'color': '#555555', 'linestyle': '--', 'linewidth': 1.2, 'zorder': 0.9}
-        axes.step(*zip(*corners, strict=True), where='post', label='Pareto front', **line)
     axes.set(title=f'{score_label} against {cost_label}', xlabel=cost_label, ylabel=f'{score_label} in %')
     figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title='mean, 95 % interval')
     return figure
 
 
-def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the (cost, gain) pairs without a pair that costs no more and gains no less, the cheapest first.
-
-    >>> find_front([(3, 0.9), (1, 0.5), (2, 0.4), (3, 0.8), (4, float('nan'))])
-    [(1, 0.5), (3, 0.9)]
-    """
-    front = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not np.isnan(gain) and (not front or gain > front[-1][1]):
-            front.append((cost, gain))
-    return front
-
-
-def _over_seeds(networks: Sequence[Network]) -> str:
-    seeds = {len(network.runs) for network in networks}
-    return 'one seed' if seeds == {1} else f'mean ± s.e. over {"–".join(map(str, sorted(seeds)))} seeds'
+def _over_seeds(counts: Iterable[int]) -> str:
+    seeds = sorted(set(counts))
+    return 'one seed' if seeds == [1] else f'mean ± s.e. over {"–".join(map(str, seeds))} seeds'
 
 
 def format_short(count: float, _=None) -> str:

@@ -43,11 +43,6 @@ class Run:
     seconds_per_step: float | None
 
     @property
-    def accuracy(self) -> float:
-        """Accuracy of the last evaluation, in [0, 1]."""
-        return self.evaluated['accuracy']
-
-    @property
     def evaluated(self) -> dict[str, Any]:
         """The row of the last evaluation."""
         return next(row for row in reversed(self.metrics) if row['split'] == 'eval')
@@ -70,17 +65,13 @@ class Network:
     name: str
     runs: tuple[Run, ...]
 
-    @property
-    def kind(self) -> str:
-        return self.runs[0].kind
-
     def total(self, name: str) -> float:
         """Return a total of partition.json, averaged over seeds."""
         return estimate_mean([run.partition['totals'][name] for run in self.runs]).mean
 
     @property
     def accuracy(self) -> Estimate:
-        return estimate_mean([run.accuracy for run in self.runs])
+        return estimate_mean([run.evaluated['accuracy'] for run in self.runs])
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -98,16 +89,6 @@ class Network:
     def has_partition(self) -> bool:
         """True if some positions are static and others dynamic."""
         return any(layer['granularity'] != 'none' for layer in self.runs[0].partition['layers'])
-
-    @property
-    def layer_names(self) -> list[str]:
-        """Dynamic layers in their order in the network."""
-        return [layer['name'] for layer in self.runs[0].partition['layers']]
-
-    @property
-    def layer_fractions(self) -> Estimate:
-        """κ of every dynamic layer, float64[layers]."""
-        return estimate_mean([[layer['dynamic_fraction'] for layer in run.partition['layers']] for run in self.runs])
 
 
 def read_network(name: str, workdirs: Iterable[Path]) -> Network:

@@ -13,8 +13,8 @@ The folder of a sweep:
     report/                    written by `python -m pad_jax report DIR`
 
 The process `python -m pad_jax.reports.sweep WORKDIR LABEL` trains one run, so a crash ends that run only. The first
-line of its stdin is the config as JSON. The end of stdin stops the run as SIGTERM does, with a checkpoint.
-The sweep closes stdin to stop a run, and the system does so if the sweep is killed.
+line of its stdin is the config as JSON. The end of stdin stops the run with a checkpoint. The sweep closes stdin to
+stop a run, and the system does so if the sweep is killed.
 """
 
 import collections
@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -51,8 +51,6 @@ COMMAND = (sys.executable, '-m', 'pad_jax.reports.sweep')
 _COMPILED = '.compiled'  # compilation cache shared by the runs
 _MAX_KEYS = 3  # of a variant: a larger change is another experiment
 _SECONDS_BETWEEN_LOOKS = 0.1
-
-Configs = Mapping[str, ml_collections.ConfigDict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +128,10 @@ def read_sweep(folder: Path) -> Sweep:
     """
     content = read_own_object(folder / SWEEP, 'the folder of a sweep')
     kinds = {'version': str, 'base': str, 'config': Mapping, 'variants': Mapping, 'seeds': int}
-    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-    variants = {} if wrong else content['variants']
-    wrong += [repr(name) for name, change in variants.items() if not _is_name(name) or not isinstance(change, Mapping)]
-    if wrong:
-        raise BadInput(f'{folder / SWEEP} is damaged: {", ".join(wrong)} must be as `sweep` writes it')
+    is_sound = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    changes = content['variants'].items() if is_sound else ()
+    if not is_sound or not all(_is_name(name) and isinstance(change, Mapping) for name, change in changes):
+        raise BadInput(f'{folder / SWEEP} is damaged: use another folder')
     return Sweep(**{name: content[name] for name in kinds})
 
 
@@ -154,8 +151,7 @@ def find_runs(folder: Path, variant: str) -> list[SweepRun]:
     return [SweepRun(folder, variant, seed) for seed in sorted(int(match[1]) for match in found if match)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ablation:
+class Ablation(NamedTuple):
     """Content of an ablation file: its path, the path of the base's config, {name: {'section.key': value}}."""
 
     path: Path
@@ -215,11 +211,10 @@ def load_variants(ablation: Ablation, overrides: Sequence[str] = ()) -> dict[str
     base = load_config(str(ablation.base), overrides)
     found = check_together(*(lambda name=name: load(name) for name in ablation.variants))
     configs = {BASE: base, **dict(zip(ablation.variants, found, strict=True))}
-    first = {}
-    twins = {name: first.setdefault(repr(sorted(flatten(config).items())), name) for name, config in configs.items()}
-    problems = [
-        f'variant {name} changes nothing: it is the same as {twin}' for name, twin in twins.items() if twin != name
-    ]
+    first, problems = {}, []
+    for name, config in configs.items():
+        if (twin := first.setdefault(repr(sorted(flatten(config).items())), name)) != name:
+            problems.append(f'variant {name} changes nothing: it is the same as {twin}')
     if problems:
         raise BadInput(f'{ablation.path}: {"; ".join(problems)}')
     return configs
@@ -291,7 +286,7 @@ def _join_earlier(folder: Path, sweep: Sweep) -> Sweep:
     return dataclasses.replace(sweep, seeds=max(earlier.seeds, sweep.seeds))
 
 
-def _check_data_and_runs(folder: Path, configs: Configs) -> None:
+def _check_data_and_runs(folder: Path, configs: Mapping[str, ml_collections.ConfigDict]) -> None:
     """Check that every config fits its data, that all have the same data, and that existing runs have those configs."""
     specs = {}
 
@@ -356,9 +351,9 @@ class _Runner(Progress):
         for run, problem in self.failed.items():
             self.say(f'failed: {run}: {problem}')
         if self.failed:
-            failed = f'{len(self.failed)} of {len(self.runs)} runs failed'
-            raise Stopped(f'{failed}, see {self.folder}/VARIANT/seed_N.log; the same command tries them again')
-        self.say(f'all {len(self.runs)} runs are finished: python -m pad_jax report {self.folder}')
+            said = f'{self._count()}, see {self.folder}/VARIANT/seed_N.log'
+            raise Stopped(f'{said}; the same command tries the failed ones again')
+        self.say(f'{self._count()}: python -m pad_jax report {self.folder}')
 
     def _start(self, run: SweepRun) -> None:
         """Start the process of a run. A run that cannot start has failed."""
@@ -390,13 +385,11 @@ class _Runner(Progress):
             self._note(run, f'{how}: {run.read_last_line() or "without output"}')
         else:
             self.seconds.append(time.monotonic() - start)
-            self._note(run)
+            self.say(f'{self._count()}; {run} done in {format_duration(self.seconds[-1])}')
 
-    def _note(self, run: SweepRun, problem: str = '') -> None:
-        if problem:
-            self.failed[run] = problem
-        ended = f'failed: {problem}' if problem else f'done in {format_duration(self.seconds[-1])}'
-        self.say(f'{self._count()}; {run} {ended}')
+    def _note(self, run: SweepRun, problem: str) -> None:
+        self.failed[run] = problem
+        self.say(f'{self._count()}; {run} failed: {problem}')
 
     def _count(self) -> str:
         done = self.kept + len(self.seconds)

@@ -2,23 +2,25 @@
 
 import base64
 import csv
-import dataclasses
 import io
 import math
 import shlex
+import types
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pad_jax.errors import BadInput
 from pad_jax.models import sum_multiply_adds
 from pad_jax.reports.inspect import count_partition
-from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
+from pad_jax.reports.plots import Point, plot_tradeoff, plot_training_curves, save_figure
 from pad_jax.reports.runs import Network, Run, read_run
 from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.sweep import BASE, REPORT, SWEEP, Sweep, SweepRun, find_runs, read_sweep
-from pad_jax.reports.tables import format_count, format_fraction, print_line
+from pad_jax.reports.tables import format_count, format_fraction, format_interval, print_line
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
@@ -37,8 +39,7 @@ _STYLE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The outcome of one run of a sweep.
 
     Attributes:
@@ -51,11 +52,10 @@ class Outcome:
     run: SweepRun
     state: str
     files: Run | None = None
-    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, float] = types.MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One variant: its name, the keys that it changes, and the outcomes of its runs. Numbers are of finished runs."""
 
     name: str
@@ -85,8 +85,7 @@ class Variant:
         return None if base is self else estimate_difference(self.by_seed(name), base.by_seed(name))
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """Results of a sweep with at least one finished run.
 
     Attributes:
@@ -128,11 +127,10 @@ def report_sweep(folder: Path, base: str = BASE) -> Path:
         finished, or the report cannot be written.
     """
     results = read_results(folder, base)
-    figures, left_out = _draw_figures(results)
-    summary, missing = summarize(results), list_missing(results)
+    summary, missing, figures = summarize(results), list_missing(results), _draw_figures(results)
     command = f'python -m pad_jax report {shlex.quote(str(folder))}' + (f' --base={base}' if base != BASE else '')
-    texts = [f'Missing: {line}.' for line in missing] + [f'Left out: {line}.' for line in left_out]
-    parts = command, [*summary, _EXPLANATION, *texts], tabulate_variants(results), figures
+    texts = [*summary, _EXPLANATION, *(f'Missing: {line}.' for line in missing)]
+    parts = command, texts, tabulate_variants(results), figures
     files = {
         'runs.csv': _write_csv(results).encode(),
         'report.md': _write_markdown(*parts).encode(),
@@ -214,70 +212,40 @@ def _read_outcome(run: SweepRun) -> Outcome:
     return Outcome(run, 'finished', files, values)
 
 
-Figures = Mapping[str, tuple[str, bytes]]
-"""Caption and PNG by name."""
-
-
-def _draw_figures(results: Results) -> tuple[Figures, list[str]]:
-    """Draw the figures; also return a line for each that would show nothing."""
-    left_out, networks, score = [], [variant.network for variant in results.shown], results.score
+def _draw_figures(results: Results) -> dict[str, tuple[str, bytes]]:
+    """Draw the figures; return {name: (caption, PNG)}. κ is left out if it is about the same for all variants."""
+    networks, score = [variant.network for variant in results.shown], results.score
 
     def plot_costs(cost, label):
-        names = [variant.name for variant in results.shown]
-        estimates = [(variant.estimate(cost).mean, variant.estimate(score)) for variant in results.shown]
-        return plot_tradeoff([Point(name, *found) for name, found in zip(names, estimates, strict=True)], score, label)
+        points = [Point(one.name, one.estimate(cost).mean, one.estimate(score)) for one in results.shown]
+        return 'Means with 95 % intervals (Student’s t).', plot_tradeoff(points, score, label)
 
-    front = 'Means with 95 % intervals (Student’s t). The dashed line is the Pareto front of the means.'
-    found = {'score_parameters': (front, plot_costs('parameters', 'parameters'))}
-    fractions = [network.total('dynamic_fraction') for network in networks]
-    if max(fractions) - min(fractions) < _MIN_KAPPA_SPAN:
-        left_out.append(f'{score} against κ, as all finished variants have κ = {fractions[0]:.3g}')
-    else:
-        found['score_kappa'] = front, plot_costs('dynamic_fraction', 'dynamic fraction κ')
-    names = results.shown[0].finished[0].files.metric_names
-    curves = plot_training_curves(networks, names, score, as_error=False)
+    found = {'score_parameters': plot_costs('parameters', 'parameters')}
+    if np.ptp([network.total('dynamic_fraction') for network in networks]) > _MIN_KAPPA_SPAN:
+        found['score_kappa'] = plot_costs('dynamic_fraction', 'dynamic fraction κ')
+    curves = plot_training_curves(networks, results.shown[0].finished[0].files.metric_names, score, as_error=False)
     found['training_curves'] = 'Means over the finished seeds with a band of ± one standard error.', curves
-    partial = [network for network in networks if network.has_partition]
-    same = [network for network in networks if partial and network.layer_names == partial[0].layer_names]
-    if partial:
-        caption = f'Dynamic fraction of the layers of {", ".join(one.name for one in same if one in partial)}.'
-        found['layer_fractions'] = caption, plot_dynamic_fractions(same)
-    else:
-        left_out.append('the dynamic fraction of each layer, as no finished variant is partially dynamic')
-    return {name: (caption, _encode(figure)) for name, (caption, figure) in found.items()}, left_out
-
-
-def _encode(figure) -> bytes:
-    file = io.BytesIO()
-    save_figure(figure, file)
-    return file.getvalue()
+    encoded = {}
+    for name, (caption, figure) in found.items():
+        save_figure(figure, file := io.BytesIO())
+        encoded[name] = caption, file.getvalue()
+    return encoded
 
 
 def summarize(results: Results) -> list[str]:
-    """Summarize in sentences the finished runs, the best variants, and the differences that exceed noise."""
+    """Summarize in sentences the finished runs and the differences that exceed noise."""
     outcomes = [outcome for variant in results.variants for outcome in variant.outcomes]
     said = (
-        f'{len(results.variants)} variants with {_count(len(results.base.outcomes), "seed")} each: '
-        f'{sum(outcome.files is not None for outcome in outcomes)} of {_count(len(outcomes), "run")} are finished.'
+        f'{len(results.variants)} variants, {len(results.base.outcomes)} planned seeds each: '
+        f'{sum(outcome.files is not None for outcome in outcomes)} of {len(outcomes)} runs are finished.'
     )
-    scores = {variant.name: variant.estimate(results.score) for variant in results.shown}
-    known = {name: score for name, score in scores.items() if not math.isnan(score.mean)}
-    if known:
-        # Seeds differ by luck, so that a mean over fewer seeds cannot be compared with the others.
-        most = max(score.count for score in known.values())
-        full = {name: score for name, score in known.items() if score.count == most}
-        among = '' if len(full) == len(known) else ', among those with the most finished runs'
-        highest = max(score.mean for score in full.values())
-        best = [name for name, score in full.items() if score.mean == highest]
-        said += f' Highest mean {results.score}{among}: {", ".join(best)}, {_format_percent(full[best[0]])} %.'
     base = results.base.name
     found = {variant.name: variant.difference(results.base, results.score) for variant in results.shown}
     found = {name: one for name, one in found.items() if one and one.count > 1 and not math.isnan(one.mean)}
     if not found:
         return [said, f'No variant shares two finished seeds with {base}, so differences cannot be judged.']
     clear = [f'{name} ({_format_percent(one, signed=True)})' for name, one in found.items() if one.excludes_zero]
-    count = f'{_count(len(found), "paired difference")} to {base}'
-    compared = f'95 % intervals that exclude 0 among {count}: {", ".join(clear) or 0}.'
+    compared = f'95 % intervals that exclude 0, of {len(found)} differences to {base}: {", ".join(clear) or 0}.'
     return [said, f'{compared} Without any true difference, one in twenty such intervals excludes 0.']
 
 
@@ -288,10 +256,7 @@ def list_missing(results: Results) -> list[str]:
         seeds = {}
         for outcome in variant.outcomes:
             lacks = [outcome.state] if outcome.files is None else []
-            if outcome.files and math.isnan(outcome.values['seconds_per_step']):
-                lacks.append('without a time per step')
-            if outcome.files and math.isnan(outcome.values[results.score]):
-                lacks.append('with a score that is not a number')
+            lacks += [f'without a finite {name}' for name, value in outcome.values.items() if math.isnan(value)]
             for lack in lacks:
                 seeds.setdefault(lack, []).append(str(outcome.run.seed))
         if seeds:
@@ -318,25 +283,14 @@ def tabulate_variants(results: Results) -> list[list[str]]:
         means = [variant.estimate(name).mean for name in COSTS]
         rows.append([
             *(variant.name, changes, f'{len(variant.finished)} of {len(variant.outcomes)}', first, difference),
-            *(*others, _format_interval(variant.estimate('loss'), 1, 3)),
+            *(*others, format_interval(*variant.estimate('loss')[:2], 1, 3)),
             *('n/a' if math.isnan(mean) else form(mean) for mean, form in zip(means, formats, strict=True)),
         ])  # fmt: skip
     return [heads, *rows]
 
 
-def _count(count: int, noun: str) -> str:
-    return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
-
-
 def _format_percent(interval: Interval | None, signed: bool = False) -> str:
-    return _format_interval(interval, 100, 2, signed)
-
-
-def _format_interval(interval: Interval | None, scale: float, digits: int, signed: bool = False) -> str:
-    if interval is None or math.isnan(interval.mean):
-        return 'n/a'
-    mean = f'{scale * interval.mean:{"+" if signed else ""}.{digits}f}'.replace('-', '−')
-    return mean if math.isnan(interval.margin) else f'{mean} ± {scale * interval.margin:.{digits}f}'
+    return 'n/a' if interval is None else format_interval(interval.mean, interval.margin, signed=signed)
 
 
 def _write_csv(results: Results) -> str:
@@ -352,14 +306,14 @@ def _write_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def _write_markdown(command: str, texts: list[str], table: list[list[str]], figures: Figures) -> str:
+def _write_markdown(command, texts, table, figures) -> str:
     heads, *rows = [[cell.replace('|', r'\|') for cell in line] for line in table]
     lines = [f'| {" | ".join(line)} |' for line in (heads, ['---'] * len(heads), *rows)]
     links = [f'![{caption}]({name}.png)' for name, (caption, _) in figures.items()]
     return '\n\n'.join([f'    {command}', '\n'.join(lines), *texts, *links]) + '\n'
 
 
-def _write_page(title: str, command: str, texts: list[str], table: list[list[str]], figures: Figures) -> str:
+def _write_page(title, command, texts, table, figures) -> str:
     """Write one HTML file that needs no other file and no network."""
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',

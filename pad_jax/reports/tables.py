@@ -1,5 +1,6 @@
 """Tables and lines on stdout, and the format of their numbers. rich is imported when a table is made or printed."""
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,3 +81,15 @@ def format_count(value: float) -> str:
         if rounded < 1000 or unit == 'T':
             return f'{rounded:g} {unit}'.strip()
         value = rounded / 1000
+
+
+def format_interval(mean: float, margin: float, scale: float = 100, digits: int = 2, signed: bool = False) -> str:
+    """Format mean ± margin, as percentages by default; a margin of NaN is left out.
+
+    >>> format_interval(0.98, 0.0025), format_interval(-0.01, math.nan, signed=True)
+    ('98.00 ± 0.25', '−1.00')
+    """
+    if math.isnan(mean):
+        return 'n/a'
+    text = f'{scale * mean:{"+" if signed else ""}.{digits}f}'.replace('-', '−')
+    return text if math.isnan(margin) else f'{text} ± {scale * margin:.{digits}f}'

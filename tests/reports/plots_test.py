@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.reports.plots import plot_dynamic_fractions, plot_partition, plot_training_curves, save_figure
+from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
 from pad_jax.reports.runs import read_network, read_partition
+from pad_jax.reports.stats import Interval
 from tests.reports.miniature_runs import write_run
 
 
@@ -56,8 +57,12 @@ def test_axes_say_what_they_show_in_plain_numbers_and_apart(tmp_path):
     assert gap > 0.02 * figure.bbox.width
 
 
-def test_dynamic_fractions_have_a_bar_for_each_layer_of_each_partial_network(networks, tmp_path):
-    figure = plot_dynamic_fractions(networks)
+def partitions_of(networks):
+    return {network.name: [run.partition for run in network.runs] for network in networks}
+
+
+def test_dynamic_fractions_have_a_bar_for_each_layer_of_each_network(networks, tmp_path):
+    figure = plot_dynamic_fractions(partitions_of(networks[1:]), first_look=1)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ['stage1/conv2', 'stage1/conv10']
     assert axes.yaxis_inverted()  # the first layer on top
@@ -70,16 +75,17 @@ def test_dynamic_fractions_have_a_bar_for_each_layer_of_each_partial_network(net
 def test_one_seed_has_neither_bands_nor_error_bars(tmp_path):
     network = read_network('pad', [write_run(tmp_path / 'a')])
     assert not any(axes.collections for axes in plot_training_curves([network]).axes)
-    assert not plot_dynamic_fractions([network]).axes[0].collections
+    assert not plot_dynamic_fractions(partitions_of([network])).axes[0].collections
 
 
-def test_partition_shows_fractions_and_parameters(tmp_path):
-    figure = plot_partition(read_partition(write_run(tmp_path / 'a')))
-    fraction, parameters = figure.axes
-    assert [bar.get_width() for bar in fraction.patches] == pytest.approx([0.6, 0.1])
-    # 4 · 6 and 4 · 2 dynamic, 10 − 6 and 20 − 2 static, 1 and 2 others
-    assert [bar.get_width() for bar in parameters.patches] == pytest.approx([24, 8, 4, 18, 1, 2])
-    check_picture(figure, tmp_path / 'partition.png')
+def test_equal_costs_are_drawn_side_by_side(tmp_path):
+    points = [Point(name, 100.0, Interval(0.5, 0.125, 3)) for name in ('one', 'two')]
+    figure = plot_tradeoff([*points, Point('large', 5000.0, Interval(0.75, np.nan, 1))], 'accuracy', 'parameters')
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ['one, seeds: 3', 'two, seeds: 3', 'large, seeds: 1']
+    check_picture(figure, tmp_path / 'tradeoff.png')
+    left, right = (line.get_window_extent().x0 for line in figure.axes[0].lines[:2])
+    assert left < right and figure.axes[0].get_xscale() == 'log'
 
 
 def test_the_look_does_not_depend_on_settings_and_leaves_them_alone(tmp_path):
@@ -91,6 +97,6 @@ def test_the_look_does_not_depend_on_settings_and_leaves_them_alone(tmp_path):
 
 
 def test_a_path_that_cannot_be_written(tmp_path):
-    figure = plot_partition(read_partition(write_run(tmp_path / 'a')))
+    figure = plot_dynamic_fractions({'run': [read_partition(write_run(tmp_path / 'a'))]})
     with pytest.raises(BadInput, match='cannot be written'):
         save_figure(figure, tmp_path / 'nowhere' / 'a.png')

@@ -10,7 +10,7 @@ from tests.reports.miniature_runs import write_run
 
 def test_reads_what_the_run_wrote(tmp_path):
     run = read_run(write_run(tmp_path / 'a', accuracies=(0.5, 0.75)))
-    assert run.accuracy == 0.75
+    assert run.evaluated['accuracy'] == 0.75
     assert run.seconds_per_step == 0.25
     assert run.curve('train', 'loss') == {10: 2.0, 20: 1.0}
     assert run.kind == 'partially dynamic, sensitivity'
@@ -26,8 +26,8 @@ def test_kinds(tmp_path, config, kind):
 
 def test_layers_come_in_the_order_of_the_network(tmp_path):
     network = read_network('pad', [write_run(tmp_path / 'a')])
-    assert network.layer_names == ['stage1/conv2', 'stage1/conv10']
-    np.testing.assert_allclose(network.layer_fractions.mean, [6 / 10, 2 / 20])
+    layers = network.runs[0].partition['layers']
+    assert [layer['name'] for layer in layers] == ['stage1/conv2', 'stage1/conv10'] and network.has_partition
 
 
 def test_curves_hold_the_steps_that_all_seeds_logged(tmp_path):

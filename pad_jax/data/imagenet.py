@@ -42,29 +42,17 @@ def open_imagenet(path: str | None, image_size: int = 0) -> ImageSplits:
     Raises:
         BadInput: there is no data, or it is damaged in a way that can be found without decoding.
     """
-    if not path:
-        raise BadInput(f'data.path must name {EXPECTED}: {explain_building("DIR", NAME)} prepares the former')
-    root = pathlib.Path(path).expanduser()
-    explained = f'data.path must name {EXPECTED}: {explain_building(path, NAME)} prepares the former'
-    if not root.is_dir():
-        problem = 'is not a folder' if root.exists() else 'does not exist'
-        raise BadInput(f'{quote(root)} {problem}, {explained}')
-    prepared = find_photos(root)
-    if prepared:
-        return _open_prepared(prepared)
-    if (root / 'train').is_dir() or (root / 'val').is_dir():
-        return open_folders(path, image_size)
-    raise BadInput(f'{quote(root)} holds no photos, {explained}')
-
-
-def find_photos(root: pathlib.Path) -> pathlib.Path | None:
-    """Find the newest version in `root`/imagenet2012/VERSION, `root`/VERSION or `root` itself; None without one.
-
-    Raises:
-        BadInput: the data set is not stored as array_record.
-    """
-    root = root.absolute()
-    return find_prepared(root, NAME) or find_prepared(root.parent, root.name)
+    root = pathlib.Path(path or '').expanduser().absolute()
+    if path and root.is_dir():
+        prepared = find_prepared(root, NAME) or find_prepared(root.parent, root.name)
+        if prepared:
+            return _open_prepared(prepared)
+        if (root / 'train').is_dir() or (root / 'val').is_dir():
+            return open_folders(path, image_size)
+    problem = 'holds no photos' if root.is_dir() else 'is not a folder' if root.exists() else 'does not exist'
+    found = f'{quote(path)} {problem}; ' if path else ''
+    build = explain_building(path or 'DIR', NAME)
+    raise BadInput(f'{found}data.path must name {EXPECTED}. Prepare the former by {build}')
 
 
 def _open_prepared(folder: pathlib.Path) -> ImageSplits:

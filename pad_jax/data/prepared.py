@@ -10,47 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pad_jax.errors import BadInput, describe, quote
-from pad_jax.files import read_json, read_plain
+from pad_jax.files import read_plain
 
 INFO, FEATURES = 'dataset_info.json', 'features.json'
 ARRAY_RECORD = 'array_record'
 NUM_THREADS = 16
 ENVIRONMENT = '(in an environment with tensorflow-cpu, see docs/train.md)'
-OWN_CLASSES = 'tensorflow_datasets.core.features.'
-_CLASS_KEYS = {'pythonClassName', 'python_class_name', 'type'}
 # An unfinished preparation lies in VERSION.incomplete, which does not match.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
-
-
-def find_prepared(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Find the newest version of a data set; None without one.
-
-    Args:
-        data_dir: as of TFDS.
-        name: NAME or NAME/CONFIG, with or without a version.
-
-    Raises:
-        BadInput: the data set is not stored as array_record, or its description is damaged.
-    """
-    folder = data_dir / name
-    try:
-        found = [folder, *(folder.iterdir() if folder.is_dir() else ())]
-    except OSError as error:
-        raise BadInput(f'{quote(folder)} cannot be read: {describe(error)}') from error
-    found = [path for path in found if _VERSION.fullmatch(path.name) and (path / INFO).is_file()]
-    if not found:
-        return None
-    folder = max(found, key=lambda version: [int(part) for part in version.name.split('.')])
-    info = read_info(folder)
-    formats = [info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', ())]
-    if ARRAY_RECORD not in formats:
-        data_dir = folder.absolute().parents[2 if info.get('configName') else 1]
-        raise BadInput(
-            f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order. Run tfds convert_format '
-            f'--root_data_dir={shlex.quote(str(data_dir))} --out_file_format={ARRAY_RECORD} {ENVIRONMENT}'
-        )
-    check_features(folder)
-    return folder
 
 
 def explain_building(data_dir: str | pathlib.Path, name: str) -> str:
@@ -60,53 +27,55 @@ def explain_building(data_dir: str | pathlib.Path, name: str) -> str:
     return f'{build} {ENVIRONMENT}'
 
 
-def read_info(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the content of dataset_info.json, or raise `BadInput`."""
-    path = folder / INFO
+def find_prepared(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Find the newest version of a data set: NAME or NAME/CONFIG, with or without a version; None without one."""
+    folder = data_dir / name
     try:
-        info = read_json(path)
-        formats = [info.get('fileFormat', ''), *info.get('alternativeFileFormats', ())]
-        is_valid = bool(info.keys() & {'fileFormat', 'splits'}) and all(isinstance(name, str) for name in formats)
-    except (OSError, ValueError, AttributeError, TypeError):
-        is_valid = False
-    if not is_valid:
-        raise BadInput(f'{quote(path)} does not describe a data set of TFDS. Prepare the data set again')
-    return info
-
-
-def check_features(folder: pathlib.Path) -> None:
-    """Raise `BadInput` if features.json is missing or names a class outside of TFDS, whose module TFDS would import."""
-    path = folder / FEATURES
-
-    def check(described: dict) -> dict:
-        for key in _CLASS_KEYS & described.keys():
-            named = described[key]
-            if isinstance(named, str) and not named.startswith(OWN_CLASSES):
-                message = f'refusing to import {named[:80]!r}, named by {quote(path)}'
-                raise BadInput(f'{message}: only classes of tensorflow_datasets are allowed')
-        return described
-
-    try:
-        json.loads(read_plain(path), object_hook=check)
-    except BadInput:
-        raise
-    except FileNotFoundError:
-        raise BadInput(f'{quote(path)} is missing. Copy it from the original data set, or prepare it again') from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f'{quote(path)} does not describe features: {describe(error)}') from error
+        found = [folder, *(folder.iterdir() if folder.is_dir() else ())]
+    except OSError as error:
+        raise BadInput(f'{quote(folder)} cannot be read: {describe(error)}') from error
+    found = [path for path in found if _VERSION.fullmatch(path.name) and (path / INFO).is_file()]
+    return max(found, key=lambda version: [int(part) for part in version.name.split('.')], default=None)
 
 
 def open_builder(folder: pathlib.Path):
-    """Return TFDS's builder of a prepared data set, whose `info` describes it; `BadInput` if it cannot be read."""
+    """Return TFDS's builder of a prepared data set, whose `info` describes it.
+
+    Raises:
+        BadInput: the data set is not stored as array_record, or its description is missing or damaged.
+    """
     # Imported here because it takes a second.
     import tensorflow_datasets as tfds
 
     try:
+        json.loads(read_plain(folder / FEATURES), object_hook=lambda described: _check_classes(folder, described))
         builder = tfds.builder_from_directory(folder)
-        _ = builder.info.features, builder.info.splits
+        info = builder.info
+        formats = [file_format.value for file_format in (info.file_format, *(info.alternative_file_formats or ()))]
+        _ = info.features, info.splits
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(f'{quote(folder / FEATURES)} is missing. Prepare the data set again') from None
     except Exception as error:  # a changed description fails in many ways
-        raise BadInput(f'cannot read {quote(folder)}: {describe(error)}') from error
+        raise BadInput(f'cannot read {quote(folder)}: {describe(error)}. Prepare the data set again') from error
+    if ARRAY_RECORD not in formats:
+        data_dir = folder.absolute().parents[2 if info.config_name else 1]
+        raise BadInput(
+            f'{quote(folder)} was prepared as {formats[0]}, which cannot be read in any order. Run tfds convert_format '
+            f'--root_data_dir={shlex.quote(str(data_dir))} --out_file_format={ARRAY_RECORD} {ENVIRONMENT}'
+        )
     return builder
+
+
+def _check_classes(folder: pathlib.Path, described: dict) -> dict:
+    """Refuse features that name a class outside of TFDS, whose module TFDS would import."""
+    for key in ('pythonClassName', 'python_class_name', 'type'):
+        named = described.get(key)
+        if isinstance(named, str) and not named.startswith('tensorflow_datasets.core.features.'):
+            message = f'refusing to import {named[:80]!r}, named by {quote(folder / FEATURES)}'
+            raise BadInput(f'{message}: only classes of tensorflow_datasets are allowed')
+    return described
 
 
 def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[dict[str, Any]]:

@@ -5,13 +5,13 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from pad_jax.data.ordering import SCORING, Order
-from pad_jax.data.prefetch import Prefetch
-from pad_jax.data.source import Batch, DataSpec, Source
+from pad_jax.data.source import Batch, DataSpec, Source, run_ahead
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, quote
@@ -52,9 +52,11 @@ class TextSource(Source):
         """Make the batch of a step (at least 0), a pure function of (seed, step)."""
         return self.train.take(Order(len(self.train), self.seed).indices(step, self.batch_size), rows)
 
-    def train_batches(self, start: int, stop: int, rows: slice | None = None) -> Prefetch[Batch]:
+    def train_batches(
+        self, start: int, stop: int, rows: slice | None = None
+    ) -> AbstractContextManager[Iterator[tuple[int, Batch]]]:
         """Iterate over (step, batch) for the steps in [start, stop) inside a `with` block, prepared ahead of time."""
-        return Prefetch(functools.partial(self.train_batch, rows=rows), start, stop)
+        return run_ahead(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
         """Make a batch of training examples for scores, a pure function of (seed, number)."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -193,15 +194,16 @@ def test_reads_without_tensorflow(data_dir):
 
 
 def test_the_newest_version_is_read_and_other_formats_are_refused(tmp_path, pieces):
-    for version in ('1.0.0', '2.0.0', '10.0.0'):
-        folder = tmp_path / 'glue' / 'rte' / version
-        folder.mkdir(parents=True)
-        (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'array_record'}))
-    (tmp_path / 'glue' / 'rte' / '11.0.0').mkdir()
-    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing"):
+    folder = miniatures.write_prepared(tmp_path, 'rte')
+    for version in ('10.0.0', '11.0.0.incomplete'):
+        shutil.copytree(folder, folder.parent / version)
+    newest = folder.parent / '10.0.0'
+    info = json.loads((newest / 'dataset_info.json').read_text())
+    (newest / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
+    with pytest.raises(BadInput, match=rf'as tfrecord, which .*. Run tfds convert_format --root_data_dir={tmp_path} '):
         open_task(tmp_path, pieces)
-    (folder / 'dataset_info.json').write_text(json.dumps({'fileFormat': 'tfrecord'}))
-    with pytest.raises(BadInput, match=r'rte/10.0.0.* tfrecord, which cannot be read in any order'):
+    (newest / 'features.json').unlink()
+    with pytest.raises(BadInput, match=r"rte/10.0.0/features.json' is missing"):
         open_task(tmp_path, pieces)
 
 

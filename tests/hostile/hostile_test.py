@@ -4,13 +4,13 @@ Nothing else may happen: no other exception, no hang, no crash, no memory withou
 slow tests try many random changes, as many as FUZZ_EXAMPLES.
 """
 
-import ast
 import contextlib
 import importlib
 import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import struct
@@ -102,29 +102,18 @@ TOKENS += (b'9' * 30, b'9' * 5000, b'null', b'true', b'"a"', b'$', b'[/x]')
 def mutations(draw, content: bytes) -> bytes:
     """Change a content in a few places, so that most of it stays readable."""
     for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(content)))
+        start, where = draw(st.integers(0, len(content))), draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.sampled_from((0, 1, 2, 4, 8, 16, 64, 512))))
         token = draw(st.sampled_from(TOKENS) | st.binary(max_size=8))
-        times = draw(st.sampled_from((2, 3, 300)))
-        where = draw(st.integers(0, len(content)))
-        content = draw(
-            st.sampled_from(
-                (
-                    content[:start],
-                    content[:start] + token + content[start + len(token) :],
-                    content[:start] + token + content[start:],
-                    content[:start] + content[stop:],
-                    content[:start] + content[start:stop] * times + content[stop:],
-                    content[:where] + content[start:stop] + content[where:],
-                )
-            )
-        )
+        middle = draw(st.sampled_from((token, token + content[start:stop], b'', content[start:stop] * 300)))
+        moved = content[:where] + content[start:stop] + content[where:]
+        content = draw(st.sampled_from((content[:start], content[:start] + middle + content[stop:], moved)))
     return content
 
 
 def fuzz(reader, count):
     @hypothesis.settings(
-        max_examples=max(2, int(count * reader.fraction)),
+        max_examples=count,
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
@@ -147,21 +136,11 @@ class Mark:
 
 
 @pytest.fixture
-def pickles(tmp_path, monkeypatch):
-    """Pickles and an array of NumPy that leave a mark; unpickling itself is forbidden as well."""
+def pickles(tmp_path):
+    """A pickle and an array of NumPy that leave a mark."""
     marked, array = tmp_path / 'marked', tmp_path / 'array.npy'
     np.save(array, np.array([Mark(marked)], object), allow_pickle=True)
-    found = [pickle.dumps(Mark(marked), protocol) for protocol in (0, 2, 5)] + [array.read_bytes()]
-    pickle.loads(found[0])
-    assert marked.exists()  # so unpickling would be noticed
-    marked.unlink()
-
-    def refuse(*arguments, **options):
-        raise AssertionError('unpickled')
-
-    for name in ('load', 'loads', 'Unpickler', '_load', '_loads', '_Unpickler'):
-        monkeypatch.setattr(pickle, name, refuse)
-    yield found
+    yield pickle.dumps(Mark(marked)), array.read_bytes()
     assert not marked.exists()
 
 
@@ -316,40 +295,27 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(tmp_path, name):
         assert 'safetensors' in str(caught.value)
 
 
-# Code that could run the content of a file.
-PACKAGE = Path(pad_jax.__file__).parent
-MODULES = {'pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'joblib', 'marshal', 'shelve', 'yaml', 'torch'}
-MODULES |= {'runpy', 'code', 'codeop'}
-FUNCTIONS = {'eval', 'exec', 'compile', '__import__'}
-ATTRIBUTES = {'exec_module', 'import_module', 'allow_pickle', 'fromfile', 'extractall', 'read_pickle'}
-
-
-def dangers(source: str) -> set[str]:
-    """Return the names in a module's source that can run what it reads."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Import(names=names):
-                found |= {alias.name for alias in names if alias.name.split('.')[0] in MODULES}
-            case ast.ImportFrom(module=str(module)) if module.split('.')[0] in MODULES:
-                found.add(module)
-            case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
-                found.add(name)
-            case ast.Attribute(attr=name) if name in ATTRIBUTES:
-                found.add(name)
-            case ast.Attribute(value=ast.Name(id='np' | 'numpy'), attr='load'):
-                found.add('np.load')
-            case ast.keyword(arg='allow_pickle'):
-                found.add('allow_pickle')
-    return found
+# Imports, functions and methods that could run the content of a file.
+DANGERS = re.compile(
+    r'^\s*(?:import|from) (?:c?pickle|dill|cloudpickle|joblib|marshal|shelve|yaml|torch|runpy|codeop?)\b'
+    r'|(?<![\w.])(?:eval|exec|compile|__import__)\('
+    r'|\b(?:exec_module|import_module|allow_pickle|fromfile|extractall|read_pickle|np\.load)\b',
+    re.MULTILINE,
+)
 
 
 def test_no_module_can_run_what_it_reads():
-    evil = 'import pickle\nfrom torch import load\nnp.load(f, allow_pickle=0)\neval(t)\ntar.extractall(f)'
-    assert dangers(evil) == {'pickle', 'torch', 'np.load', 'allow_pickle', 'eval', 'extractall'}
-    assert dangers('import json\nre.compile(x)\nmodel.eval()\nast.literal_eval(x)') == set()
-    files = sorted(PACKAGE.rglob('*.py'))
+    for evil in (
+        'import pickle',
+        '    from torch import load',
+        'np.load(f, allow_pickle=0)',
+        'eval(t)',
+        'x.extractall(f)',
+    ):
+        assert DANGERS.search(evil)
+    assert not DANGERS.search('import json\nre.compile(x)\nmodel.eval()\nast.literal_eval(x)')
+    files = sorted(Path(pad_jax.__file__).parent.rglob('*.py'))
     assert len(files) > 60
-    found = {name for path in files for name in dangers(path.read_text())}
+    found = {name for path in files for name in DANGERS.findall(path.read_text())}
     # A config is the user's own Python; NumPy's load does not unpickle by default.
     assert found <= {'exec_module', 'np.load', 'import_module'}

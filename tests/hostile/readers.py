@@ -37,14 +37,12 @@ class Reader(NamedTuple):
         read: function of the folder.
         seeds: function that returns contents of the file that can be read.
         prepare: function of the folder that writes the other files.
-        fraction: of the budget, for a slow reader.
     """
 
     name: str
     read: Callable[[Path], object]
     seeds: Callable[[], list[bytes]]
     prepare: Callable[[Path], object] = lambda folder: None
-    fraction: float = 1.0
 
 
 def as_json(*contents) -> Callable[[], list[bytes]]:
@@ -110,9 +108,7 @@ def restore(folder):
 
 
 def of_checkpoint(name) -> Reader:
-    return Reader(
-        f'0/{name}', restore, lambda: [checkpoint_files()[name]], partial(write_files, '0', checkpoint_files), 0.1
-    )
+    return Reader(f'0/{name}', restore, lambda: [checkpoint_files()[name]], partial(write_files, '0', checkpoint_files))
 
 
 # Exports and weights.
@@ -185,6 +181,10 @@ def open_task(task, folder):
     open_texts('glue', folder, path=str(folder), task=task)
 
 
+def write_rte(folder):
+    write_files('RTE', original_rte, folder)
+
+
 @cache
 def original_rte() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +242,7 @@ def read_prepared_photos(folder):
 
 def of_set(place, files, read, part) -> Reader:
     name = next(name for name in sorted(files()) if part in name)
-    return Reader(f'{place}/{name}', read, lambda: [files()[name]], partial(write_files, place, files), 0.1)
+    return Reader(f'{place}/{name}', read, lambda: [files()[name]], partial(write_files, place, files))
 
 
 def readers_of_sets() -> list[Reader]:
@@ -256,6 +256,7 @@ def readers_of_sets() -> list[Reader]:
 
 
 SETTINGS = {'do_lower_case': True, 'strip_accents': None, 'tokenize_chinese_chars': True}
+KINDS = ('tsv', 'csv', 'jsonl')
 READERS = [
     Reader('config.json', read_workdir_config, lambda: as_json(small_config().to_dict())()),
     Reader('data.json', read_data, as_json({'class_names': ['cat', 'dog'], 'num_train': 20, 'num_eval': 4})),
@@ -266,27 +267,13 @@ READERS = [
     Reader('timing.json', read_curves, as_json({'seconds_per_step': 0.5}), write_run),
     *map(of_checkpoint, ('manifest.json', 'state/manifest.ocdbt')),
     Reader('manifest.json', lambda folder: read_files(folder, read_manifest(folder)), export_manifest, write_export),
-    Reader(
-        'weights.safetensors',
-        lambda folder: read_files(folder, read_manifest(folder)),
-        lambda: weights()[:1],
-        write_export,
-    ),
     Reader('model.safetensors', read_weights, weights),
     Reader('model.safetensors.index.json', read_weights, as_json(INDEX), write_shards),
     Reader('config.json', read_config, as_json({'model_type': 'bert', 'hidden_size': 16})),
     Reader('tokenizer.json', partial(encode, 'tokenizer.json'), tokenizer_json),
     Reader('vocab.txt', partial(encode, 'vocab.txt'), vocabulary_seeds),
     Reader('tokenizer_config.json', partial(encode, 'vocab.txt'), as_json(SETTINGS), glue_miniatures.write_vocabulary),
-    *(
-        Reader(f'texts.{kind}', partial(open_table, f'texts.{kind}'), partial(tables, kind))
-        for kind in ('tsv', 'csv', 'jsonl')
-    ),
-    Reader(
-        'RTE/train.tsv',
-        partial(open_task, 'rte'),
-        lambda: [original_rte()['train.tsv']],
-        partial(write_files, 'RTE', original_rte),
-    ),
+    *(Reader(f'texts.{kind}', partial(open_table, f'texts.{kind}'), partial(tables, kind)) for kind in KINDS),
+    Reader('RTE/train.tsv', partial(open_task, 'rte'), lambda: [original_rte()['train.tsv']], write_rte),
     Reader('train/cat/0.png', open_photos, picture_seeds, write_photos),
 ]

@@ -24,8 +24,6 @@ CHUNK = 8
 FAST_CHUNK = 128
 # Longer sequences of unreadable images are not an accident: the disk has failed.
 MAX_IN_A_ROW = 100
-# Later unreadable images are only counted.
-MAX_WARNINGS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +140,9 @@ class BadImages:
         if self._on_bad == 'stop':
             raise BadInput(f'{error} (data.on_bad=skip leaves such images out)') from error
         with self._lock:
-            is_new = (split, index) not in self._lines
-            self._lines[split, index] = str(error)
-            if is_new and len(self._lines) <= MAX_WARNINGS:
-                more = ' (further ones are only counted)' if len(self._lines) == MAX_WARNINGS else ''
-                logger.warning('%s: left out%s', error, more)
+            if (split, index) not in self._lines:
+                self._lines[split, index] = str(error)
+                logger.warning('%s: left out', error)
 
     @property
     def lines(self) -> list[str]:

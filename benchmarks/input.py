@@ -1,20 +1,16 @@
-"""How fast photos become batches, against how fast they are decoded at all, in one run.
+"""Speed of making batches of photos, relative to bare decoding in the same run.
 
     python benchmarks/input.py                           # writes 256 photos of 500 × 375 into a temporary folder
     python benchmarks/input.py --data=FOLDER             # train/CLASS/*.JPEG, or a data_dir of TFDS
 
-The bare decoder opens a file and makes an array of its pixels, with Pillow, as the pipeline does. The pipeline reads,
-decodes, chooses a part, resizes it with antialiasing, mirrors, normalises and collects batches. Both are counted per
-second of processor time, whatever the number of threads, so that a busy machine or a slow disk changes neither. Rounds
-of all are interleaved, after one that fills the disk's cache; the median of the rounds' ratios counts. The goal is 0.8
-for resized_crop.
+The bare decoder opens a file with Pillow and makes an array of its pixels. The pipeline does the same; it also reads,
+chooses a part, resizes with antialiasing, mirrors, normalises and collects batches. The unit is photos per second of
+processor time, so that neither other processes nor a slow disk matter. Rounds of all rows are interleaved; a first
+round fills the disk's cache. The median of the ratios counts. The goal is 0.8 for resized_crop.
 
-Where a part is at least four times as wide and as high as what the network sees, the pipeline has the JPEG decoded at
-half its size or less (its draft mode), which the bare decoder never does: so it may be faster than the decoder. The row
-"without draft" does the same work as the decoder and more, whatever the size of the photos; those that are written here
-are too small for the two to differ at 224 pixels.
-
-The photos that it writes hold as many bytes as ImageNet's (110 kB on average), which is what decoding depends on.
+The pipeline decodes a JPEG at half its size or less if twice the wanted size remains. The bare decoder never does, so
+the pipeline may be faster. The row "without draft" switches this off. At 224 pixels the two do not differ for photos
+written here, as they are small. They have as many bytes as ImageNet's (110 kB on average), which decoding depends on.
 """
 
 import argparse
@@ -51,7 +47,7 @@ VARIANTS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints a table."""
+    """Measure all rows and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, help='photos to read; without it some are written')
     parser.add_argument('--batches', type=int, default=4, help='in a round')
@@ -78,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of processor time of every round, for as many photos each."""
+    """Return the seconds of processor time of every round by row; all rows make equally many photos."""
     sources = {
         name: make_source(
             'imagenet',
@@ -122,12 +118,12 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def whole_photos() -> contextlib.AbstractContextManager:
-    """For a `with` block: photos are decoded at their own size, whatever smaller one would do."""
+    """Decode photos at their own size inside a `with` block."""
     return mock.patch.object(JpegImagePlugin.JpegImageFile, 'draft', lambda image, mode, size: None)
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Photos of two classes: smooth shapes under the noise of a camera, at 4:2:0 and quality 95."""
+    """Write photos of two classes: smooth shapes under the noise of a camera, at 4:2:0 and quality 95."""
     rng = np.random.default_rng(0)
     for number in range(count + 2):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(

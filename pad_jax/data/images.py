@@ -24,6 +24,7 @@ CHUNK = 8
 FAST_CHUNK = 128
 # Longer sequences of unreadable images are not an accident: the disk has failed.
 MAX_IN_A_ROW = 100
+MAX_WARNINGS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,9 @@ class BadImages:
         with self._lock:
             if (split, index) not in self._lines:
                 self._lines[split, index] = str(error)
-                logger.warning('%s: left out', error)
+                if len(self._lines) <= MAX_WARNINGS:
+                    more = ' (further ones are only counted)' if len(self._lines) == MAX_WARNINGS else ''
+                    logger.warning('%s: left out%s', error, more)
 
     @property
     def lines(self) -> list[str]:

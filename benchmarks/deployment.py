@@ -31,8 +31,8 @@ from _timing import Call, time_interleaved
 
 from pad_jax.deploy.export import Network, shrink_network
 from pad_jax.layers import PLANS
-from pad_jax.models import MODELS, STEMS
-from pad_jax.partition import count_layers, report_counts
+from pad_jax.layers.compact import expand_elements
+from pad_jax.models import MODELS, STEMS, count_layers, report_counts
 from pad_jax.training.config import load_config
 from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_run_optimizer, make_task
@@ -55,6 +55,7 @@ class Held(NamedTuple):
       config: of its form.
       masked: its variables with masks, where it has some.
       variables: those that it is run with.
+      records: of its layers.
       counts: of `report_counts`.
       state_bytes: of the parameters, the optimizer's arrays and the packed masks of a state.
     """
@@ -62,6 +63,7 @@ class Held(NamedTuple):
     config: Any
     masked: Mapping[str, Any]
     variables: Mapping[str, Any]
+    records: Mapping[str, Any]
     counts: dict[str, Any]
     state_bytes: int
 
@@ -120,12 +122,13 @@ def make_network(config) -> Held:
     counts = report_counts(count_layers({**abstract_variables(model, inputs), 'partition': state.masks}))
     masked = state.variables
     state = to_trained_storage(state, rounds=1, compact=True)
-    return Held(config, masked, state.variables, counts, count_state_bytes(state))
+    stored = {'params': state.params, 'index': state.index, 'batch_stats': state.batch_stats}
+    return Held(config, masked, stored, state.records, counts, count_state_bytes(state))
 
 
 def count_state_bytes(state: TrainState) -> int:
     """Of what a run keeps for each parameter."""
-    return count_bytes((state.params, state.optimizer_state, state.packed))
+    return count_bytes((state.params, state.optimizer_state, state.index))
 
 
 def count_bytes(tree) -> int:
@@ -157,13 +160,15 @@ def tabulate_bytes(networks: Mapping[str, Held], title: str) -> Table:
 
 def serialize(network: Held) -> bytes:
     """The file of weights that an export writes."""
-    found = Network(make_model(network.config), jax.device_get(network.masked), make_task(network.config), 1.0)
+    found = Network(
+        make_model(network.config), jax.device_get(network.masked), network.records, make_task(network.config), 1.0
+    )
     return safetensors.numpy.save(shrink_network(found, network.config).weights)
 
 
 def count_theoretical_bytes(network: Held) -> float:
     """Four bytes for each parameter that is alive, and a bit for each position where each has a mask of its own."""
-    by_element = 'packed' in network.variables and network.config.partition.granularity == 'element'
+    by_element = network.variables['index'] and network.config.partition.granularity == 'element'
     return 4 * network.counts['parameters'] + by_element * network.counts['positions'] / 8
 
 
@@ -184,7 +189,8 @@ def compile_forward(network: Held, plan: str, image: jax.Array) -> Call:
     config = network.config.copy_and_resolve_references()
     config.model.plan = plan if plan != '-' else config.model.plan
     model, variables = make_model(config), network.variables
-    forward = jax.jit(lambda variables, image: model.apply(variables, image, 1.0)[0]).lower(variables, image).compile()
+    apply = lambda variables, image: model.apply(expand_elements(variables, network.records), image, 1.0)[0]  # noqa: E731
+    forward = jax.jit(apply).lower(variables, image).compile()
     return lambda: forward(variables, image)
 
 

@@ -37,8 +37,16 @@ from _flax_resnet import FlaxResNet, flax_train_step, init_flax_state
 from _timing import Call, time_interleaved
 
 from pad_jax.layers import CONVS
-from pad_jax.models import DTYPES, MODELS, STEMS, BottleneckBlock, ResNet, account_layers, sum_multiply_adds
-from pad_jax.partition import count_layers
+from pad_jax.models import (
+    DTYPES,
+    MODELS,
+    STEMS,
+    BottleneckBlock,
+    ResNet,
+    account_layers,
+    count_layers,
+    sum_multiply_adds,
+)
 from pad_jax.training.config import load_config
 from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments

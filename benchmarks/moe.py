@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from _timing import compile_call, time_interleaved
 
 from pad_jax.kernels.dispatch import PLANS
-from pad_jax.layers import MixtureFFN, MixtureLinear, index_dynamic_columns, route_top_k
+from pad_jax.layers import MixtureFFN, MixtureLinear, compact, find_records, route_top_k
 from pad_jax.layers.mixture import apply_neurons, multiply_experts
 
 
@@ -155,7 +154,8 @@ def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, optio
     params['router']['gate'] = jax.random.normal(jax.random.key(3), params['router']['gate'].shape)
     if granularity is not None:
         masks = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, variables['partition'])
-        variables = {'partition': masks, 'dynamic_columns': index_dynamic_columns(jax.tree.map(np.asarray, masks))}
+        found = compact({'params': params, 'partition': masks}, find_records(layer, x))
+        params, variables = found.pop('params'), found
     return compile_call(lambda x, params: layer.apply({'params': params, **variables}, x)[0], mode, x, params)
 
 

@@ -14,7 +14,7 @@ from pad_jax.training.config import FREE_KEYS, load_config
 def count(arguments: Sequence[str]) -> None:
     """Count parameters and multiply-adds of a config's network, without allocating or training it."""
     from pad_jax.models import sum_multiply_adds
-    from pad_jax.partition import report_counts
+    from pad_jax.models.accounting import report_counts
     from pad_jax.training.setup import account_network, plan_layers
 
     def report_accounts(layers):

@@ -22,8 +22,9 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pad_jax import FLAX, DynamicConv, Problem
+from pad_jax import DynamicConv, Problem, find_records
 from pad_jax.partition import (
+    Layout,
     dynamic_share,
     init_masks,
     num_dynamic_positions,
@@ -56,7 +57,7 @@ def partition() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         logits = network.apply({'params': params, 'partition': gates}, batch[0])
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], axis=1))
 
-    problem = Problem(loss, FLAX['both'])
+    problem = Problem(loss, Layout.of(find_records(network, batch[0])))
     masks = init_masks({'layer': {'kernel': params['layer']['static_kernel']}})
     scores = score_positions(problem, params, masks, [batch], 'sensitivity')
     target = num_dynamic_positions(9 * F, KAPPA)

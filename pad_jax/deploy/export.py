@@ -24,7 +24,9 @@ from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_m
 from pad_jax.deploy.verify import Agreement, verify
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import check_vacant, fill_folder
-from pad_jax.partition import compact, count_layers, report_counts
+from pad_jax.layers.compact import compact, expand_elements
+from pad_jax.models.accounting import count_layers, report_counts
+from pad_jax.partition import walk_records
 from pad_jax.training.config import is_partial, is_text
 from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task, make_temperature, plan_layers
@@ -34,7 +36,6 @@ from pad_jax.training.workdir import find_tokenizer
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _FLOAT_BYTES = 4
 _FILES = ('pretrained',)  # keys of config.model that name files of the training machine
-_LINEAR = ('static', 'dynamic', 'condconv')  # convolutions into which scale factors are folded
 
 
 class Network(NamedTuple):
@@ -43,12 +44,14 @@ class Network(NamedTuple):
     Attributes:
       model: the module.
       variables: its collections, as NumPy arrays.
+      records: of `find_records`.
       task: how a batch goes through it.
       temperature: of its attention, > 0; None for a network without it.
     """
 
     model: nn.Module
     variables: Mapping[str, Any]
+    records: Mapping[str, Any]
     task: Task
     temperature: float | None
 
@@ -59,7 +62,7 @@ class Network(NamedTuple):
 
     def apply(self, weights: Mapping[str, jax.Array], *inputs: jax.Array) -> jax.Array:
         """Compute logits float32[B, outputs]."""
-        variables = traverse_util.unflatten_dict(weights, sep='/')
+        variables = expand_elements(traverse_util.unflatten_dict(weights, sep='/'), self.records)
         batch = dict(zip(self.task.inputs, inputs, strict=True))
         return self.task.apply(self.model, variables, batch, self.temperature, train=False)[0]
 
@@ -151,21 +154,22 @@ def read_network(run: RestoredRun) -> Network:
     schedule = make_temperature(run.config, run.lengths)
     variables = {name: jax.device_get(found) for name, found in run.state.averaged_variables.items() if found}
     temperature = float(schedule(run.state.step)) if schedule else None
-    return Network(make_model(_serving_config(run.config)), variables, make_task(run.config), temperature)
+    model = make_model(_serving_config(run.config))
+    return Network(model, variables, run.state.records, make_task(run.config), temperature)
 
 
 def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Network:
     """Fold constants into the parameters of a network and remove dead entries; its outputs stay the same."""
     variables, served = dict(network.variables), _serving_config(config)
-    variables['params'] = fold_norms(variables['params'], variables.pop('batch_stats', {}))
-    if is_text(config) or config.model.conv in _LINEAR:
-        variables['params'] = fold_scales(variables['params'], config.partition.scales)
+    variables['params'] = fold_norms(variables['params'], variables.pop('batch_stats', {}), network.records)
+    if all(record.linear for _, record in walk_records(network.records)):
+        variables['params'] = fold_scales(variables['params'], network.records)
         served.partition.scales = 'none'
     model = make_model(served)
     if not is_text(config):
         model = model.clone(norms_folded=True)
     if jax.tree.leaves(variables.get('partition', {})):
-        model, variables = compact(model, variables, allow_dynamic=True)
+        variables = compact(variables, network.records, allow_dynamic=True)
     return network._replace(model=model, variables=jax.device_get(variables))
 
 

@@ -94,25 +94,24 @@ def _take(values, index, size, axis):
     return _read(values, index, axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _put(values, index, size, axis):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _put(values, index, places, axis):
     num_entries = index.shape[0]
     if num_entries == 0:
         whole = list(values.shape)
-        whole[axis] = size
-        return vary_together(jnp.zeros(whole, values.dtype), values, index)[0]
-    places = invert_index(index, size)
+        whole[axis] = places.shape[0]
+        return vary_together(jnp.zeros(whole, values.dtype), values, places)[0]
     found = _read(values, jnp.minimum(places, num_entries - 1), axis)
     return jnp.where((places < num_entries).reshape(-1, *(1,) * (-axis - 1)), found, 0)
 
 
 _take.defvjp(
     lambda values, index, size, axis: (_take(values, index, size, axis), index),
-    lambda size, axis, index, d_taken: (_put(d_taken, index, size, axis), None),
+    lambda size, axis, index, d_taken: (_put(d_taken, index, invert_index(index, size), axis), None),
 )
 _put.defvjp(
-    lambda values, index, size, axis: (_put(values, index, size, axis), index),
-    lambda size, axis, index, d_put: (_take(d_put, index, size, axis), None),
+    lambda values, index, places, axis: (_put(values, index, places, axis), (index, places)),
+    lambda axis, index, d_put: (_take(d_put, index[0], index[1].shape[0], axis), None, None),
 )
 
 
@@ -125,15 +124,20 @@ def take_entries(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
     return _take(values, index, values.shape[axis], axis)
 
 
-def put_entries(values: jax.Array, index: jax.Array, size: int, axis: int) -> jax.Array:
+def put_entries(
+    values: jax.Array, index: jax.Array, size: int, axis: int, places: jax.Array | None = None
+) -> jax.Array:
     """Put entries where `index` says, with zeros elsewhere: [..., D, ...] -> [..., size, ...] along `axis`.
 
     It is the transpose of `take_entries`. Indices must be distinct.
 
+    Args:
+      places: `invert_index(index, size)` if it is known already.
+
     >>> put_entries(jnp.array([[1., 3.]]), jnp.array([0, 2]), 3, -1).tolist()
     [[1.0, 0.0, 3.0]]
     """
-    return _put(values, index, size, axis)
+    return _put(values, index, invert_index(index, size) if places is None else places, axis)
 
 
 def _read(values, places, axis):

@@ -3,13 +3,12 @@
 from pad_jax.kernels.convolution import PLAN_NAMES, PLANS
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
 from pad_jax.layers.attention import Attention
+from pad_jax.layers.compact import compact, compact_params, expand, expand_params, index_masks
 from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv, make_conv_spec
 from pad_jax.layers.dcd import DCDConv
-from pad_jax.layers.dynamic_columns import index_dynamic_columns
-from pad_jax.layers.factors import find_records
+from pad_jax.layers.factors import find_records, partition_flax
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
-from pad_jax.layers.similarity import expert_similarity, measure_similarity
 from pad_jax.layers.spec import LayerSpec, make_spec
 
 __all__ = [
@@ -31,13 +30,16 @@ __all__ = [
     'Routing',
     'StaticConv',
     'choose_mixture_plan',
-    'expert_similarity',
+    'compact',
+    'compact_params',
+    'expand',
+    'expand_params',
     'find_records',
-    'index_dynamic_columns',
+    'index_masks',
     'join_neurons',
     'make_conv_spec',
     'make_spec',
-    'measure_similarity',
+    'partition_flax',
     'route_top_k',
     'split_neurons',
 ]

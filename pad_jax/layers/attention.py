@@ -164,6 +164,7 @@ class GeneratedTensor(nn.Module):
             nn.initializers.constant(self.start),
             generated=True,
             linear=False,
+            start=self.start,
             beside=('bias',),
             layer='..',
         )

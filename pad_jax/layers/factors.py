@@ -1,7 +1,7 @@
 """Declaration of the parameters of a dynamic layer: stacked factors, the static parameter beside them, and a record."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 
-from pad_jax.kernels.factors import Factors, take_entries
-from pad_jax.partition.layout import PartialParameter
+from pad_jax.kernels.factors import Factors
+from pad_jax.partition.criteria import as_gates
+from pad_jax.partition.layout import Layout, PartialParameter, Problem, sown_routing
 from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape, scale_factors
+from pad_jax.partition.rounds import Partition, iterative_mode_partition
 
 Records = Mapping[str, Any]
 """Nested dict like the params that holds a `PartialParameter` for each stack of factors."""
@@ -28,9 +30,6 @@ def stack_init(init: Initializer) -> Initializer:
         return jax.vmap(lambda key: init(key, shape[1:], dtype))(keys)
 
     return draw
-
-
-stack_law = stack_init  # until all layers use the new name
 
 
 def declare_factors(
@@ -74,8 +73,6 @@ def declare_factors(
     )
     module.sow('intermediates', name, record, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     index = module.get_variable('index', name) if is_partial else None
-    if is_partial and module.has_variable('packed', name):
-        return _declare_packed(module, record, num_factors)
     if index is not None:
         return _declare_compact(module, record, num_factors, index)
     dynamic = module.param(name, init_factors, (num_factors, *shape), module.param_dtype)
@@ -88,18 +85,11 @@ def declare_factors(
     scales = _declare_scales(module, record)
     gates = mask_shape(shape, module.granularity)
     mask = module.variable('partition', name, lambda: jnp.ones(gates, bool)).value
-    columns = module.get_variable('dynamic_columns', name)
-    if columns is not None and module.granularity != 'element':
-        return _take(Factors(shape, dynamic, static, *scales), columns, gates)
     return Factors(shape, dynamic, static, *scales, mask)
 
 
 def declare_dynamic(module: nn.Module, name: str, init: Initializer, factors: Factors) -> jax.Array:
     """Declare a parameter [*shape] beside the factors that is dead at static positions; compact as they are."""
-    packed = module.granularity is not None and module.has_variable('packed', 'tensor')
-    if packed and factors.index is None:
-        bits = module.get_variable('packed', 'tensor')
-        return _put_bits(module.get_variable('params', name), bits, factors.shape, False)
     return module.param(name, init, factors.dynamic.shape[1:], module.param_dtype)
 
 
@@ -120,12 +110,82 @@ def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
     """
     trace = functools.partial(model.init, mutable=True, **kwargs)
     variables = jax.eval_shape(trace, jax.random.key(0), *inputs)
-    return _keep_records(variables.get('intermediates', {}))
+    return read_records(variables.get('intermediates', {}))
 
 
-def _keep_records(sown: Mapping) -> dict[str, Any]:
-    found = {name: _keep_records(below) if isinstance(below, Mapping) else below for name, below in sown.items()}
+def read_records(intermediates: Mapping) -> dict[str, Any]:
+    """Read the records from a collection 'intermediates'."""
+    found = {
+        name: read_records(below) if isinstance(below, Mapping) else below for name, below in intermediates.items()
+    }
     return {name: below for name, below in found.items() if below and isinstance(below, (dict, PartialParameter))}
+
+
+def partition_flax(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    loss: Callable,
+    batches: Iterable,
+    *,
+    dynamic_fraction: float,
+    **settings,
+) -> Partition:
+    """Partition a Flax network: `iterative_mode_partition` with all that the records of its layers tell.
+
+    Args:
+      model: a Flax module.
+      variables: its collections; those of `params` and `partition` are partitioned, the others stay as they are.
+      loss: `(apply, batch) -> scalar`. `apply` takes the arguments of `model.apply` without the variables, and applies
+        the scored ones. The criteria read its first output.
+      batches: the scoring batches, as `loss` takes them; at least one.
+      dynamic_fraction, settings: see `iterative_mode_partition`.
+
+    Returns:
+      Partition(masks, params).
+
+    >>> from pad_jax.layers import DynamicConv
+    >>> layer, x = DynamicConv(8, (3, 3), granularity='output'), jnp.ones((1, 6, 6, 3))
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> loss = lambda apply, x: jnp.mean(apply(x) ** 2)
+    >>> int(partition_flax(layer, variables, loss, [x], dynamic_fraction=0.5).masks['kernel'].sum())
+    4
+    """
+    others = {name: found for name, found in variables.items() if name not in ('params', 'partition')}
+
+    def run(params, gates, batch):
+        """Return (loss, first output of each call, 'intermediates' of each call)."""
+        outputs, sown = [], []
+
+        def apply(*args, mutable=(), **kwargs):
+            mutable = [mutable] if isinstance(mutable, str) else list(mutable or ())
+            scored = {**others, 'params': params, 'partition': gates}
+            found, updates = model.apply(scored, *args, mutable=['intermediates', *mutable], **kwargs)
+            outputs.append(jax.tree.leaves(found)[0])
+            sown.append(updates['intermediates'])
+            return (found, updates) if mutable else found
+
+        return loss(apply, batch), outputs, sown
+
+    batches = list(batches)
+    if not batches:
+        raise ValueError('batches must hold at least one scoring batch, got none')
+    params, masks = variables['params'], variables.get('partition', {})
+    _, _, sown = jax.eval_shape(run, params, as_gates(masks), batches[0])
+    records = read_records(sown[0])
+
+    def routing(params, gates, batch):
+        calls = [sown_routing(sown) for sown in run(params, gates, batch)[2]]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *calls)
+
+    problem = Problem(
+        lambda params, gates, batch: run(params, gates, batch)[0],
+        Layout.of(records),
+        lambda params, gates, batch: run(params, gates, batch)[1][0],
+        routing,
+    )
+    return iterative_mode_partition(
+        problem, params, batches, dynamic_fraction=dynamic_fraction, masks=masks, **settings
+    )
 
 
 def _declare_scales(module, record):
@@ -137,10 +197,11 @@ def _declare_scales(module, record):
 
 def _declare_compact(module, record, num_factors, index) -> Factors:
     """Read live entries, whose shapes follow from the masks that they were made with."""
-    view, axis = gate_axis(record.shape, mask_granularity(mask_shape(record.shape, record.granularity)))
-    if len(view) == 1 < len(record.shape):
+    granularity = mask_granularity(mask_shape(record.shape, record.granularity))
+    view, axis = gate_axis(record.shape, granularity)
+    if granularity == 'element':
         raise ValueError(f'{record.factors} is compact by element: call `expand` on the variables before the layer')
-    if mask_granularity(mask_shape(record.shape, record.granularity)) == 'layer':
+    if granularity == 'layer':
         index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
 
     def entries(count):
@@ -159,56 +220,3 @@ def _declare_compact(module, record, num_factors, index) -> Factors:
             f'{expected[0]} and {expected[1]} for {num_dynamic} of {view[axis]} dynamic entries'
         )
     return Factors(record.shape, dynamic, static, *_declare_scales(module, record), index=index, axis=axis)
-
-
-# --- Until the collections 'packed' and 'dynamic_columns' are gone. ---
-
-
-def _take(whole: Factors, index, gates) -> Factors:
-    view, axis = gate_axis(whole.shape, mask_granularity(gates))
-    if mask_granularity(gates) == 'layer':
-        index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
-    compact = whole._replace(index=index, axis=axis)
-    is_static = jnp.ones(view[axis], bool).at[index].set(False)
-    others = jnp.nonzero(is_static, size=view[axis] - index.shape[0])[0].astype(jnp.int32)
-    return compact._replace(
-        dynamic=take_entries(whole.dynamic.reshape(-1, *view), index, axis),
-        static=take_entries(whole.static.reshape(view), others, axis),
-    )
-
-
-def _declare_packed(module, record, num_factors) -> Factors:
-    bits = module.get_variable('packed', record.factors)
-    dynamic = module.get_variable('params', record.factors)
-    gates = mask_shape(record.shape, record.granularity)
-    granularity = mask_granularity(gates)
-    view, axis = gate_axis(record.shape, granularity)
-    if granularity == 'element':
-        static = jnp.zeros((view[axis] - dynamic.shape[-1],), module.param_dtype)
-        if record.static is not None:
-            static = module.get_variable('params', record.static)
-        scales = _declare_scales(module, record)
-        mask = jnp.unpackbits(bits, axis=-1, count=record.shape[-1]).astype(bool) if bits.dtype != bool else bits
-        return Factors(
-            record.shape,
-            _put_bits(dynamic, bits, record.shape, False),
-            _put_bits(static, bits, record.shape, True),
-            *scales,
-            mask,
-        )
-    num_dynamic = dynamic.shape[axis]
-    if granularity == 'layer':
-        index = jnp.arange(min(num_dynamic, 1), dtype=jnp.int32)
-    else:
-        mask = bits if bits.dtype == bool else jnp.unpackbits(bits, axis=-1, count=view[axis]).astype(bool)
-        index = jnp.nonzero(mask.reshape(-1), size=num_dynamic)[0].astype(jnp.int32)
-    return _declare_compact(module, record, num_factors, index)
-
-
-def _put_bits(entries, bits, shape, is_static):
-    mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool) if bits.dtype != bool else bits
-    mask = (~mask if is_static else mask).reshape(-1)
-    places = jnp.clip(jnp.cumsum(mask) - 1, 0, max(entries.shape[-1] - 1, 0))
-    if entries.shape[-1] == 0:
-        return jnp.zeros((*entries.shape[:-1], *shape), entries.dtype)
-    return jnp.where(mask, jnp.take(entries, places, axis=-1), 0).reshape(*entries.shape[:-1], *shape)

@@ -105,7 +105,7 @@ class Mixture(nn.Module, kw_only=True):
         return routing, aux
 
     def _declare(self, name: str, init: Initializer, shape: tuple[int, int]) -> Factors:
-        return declare_factors(self, name, shape, self.num_experts, stack_init(init), init)
+        return declare_factors(self, name, shape, self.num_experts, stack_init(init), init, experts=True)
 
     def _declare_bias(self, features: int) -> jax.Array:
         """Declare the bias [E, F], never masked."""

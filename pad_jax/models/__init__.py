@@ -1,6 +1,15 @@
 """Networks: a choice of which layers are dynamic. The layer class is a field, never a second file."""
 
-from pad_jax.models.accounting import LayerAccount, MultiplyAdds, account_layers, sum_multiply_adds
+from pad_jax.models.accounting import (
+    LayerAccount,
+    LayerCount,
+    MultiplyAdds,
+    account_layers,
+    count_layers,
+    plan_dynamic_positions,
+    report_counts,
+    sum_multiply_adds,
+)
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import FFNS, FeedForward, make_ffn_spec
 from pad_jax.models.mobilenet import MobileNetV2
@@ -19,6 +28,7 @@ __all__ = [
     'FeedForward',
     'ImageNetwork',
     'LayerAccount',
+    'LayerCount',
     'MobileNetV2',
     'MultiplyAdds',
     'ResNet',
@@ -26,6 +36,9 @@ __all__ = [
     'build_encoder',
     'build_model',
     'check_image_size',
+    'count_layers',
     'make_ffn_spec',
+    'plan_dynamic_positions',
+    'report_counts',
     'sum_multiply_adds',
 ]

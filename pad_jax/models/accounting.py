@@ -1,37 +1,198 @@
-"""Parameters and multiply-adds of a network, layer by layer, dense, masked and compact; nothing is computed.
+"""Parameters and multiply-adds of a network, layer by layer. Nothing is computed: shapes, records and masks are read.
 
-Multiply-adds are those of one example's way forward, as the papers count them (He et al., CVPR 2016, arXiv:1512.03385,
-section 3.3; with attention and the mixing of kernels: Chen et al., CVPR 2020, arXiv:1912.03458, section 3.1): a
-convolution takes outputs × places of its kernel × input channels / groups, a linear layer in × out for each token. The
-attention and the routers count, each of the k experts of a token counts, and so does what mixes the kernels of a
-sample, K for each dynamic position. Self-attention counts the products of its weights too. Norms, activations, pooling,
-scales of channels, sums of biases, dropout and a router's noise do not.
+Multiply-adds are those of one example's forward pass, as the papers count them (He et al., CVPR 2016, arXiv:1512.03385,
+section 3.3; with attention and the mixing of kernels: Chen et al., CVPR 2020, arXiv:1912.03458, section 3.1). A
+convolution takes outputs × taps × input channels / groups, a linear layer in × out for each token. Attention, routers,
+each of the k experts of a token, and the mixing of kernels (K for each dynamic position) count too, and so do the
+products of self-attention. Norms, activations, pooling, scales of channels, biases, dropout and noise do not.
 
-Legend: N tokens, C input features or channels, F output features, K kernels, E experts, k selected, n positions,
-D hidden width.
+A module counts its own multiply-adds, without those of modules inside it, if it has the method
+
+    multiply_adds(x_shape, y_shape, count) -> (dense, masked, compact)
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 
-from pad_jax.layers.attention import GeneratedTensor
-from pad_jax.partition import LayerCount, report_counts
+from pad_jax.layers.factors import read_records
+from pad_jax.partition import (
+    PAPER,
+    PartialParameter,
+    Recipe,
+    find_competitions,
+    group_size,
+    leaf_names,
+    selection_targets,
+)
+from pad_jax.partition.selection import each_by_itself
 
-Shape = tuple[int, ...]
+
+@dataclasses.dataclass(frozen=True)
+class LayerCount:
+    """Parameters of one module.
+
+    Attributes:
+      name: its path in the network, joined by '/'.
+      positions: n, positions of its dynamic parameters; 0 in an ordinary module.
+      dynamic_positions: number of dynamic positions.
+      num_factors: K; 0 in an ordinary module.
+      other_parameters: routers, biases, norms, scale factors, and all parameters of an ordinary module.
+      is_pruned: True if positions that are not dynamic are zero and have no parameter.
+      dead_parameters: parameters that are stored with masks, but dead.
+    """
+
+    name: str
+    positions: int = 0
+    dynamic_positions: int = 0
+    num_factors: int = 0
+    other_parameters: int = 0
+    is_pruned: bool = False
+    dead_parameters: int = 0
+
+
+def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
+    """Sum the counts of layers, under the names that the commands print.
+
+    `dynamic_fraction` is κ = dynamic positions / positions. `dynamic_share` is dynamic parameters / (static + dynamic
+    parameters): Kκ / (1 − κ + Kκ) for one layer, 1 for a pruned one. Both are 0 without parameters.
+
+    >>> report_counts([LayerCount('conv', positions=10, dynamic_positions=5, num_factors=4)])['dynamic_share']
+    0.8
+    """
+    layers = list(layers)
+    positions = sum(layer.positions for layer in layers)
+    dynamic_positions = sum(layer.dynamic_positions for layer in layers)
+    dynamic = sum(layer.num_factors * layer.dynamic_positions for layer in layers)
+    static = sum(layer.positions - layer.dynamic_positions for layer in layers if not layer.is_pruned)
+    other = sum(layer.other_parameters for layer in layers)
+    return {
+        'parameters': static + dynamic + other,
+        'static_parameters': static,
+        'dynamic_parameters': dynamic,
+        'other_parameters': other,
+        'positions': positions,
+        'dynamic_positions': dynamic_positions,
+        'dynamic_fraction': dynamic_positions / positions if positions else 0.0,
+        'dynamic_share': dynamic / (static + dynamic) if static + dynamic else 0.0,
+    }
+
+
+def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = None) -> list[LayerCount]:
+    """Count the parameters of every module that holds any, in the order of the params.
+
+    Only live parameters count: K at a dynamic position, one at a static position, none there if the layer is pruned.
+    Ordinary modules inside a dynamic layer belong to it; dynamic layers inside it are counted by themselves.
+
+    Args:
+      variables: collections `params`, `partition` (may be missing) and `intermediates` with the records of a Flax
+        module, arrays or shapes: `jax.eval_shape(functools.partial(module.init, mutable=True), ...)`.
+      num_dynamic: path of a mask -> its number of dynamic positions; if None they are read from the masks.
+    """
+    records = read_records(variables.get('intermediates', {}))
+    return list(_count_modules(variables['params'], variables.get('partition', {}), records, num_dynamic, ''))
+
+
+def _count_modules(params, masks, records, num_dynamic, path) -> Iterator[LayerCount]:
+    inside = [
+        count
+        for name, below in params.items()
+        if isinstance(below, Mapping)
+        for count in _count_modules(below, masks.get(name, {}), records.get(name, {}), num_dynamic, f'{path}{name}/')
+    ]
+    if not _own_records(records):
+        own = [leaf for leaf in params.values() if not isinstance(leaf, Mapping)]
+        if own:
+            yield LayerCount(path[:-1], other_parameters=_num_parameters(own))
+        yield from inside
+        return
+    yield _count_dynamic_layer(params, masks, records, num_dynamic, path)
+    yield from (count for count in inside if count.num_factors)
+
+
+def _own_records(records) -> dict[str, PartialParameter]:
+    return {name: record for name, record in records.items() if isinstance(record, PartialParameter)}
+
+
+def _count_dynamic_layer(params, masks, records, num_dynamic, path) -> LayerCount:
+    positions = dynamic_positions = dead = 0
+    for name, record in _own_records(records).items():
+        num_factors, size = params[name].shape[0], math.prod(record.shape)
+        dynamic = size
+        if record.granularity is not None:
+            if num_dynamic is not None:
+                dynamic = num_dynamic[path + name]
+            else:
+                position = jax.ShapeDtypeStruct(record.shape, params[name].dtype)
+                dynamic = int(masks[name].sum()) * group_size(masks[name], position)
+            dead += (num_factors + len(record.beside)) * (size - dynamic) + dynamic * (record.static is not None)
+        positions += size
+        dynamic_positions += dynamic
+    is_pruned = any(record.is_pruned for record in _own_records(records).values())
+    stored = _num_parameters(_without_dynamic_layers(params, records))
+    live = num_factors * dynamic_positions + (0 if is_pruned else positions - dynamic_positions)
+    return LayerCount(path[:-1], positions, dynamic_positions, num_factors, stored - dead - live, is_pruned, dead)
+
+
+def _without_dynamic_layers(params, records) -> dict:
+    """Return the params of a module without those of dynamic layers inside it."""
+    return {
+        name: _without_dynamic_layers(below, records.get(name, {})) if isinstance(below, Mapping) else below
+        for name, below in params.items()
+        if not (isinstance(below, Mapping) and _own_records(records.get(name, {})))
+    }
+
+
+def _num_parameters(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def plan_dynamic_positions(
+    positions,
+    dynamic_fraction: float,
+    recipe: Recipe = PAPER,
+    layer_of: Callable[[str], str] = each_by_itself,
+) -> dict[str, int]:
+    """Return the number of positions that a partition will keep dynamic behind each mask, before there are scores.
+
+    The total of all parameters that compete, in the network or in a layer, is exact. Only scores can tell its shares,
+    so each parameter gets a share in proportion to its size. The partition keeps at most this many: whole groups may
+    not fit.
+
+    Args:
+      positions: pytree of shapes, as `positions_of` returns it.
+      layer_of: path of a mask -> its layer, of a `Layout`.
+
+    >>> plan_dynamic_positions({'a': jax.ShapeDtypeStruct((5,), 'f4'), 'b': jax.ShapeDtypeStruct((10,), 'f4')}, 0.3)
+    {'a': 1, 'b': 3}
+    """
+    roles = recipe.find_roles(positions)
+    sizes = dict(zip(leaf_names(positions), (leaf.size for leaf in jax.tree.leaves(positions))))
+    planned = {name: sizes[name] * bool(role) for name, role in roles.items()}
+    competing = {name: size for name, size in sizes.items() if roles[name] is None}
+    targets = selection_targets(competing, dynamic_fraction, recipe.scope, layer_of)
+    names = list(competing)
+    for layer, members in find_competitions(names, recipe.scope, layer_of).items():
+        target = targets if recipe.scope == 'global' else targets[layer]
+        total, passed = sum(competing[names[member]] for member in members), 0
+        for name in (names[member] for member in members):
+            # Rounded running totals: every parameter within one of its proportion, and their sum the target itself.
+            planned[name] = round(target * (passed + sizes[name]) / total) - round(target * passed / total)
+            passed += sizes[name]
+    return planned
 
 
 class MultiplyAdds(NamedTuple):
-    """Of one example through one layer, or through a network.
+    """Multiply-adds of one example through one layer, or through a network.
 
     Attributes:
-      dense: what the static counterpart takes.
-      masked: every position is treated as a dynamic one, with zeros where it is not.
-      compact: only dynamic positions are mixed, or reach k experts.
+      dense: those of the static counterpart.
+      masked: those of masked storage, where every position is treated as dynamic.
+      compact: those of compact storage, where only dynamic positions are mixed, or reach k experts.
     """
 
     dense: int = 0
@@ -41,47 +202,47 @@ class MultiplyAdds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LayerAccount:
-    """What one layer holds and computes.
+    """Parameters and multiply-adds of one layer.
 
     Attributes:
-      count: its parameters by kind; a layer without any, as self-attention is beside its projections, has zeros.
+      count: its parameters by kind; zeros for a layer without parameters, such as self-attention.
       multiply_adds: of one example.
-      masked_parameters: what is stored with masks: all dynamic factors, and a static copy where there is one.
-      compact_parameters: what is stored without dead entries.
     """
 
     count: LayerCount
     multiply_adds: MultiplyAdds
-    masked_parameters: int
-    compact_parameters: int
+
+    @property
+    def compact_parameters(self) -> int:
+        """Number of parameters in compact storage."""
+        return report_counts([self.count])['parameters']
+
+    @property
+    def masked_parameters(self) -> int:
+        """Number of parameters in masked storage: dead ones too."""
+        return self.compact_parameters + self.count.dead_parameters
 
 
 def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[LayerCount]) -> list[LayerAccount]:
-    """One account for every layer that holds parameters or multiplies, in the order of `layers`.
+    """Account for every layer that holds parameters or multiplies, in the order of `layers`.
 
     Args:
-      model: called with `inputs` after its variables.
-      inputs: arrays or shapes of one example, as [1, H, W, channels] or [1, T].
-      layers: of `partition.count_layers`: how many positions of each are dynamic.
+      model: a Flax module.
+      inputs: arrays or shapes of one example that it is called with, as [1, H, W, C] or [1, T].
+      layers: of `count_layers`, with the numbers of dynamic positions.
     """
     rows = {layer.name: layer for layer in layers}
-    products = {name: [MultiplyAdds()] for name in rows}
-    partial, dead = set(), dict.fromkeys(rows, 0)
-    for name, (module, x, y) in _trace_calls(model, inputs).items():
+    products = {name: [] for name in rows}
+    for name, (module, x_shape, y_shape) in _trace_calls(model, inputs).items():
         owner = _find_owner(name, rows)
-        count = rows.get(name, LayerCount(name))
-        products.setdefault(owner, []).append(_find_rule(module)(module, x, y, count))
+        found = _find_rule(module)(x_shape, y_shape, rows.get(name, LayerCount(name)))
+        products.setdefault(owner, []).append(MultiplyAdds(*found))
         rows.setdefault(owner, LayerCount(owner))
-        if count.num_factors and module.granularity is not None:
-            if not module.prune:
-                partial.add(name)
-            # Of a generated tensor the bias of a static entry is dead too, which no count of parameters has.
-            dead[name] = (count.positions - count.dynamic_positions) * isinstance(module, GeneratedTensor)
-    return [_make_account(count, products[name], name in partial, dead.get(name, 0)) for name, count in rows.items()]
+    return [LayerAccount(count, sum_multiply_adds(products[name])) for name, count in rows.items()]
 
 
 def sum_multiply_adds(found: Iterable[MultiplyAdds]) -> MultiplyAdds:
-    """Form by form.
+    """Sum multiply-adds, storage by storage.
 
     >>> sum_multiply_adds([MultiplyAdds(1, 2, 3), MultiplyAdds(10, 20, 30)])
     MultiplyAdds(dense=11, masked=22, compact=33)
@@ -89,19 +250,14 @@ def sum_multiply_adds(found: Iterable[MultiplyAdds]) -> MultiplyAdds:
     return MultiplyAdds(*map(sum, zip(MultiplyAdds(), *found)))
 
 
-def _make_account(count: LayerCount, products, partial: bool, dead: int) -> LayerAccount:
-    stored = count.num_factors * count.positions + count.positions * partial + count.other_parameters
-    return LayerAccount(count, sum_multiply_adds(products), stored + dead, report_counts([count])['parameters'])
-
-
-def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, Shape, Shape]]:
-    """(module, shape of its first input, shape of its first output) of all that multiply, by path."""
+def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...]]]:
+    """Return path -> (module, shape of its first input, shape of its first output) of all modules that multiply."""
     found = {}
 
     def note(call, arguments, options, context):
         result = call(*arguments, **options)
         if context.method_name == '__call__' and _find_rule(context.module) is not None:
-            # A method that calls its base class' comes last, and so has the last word.
+            # A method that calls the method of its base class returns last, so its entry stays.
             y = jax.tree.leaves(result)[0]
             found['/'.join(context.module.path)] = context.module, arguments[0].shape, y.shape
         return result
@@ -115,34 +271,21 @@ def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, Shape, Shape]]:
 
 
 def _find_owner(name: str, rows) -> str:
-    """The layer that a module's products belong to: itself, or the nearest around it that holds parameters."""
+    """Return the layer that a module's products belong to: itself, or the nearest around it that holds parameters."""
     path = name.split('/')
     around = ('/'.join(path[:length]) for length in range(len(path), -1, -1))
     return next((candidate for candidate in around if candidate in rows), name)
 
 
-def _find_rule(module) -> Callable[..., MultiplyAdds] | None:
+def _find_rule(module) -> Callable[..., tuple[int, int, int]] | None:
     if hasattr(module, 'multiply_adds'):
-        return lambda module, x, y, count: MultiplyAdds(*module.multiply_adds(x, y, count))
-    return next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
-
-
-def _in_all_forms(products: int) -> MultiplyAdds:
-    return MultiplyAdds(products, products, products)
-
-
-def _convolve(module, x: Shape, y: Shape, count: LayerCount) -> MultiplyAdds:
-    sizes = module.kernel_size
-    taps = sizes if isinstance(sizes, int) else math.prod(sizes)
-    return _in_all_forms(math.prod(y) * taps * (x[-1] // module.feature_group_count))
-
-
-def _multiply_dense(module, x, y, count) -> MultiplyAdds:
-    return _in_all_forms(math.prod(x) * y[-1])
-
-
-RULES: dict[type[nn.Module], Callable[..., MultiplyAdds]] = {
-    nn.Conv: _convolve,
-    nn.Dense: _multiply_dense,
-}
-"""(module, shape of x, shape of y, count) -> multiply-adds of the module itself, without the modules inside of it."""
+        return module.multiply_adds
+    if isinstance(module, nn.Dense):
+        return lambda x_shape, y_shape, count: (math.prod(x_shape) * y_shape[-1],) * 3
+    if isinstance(module, nn.Conv):
+        sizes = module.kernel_size
+        taps = sizes if isinstance(sizes, int) else math.prod(sizes)
+        return lambda x_shape, y_shape, count: (
+            (math.prod(y_shape) * taps * x_shape[-1] // module.feature_group_count,) * 3
+        )
+    return None

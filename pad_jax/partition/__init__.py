@@ -1,43 +1,26 @@
-"""Iterative Mode Partition: which positions of a dynamic layer stay dynamic. Pure functions on pytrees.
+"""Iterative Mode Partition: the choice of the positions that stay dynamic. Pure functions on pytrees.
 
-masks       what is dynamic: masks, their granularity, merge and split
-scores      what a position is worth: the table of criteria
-selection   which positions are kept: an exact number of the best
-schedules   how many after each round, and when the rounds come
-handoff     what value a static parameter takes over
-problem     what the above are told about a network
-iterative   the step, the round, and all rounds
-checks      what is refused, and in which words
-counting    parameters of a Flax network: dynamic, static, other
-compaction  a Flax network without what its masks make dead, and back
+masks      masks, their granularity, merge and split
+criteria   scores of positions: the table of criteria
+selection  an exact number of the best positions
+rounds     one round, all rounds, their schedules, handoff, and checks with advice
+layout     the network as the partition sees it: records, layouts, problems
 """
 
-from pad_jax.partition.checks import NothingSelected, PartitionError, UninformativeScores, check_informative
-from pad_jax.partition.compaction import (
-    compact,
-    compact_params,
-    expand,
-    expand_params,
-    pack_masks,
-    unpack_masks,
+from pad_jax.partition.criteria import CRITERIA, Criterion, as_gates, score_positions
+from pad_jax.partition.layout import (
+    PLAIN,
+    Layout,
+    Part,
+    PartialParameter,
+    Problem,
+    Values,
+    positions_of,
+    sown_routing,
+    walk_records,
 )
-from pad_jax.partition.counting import LayerCount, count_layers, plan_dynamic_positions, report_counts
-from pad_jax.partition.handoff import HANDOFFS, hand_off_means
-from pad_jax.partition.iterative import (
-    NO_EXCLUSIONS,
-    Exclusions,
-    Partition,
-    as_gates,
-    iterative_mode_partition,
-    partition_round,
-    partition_step,
-    score_positions,
-    selection_targets,
-)
-from pad_jax.partition.layout import PartialParameter
 from pad_jax.partition.masks import (
     GRANULARITIES,
-    RESTS,
     SCALES,
     blend,
     count_dynamic,
@@ -54,7 +37,22 @@ from pad_jax.partition.masks import (
     scale_factors,
     split,
 )
-from pad_jax.partition.problem import FLAX, PLAIN, Layout, Problem, Values, positions_of, sown_routing
-from pad_jax.partition.schedules import SCHEDULES, round_fractions, round_steps
-from pad_jax.partition.scores import CRITERIA, Criterion
+from pad_jax.partition.rounds import (
+    HANDOFFS,
+    PAPER,
+    SCHEDULES,
+    NothingSelected,
+    Partition,
+    PartitionError,
+    Recipe,
+    UninformativeScores,
+    check_informative,
+    hand_off_means,
+    iterative_mode_partition,
+    partition_round,
+    partition_step,
+    round_fractions,
+    round_steps,
+    selection_targets,
+)
 from pad_jax.partition.selection import SCOPES, find_competitions, num_dynamic_positions, select_positions

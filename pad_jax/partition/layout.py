@@ -1,8 +1,18 @@
-"""Where a params pytree keeps its partially dynamic parameters."""
+"""Description of a network for the partition: records, layouts and problems."""
 
 import dataclasses
+import functools
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from pad_jax.partition.masks import scale_factors
+from pad_jax.partition.selection import each_by_itself
+
+PyTree = Any
 
 
 @jax.tree_util.register_static
@@ -22,6 +32,8 @@ class PartialParameter:
       copies_at: multiple of the static parameter at which factors are copies of it: 1 / sum of the mixing weights.
       generated: True if the network computes with generated values instead of a mixture of the factors.
       linear: True if the scale factors may be folded into the parameters.
+      experts: True if the factors are experts, of which a router selects some.
+      start: value of a generated parameter whose factors are zero.
       beside: names of parameters [*shape] that are dead at static positions.
       layer: path of the layer it belongs to, relative to its module: '' for the module, '..' for the one around it.
     """
@@ -35,6 +47,8 @@ class PartialParameter:
     copies_at: float = 1.0
     generated: bool = False
     linear: bool = True
+    experts: bool = False
+    start: float = 1.0
     beside: tuple[str, ...] = ()
     layer: str = ''
 
@@ -42,3 +56,155 @@ class PartialParameter:
     def is_pruned(self) -> bool:
         """True if positions that are not dynamic are zero."""
         return self.granularity is not None and self.static is None
+
+
+class Part(NamedTuple):
+    """One partially dynamic parameter, read from params.
+
+    Attributes:
+      dynamic: the factors, float[K, *shape].
+      static: the static parameter, float[*shape]; zeros if it is pruned.
+      dynamic_scale, static_scale: λd and λs.
+      copies_at, generated: see `PartialParameter`.
+    """
+
+    dynamic: jax.Array
+    static: jax.Array
+    dynamic_scale: jax.Array | float = 1.0
+    static_scale: jax.Array | float = 1.0
+    copies_at: float = 1.0
+    generated: bool = False
+
+
+def read_part(record: PartialParameter, module: Mapping[str, jax.Array]) -> Part:
+    """Read a partially dynamic parameter from the masked params of its module."""
+    dynamic = module[record.factors]
+    static = jnp.zeros(dynamic.shape[1:], dynamic.dtype) if record.static is None else module[record.static]
+    scales = (1.0, 1.0) if record.scale is None else scale_factors(module[record.scale], record.scales)
+    return Part(dynamic, static, *scales, record.copies_at, record.generated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Access to the partially dynamic parameters of a params pytree; hashable, so a static argument of jit.
+
+    Attributes:
+      read: `(params, masks) -> pytree` of `Part`, in the structure of masks. Masks are None if they are still to be
+        made from the parts.
+      write: `(params, masks, static) -> params` with the static parameters replaced.
+      layer_of: path of a mask -> its layer. Under scope `layer` the masks of one layer compete with each other.
+    """
+
+    read: Callable[[PyTree, PyTree], PyTree]
+    write: Callable[[PyTree, PyTree, PyTree], PyTree]
+    layer_of: Callable[[str], str] = each_by_itself
+
+    @staticmethod
+    def of(records: Mapping[str, Any]) -> 'Layout':
+        """Make the layout of nested params and masks from their records; equal records give the same object."""
+        return _make_layout(tuple(walk_records(records)))
+
+
+def walk_records(records: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, PartialParameter]]:
+    """Yield (path, record) for all records, in the order of jax.tree.leaves of the params."""
+    for name in sorted(records):
+        if isinstance(records[name], Mapping):
+            yield from walk_records(records[name], f'{path}{name}/')
+        else:
+            yield f'{path}{name}', records[name]
+
+
+@functools.lru_cache
+def _make_layout(records: tuple[tuple[str, PartialParameter], ...]) -> Layout:
+    records = dict(records)
+
+    def at_masks(function, masks, *trees, path=''):
+        if masks is None:
+            raise ValueError("the masks of a Flax network are needed: give masks=variables['partition']")
+        return {
+            name: at_masks(function, below, *(tree[name] for tree in trees), path=f'{path}{name}/')
+            if isinstance(below, Mapping)
+            else function(records[path + name], *trees)
+            for name, below in masks.items()
+        }
+
+    def write(params, masks, static, path=''):
+        replaced = dict(params)
+        for name, below in masks.items():
+            if isinstance(below, Mapping):
+                replaced[name] = write(params[name], below, static[name], f'{path}{name}/')
+            elif records[path + name].static is None:
+                raise ValueError(f'{path}{name} is pruned: it has no static parameter that could take over a mean')
+            else:
+                replaced[records[path + name].static] = static[name]
+        return replaced
+
+    def layer_of(path):
+        layer = posixpath.normpath(posixpath.join(posixpath.dirname(path), records[path].layer))
+        return '' if layer == '.' else layer
+
+    return Layout(lambda params, masks: at_masks(read_part, masks, params), write, layer_of)
+
+
+PLAIN = Layout(
+    read=lambda params, masks: jax.tree.map(Part, params['dynamic'], params['static']),
+    write=lambda params, masks, static: {**params, 'static': static},
+)
+"""params is a dict with the factors under 'dynamic' and the static parameters, same structure, under 'static'."""
+
+
+def positions_of(layout: Layout, params, masks):
+    """Return the shapes of one copy of each partially dynamic parameter, as jax.ShapeDtypeStruct[*shape]."""
+    parts = layout.read(params, masks)
+    return jax.tree.map(
+        lambda part: jax.ShapeDtypeStruct(part.dynamic.shape[1:], part.dynamic.dtype), parts, is_leaf=is_part
+    )
+
+
+def is_part(node) -> bool:
+    """True for a `Part`: a leaf of the trees that `Layout.read` returns."""
+    return isinstance(node, Part)
+
+
+class Values(NamedTuple):
+    """Dynamic values behind a mask whose factors pass an activation: float[N, *shape], or their mean float[*shape].
+
+    They are without mask and scale.
+    """
+
+    values: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A network as the criteria and the handoff see it. `gates` always has the structure of the masks.
+
+    Attributes:
+      loss: `(params, gates, batch) -> scalar`, the mean loss in nats per example, differentiable in gates.
+      layout: access to the dynamic factors and static parameters in params.
+      output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
+      routing: `(params, gates, batch) -> pytree` like the masks of float[N, K], the mixing weights of each of N rows
+        (samples, tokens), or of `Values` for generated parameters. The criterion `variance` needs it; without it the
+        handoff `mean` takes 1/K for each factor.
+    """
+
+    loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
+    layout: Layout = PLAIN
+    output: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None
+    routing: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+
+
+def sown_routing(intermediates: Mapping) -> dict[str, Any]:
+    """Read the mixing weights float[N, K], or `Values`, behind every mask from a collection 'intermediates'.
+
+    The collection also holds the records. A layer that was called several times has the rows of all calls.
+    """
+    found = {}
+    for name, node in intermediates.items():
+        if isinstance(node, Mapping):
+            below = sown_routing(node)
+            found |= {name: below} if below else {}
+        elif isinstance(node, PartialParameter) and node.granularity is not None:
+            rows = jnp.concatenate(intermediates['values' if node.generated else 'routing'])
+            found[name] = Values(rows) if node.generated else rows
+    return found

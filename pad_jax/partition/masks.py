@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 GRANULARITIES = ('element', 'output', 'input', 'spatial', 'layer')
 SCALES = ('both', 'static', 'dynamic', 'none')
-RESTS = ('static', 'zero')
-"""What a position is that is not dynamic: a static parameter, or zero for every input and no parameter at all."""
 
 
 def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:

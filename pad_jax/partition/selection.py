@@ -17,10 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.partition.masks import group_size, leaf_names
-from pad_jax.partition.schedules import check_fraction
 
 SCOPES = ('global', 'layer')
 _ROW = 128  # at most 255: its count must fit a byte
+
+
+def check_fraction(dynamic_fraction: float) -> None:
+    """Raise ValueError unless κ is in (0, 1]."""
+    if not 0 < dynamic_fraction <= 1:
+        raise ValueError(f'dynamic_fraction must be in (0, 1], got {dynamic_fraction}')
 
 
 def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:

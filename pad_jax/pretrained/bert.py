@@ -58,19 +58,22 @@ class Loaded(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_heads: int) -> Loaded:
+def load_pretrained(
+    folder: str | Path, params: Mapping[str, PyTree], records: Mapping[str, Any], *, num_heads: int
+) -> Loaded:
     """Fill an encoder with the weights of a folder. Mixtures of experts are upcycled from the dense weights.
 
     Args:
       folder: contains config.json and model.safetensors, or its index and shards.
       params: initial params of a `models.Bert` with any kind of feed-forward part.
+      records: of `find_records`, of that encoder.
       num_heads: attention heads of the encoder.
 
     Raises:
       BadInput: if the folder cannot be read, or has another architecture or size. If tensors do not fit, all of them
         are listed.
     """
-    shapes = dense_shapes(params)
+    shapes = dense_shapes(params, records)
     _check_config(Path(folder) / CONFIG, read_config(folder), shapes, num_heads)
     tensors = _rename(folder, read_weights(folder))
     wanted = {path: (*_name_tensor(path), shape) for path, shape in flatten_dict(shapes).items()}
@@ -85,7 +88,8 @@ def load_pretrained(folder: str | Path, params: Mapping[str, PyTree], *, num_hea
         path: jnp.asarray(tensors[name].T if is_linear else tensors[name], shape.dtype)
         for path, (name, is_linear, shape) in loaded.items()
     }
-    return Loaded(upcycle({**unflatten_dict(dense), **{head: params[head] for head in fresh}}, params), fresh, skipped)
+    dense = {**unflatten_dict(dense), **{head: params[head] for head in fresh}}
+    return Loaded(upcycle(dense, params, records), fresh, skipped)
 
 
 def _rename(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pad_jax.pretrained.upcycling_convolutions import upcycle_convolutions
+from pad_jax.pretrained.upcycling import upcycle_convolutions
 from pad_jax.pretrained.weights import check_tensors, read_weights
 
 PyTree = Any
@@ -39,7 +39,7 @@ class LoadedNetwork(NamedTuple):
 
 
 def load_torchvision(
-    path: str | Path, name: str, static: Mapping[str, PyTree], params: Mapping[str, PyTree]
+    path: str | Path, name: str, static: Mapping[str, PyTree], params: Mapping[str, PyTree], records: Mapping[str, Any]
 ) -> LoadedNetwork:
     """Fill a network with weights in torchvision's layout. Dynamic convolutions are upcycled from static ones.
 
@@ -50,6 +50,7 @@ def load_torchvision(
       name: network, a key of `LAYOUTS`.
       static: shapes of `params` and `batch_stats` of the network with static convolutions.
       params: initial params of the network to fill.
+      records: of `find_records`, of that network.
 
     Raises:
       ValueError: if torchvision does not have this network.
@@ -73,7 +74,8 @@ def load_torchvision(
     )
     if note:
         loaded['params'][CLASSIFIER] = params[CLASSIFIER]
-    return LoadedNetwork(upcycle_convolutions(loaded['params'], params), loaded['batch_stats'], (note,) if note else ())
+    filled = upcycle_convolutions(loaded['params'], params, records)
+    return LoadedNetwork(filled, loaded['batch_stats'], (note,) if note else ())
 
 
 def find_layout(name: str) -> Callable[[Mapping[str, PyTree]], dict[ModulePath, str]]:

@@ -26,7 +26,8 @@ from flax import traverse_util
 from pad_jax.errors import BadInput
 from pad_jax.layers import find_records
 from pad_jax.models import LayerAccount, sum_multiply_adds
-from pad_jax.partition import LayerCount, count_layers, leaf_names, scale_factors
+from pad_jax.models.accounting import LayerCount, count_layers
+from pad_jax.partition import leaf_names, scale_factors
 from pad_jax.reports.plots import plot_dynamic_fractions, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table

@@ -12,7 +12,7 @@ import numpy as np
 from pad_jax.data import METRICS
 from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
-from pad_jax.partition import report_counts
+from pad_jax.models.accounting import report_counts
 from pad_jax.reports.stats import Estimate, estimate_mean
 from pad_jax.training.config import is_partial, is_text, read_workdir_config
 from pad_jax.training.workdir import read_metrics

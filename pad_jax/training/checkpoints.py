@@ -231,7 +231,7 @@ class Checkpoints:
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
     """Fields that a checkpoint stores as arrays: not those that follow from the masks, and no empty average."""
-    left_out = {'columns', 'packed', 'faults'} | (set() if state.average else {'average'})
+    left_out = {'index', 'records', 'faults'} | (set() if state.average else {'average'})
     return {name: value for name, value in vars(state).items() if name not in left_out}
 
 

@@ -2,41 +2,37 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from pad_jax.partition import walk_records
+
 PyTree = Any
 OPTIMIZERS = ('sgd', 'adamw')
 RATE_SCHEDULES = ('cosine', 'linear', 'step', 'constant')
 
-# Every parameter is covered by one of the two, by the last name of its path. Shapes cannot decide: the bias of a
-# dynamic layer is a matrix [K, F].
-DECAYED = frozenset(
-    {
-        *('kernel', 'static_kernel', 'squeeze', 'expand', 'tensor', 'into_latent', 'out_of_latent'),
-        *('neurons', 'static_neurons', 'gate', 'noise', 'embedding'),
-    }
-)
-# A static vector of attention is a scale, as those of norms are.
-NOT_DECAYED = frozenset({'bias', 'scale', 'phi', 'static_tensor'})
+# Names of Flax. Shapes cannot decide: the bias of a dynamic layer is a matrix [K, F].
+NOT_DECAYED = ('bias', 'scale')
 
 
-def decay_mask(params):
-    """Mark the parameters that weight decay applies to: weights, never biases, norms or scale parameters.
+def find_scales(records: Mapping[str, Any]) -> frozenset[str]:
+    """Find the paths of the parameters of dynamic layers that scale like those of norms: φ, static generated values."""
+    found = set()
+    for path, record in walk_records(records):
+        names = (record.scale, record.static if record.generated else None)
+        found |= {path.removesuffix(record.factors) + name for name in names if name is not None}
+    return frozenset(found)
 
-    Raises:
-      ValueError: a parameter is covered by no rule.
-    """
+
+def decay_mask(params, scales: frozenset[str] = frozenset()):
+    """Mark the parameters that weight decay applies to: weights, never biases, norms or `scales`."""
 
     def decays(path, _):
-        name = path[-1].key
-        if name not in DECAYED | NOT_DECAYED:
-            full = jax.tree_util.keystr(path, simple=True, separator='/')
-            raise ValueError(f'no weight decay rule for parameter {full}; add {name!r} to DECAYED or NOT_DECAYED')
-        return name in DECAYED
+        return path[-1].key not in NOT_DECAYED and jax.tree_util.keystr(path, simple=True, separator='/') not in scales
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -88,6 +84,7 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     total_steps: int,
+    scales: frozenset[str] = frozenset(),
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.9 or AdamW; equal arguments give the same object, so jitted steps are shared.
 
@@ -96,12 +93,14 @@ def make_optimizer(
       learning_rate, schedule, warmup_steps, total_steps: see `make_rate_schedule`.
       weight_decay: at least 0; on weights only.
       clip_norm: global gradient norm above which gradients are scaled down; 0 = never.
+      scales: of `find_scales`.
     """
     rate = make_rate_schedule(learning_rate, schedule, warmup_steps, total_steps)
+    mask = functools.partial(decay_mask, scales=scales)
     if name == 'sgd':
-        main = optax.chain(optax.add_decayed_weights(weight_decay, mask=decay_mask), optax.sgd(rate, momentum=0.9))
+        main = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), optax.sgd(rate, momentum=0.9))
     else:
-        main = optax.adamw(rate, weight_decay=weight_decay, mask=decay_mask)
+        main = optax.adamw(rate, weight_decay=weight_decay, mask=mask)
     return optax.chain(optax.clip_by_global_norm(clip_norm), main) if clip_norm else main
 
 

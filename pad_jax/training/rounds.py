@@ -3,7 +3,7 @@
 A checkpoint holds the masked storage: full parameters plus masks, with dead entries zero, which compress away. It does
 not depend on settings, and rounds need it, because they score the gates of all positions. After a round the host turns
 it into the storage that is trained. That is compact if the config asks for it and no round is left. Otherwise it is
-full parameters plus the indices of dynamic columns.
+full parameters, masks, and the index of whole dynamic outputs, inputs or taps.
 """
 
 import functools
@@ -16,27 +16,26 @@ import ml_collections
 import optax
 
 from pad_jax.data import Source
-from pad_jax.layers import index_dynamic_columns, measure_similarity
+from pad_jax.layers.compact import compact_params, expand_params, index_masks, read_masks
+from pad_jax.layers.factors import read_records
+from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import (
-    Exclusions,
+    Layout,
     Problem,
+    Recipe,
     as_gates,
-    compact_params,
     count_dynamic,
-    count_layers,
     count_positions,
-    expand_params,
-    pack_masks,
+    merge,
     partition_round,
     positions_of,
-    report_counts,
     round_fractions,
     round_steps,
-    unpack_masks,
 )
+from pad_jax.partition.layout import Part, read_part
 from pad_jax.training.config import is_partial
 from pad_jax.training.optimizer import follow_handoff
-from pad_jax.training.setup import abstract_variables, make_exclusions, make_inputs
+from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
 from pad_jax.training.state import TrainState
 from pad_jax.training.steps import make_problem
 
@@ -58,13 +57,15 @@ class Rounds:
         partition = config.partition
         self.plan = plan_rounds(config)
         self.model, self.inputs = model, make_inputs(config)
+        records = read_records(abstract_variables(model, self.inputs)['intermediates'])
         self.run = functools.partial(
             partition_state,
-            problem=make_problem(task, model, partition.scales),
+            problem=make_problem(task, model, Layout.of(records)),
             source=source,
             temperature=temperature,
-            exclusions=make_exclusions(config),
-            **{name: partition[name] for name in ('batches', 'batch_size', 'criterion', 'scope', 'handoff')},
+            batches=partition.batches,
+            batch_size=partition.batch_size,
+            recipe=make_recipe(config),
         )
         self._granularity = partition.granularity if is_partial(config) else 'none'
         self._compact = partition.compact
@@ -101,10 +102,7 @@ def partition_state(
     temperature: optax.Schedule | None,
     batches: int,
     batch_size: int,
-    criterion: str,
-    scope: str,
-    handoff: str,
-    exclusions: Exclusions,
+    recipe: Recipe,
 ) -> tuple[TrainState, dict[str, float]]:
     """Run the next round on a masked state that lives on one device.
 
@@ -133,11 +131,8 @@ def partition_state(
         state.masks,
         scoring,
         dynamic_fraction,
-        criterion=criterion,
-        scope=scope,
-        handoff=handoff,
-        exclusions=exclusions,
-        key=jax.random.fold_in(state.key, done),
+        recipe,
+        jax.random.fold_in(state.key, done),
     )
     positions = positions_of(problem.layout, params, masks)
     values = {
@@ -184,15 +179,49 @@ def summarize_partition(
     }
 
 
-def compare_experts(params: PyTree, masks: PyTree, packed: PyTree, scales: str) -> dict[str, float]:
-    """`expert_similarity`: mean over mixtures of the mean cosine between their experts; {} without mixtures."""
-    if packed:
-        params, masks = expand_params(params, packed), unpack_masks(packed, params)
-    found = _measure_similarity(params, masks, scales=scales)
-    return {'expert_similarity': float(jnp.mean(jnp.stack(list(found.values()))))} if found else {}
+def compare_experts(params: PyTree, masks: PyTree, index: PyTree, records: PyTree) -> dict[str, float]:
+    """Measure `expert_similarity`, the mean over all mixtures; {} without mixtures."""
+    if index and not masks:
+        params, masks = expand_params(params, index, records), read_masks(index, records)
+    found = _measure_similarity(params, masks, records)
+    return {'expert_similarity': float(jnp.mean(jnp.stack(found)))} if found else {}
 
 
-_measure_similarity = jax.jit(measure_similarity, static_argnames='scales')
+@jax.jit
+def _measure_similarity(params, masks, records):
+    found = []
+    for name, record in records.items():
+        if isinstance(record, Mapping):
+            found += _measure_similarity(params[name], masks.get(name, {}), record)
+        elif record.experts:
+            found.append(expert_similarity(read_part(record, params), masks.get(name)))
+    return found
+
+
+def expert_similarity(part: Part, mask: jax.Array | None = None) -> jax.Array:
+    """Compute the mean over pairs of experts of the cosine of their effective parameters, float32 in [−1, 1].
+
+    It is 1 for copies and near 0 for independent draws; it is 1 for a single expert.
+
+    Args:
+      part: experts float[E, *shape], static parameter and scale factors.
+      mask: of the dynamic positions, or None for a fully dynamic layer.
+
+    >>> experts = jnp.array([[1., 0.], [1., 0.], [0., 1.]])  # cosines of the pairs: 1, 0, 0
+    >>> round(float(expert_similarity(Part(experts, jnp.zeros(2)))), 6)
+    0.333333
+    """
+    factors, num_experts = part.dynamic, part.dynamic.shape[0]
+    if num_experts == 1:
+        return jnp.ones((), jnp.float32)
+    if mask is not None:
+        factors = merge(factors, part.static, mask, part.dynamic_scale, part.static_scale)
+    flat = factors.reshape(num_experts, -1).astype(jnp.float32)
+    products = jnp.dot(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(products), jnp.finfo(jnp.float32).tiny))
+    cosines = products / lengths[:, None] / lengths[None, :]
+    off_diagonal = 1 - jnp.eye(num_experts)
+    return jnp.sum(cosines * off_diagonal) / (num_experts * (num_experts - 1))
 
 
 def to_trained_storage(state: TrainState, rounds: int, compact: bool) -> TrainState:
@@ -206,18 +235,18 @@ def to_trained_storage(state: TrainState, rounds: int, compact: bool) -> TrainSt
     if not state.masks or not done:
         return state
     if not compact or done < rounds:
-        return state.replace(columns=index_dynamic_columns(state.masks))
+        return state.replace(index=index_masks(state.masks))
     masks = jax.device_get(state.masks)
-    return _map_params(state, lambda params: compact_params(params, masks)).replace(masks={}, packed=pack_masks(masks))
+    compacted = _map_params(state, lambda params: compact_params(params, masks, state.records))
+    return compacted.replace(masks={}, index=index_masks(masks, with_elements=True))
 
 
 def to_masked_storage(state: TrainState) -> TrainState:
     """Invert `to_trained_storage`; dropped entries come back as zeros."""
-    if not state.packed:
-        return state.replace(columns={})
-    masks = unpack_masks(state.packed, state.params)
-    expanded = _map_params(state, lambda params: expand_params(params, state.packed))
-    return expanded.replace(masks=masks, packed={})
+    if state.masks or not state.index:
+        return state.replace(index={})
+    expanded = _map_params(state, lambda params: expand_params(params, state.index, state.records))
+    return expanded.replace(masks=read_masks(state.index, state.records), index={})
 
 
 def _map_params(state: TrainState, change) -> TrainState:

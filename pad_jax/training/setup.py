@@ -15,23 +15,13 @@ from flax import linen as nn
 
 from pad_jax.data import SOURCES, TEXT_SOURCES, Source, WordPieces, list_names, make_source, open_vocabulary
 from pad_jax.errors import BadInput
+from pad_jax.layers.factors import read_records
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
-from pad_jax.partition import (
-    FLAX,
-    Exclusions,
-    LayerCount,
-    Layout,
-    count_layers,
-    find_competitions,
-    group_size,
-    leaf_names,
-    plan_dynamic_positions,
-    positions_of,
-    selection_targets,
-)
+from pad_jax.models.accounting import LayerCount, count_layers, plan_dynamic_positions
+from pad_jax.partition import Layout, Recipe, find_competitions, group_size, positions_of, selection_targets
 from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained, load_torchvision
 from pad_jax.training.config import MAX_STEPS, find_length_problems, is_partial, is_text, name_key
-from pad_jax.training.optimizer import make_optimizer, make_rate_schedule, make_temperature_schedule
+from pad_jax.training.optimizer import find_scales, make_optimizer, make_rate_schedule, make_temperature_schedule
 from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.workdir import find_tokenizer
@@ -194,7 +184,8 @@ def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Sche
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """Make the optimizer of a config for a run of that length."""
     arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
-    return make_optimizer(**arguments, total_steps=lengths.total)
+    scales = find_scales(read_records(abstract_variables(make_model(config), make_inputs(config))['intermediates']))
+    return make_optimizer(**arguments, total_steps=lengths.total, scales=scales)
 
 
 def make_step_arguments(
@@ -232,7 +223,7 @@ def start_from_pretrained(
         return state, []
     if is_text(config):
         folder = find_weights(path)
-        loaded = load_pretrained(folder, state.params, num_heads=model.num_heads)
+        loaded = load_pretrained(folder, state.params, state.records, num_heads=model.num_heads)
         said = [f'weights of {folder}']
         if loaded.fresh:
             said.append(f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}')
@@ -240,16 +231,17 @@ def start_from_pretrained(
     static = config.copy_and_resolve_references()
     static.model.conv = 'static'
     shapes = abstract_variables(make_model(static), make_inputs(static))
-    loaded = load_torchvision(path, config.model.name, shapes, state.params)
+    loaded = load_torchvision(path, config.model.name, shapes, state.params, state.records)
     state = state.replace(params=loaded.params, batch_stats=loaded.batch_stats)
     return state, [f'weights of {path}', *loaded.notes]
 
 
-def make_exclusions(config: ml_collections.ConfigDict) -> Exclusions:
-    """Make the patterns of parameters that take no part in the partition."""
-    return Exclusions(config.partition.keep_dynamic, config.partition.keep_static)
+def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
+    """Make the settings that all rounds of the partition share."""
+    return Recipe(**{field.name: config.partition[field.name] for field in dataclasses.fields(Recipe)})
 
 
+@functools.lru_cache
 def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
     """Shapes of every collection of a model, `intermediates` included; nothing is computed or allocated.
 
@@ -268,12 +260,10 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     variables = abstract_variables(make_model(config), make_inputs(config))
     planned = None
     if is_partial(config):
-        partition, layout = config.partition, FLAX[config.partition.scales]
+        recipe, layout = make_recipe(config), Layout.of(read_records(variables['intermediates']))
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
-            planned = plan_dynamic_positions(
-                positions, partition.dynamic_fraction, partition.scope, make_exclusions(config), layout.layer_of
-            )
+            planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)
             _check_groups_fit(config, layout, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
@@ -296,10 +286,12 @@ def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
     may have the best score of its layer.
     """
     partition, scope = config.partition, config.partition.scope
-    roles = make_exclusions(config).roles(masks)
-    leaves = zip(leaf_names(masks), jax.tree.leaves(masks), jax.tree.leaves(positions), roles, strict=True)
-    sizes = {name: group_size(mask, position) for name, mask, position, role in leaves if role is None}
+    roles = make_recipe(config).find_roles(masks)
+    leaves = zip(roles.items(), jax.tree.leaves(masks), jax.tree.leaves(positions), strict=True)
+    leaves = {name: (mask, position) for (name, role), mask, position in leaves if role is None}
+    sizes = {name: group_size(*leaf) for name, leaf in leaves.items()}
     if not sizes:
+        roles = list(roles.values())
         if len(set(roles)) > 1:
             return  # a partition by hand
         side = 'dynamic' if roles[0] else 'static'
@@ -308,7 +300,8 @@ def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
             f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them. For a '
             f'wholly {side} network use --config.{"partition.dynamic_fraction=1" if roles[0] else static}'
         )
-    targets = selection_targets(positions, partition.dynamic_fraction, scope, roles, layout.layer_of)
+    competing = {name: position.size for name, (_, position) in leaves.items()}
+    targets = selection_targets(competing, partition.dynamic_fraction, scope, layout.layer_of)
     names, pick = list(sizes), min if scope == 'global' else max
     for layer, members in find_competitions(names, scope, layout.layer_of).items():
         target = targets if scope == 'global' else targets[layer]

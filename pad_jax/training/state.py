@@ -10,6 +10,9 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from pad_jax.layers.compact import compact_params, expand_elements
+from pad_jax.layers.factors import read_records
+
 Inputs = tuple[jax.ShapeDtypeStruct, ...]
 """Shapes of the arguments that a network is initialised with."""
 
@@ -44,9 +47,9 @@ class TrainState:
       params: parameters.
       masks: the collection `partition`: bool masks, {} if no layer is partially dynamic. They are not in the optimizer
         state, so no gradient, momentum or decay reaches them.
-      columns: the collection `dynamic_columns`: which columns depend on the input, {} where masks decide. It follows
-        from the masks, and its shapes from their values, so no checkpoint holds it.
-      packed: of a compact state, which has no masks: the collection `packed`. No checkpoint holds it either.
+      index: the collection `index` of `layers.compact`, {} before the first round. If the masks are {}, storage is
+        compact. It follows from the masks, and its shapes from their values, so no checkpoint holds it.
+      records: what the layers declare: a pytree without leaves.
       batch_stats: running statistics of the norms.
       optimizer_state: of optax.
       key: typed key of the run; random numbers of a step come from this key with the step folded in.
@@ -62,22 +65,26 @@ class TrainState:
     optimizer_state: Any
     key: jax.Array
     round: jax.Array
-    columns: Any = struct.field(default_factory=dict)
-    packed: Any = struct.field(default_factory=dict)
+    index: Any = struct.field(default_factory=dict)
+    records: Any = struct.field(default_factory=dict)
     average: Any = struct.field(default_factory=dict)
     faults: Faults = struct.field(default_factory=Faults.none)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Collections of the Flax module."""
-        collections = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
-        derived = {'dynamic_columns': self.columns, 'packed': self.packed}
-        return collections | {name: found for name, found in derived.items() if found}
+        """Collections of the Flax module, in a storage that its layers read."""
+        variables = {'params': self.params, 'partition': self.masks, 'batch_stats': self.batch_stats}
+        if not self.index:
+            return variables
+        variables['index'] = self.index
+        if self.masks:  # the dead entries stay in the state, for later rounds
+            return variables | {'params': compact_params(self.params, self.index, self.records)}
+        return expand_elements(variables, self.records)
 
     @property
     def averaged_variables(self) -> dict[str, Any]:
         """Collections to evaluate and to export: the average where one is kept."""
-        return {**self.variables, **self.average}
+        return self.replace(**self.average).variables
 
 
 def init_state(
@@ -109,7 +116,7 @@ def _compile_init(backend: str):
 
 def _init_state(model, optimizer, inputs, seed, averaged):
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    variables = model.init(init_key, *(jnp.zeros(leaf.shape, leaf.dtype) for leaf in inputs))
+    variables = model.init(init_key, *(jnp.zeros(leaf.shape, leaf.dtype) for leaf in inputs), mutable=True)
     learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
     return TrainState(
         step=jnp.int32(0),
@@ -119,4 +126,5 @@ def _init_state(model, optimizer, inputs, seed, averaged):
         key=run_key,
         round=jnp.int32(0),
         average=learned if averaged else {},
+        records=read_records(variables.get('intermediates', {})),
     )

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from pad_jax.partition import FLAX, Problem, sown_routing
+from pad_jax.partition import Layout, Problem, sown_routing
 from pad_jax.training.optimizer import update_average
 from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.tasks import Task, summarize_routers
@@ -162,7 +162,7 @@ def eval_step(
 
 
 @functools.lru_cache
-def make_problem(task: Task, model: nn.Module, scales: str) -> Problem:
+def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
     """Present the network to the partition; equal arguments give the same object, so its jitted functions are shared.
 
     For a network that takes a temperature, a scoring batch also holds the scalar `temperature`. Norms use the
@@ -186,9 +186,9 @@ def make_problem(task: Task, model: nn.Module, scales: str) -> Problem:
 
     def routing(params, gates, batch):
         _, updates = apply(params, gates, batch, task.scored_in_training_mode)
-        return sown_routing(updates['intermediates'], gates)
+        return sown_routing(updates['intermediates'])
 
-    return Problem(loss, FLAX[scales], output, routing)
+    return Problem(loss, layout, output, routing)
 
 
 def draw_share(step_key: jax.Array, concentration: float) -> jax.Array:

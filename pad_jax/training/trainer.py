@@ -262,8 +262,9 @@ class Run:
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: its largest part belongs to the optimizer.
             state = self.state
-            learned = self.replicas.fetch((state.averaged_variables['params'], state.masks, state.packed))
-            values |= compare_experts(*learned, self.config.partition.scales)
+            params = state.average.get('params', state.params)
+            learned = self.replicas.fetch((params, state.masks, state.index))
+            values |= compare_experts(*learned, state.records)
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}

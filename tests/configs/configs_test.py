@@ -10,13 +10,13 @@ import pytest
 
 from pad_jax.data import GLUE_TASKS, SOURCES
 from pad_jax.errors import BadInput
-from pad_jax.partition import report_counts
+from pad_jax.models import report_counts
 from pad_jax.training import setup
 from pad_jax.training.config import find_length_problems, flatten, is_partial, is_text, keys_of, load_config
 from pad_jax.training.setup import (
-    make_exclusions,
     make_inputs,
     make_model,
+    make_recipe,
     make_task,
     measure_lengths,
     open_source,
@@ -141,7 +141,7 @@ def test_a_config_builds_and_runs_under_eval_shape(name):
     assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
     assert bool(aux) == (is_text(config) and not is_static(config))
     masks = variables.get('partition', {})
-    assert len(jax.tree.leaves(masks)) == (len(make_exclusions(config).roles(masks)) if is_partial(config) else 0)
+    assert len(jax.tree.leaves(masks)) == (len(make_recipe(config).find_roles(masks)) if is_partial(config) else 0)
 
 
 def is_static(config):

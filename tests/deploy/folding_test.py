@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
-from pad_jax.layers import CONVS
-from pad_jax.layers.conv import make_conv_spec
+from pad_jax.layers import CONVS, find_records, make_conv_spec
 from pad_jax.models import BasicBlock, BottleneckBlock, MobileNetV2, ResNet
 from pad_jax.models.mobilenet import Stage
 from tests.deploy.drawing import draw_variables
@@ -41,7 +40,10 @@ def test_norms_fold(network, conv):
     variables = draw_variables(model, [images])
     expected, _ = jit_quickly(model.apply)(variables, images)
     others = {name: of for name, of in variables.items() if name not in ('params', 'batch_stats')}
-    folded = {**others, 'params': fold_norms(variables['params'], variables['batch_stats'])}
+    folded = {
+        **others,
+        'params': fold_norms(variables['params'], variables['batch_stats'], find_records(model, images)),
+    }
     found, _ = jit_quickly(model.clone(norms_folded=True).apply)(folded, images)
     assert not np.allclose(expected[0], expected[1], rtol=1e-2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
@@ -53,11 +55,11 @@ def test_scales_fold():
     model, images = build('basic', conv, scales), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = draw_variables(model, [images])
     expected, _ = jit_quickly(model.apply)(variables, images)
-    folded = {**variables, 'params': fold_scales(variables['params'], scales)}
+    folded = {**variables, 'params': fold_scales(variables['params'], find_records(model, images))}
     found, _ = jit_quickly(build('basic', conv, 'none').apply)(folded, images)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_folding_leaves_its_arguments_and_what_has_no_norm_alone():
     params = {'dense': {'kernel': jnp.ones((2, 2))}}
-    assert fold_norms(params, {}) == params and fold_scales(params, 'both') == params
+    assert fold_norms(params, {}, {}) == params and fold_scales(params, {}) == params

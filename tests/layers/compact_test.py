@@ -1,4 +1,4 @@
-"""Compact = indexed = masked = slow twin, for every layer: outputs, gradients and one optimizer step."""
+"""Compact = masked with an index = masked = slow twin, for every layer: outputs, gradients, one optimizer step."""
 
 import functools
 
@@ -10,13 +10,15 @@ import optax
 import pytest
 from flax import linen as nn
 
-from pad_jax import build_model, compact, compact_params, expand, index_dynamic_columns
+from pad_jax import build_model, compact, compact_params, expand, find_records, index_masks
 from pad_jax.kernels.geometry import resolve_geometry
-from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear
+from pad_jax.layers import CONVS, MixtureFFN, MixtureLinear
+from pad_jax.layers.compact import expand_elements
+from pad_jax.layers.factors import read_records
+from pad_jax.models import count_layers, report_counts
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.mobilenet import Stage
-from pad_jax.partition import count_layers, report_counts
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_layers_twin import convolve_layer
@@ -37,7 +39,7 @@ OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum
 
 def make_layer(name, granularity, **arguments):
     if name in MIXTURES:
-        fields = {'num_experts': 3, 'noisy': False, 'dispatcher': 'dense', 'param_dtype': jnp.float64, **arguments}
+        fields = {'num_experts': 3, 'noisy': False, 'plan': 'dense', 'param_dtype': jnp.float64, **arguments}
         return MIXTURES[name][0](9, granularity=granularity, **fields)
     plan = 'patches' if name == 'odconv' else 'outputs'
     fields = {'num_kernels': 2, 'reduction': 2, 'plan': plan, 'param_dtype': jnp.float64, **CONV_CASES[name]}
@@ -47,7 +49,7 @@ def make_layer(name, granularity, **arguments):
 
 @functools.cache
 def setting(name, granularity):
-    """(layer, params, shapes of masks, x, cotangent, the jitted step): everything away from its start."""
+    """(layer, records, params, shapes of masks, x, cotangent, the jitted step): everything away from its start."""
     layer = make_layer(name, granularity)
     rng = np.random.default_rng(len(name) + len(granularity))
     spatial = (5,) if name in MIXTURES else (4, 3)[: len(layer.kernel_size)]
@@ -56,12 +58,13 @@ def setting(name, granularity):
     params, momentum = (
         jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) * 0.5, shapes['params']) for _ in range(2)
     )
-    cotangent = rng.normal(size=jax.eval_shape(functools.partial(apply, layer), shapes, x).shape)
+    records = find_records(layer, x)
+    cotangent = rng.normal(size=jax.eval_shape(functools.partial(apply, layer, records), shapes, x).shape)
 
     @jit_quickly
     def step(params, momentum, others, x, cotangent):
         def run(params, x):
-            return apply(layer, {'params': params, **others}, x)
+            return apply(layer, records, {'params': params, **others}, x)
 
         y, pull = jax.vjp(run, params, x)
         gradients = pull(cotangent)
@@ -70,10 +73,14 @@ def setting(name, granularity):
         updates, state = OPTIMIZER.update(gradients[0], state, params)
         return y, gradients, optax.apply_updates(params, updates), state[1][0].trace
 
-    return layer, params, momentum, shapes['partition'], x, cotangent, step
+    return layer, records, params, momentum, shapes['partition'], x, cotangent, step
 
 
-def apply(layer, variables, x):
+def apply(layer, records, variables, x):
+    if {'partition', 'index'} <= variables.keys():  # as a run trains between its rounds
+        params = compact_params(variables['params'], variables['index'], records)
+        variables = {'params': params, 'index': variables['index']}
+    variables = expand_elements(variables, records)
     if isinstance(layer, (MixtureLinear, MixtureFFN)):
         return layer.apply(variables, x)[0]
     return layer.apply(variables, x, 2.0)
@@ -105,7 +112,7 @@ def compute_twin(name, layer, params, masks, x, cotangent):
 
 def check(name, granularity, fraction):
     with jax.enable_x64(True):
-        layer, params, momentum, shapes, x, cotangent, step = setting(name, granularity)
+        layer, records, params, momentum, shapes, x, cotangent, step = setting(name, granularity)
         masks = draw_masks(shapes, fraction)
         expected, of_twin = compute_twin(name, layer, params, masks, x, cotangent)
         y, gradients, new, moved = step(params, momentum, {'partition': masks}, x, cotangent)
@@ -113,25 +120,23 @@ def check(name, granularity, fraction):
         if of_twin is not None:
             chex.assert_trees_all_close(gradients, of_twin, rtol=1e-8, atol=1e-8)
 
-        _, small = compact(layer, {'params': params, 'partition': masks}, allow_dynamic=True)
-        small_momentum = compact_params(momentum, masks)
-        others = {'packed': small['packed']}
+        small = compact({'params': params, 'partition': masks}, records, allow_dynamic=True)
+        small_momentum = compact_params(momentum, masks, records)
+        others = {'index': small['index']}
         found = step(small['params'], small_momentum, others, x, cotangent)
-        expected = y, (compact_params(gradients[0], masks), gradients[1])
-        expected = *expected, compact_params(new, masks), compact_params(moved, masks)
+        shrink = functools.partial(compact_params, index=masks, records=records)
+        expected = y, (shrink(gradients[0]), gradients[1]), shrink(new), shrink(moved)
         chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
 
-        index = index_dynamic_columns(masks)
-        if granularity == 'element':
-            assert not index
-        elif index:
-            found = step(params, momentum, {'partition': masks, 'dynamic_columns': index}, x, cotangent)
+        index = index_masks(masks)
+        if index and granularity != 'element':
+            found = step(params, momentum, {'partition': masks, 'index': index}, x, cotangent)
             chex.assert_trees_all_close(found, (y, gradients, new, moved), rtol=1e-9, atol=1e-9)
 
 
 GRID = [
     *((name, granularity) for name in CONV_CASES for granularity in GRANULARITIES),
-    *((name, granularity) for name in MIXTURES for granularity in MIXTURE_GRANULARITIES if granularity is not None),
+    *((name, granularity) for name, (kind, _) in MIXTURES.items() for granularity in kind.granularities if granularity),
 ]
 # Every layer, and the extremes where they are hardest; compiling is what takes the time.
 QUICK = {
@@ -141,7 +146,7 @@ QUICK = {
     ('odconv', 'spatial', '0.1'),
     ('dcd', 'element', 'none'),
     ('linear', 'element', 'none'),
-    ('ffn', 'input', '0.3'),
+    ('ffn', 'output', '0.3'),
 }
 
 
@@ -171,7 +176,7 @@ def test_compact_parameters_are_what_count_layers_calls_alive(granularity):
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes['params'])
         masks = draw_masks(shapes['partition'], 0.3)
         counted = report_counts(count_layers({**shapes, 'partition': masks}))
-        small = compact(layer, {'params': params, 'partition': masks})[1]['params']
+        small = compact({'params': params, 'partition': masks}, read_records(shapes['intermediates']))['params']
         assert sum(leaf.size for leaf in jax.tree.leaves(small)) == counted['parameters'], name
 
 
@@ -193,14 +198,16 @@ def test_dead_entries_cost_nothing(granularity):
         masks = draw_masks(shapes['partition'], fraction)
         variables = {'params': params, 'partition': masks}
 
+        records = find_records(layer, x)
+
         def loss(params, others):
-            return jnp.sum(layer.apply({'params': params, **others}, x, 2.0) ** 2)
+            return jnp.sum(apply(layer, records, {'params': params, **others}, x) ** 2)
 
         program = jit_quickly(jax.grad(loss))
-        small = compact(layer, variables, allow_dynamic=True)[1]
+        small = compact(variables, records, allow_dynamic=True)
         found = [
-            program.lower(small['params'], {'packed': small['packed']}),
-            program.lower(params, {'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}),
+            program.lower(small['params'], {'index': small['index']}),
+            program.lower(params, {'partition': masks, 'index': index_masks(masks)}),
         ]
         return np.array([lowered.compile().cost_analysis()['flops'] for lowered in found])
 
@@ -215,8 +222,8 @@ def test_bfloat16_computes_from_compact_float32():
         layer = CONVS['dynamic'](9, (3,), granularity=granularity, dtype=jnp.bfloat16, plan='outputs')
         variables = jit_quickly(layer.init)(jax.random.key(1), x)
         variables['partition'] = draw_masks(variables['partition'], 0.3)
-        run = jit_quickly(lambda variables, layer=layer: layer.apply(variables, x, 2.0))
-        y, found = run(variables), run(compact(layer, variables)[1])
+        run = jit_quickly(functools.partial(apply, layer, find_records(layer, x)))
+        y, found = run(variables, x), run(compact(variables, find_records(layer, x)), x)
         assert found.dtype == jnp.bfloat16
         np.testing.assert_allclose(found.astype(jnp.float32), y.astype(jnp.float32), rtol=0.05, atol=0.05)
 
@@ -225,9 +232,12 @@ def test_compact_parameters_of_another_layer_are_refused():
     x = jnp.ones((2, 5, 6))
     layer = make_layer('condconv', 'output', param_dtype=jnp.float32)
     variables = jit_quickly(layer.init)(jax.random.key(0), x)
-    _, small = compact(layer, {**variables, 'partition': draw_masks(variables['partition'], 0.3)})
-    for other in ({'granularity': 'output', 'features': 6}, {'granularity': 'element'}):
-        with pytest.raises(ValueError, match=r'are no compact parameters of .* at granularity'):
+    small = compact({**variables, 'partition': draw_masks(variables['partition'], 0.3)}, find_records(layer, x))
+    for other, message in (
+        ({'granularity': 'output', 'features': 6}, 'must have the shapes .* for 3 of 6 dynamic entries'),
+        ({'granularity': 'element'}, 'kernel is compact by element: call `expand`'),
+    ):
+        with pytest.raises(ValueError, match=message):
             jax.eval_shape(make_layer('condconv', param_dtype=jnp.float32, **other).apply, small, x)
 
 
@@ -242,7 +252,7 @@ class Branches(nn.Module):
         x = CONVS['odconv'](6, (3,), **fields, name='od')(x, 2.0)
         x = nn.BatchNorm(use_running_average=not train, name='norm')(x)
         x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
-        fields = {'num_experts': 3, 'granularity': self.granularity, 'noisy': False, 'dispatcher': 'dense'}
+        fields = {'num_experts': 3, 'granularity': self.granularity, 'noisy': False, 'plan': 'dense'}
         return x + MixtureFFN(5, **fields, name='ffn')(x, train=train)[0]
 
 
@@ -259,12 +269,14 @@ def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity, th
     x = jax.random.normal(jax.random.key(0), (2, 2, 5, 6))
     variables = jit_quickly(model.init)(jax.random.key(1), x[0])
     variables['partition'] = draw_masks(variables['partition'], 0.4)
-    small = compact(model, variables)[1]
+    records = find_records(model, x[0])
+    small = compact(variables, records)
 
     def train(params, others, x):
         def loss(params):
             rngs = {'dropout': jax.random.key(2)}
-            y, updates = model.apply({'params': params, **others}, x, True, mutable=['batch_stats'], rngs=rngs)
+            found = expand_elements({'params': params, **others}, records)
+            y, updates = model.apply(found, x, True, mutable=['batch_stats'], rngs=rngs)
             return jnp.mean(jnp.sin(y)), updates
 
         (value, updates), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -287,7 +299,7 @@ def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity, th
         return variables['params'], {name: of for name, of in variables.items() if name != 'params'}
 
     value, updates, gradients = function(*split(variables), x)
-    expected = value, updates, compact_params(gradients, variables['partition'])
+    expected = value, updates, compact_params(gradients, variables['partition'], records)
     chex.assert_trees_all_close(function(*split(small), x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -309,7 +321,7 @@ def test_a_whole_convolution_network(name, granularity):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'granularity'), [pytest.param('linear', 'element', marks=pytest.mark.slow), ('ffn', 'input')]
+    ('kind', 'granularity'), [pytest.param('linear', 'element', marks=pytest.mark.slow), ('ffn', 'output')]
 )
 def test_a_whole_encoder(kind, granularity):
     ffn = make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity, plan='dense')
@@ -321,8 +333,9 @@ def test_a_whole_encoder(kind, granularity):
 def check_network(model, inputs):
     variables = jit_quickly(model.init)(jax.random.key(1), *inputs)
     variables = {**variables, 'partition': draw_masks(variables['partition'], 0.3)}
-    _, small = compact(model, variables)
-    run = jit_quickly(lambda variables: model.apply(variables, *inputs)[0])
+    records = find_records(model, *inputs)
+    small = compact(variables, records)
+    run = jit_quickly(lambda variables: model.apply(expand_elements(variables, records), *inputs)[0])
     y = run(variables)
     np.testing.assert_allclose(run(small), y, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(run(expand(model, small)[1]), y)
+    np.testing.assert_array_equal(run(expand(small, records)), y)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import LayerSpec, make_conv_spec
+from pad_jax.layers import LayerSpec, find_records, make_conv_spec
 from pad_jax.partition import (
     CRITERIA,
-    FLAX,
-    Exclusions,
+    Layout,
     Problem,
+    Recipe,
     as_gates,
     count_dynamic,
     partition_round,
@@ -48,6 +48,7 @@ def setting(name, granularity='element'):
         for _ in range(2)
     ]  # fmt: skip
     variables = jit_quickly(network.init)(jax.random.key(1), batches[0]['x'], 1.0)
+    layout = Layout.of(find_records(network, batches[0]['x'], 1.0))
 
     @jax.jit
     def run(params, gates, batch):
@@ -60,9 +61,9 @@ def setting(name, granularity='element'):
         return run(params, gates, batch)[0]
 
     def routing(params, gates, batch):
-        return sown_routing(run(params, gates, batch)[1]['intermediates'], gates)
+        return sown_routing(run(params, gates, batch)[1]['intermediates'])
 
-    return Problem(loss, FLAX['both'], output, routing), variables['params'], variables['partition'], batches
+    return Problem(loss, layout, output, routing), variables['params'], variables['partition'], batches
 
 
 # Of the gradient, its flow and a linear flow where it is hardest; of routing and of the factors alone once each.
@@ -84,7 +85,7 @@ def test_every_criterion_in_both_scopes(name, criterion):
     positions = positions_of(problem.layout, params, masks)
     found = {}
     for scope in ('global', 'layer'):
-        new, same = partition_round(problem, params, masks, batches, 0.4, criterion=criterion, scope=scope)
+        new, same = partition_round(problem, params, masks, batches, 0.4, Recipe(criterion, scope))
         assert same is params
         if scope == 'global':
             total = sum(leaf.size for leaf in jax.tree.leaves(positions))
@@ -103,7 +104,7 @@ def test_the_handoff_mean_barely_moves_the_function(name):
     problem, params, masks, batches = setting(name)
     # Inputs that are much alike: each is then routed nearly as the mean is.
     batches = [{**batch, 'x': batches[0]['x'][:1] + 0.1 * batch['x']} for batch in batches]
-    new, handed = partition_round(problem, params, masks, batches, 0.05, criterion='random', handoff='mean')
+    new, handed = partition_round(problem, params, masks, batches, 0.05, Recipe('random', handoff='mean'))
     before, moved, shocked = (
         jnp.concatenate([problem.output(*of, batch) for batch in batches])
         for of in ((params, as_gates(masks)), (handed, as_gates(new)), (params, as_gates(new)))
@@ -127,9 +128,7 @@ def test_generated_values_are_handed_off_by_their_mean(name, head):
         masks,
         batches,
         0.5,
-        criterion='variance',
-        handoff='mean',
-        exclusions=Exclusions(keep_dynamic=f'^(?!conv1/{head}/)'),
+        Recipe('variance', handoff='mean', keep_dynamic=f'^(?!conv1/{head}/)'),
     )
     kept = np.asarray(new['conv1'][head]['tensor'])
     dynamic_scale = 2 / (1 + np.exp(-0.5))
@@ -145,7 +144,7 @@ def test_the_mean_of_what_is_generated_needs_its_values():
     problem, params, masks, batches = setting('dcd')
     blind = Problem(problem.loss, problem.layout)
     with pytest.raises(ValueError, match='the mean of conv0/fusion/tensor needs the values of scoring batches'):
-        partition_round(blind, params, masks, batches, 0.5, criterion='random', handoff='mean')
+        partition_round(blind, params, masks, batches, 0.5, Recipe('random', handoff='mean'))
 
 
 def test_synflow_of_a_network_that_overflows():
@@ -161,5 +160,5 @@ def test_synflow_of_a_network_that_overflows():
     params = {'dynamic': jnp.array([[10.0, 20.0, 30.0]]), 'static': jnp.zeros(3)}
     scores = jax.grad(lambda gates: output(params, gates, jnp.ones(3)).sum())(jnp.ones(3))
     assert not np.isfinite(scores).all()
-    masks, _ = partition_round(problem, params, jnp.ones(3, bool), [jnp.ones(3)], 1 / 3, criterion='synflow')
+    masks, _ = partition_round(problem, params, jnp.ones(3, bool), [jnp.ones(3)], 1 / 3, Recipe('synflow'))
     assert masks.tolist() == [False, False, True]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import PLANS
-from pad_jax.layers import MixtureFFN, MixtureLinear, index_dynamic_columns
+from pad_jax.layers import MixtureFFN, MixtureLinear, compact, compact_params, find_records, index_masks
 from pad_jax.layers.mixture import apply_neurons
 from pad_jax.partition import scale_factors
 from pad_jax.partition.masks import SCALES
@@ -57,11 +57,17 @@ def make_variables(layer, kind, route, seed=2):
     return params, masks
 
 
+def compact_if_indexed(layer, variables, x):
+    if 'index' not in variables:
+        return variables
+    return variables | {'params': compact_params(variables['params'], variables['index'], find_records(layer, x))}
+
+
 @functools.cache
 def compiled(layer):
     def value_and_gradients(x, params, others, valid, cotangent):
         def loss(x, params):
-            y, aux = layer.apply({'params': params, **others}, x, valid)
+            y, aux = layer.apply(compact_if_indexed(layer, {'params': params, **others}, x), x, valid)
             return jnp.sum(y * cotangent), (y, aux)
 
         (_, outputs), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
@@ -71,7 +77,9 @@ def compiled(layer):
 
 
 def run(layer, variables, *inputs, **options):
-    return jit_quickly(lambda variables, *inputs: layer.apply(variables, *inputs, **options))(variables, *inputs)
+    return jit_quickly(
+        lambda variables, *inputs: layer.apply(compact_if_indexed(layer, variables, inputs[0]), *inputs, **options)
+    )(variables, *inputs)
 
 
 def start(layer, x):
@@ -86,7 +94,7 @@ def check_layer(layer, kind, num_tokens, route, num_open=None):
     others = {'partition': masks} if masks else {}
     if num_open is not None:
         masks = jax.tree.map(lambda mask: (np.arange(mask.size) < num_open).reshape(mask.shape), masks)
-        others = {'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}
+        others = {'partition': masks, 'index': index_masks(masks)}
     mask = masks[LAYERS[kind][1]] if masks else None
     expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
     batch = (x[None], params, others, valid[None], cotangent[None])
@@ -180,7 +188,7 @@ def test_experts_multiply_only_their_dynamic_columns(kind, granularity):
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     params, masks = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in ('params', 'partition'))
     masks = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape), masks)
-    variables = {'params': params, 'partition': masks, 'dynamic_columns': index_dynamic_columns(masks)}
+    variables = compact({'params': params, 'partition': masks}, find_records(layer, x))
     program = jax.jit(layer.apply).lower(variables, x).as_text()
     products = [line.split(' : ')[-1].split(' -> ')[0] for line in program.splitlines() if 'dot_general' in line]
     stacks = {tuple(map(int, found)) for line in products for found in re.findall(r'<4x(\d+)x(\d+)x', line)}
@@ -196,7 +204,7 @@ def test_elements_of_a_single_feature_are_columns():
         variables = start(layer, x)
         variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0
         expected, _ = run(layer, variables, x)
-        found, _ = run(layer, variables | {'dynamic_columns': index_dynamic_columns(variables['partition'])}, x)
+        found, _ = run(layer, variables | {'index': index_masks(variables['partition'])}, x)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pad_jax.layers import CONVS, MixtureFFN, MixtureLinear, index_dynamic_columns
-from pad_jax.partition import FLAX, compact, count_layers, expand, hand_off_means, report_counts, scale_factors
+from pad_jax.layers import CONVS, MixtureFFN, MixtureLinear, compact, compact_params, expand, find_records, index_masks
+from pad_jax.layers.compact import expand_elements
+from pad_jax.models import count_layers, report_counts
+from pad_jax.partition import Layout, hand_off_means, scale_factors
 from tests.layers.compiling import jit_quickly
 
 CONV = {'features': 4, 'kernel_size': (3,), 'num_kernels': 2, 'reduction': 2}
@@ -75,10 +77,13 @@ def test_a_pruned_layer_is_the_ordinary_one_with_static_zeros_in_every_storage(n
         np.testing.assert_allclose(value, expected, rtol=1e-12)
         # The gradient through the mask is that of a pruned network: of what each position adds, not of a difference.
         chex.assert_trees_all_close((found, gates), (unflatten_dict(kept), of_twins_gates), rtol=1e-9, atol=1e-12)
-        _, small = compact(layer, variables)
+        records = find_records(layer, x)
+        small = expand_elements(compact(variables, records), records)
         np.testing.assert_allclose(gradients(layer, small, x)[0], value, rtol=1e-12)
-        indexed = {**variables, 'dynamic_columns': index_dynamic_columns(masks)}
+        index = index_masks(masks)
+        params = compact_params(variables['params'], index, records)
         run = jit_quickly(lambda variables: jax.tree.leaves(layer.apply(variables, x))[0])
+        indexed = {**variables, 'params': params, 'index': index}
         np.testing.assert_allclose(run(indexed), run(variables), rtol=1e-9, atol=1e-12)
 
 
@@ -102,16 +107,16 @@ def test_a_pruned_kernel_is_scaled_masked_and_mixed():
 def test_compaction_loses_nothing_and_holds_what_counts(granularity):
     for name in LAYERS:
         layer, variables, x = draw(name, granularity)
+        records = find_records(layer, x)
         for change in (np.copy, np.ones_like, np.zeros_like):
             masks = jax.tree.map(change, variables['partition'])
             masked = {**variables, 'partition': masks}
-            _, small = compact(layer, masked, allow_dynamic=True)
-            _, again = expand(layer, small)
+            small = compact(masked, records, allow_dynamic=True)
+            again = expand(small, records)
             chex.assert_trees_all_equal(again['partition'], masks)
             assert again['params'].keys() == variables['params'].keys()
-            chex.assert_trees_all_equal(compact(layer, again, allow_dynamic=True)[1], small)
-            sown = jax.eval_shape(functools.partial(layer.init, mutable=True), jax.random.key(0), x)['intermediates']
-            counted = report_counts(count_layers({**masked, 'intermediates': sown}))
+            chex.assert_trees_all_equal(compact(again, records, allow_dynamic=True), small)
+            counted = report_counts(count_layers({**masked, 'intermediates': records}))
             assert counted['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(small['params']))
             assert counted['static_parameters'] == 0 and counted['dynamic_share'] == any(
                 mask.any() for mask in jax.tree.leaves(masks)
@@ -119,7 +124,8 @@ def test_compaction_loses_nothing_and_holds_what_counts(granularity):
 
 
 def test_there_is_nothing_to_hand_over_to():
-    _, variables, _ = draw('dynamic', 'element')
+    layer, variables, x = draw('dynamic', 'element')
     masks = variables['partition']
-    with pytest.raises(ValueError, match='there is no static_kernel to take over a mean: what is not dynamic is zero'):
-        hand_off_means(variables['params'], jax.tree.map(np.ones_like, masks), masks, FLAX['both'])
+    layout = Layout.of(find_records(layer, x))
+    with pytest.raises(ValueError, match='kernel is pruned: it has no static parameter'):
+        hand_off_means(variables['params'], jax.tree.map(np.ones_like, masks), masks, layout)

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import CondConv, DCDConv, DynamicConv, MixtureFFN, MixtureLinear, ODConv, StaticConv
-from pad_jax.models import account_layers, build_encoder, build_model, sum_multiply_adds
-from pad_jax.partition import FLAX, compact, count_layers, leaf_names, positions_of
+from pad_jax.layers import (
+    CondConv,
+    DCDConv,
+    DynamicConv,
+    MixtureFFN,
+    MixtureLinear,
+    ODConv,
+    StaticConv,
+    compact,
+    find_records,
+)
+from pad_jax.layers.factors import read_records
+from pad_jax.models import account_layers, build_encoder, build_model, count_layers, sum_multiply_adds
+from pad_jax.partition import Layout, leaf_names, positions_of
 from tests.layers.compiling import QUICK
 from tests.models.product_twin import count_products
 
@@ -27,7 +38,8 @@ def account(model, *inputs, num_dynamic=None):
     """`num_dynamic` positions of each parameter; all of them if None."""
     variables = shapes_of(model, *inputs)
     if num_dynamic is None and 'partition' in variables:
-        positions = positions_of(FLAX['both'], variables['params'], variables['partition'])
+        layout = Layout.of(read_records(variables['intermediates']))
+        positions = positions_of(layout, variables['params'], variables['partition'])
         num_dynamic = {name: leaf.size for name, leaf in zip(leaf_names(positions), jax.tree.leaves(positions))}
     return account_layers(model, inputs, count_layers(variables, num_dynamic))
 
@@ -151,7 +163,7 @@ def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
     found = account_layers(
         model, [x], count_layers(variables | {'intermediates': shapes_of(model, x)['intermediates']})
     )
-    _, stored = compact(model, variables, allow_dynamic=True)
+    stored = compact(variables, find_records(model, x), allow_dynamic=True)
     for params, size in (
         (stored['params'], sum(layer.compact_parameters for layer in found)),
         (variables['params'], sum(layer.masked_parameters for layer in found)),
@@ -181,7 +193,7 @@ def test_the_work_that_xla_counts_does_not_grow_with_dead_entries(name):
         variables['partition'] = {
             parameter: (np.arange(size) < num_dynamic).reshape(shapes['partition'][parameter].shape)
         }
-        _, variables = compact(model, variables)
+        variables = compact(variables, find_records(model, x))
         program = jax.jit(model.apply).lower(variables, x).compile(QUICK)
         found[num_dynamic] = program.cost_analysis()['flops'] / 2
     for one, other in ((2, 6), (6, 18)):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pad_jax.models import ENCODERS, build_encoder
-from pad_jax.partition import FLAX, count_layers, plan_dynamic_positions, positions_of, report_counts
+from pad_jax.layers.factors import read_records
+from pad_jax.models import ENCODERS, build_encoder, count_layers, plan_dynamic_positions, report_counts
+from pad_jax.partition import Layout, positions_of
 
 # With pooler, without classifier, as published with the weights (BERT-base: 30522·768 + 512·768 + 2·768 + 2·768 of
 # embeddings, 12·(4·(768² + 768) + 2·768·3072 + 3072 + 768 + 4·768) of layers, 768² + 768 of the pooler).
@@ -45,7 +46,8 @@ def test_mixture_counts():
     layers = count(build_encoder(**arguments))
     assert report_counts(layers)['parameters'] - routers == 506_166_528
     found, variables = {1.0: 506_166_528}, shapes_of(build_encoder(**arguments, granularity='element'))
-    positions = positions_of(FLAX['both'], variables['params'], variables['partition'])
+    layout = Layout.of(read_records(variables['intermediates']))
+    positions = positions_of(layout, variables['params'], variables['partition'])
     for fraction in (0.1, 0.3, 0.5, 0.7):
         planned = plan_dynamic_positions(positions, fraction)
         counts = report_counts(without_classifier(count_layers(variables, planned)))

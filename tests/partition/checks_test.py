@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import (
-    FLAX,
     PLAIN,
+    Layout,
     NothingSelected,
+    Part,
     Problem,
+    Recipe,
     UninformativeScores,
     check_informative,
     init_masks,
@@ -84,11 +86,11 @@ def test_a_loss_with_some_nan_is_refused_where_it_leaves_too_few():
         spoiled = [jnp.sum(leaf.ravel()[::2]) * NAN for leaf in jax.tree.leaves(gates)]
         return problems.loss_fn(params, gates, batch) + sum(spoiled)
 
-    options = {'params': PARAMS, 'batches': BATCHES, 'layout': problems.SCALED}
-    found = iterative_mode_partition(loss_fn, **options, dynamic_fraction=0.4).masks
+    options, problem = {'params': PARAMS, 'batches': BATCHES}, Problem(loss_fn, problems.SCALED)
+    found = iterative_mode_partition(problem, **options, dynamic_fraction=0.4).masks
     assert sum(int(leaf.sum()) for leaf in found.values()) == 16
     with pytest.raises(UninformativeScores, match=r'NaN for 20 of the 40 positions .*, and 24 are'):
-        iterative_mode_partition(loss_fn, **options, dynamic_fraction=0.6)
+        iterative_mode_partition(problem, **options, dynamic_fraction=0.6)
 
 
 def variance(routing, dynamic=PARAMS['dynamic'], **options):
@@ -97,7 +99,7 @@ def variance(routing, dynamic=PARAMS['dynamic'], **options):
 
     problem = Problem(problems.loss_fn, problems.SCALED, routing=routing_fn)
     params = {**PARAMS, 'dynamic': dynamic}
-    return partition_round(problem, params, MASKS, [routing], 0.3, criterion='variance', **options).masks
+    return partition_round(problem, params, MASKS, [routing], 0.3, Recipe('variance'), **options).masks
 
 
 def test_a_variance_of_nothing_but_rounding_is_refused():
@@ -139,11 +141,11 @@ def refuse(message, params=PARAMS, masks=MASKS, **options):
 
 def test_params_and_masks_that_do_not_fit():
     refuse(
-        "params hold no 'static', where the layout looks for the static parameters",
+        "params hold no 'static', which the layout reads",
         {key: value for key, value in PARAMS.items() if key != 'static'},
     )
-    refuse('the dynamic parameters and the masks are trees of different structure', masks={'first': MASKS['first']})
-    refuse('masks are bool, that of first is float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
+    refuse('the parameters and the masks are trees of different structure', masks={'first': MASKS['first']})
+    refuse('masks must be bool, that of first is float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
     refuse(
         r'factors of second are .* and its static parameters \[\*shape\], got \(3, 1, 5, 2\) and \(1, 5, 3\)',
         {**PARAMS, 'static': {**POSITIONS, 'second': jnp.zeros((1, 5, 3))}},
@@ -179,16 +181,17 @@ def test_the_layout_says_at_which_scale_factors_are_copies():
         def loss_fn(params, gates, batch):
             return jnp.sum(batch * gates * params['dynamic'].sum(0))
 
-        return iterative_mode_partition(loss_fn, params, [jnp.ones(4)], dynamic_fraction=0.5, layout=layout).masks
+        problem = Problem(loss_fn, layout)
+        return iterative_mode_partition(problem, params, [jnp.ones(4)], dynamic_fraction=0.5).masks
 
     assert partition(PLAIN).tolist() == [False, False, True, True]
     with pytest.raises(UninformativeScores, match='all equal its static parameters'):
-        partition(dataclasses.replace(PLAIN, copy_scales=lambda params, masks: 2 / 3))
+        partition(dataclasses.replace(PLAIN, read=lambda params, masks: Part(**params, copies_at=2 / 3)))
 
 
 def test_a_flax_layout_asks_for_masks():
-    with pytest.raises(ValueError, match=r"are needed: masks=variables\['partition'\]"):
-        iterative_mode_partition(problems.loss_fn, {}, BATCHES, dynamic_fraction=0.5, layout=FLAX['both'])
+    with pytest.raises(ValueError, match=r"are needed: give masks=variables\['partition'\]"):
+        iterative_mode_partition(Problem(problems.loss_fn, Layout.of({})), {}, BATCHES, dynamic_fraction=0.5)
 
 
 def test_batches_are_left_alone_where_nothing_reads_them():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pad_jax.partition import FLAX, PLAIN, hand_off_means, merge, scale_factors
+from pad_jax.partition import PLAIN, SCALES, Layout, PartialParameter, hand_off_means, merge, scale_factors
 from tests.partition import problems
 
 
@@ -50,8 +50,9 @@ def test_groups_and_the_flax_layout():
     params = {'block': {'conv': conv, 'norm': {'scale': jnp.ones(2)}}, 'head': {'kernel': jnp.ones((2, 3))}}
     old = {'block': {'conv': {'kernel': jnp.ones((1, 2), bool)}}}
     new = {'block': {'conv': {'kernel': jnp.array([[False, True]])}}}
-    for scales in FLAX:
-        handed = hand_off_means(params, old, new, FLAX[scales])
+    for scales in SCALES:
+        record = PartialParameter('kernel', (2, 2), 'output', 'static_kernel', 'phi', scales)
+        handed = hand_off_means(params, old, new, Layout.of({'block': {'conv': {'kernel': record}}}))
         dynamic_scale, static_scale = scale_factors(phi, scales)
         expected = {**params, 'block': {**params['block'], 'conv': {**conv, 'static_kernel': None}}}
         found = handed['block']['conv']['static_kernel']

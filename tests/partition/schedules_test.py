@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from pad_jax.partition.schedules import round_fractions, round_steps
+from pad_jax.partition import round_fractions, round_steps
 
 
 @pytest.mark.parametrize('fraction', [0.01, 0.3, 0.5, 1.0])

@@ -23,7 +23,7 @@ def initial_params():
 
 
 def load(folder, num_heads=2):
-    return load_pretrained(folder, initial_params(), num_heads=num_heads)
+    return load_pretrained(folder, initial_params(), {}, num_heads=num_heads)
 
 
 def expected_params(tensors):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import CONVS, make_conv_spec
+from pad_jax.layers import CONVS, find_records, make_conv_spec
 from pad_jax.models import MODELS, BasicBlock, BottleneckBlock, MobileNetV2, ResNet, build_model
 from pad_jax.models.mobilenet import Stage
 from pad_jax.pretrained import LAYOUTS, find_layout, load_torchvision
@@ -58,7 +58,7 @@ def load(path, name, model=None):
     model = model or NETWORKS[name][0]()
     variables = shapes_of(model)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables['params'])
-    return load_torchvision(path, name, variables, ones)
+    return load_torchvision(path, name, variables, ones, {})
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -95,7 +95,7 @@ def test_an_upcycled_network_is_the_static_one(name, conv, tmp_path):
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.float32(0 if path[-1].key == 'phi' else draw(size=leaf.shape)), shapes['params']
     )
-    loaded = load_torchvision(write(tmp_path, tensors), name, shapes_of(build()), params)
+    loaded = load_torchvision(write(tmp_path, tensors), name, shapes_of(build()), params, find_records(model, images))
     assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
     masks = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), shapes['partition'])
     upcycled = {'params': loaded.params, 'batch_stats': loaded.batch_stats, 'partition': masks}

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pad_jax.layers.dynamic_columns import index_dynamic_columns
+from pad_jax.layers import compact, find_records
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.pretrained import load_pretrained, upcycle
@@ -46,11 +46,11 @@ def draw(model, seed):
 def test_the_function_is_unchanged(kind, granularity, train):
     plain = DENSE.clone(num_layers=1, dropout=0.0)
     model = plain.clone(ffn=make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity))
-    dense, variables = draw(plain, 1), draw(model, 2)
-    upcycled = {**variables, 'params': upcycle(dense['params'], variables['params'])}
+    dense, variables, records = draw(plain, 1), draw(model, 2), find_records(model, *BATCH)
+    upcycled = {**variables, 'params': upcycle(dense['params'], variables['params'], records)}
     assert jax.tree.structure(upcycled) == jax.tree.structure(variables)
     if granularity == 'output':
-        upcycled['dynamic_columns'] = index_dynamic_columns(variables['partition'])
+        upcycled = compact(upcycled, records)
 
     @jit_quickly
     def compare(dense, upcycled):
@@ -65,7 +65,9 @@ def test_the_function_is_unchanged(kind, granularity, train):
 def test_a_folder_fills_the_experts(tmp_path):
     model = DENSE.clone(ffn=make_ffn_spec('ffn', num_experts=2, granularity='output'))
     initial, tensors = draw(model, 0)['params'], make_tensors()
-    params, fresh, _ = load_pretrained(write_folder(tmp_path, tensors), initial, num_heads=2)
+    params, fresh, _ = load_pretrained(
+        write_folder(tmp_path, tensors), initial, find_records(model, *BATCH), num_heads=2
+    )
     assert fresh == ('classifier',) and params['classifier'] is initial['classifier']
     experts = params['layer_1']['ffn']['experts']
     column = [

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import CONVS, LayerSpec, make_conv_spec
+from pad_jax.layers import CONVS, LayerSpec, find_records, make_conv_spec
 from pad_jax.models import BasicBlock, ResNet
-from pad_jax.partition import Problem, UninformativeScores, partition_round
-from pad_jax.partition.problem import FLAX
+from pad_jax.partition import Layout, Problem, UninformativeScores, partition_round
 from pad_jax.pretrained import upcycle_convolutions
 from tests.layers.compiling import jit_quickly
 
@@ -70,7 +69,10 @@ def upcycled(name, kind, granularity, **arguments):
     network = make_network(name, kind, granularity=granularity, **arguments)
     static, x, _ = trained(kind)
     variables = draw(network, x, 2)
-    return network, {**variables, 'params': upcycle_convolutions(static['params'], variables['params'])}
+    return network, {
+        **variables,
+        'params': upcycle_convolutions(static['params'], variables['params'], find_records(network, x)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_golden_values():
     def fill(name, num_kernels=3, shape=(1, 4, 4, 1)):
         layer = make_conv_spec(name, num_kernels=num_kernels, granularity='element', use_bias=False)(2, (1, 1))
         params = draw(layer, jnp.ones(shape), 0)['params']
-        return params, upcycle_convolutions({'kernel': kernel}, params)
+        return params, upcycle_convolutions({'kernel': kernel}, params, find_records(layer, jnp.ones(shape)))
 
     drawn, found = fill('condconv')
     # Three weights of which two sum to one and the third is σ(0) = ½: 3/2, and 2/3 of the kernel makes up for it.
@@ -156,13 +158,15 @@ def test_a_partition_right_after_it_is_refused(name):
         return jnp.mean(network.apply({'params': params, 'partition': gates}, batch, 30.0) ** 2)
 
     with pytest.raises(UninformativeScores, match='train some steps first'):
-        partition_round(Problem(loss, FLAX['both']), variables['params'], variables['partition'], [x], 0.3)
+        layout = Layout.of(find_records(network, x))
+        partition_round(Problem(loss, layout), variables['params'], variables['partition'], [x], 0.3)
 
 
 def test_refusals():
-    variables, _, _ = trained('separable')
+    variables, x, _ = trained('separable')
     static = variables['params']
-    params = upcycled('dynamic', 'separable', None)[1]['params']
+    network, upcycled_variables = upcycled('dynamic', 'separable', None)
+    params, records = upcycled_variables['params'], find_records(network, x)
     wrong = {
         r'depthwise/kernel has shape \(3, 3, 4, 4\) in the static network, \(3, 3, 1, 4\) in the dynamic one': {
             **static,
@@ -174,4 +178,4 @@ def test_refusals():
     }
     for message, changed in wrong.items():
         with pytest.raises(ValueError, match=message):
-            upcycle_convolutions(changed, params)
+            upcycle_convolutions(changed, params, records)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from pad_jax.partition import PartialParameter
 from pad_jax.pretrained.upcycling import dense_shapes, upcycle
 
 E, C, F = 3, 2, 4
@@ -39,9 +40,25 @@ NEURONS = {'neurons': draw(E, 2 * C + 1, F), 'static_neurons': draw(2 * C + 1, F
 EXPERTS = replace_ffn({'experts': {**NEURONS, 'router': {'gate': draw(C, E)}, 'phi': np.float32(0.5)}})
 
 
-@pytest.mark.parametrize('params', [DENSE, LINEAR, EXPERTS], ids=['dense', 'linear', 'ffn'])
-def test_the_dense_shapes_are_read_off_the_experts(params):
-    found = flatten_dict(dense_shapes(params))
+def records_of(name, **shapes):
+    ffn = {
+        module: {name: PartialParameter(name, shape, 'element', f'static_{name}', 'phi', 'both')}
+        for module, shape in shapes.items()
+    }
+    return {'layer_0': {'ffn': ffn}}
+
+
+LINEAR_RECORDS = records_of('kernel', up=(C, F), down=(F, C))
+EXPERT_RECORDS = records_of('neurons', experts=(2 * C + 1, F))
+
+
+@pytest.mark.parametrize(
+    ('params', 'records'),
+    [(DENSE, {}), (LINEAR, LINEAR_RECORDS), (EXPERTS, EXPERT_RECORDS)],
+    ids=['dense', 'linear', 'ffn'],
+)
+def test_the_dense_shapes_are_read_off_the_experts(params, records):
+    found = flatten_dict(dense_shapes(params, records))
     assert {path: leaf.shape for path, leaf in found.items()} == {
         path: leaf.shape for path, leaf in flatten_dict(DENSE).items()
     }
@@ -49,7 +66,7 @@ def test_the_dense_shapes_are_read_off_the_experts(params):
 
 
 def test_copies_of_linears():
-    params = upcycle(DENSE, LINEAR)
+    params = upcycle(DENSE, LINEAR, LINEAR_RECORDS)
     assert params['pooler'] is DENSE['pooler'] and params['layer_0']['attention'] is DENSE['layer_0']['attention']
     for name, dense in DENSE['layer_0']['ffn'].items():
         found, initial = params['layer_0']['ffn'][name], LINEAR['layer_0']['ffn'][name]
@@ -61,7 +78,7 @@ def test_copies_of_linears():
 
 
 def test_copies_of_neurons():
-    params, dense = upcycle(DENSE, EXPERTS)['layer_0']['ffn']['experts'], DENSE['layer_0']['ffn']
+    params, dense = upcycle(DENSE, EXPERTS, EXPERT_RECORDS)['layer_0']['ffn']['experts'], DENSE['layer_0']['ffn']
     for copy in (*params['neurons'], params['static_neurons']):
         for neuron in range(F):
             column = [*dense['up']['kernel'][:, neuron], dense['up']['bias'][neuron], *dense['down']['kernel'][neuron]]
@@ -73,5 +90,5 @@ def test_copies_of_neurons():
 
 def test_a_dense_network_takes_everything():
     other = jax.tree.map(lambda leaf: leaf + 1, DENSE)
-    jax.tree.map(np.testing.assert_array_equal, upcycle(DENSE, other), DENSE)
-    assert upcycle(DENSE, other)['layer_0']['ffn']['up']['kernel'].dtype == np.float32
+    jax.tree.map(np.testing.assert_array_equal, upcycle(DENSE, other, {}), DENSE)
+    assert upcycle(DENSE, other, {})['layer_0']['ffn']['up']['kernel'].dtype == np.float32

@@ -72,7 +72,7 @@ def test_the_whole_state_comes_back(tmp_path, state):
 def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
     """Another set of names is another format. Columns, which follow from the masks, are none; averages may be kept."""
     saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
-    saved.save(state.replace(columns={'conv': jnp.arange(3)}, packed={'conv': jnp.arange(3)}))
+    saved.save(state.replace(index={'conv': jnp.arange(3)}))
     saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 8))
     names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
     describe = saved._checkpointer.metadata

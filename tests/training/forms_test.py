@@ -4,8 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from pad_jax.models import MODELS
-from pad_jax.partition import count_layers, report_counts
+from pad_jax.models import MODELS, count_layers, report_counts
 from pad_jax.training import trainer
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.rounds import to_masked_storage, to_trained_storage
@@ -50,7 +49,7 @@ def test_masked_and_compact_are_inverse_but_for_what_is_dead(granularity):
     state, _ = partitioned_state(config)
     compact = to_trained_storage(state, 1, compact=True)
     back = to_masked_storage(compact)
-    assert compact.masks == {} == back.packed and compact.packed
+    assert compact.masks == {} == back.index and compact.index
     assert jax.tree.structure(back) == jax.tree.structure(state)
     again = to_masked_storage(to_trained_storage(back, 1, compact=True))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(again.params), jax.tree.leaves(back.params))
@@ -85,8 +84,8 @@ def test_a_step_is_the_same_in_all_forms():
 
 def test_before_the_last_round_nothing_is_compact():
     state, _ = partitioned_state(small_config(partition__granularity='output'))
-    assert to_trained_storage(state, rounds=2, compact=True).packed == {}
-    assert to_trained_storage(state.replace(round=jnp.int32(0)), rounds=1, compact=True).columns == {}
+    assert to_trained_storage(state, rounds=2, compact=True).masks
+    assert to_trained_storage(state.replace(round=jnp.int32(0)), rounds=1, compact=True).index == {}
 
 
 COMPACT = {**IN_ROUNDS, 'partition__compact': True, 'partition__granularity': 'output', 'train__steps': 8}

@@ -4,7 +4,15 @@ import numpy as np
 import optax
 import pytest
 
-from pad_jax.training.optimizer import decay_mask, make_optimizer, make_rate_schedule, make_temperature_schedule
+from pad_jax.layers import CONVS, find_records
+from pad_jax.layers.factors import read_records
+from pad_jax.training.optimizer import (
+    decay_mask,
+    find_scales,
+    make_optimizer,
+    make_rate_schedule,
+    make_temperature_schedule,
+)
 from pad_jax.training.setup import abstract_variables, make_model
 from pad_jax.training.tasks import image_inputs
 from tests.training.tiny import small_config
@@ -17,7 +25,11 @@ PLAIN = {
     'weight_decay': 0.0,
     'clip_norm': 0.0,
     'total_steps': 10,
+    'scales': frozenset({'conv/phi', 'generated/static_tensor'}),
 }
+
+
+VECTORS = ('channel', 'filter', 'spatial')
 
 
 def sample_params():
@@ -107,8 +119,9 @@ def test_without_a_gradient_only_weights_shrink(name):
 
 def test_every_parameter_of_the_networks_has_a_rule():
     for changes in ({}, {'model__name': 'resnet50'}, {'model__conv': 'static'}, {'partition__dynamic_fraction': 1.0}):
-        params = abstract_variables(make_model(small_config(**changes)), image_inputs((8, 8, 1)))['params']
-        decays = by_path(decay_mask(params))
+        variables = abstract_variables(make_model(small_config(**changes)), image_inputs((8, 8, 1)))
+        scales = find_scales(read_records(variables['intermediates']))
+        decays = by_path(decay_mask(variables['params'], scales))
         last_names = {
             decayed: {path.split('/')[-1] for path in decays if decays[path] == decayed} for decayed in (0, 1)
         }
@@ -118,9 +131,14 @@ def test_every_parameter_of_the_networks_has_a_rule():
         assert norms and not any(decays[path] for path in norms)
 
 
-def test_a_parameter_without_a_rule_is_named():
-    with pytest.raises(ValueError, match='no weight decay rule for parameter layer/mystery'):
-        make_optimizer(**PLAIN | {'weight_decay': 0.1}).init({'layer': {'mystery': jnp.ones(2)}})
+def test_scales_are_found_in_the_records():
+    for conv, expected in (
+        ('dynamic', {'phi'}),
+        ('odconv', {'phi', *(f'{name}/{leaf}' for name in VECTORS for leaf in ('phi', 'static_tensor'))}),
+    ):
+        layer = CONVS[conv](4, (3, 3), granularity='element')
+        assert find_scales(find_records(layer, jnp.ones((1, 5, 5, 3)))) == expected
+    assert not find_scales(find_records(CONVS['dynamic'](4, (3, 3)), jnp.ones((1, 5, 5, 3))))
 
 
 def test_clipping_scales_the_whole_gradient_down_and_never_up():

@@ -11,13 +11,13 @@ from flax import linen as nn
 
 from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS, LayerSpec, make_conv_spec
-from pad_jax.partition import FLAX, NothingSelected, Problem, count_dynamic, partition_round, positions_of
+from pad_jax.layers.factors import read_records
+from pad_jax.partition import Layout, NothingSelected, Problem, Recipe, count_dynamic, partition_round, positions_of
 from pad_jax.training import setup
 from pad_jax.training.config import load_config
 from tests.training.tiny import DIGITS
 
 DYNAMIC = [name for name in CONVS if name != 'static']
-LAYOUT = FLAX['both']
 
 
 class Separable(nn.Module):
@@ -45,6 +45,7 @@ def test_config_and_partition_agree(monkeypatch, conv, granularity, scope):
     monkeypatch.setattr(setup, 'make_model', lambda config: network)
     config = load_config(str(DIGITS), [f'partition.granularity={granularity}', f'partition.scope={scope}'])
     shapes = setup.abstract_variables(network, setup.make_inputs(config))
+    layout = Layout.of(read_records(shapes['intermediates']))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes['params'])
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), shapes['partition'])
@@ -55,10 +56,10 @@ def test_config_and_partition_agree(monkeypatch, conv, granularity, scope):
         refused = str(error)
 
     def partition():
-        problem = Problem(lambda *_: 0.0, LAYOUT)
-        return partition_round(problem, params, masks, None, 0.3, criterion='magnitude', scope=scope).masks
+        problem = Problem(lambda *_: 0.0, layout)
+        return partition_round(problem, params, masks, None, 0.3, Recipe('magnitude', scope)).masks
 
-    positions = positions_of(LAYOUT, params, masks)
+    positions = positions_of(layout, params, masks)
     if scope == 'global':
         # In the whole network some group always fits, and the largest come last here.
         assert refused is None or granularity == 'spatial'

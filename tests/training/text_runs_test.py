@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from pad_jax.partition import Layout
 from pad_jax.training import rounds as rounds_module
 from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import partition_state, to_trained_storage
 from pad_jax.training.setup import (
     Lengths,
-    make_exclusions,
     make_inputs,
     make_model,
+    make_recipe,
     make_run_optimizer,
     make_task,
     open_source,
@@ -146,14 +147,14 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
 
     def index(state, rounds, compact):
         found = to_trained_storage(state, rounds, compact)
-        seen.append((int(state.step), jax.tree.map(len, found.columns)))
+        seen.append((int(state.step), jax.tree.map(len, found.index)))
         return found
 
     monkeypatch.setattr(rounds_module, 'to_trained_storage', index)
     train(config, tmp_path / 'straight', devices=one_device())
     state = load_state(tmp_path / 'straight', config)
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)
-    assert state.columns == {} and sum(jax.tree.leaves(counts)) > 0
+    assert state.index == {} and sum(jax.tree.leaves(counts)) > 0
     assert seen == [(0, {}), (2, counts)]
     interrupt(monkeypatch, config, tmp_path / 'broken', 'train', 5)
     train(config, tmp_path / 'broken', devices=one_device())
@@ -248,7 +249,7 @@ def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granulari
         after, values = partition_state(
             state,
             0.5,
-            problem=make_problem(task, model, config.partition.scales),
+            problem=make_problem(task, model, Layout.of(state.records)),
             source=source,
             temperature=None,
             batches=1,
@@ -256,7 +257,7 @@ def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granulari
             criterion='sensitivity',
             scope='global',
             handoff=handoff,
-            exclusions=make_exclusions(config),
+            recipe=make_recipe(config),
         )
         assert values['dynamic_fraction'] == pytest.approx(0.5, abs=0.02) and int(after.round) == 1
         jumps[handoff] = abs(values['loss_after'] - values['loss_before'])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pad_jax.partition import Layout
 from pad_jax.pretrained import load_pretrained
 from pad_jax.training.devices import AXIS, Replicas
 from pad_jax.training.optimizer import make_optimizer
@@ -139,7 +140,7 @@ def test_the_loss_of_routers_is_in_the_gradient(texts):
         )
         model = make_model(config)
         state = init_state(model, sgd(), make_inputs(config), 0)
-        params = load_pretrained(texts / 'weights', state.params, num_heads=2).params
+        params = load_pretrained(texts / 'weights', state.params, state.records, num_heads=2).params
         params['classifier']['kernel'] = np.tile(np.float32([0.5, -0.5]), (16, 1))
         after, metrics = compile_step(config, model)(state.replace(params=params), open_source(config).train_batch(0))
         losses.append(float(metrics['loss']))
@@ -157,8 +158,9 @@ def test_the_loss_of_routers_is_in_the_gradient(texts):
 def test_scores_see_neither_dropout_nor_noise_nor_the_loss_of_routers(texts):
     config = small_text_config(texts, model__dropout=0.5, model__balance_coefficient=1.0)
     state, task, model = start(config), make_task(config), make_model(config)
-    problem = make_problem(task, model, 'both')
-    assert problem is make_problem(task, make_model(config), 'both')
+    layout = Layout.of(state.records)
+    problem = make_problem(task, model, layout)
+    assert problem is make_problem(task, make_model(config), layout)
     batch = open_source(config).scoring_batch(0, 8)
     gates = jax.tree.map(jnp.float32, state.masks)
 

@@ -1,5 +1,6 @@
 """The step, the round and all rounds, on plain pytrees, on Flax variables, and on eight devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,12 +10,13 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
-from pad_jax.layers import DynamicConv
+from pad_jax.layers import DynamicConv, find_records
 from pad_jax.partition import (
     CRITERIA,
-    FLAX,
+    Layout,
     NothingSelected,
     Problem,
+    Recipe,
     UninformativeScores,
     count_dynamic,
     init_masks,
@@ -25,7 +27,7 @@ from pad_jax.partition import (
     score_positions,
     sown_routing,
 )
-from pad_jax.partition.iterative import Exclusions
+from pad_jax.partition.layout import is_part
 from tests.partition import problems
 
 PARAMS = problems.make_params()
@@ -35,13 +37,10 @@ POSITIONS = PARAMS['static']  # 30 and 10 positions
 
 def partition(dynamic_fraction=0.3, batches=BATCHES, loss_fn=problems.loss_fn, params=PARAMS, **options):
     return iterative_mode_partition(
-        loss_fn,
+        dataclasses.replace(problems.PROBLEM, loss=loss_fn),
         params,
         batches,
         dynamic_fraction=dynamic_fraction,
-        layout=problems.SCALED,
-        output_fn=problems.output_fn,
-        routing_fn=problems.routing_fn,
         **options,
     )
 
@@ -89,7 +88,7 @@ def test_generators_serve_all_rounds_and_the_handoff():
         assert_same(generated, listed)
     masks = init_masks(POSITIONS)
     listed, generated = (
-        partition_round(problems.PROBLEM, PARAMS, masks, batches, 0.2, handoff='mean')
+        partition_round(problems.PROBLEM, PARAMS, masks, batches, 0.2, Recipe(handoff='mean'))
         for batches in (BATCHES, iter(BATCHES))
     )
     assert_same(generated, listed)
@@ -169,7 +168,7 @@ def test_identical_copies_are_refused_with_advice():
 
     def plain_partition(params, criterion='sensitivity', **options):
         return iterative_mode_partition(
-            loss_fn, params, BATCHES, dynamic_fraction=0.3, criterion=criterion, output_fn=output_fn, **options
+            Problem(loss_fn, output=output_fn), params, BATCHES, dynamic_fraction=0.3, criterion=criterion, **options
         ).masks
 
     def output_fn(params, gates, batch):
@@ -337,6 +336,7 @@ def test_a_round_on_flax_variables():
     rng = np.random.default_rng(0)
     batch = {'x': rng.normal(size=(4, 6, 2)).astype(np.float32), 'label': np.array([0, 1, 2, 0])}
     variables = jax.jit(network.init)(jax.random.key(0), batch['x'])
+    layout = Layout.of(find_records(network, batch['x']))
     masks, params = variables['partition'], variables['params']
 
     @jax.jit
@@ -348,11 +348,11 @@ def test_a_round_on_flax_variables():
         return -jnp.mean(picked)
 
     def routing(params, gates, batch):
-        return sown_routing(run(params, gates, batch)[1]['intermediates'], masks)
+        return sown_routing(run(params, gates, batch)[1]['intermediates'])
 
-    problem = Problem(loss, FLAX['both'], routing=routing)
+    problem = Problem(loss, layout, routing=routing)
     new_masks, new_params = partition_round(
-        problem, params, masks, [batch], 0.3, handoff='mean', exclusions=Exclusions(keep_dynamic='^first/')
+        problem, params, masks, [batch], 0.3, Recipe(handoff='mean', keep_dynamic='^first/')
     )
     assert jax.tree.map(jnp.shape, new_masks) == jax.tree.map(jnp.shape, masks)
     assert jax.tree.map(jnp.shape, new_params) == jax.tree.map(jnp.shape, params)
@@ -361,7 +361,8 @@ def test_a_round_on_flax_variables():
         'first/conv/kernel': 24,
         'second/conv/kernel': 18,
     }
-    assert_same(FLAX['both'].dynamic(new_params, masks), FLAX['both'].dynamic(params, masks))
+    kept, before = (jax.tree.leaves(layout.read(tree, masks), is_leaf=is_part) for tree in (new_params, params))
+    assert_same([part.dynamic for part in kept], [part.dynamic for part in before])
     before, moved, shocked = (
         run(*of, batch)[0] for of in ((params, masks), (new_params, new_masks), (params, new_masks))
     )

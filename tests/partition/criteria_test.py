@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import CRITERIA, GRANULARITIES, Problem, init_masks, merge, score_positions
-from pad_jax.partition.scores import mean_routing
+from pad_jax.partition.criteria import mean_routing
 from tests.partition import problems
 
 PARAMS = problems.make_params()

@@ -1,0 +1,267 @@
+"""Compact storage: the variables of a partially dynamic network without the entries that its masks make dead.
+
+At a dynamic position the static parameter is dead, at a static position the K factors are. Compact parameters hold the
+live entries, in their original order:
+
+    granularity     factors [K, *shape]     static [*shape]
+    output, layer   [K, ..., C, D]          [..., C, F − D]       a layer has all of its outputs or none
+    input           [K, ..., D, F]          [..., C − D, F]
+    spatial         [K, D, C, F]            [T − D, C, F]         T taps of the kernel, flattened in C order
+    element         [K, D]                  [n − D]               n positions, flattened in C order
+
+Parameters that a record names in `beside` keep their dynamic entries, as a factor does. The collection 'index' replaces
+the masks: for each of them int32[D], the dynamic gates, ascending. By element it holds the bits of the mask, uint8, as
+numpy.packbits packs the last axis.
+
+Layers read compact variables of whole outputs, inputs, taps and layers. By element compact storage is a file format:
+call `expand` before the network.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pad_jax.kernels.factors import complement_index, put_entries, take_entries
+from pad_jax.partition.layout import PartialParameter
+from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape
+
+
+def compact(variables: Mapping[str, Any], records: Mapping[str, Any], allow_dynamic: bool = False) -> dict[str, Any]:
+    """Return variables without dead entries: the network computes the same, with the same gradients of live entries.
+
+    Args:
+      variables: collections of a Flax module, among them `params` and `partition`, concrete arrays.
+      records: of `find_records`.
+      allow_dynamic: accept masks that are still all dynamic.
+
+    Raises:
+      ValueError: if nothing is static yet, or if the variables are compact already.
+
+    >>> from pad_jax.layers import DynamicConv, find_records
+    >>> layer, x = DynamicConv(8, (3, 3), granularity='output'), jnp.ones((1, 6, 6, 3))
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> masks = {'kernel': (jnp.arange(8) < 3).reshape(1, 1, 1, 8)}
+    >>> small = compact({**variables, 'partition': masks}, find_records(layer, x))
+    >>> small['params']['kernel'].shape, small['params']['static_kernel'].shape
+    ((4, 3, 3, 3, 3), (3, 3, 3, 5))
+    """
+    if 'index' in variables:
+        raise ValueError('these variables are compact already')
+    masks = variables.get('partition', {})
+    leaves = jax.tree.leaves(masks)
+    if not leaves or not (allow_dynamic or any(not np.asarray(mask).all() for mask in leaves)):
+        advice = ' (allow_dynamic=True accepts a network in which all is dynamic)' if leaves else ''
+        raise ValueError(f'nothing is static yet: call compact after the partition{advice}')
+    params = compact_params(variables['params'], masks, records)
+    others = {name: found for name, found in variables.items() if name not in ('params', 'partition')}
+    return {**others, 'params': params, 'index': index_masks(masks, with_elements=True)}
+
+
+def expand(variables: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    """Invert `compact`, with zeros for dead entries; jittable.
+
+    Raises:
+      ValueError: if the variables are not compact.
+    """
+    if 'index' not in variables:
+        raise ValueError('these variables are not compact: there is nothing to expand')
+    params, index = variables['params'], variables['index']
+    others = {name: found for name, found in variables.items() if name not in ('params', 'index')}
+    return {
+        **others,
+        'params': expand_params(params, index, records),
+        'partition': read_masks(index, records),
+    }
+
+
+def expand_elements(variables: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables that layers can read: expanded if they are compact by element, otherwise unchanged."""
+    bits = [leaf for leaf in jax.tree.leaves(variables.get('index', {})) if leaf.dtype == np.uint8]
+    return expand(variables, records) if bits else dict(variables)
+
+
+def index_masks(masks: Mapping[str, Any], with_elements: bool = False) -> dict[str, Any]:
+    """Return the collection 'index' of the collection 'partition', whose values must be known.
+
+    Layers compute only the entries of their index, so make it again after every round of the partition. Scoring needs
+    the gradient of the masks and takes no index.
+
+    Args:
+      masks: nested dict of bool arrays.
+      with_elements: also index masks by element, as bits.
+
+    >>> index_masks({'ffn': {'kernel': jnp.array([[True, False, True]])}})['ffn']['kernel'].tolist()
+    [0, 2]
+    """
+    index = {}
+    for name, mask in masks.items():
+        if isinstance(mask, Mapping):
+            below = index_masks(mask, with_elements)
+            index |= {name: below} if below else {}
+        elif mask_granularity(mask.shape) != 'element':
+            index[name] = jax.device_put(np.flatnonzero(np.asarray(mask)).astype(np.int32))
+        elif with_elements:
+            index[name] = jax.device_put(np.packbits(np.asarray(mask), axis=-1))
+    return index
+
+
+def compact_params(params: Mapping[str, Any], index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the live entries of a tree with the structure of the params: these, their momentum, their average.
+
+    Args:
+      params: nested dict of arrays.
+      index: the collection 'index' or the masks. Only an index without bits may be traced.
+      records: of `find_records`.
+    """
+
+    def take(leaf, record, module):
+        entries = _Entries.read(leaf, record)
+        return {name: entries.take(module[name], is_dynamic) for name, is_dynamic in _names(record, module)}
+
+    return _change_params(take, params, index, records)
+
+
+def expand_params(params: Mapping[str, Any], index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    """Invert `compact_params`, with zeros for dead entries; jittable. `index` may also hold masks."""
+
+    def put(leaf, record, module):
+        entries = _Entries.read(leaf, record, module[record.factors])
+        return {name: entries.put(module[name], is_dynamic) for name, is_dynamic in _names(record, module)}
+
+    return _change_params(put, params, index, records)
+
+
+def _names(record: PartialParameter, module) -> Iterator[tuple[str, bool]]:
+    """Yield the names of the parameters that a mask splits, and True for those that are alive at dynamic positions."""
+    yield record.factors, True
+    if record.static is not None:
+        yield record.static, False
+    yield from ((name, True) for name in record.beside if name in module)
+
+
+def _change_params(change, params, index, records):
+    changed = dict(params)
+    for name, leaf in index.items():
+        if isinstance(leaf, Mapping):
+            changed[name] = _change_params(change, params[name], leaf, records[name])
+        else:
+            changed |= change(leaf, records[name], params)
+    return changed
+
+
+def read_masks(index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the masks that an index was made of; jittable."""
+    masks = {}
+    for name, leaf in index.items():
+        if isinstance(leaf, Mapping):
+            masks[name] = read_masks(leaf, records[name])
+            continue
+        shape, granularity = records[name].shape, records[name].granularity
+        gates = mask_shape(shape, granularity)
+        if leaf.dtype == np.uint8:
+            masks[name] = jnp.unpackbits(leaf, axis=-1, count=shape[-1]).astype(bool)
+        else:
+            masks[name] = jnp.zeros(math.prod(gates), bool).at[leaf].set(True).reshape(gates)
+    return masks
+
+
+class _Entries(NamedTuple):
+    """Dynamic and static entries of one parameter, along an axis of a view of its shape.
+
+    Attributes:
+      dynamic, static: int32[D] and int32[size − D], ascending; static is None until it is needed.
+      places: int32[size], place of each entry among the dynamic ones and among the static ones, or None.
+    """
+
+    record: PartialParameter
+    view: tuple[int, ...]
+    axis: int
+    dynamic: jax.Array | np.ndarray
+    static: jax.Array | np.ndarray
+    places: tuple[jax.Array, jax.Array] | None = None
+
+    @classmethod
+    def read(cls, leaf, record: PartialParameter, factors=None) -> '_Entries':
+        """Read a mask, an index or bits. Traced bits need the compact factors, whose shape tells their number."""
+        gates = mask_shape(record.shape, record.granularity)
+        granularity = mask_granularity(gates)
+        view, axis = gate_axis(record.shape, granularity)
+        size = view[axis]
+        if leaf.dtype == np.uint8 and isinstance(leaf, jax.core.Tracer):
+            return cls(record, view, axis, *_locate_bits(leaf, record.shape, factors.shape[-1]))
+        if leaf.dtype == np.uint8:
+            leaf = np.unpackbits(np.asarray(leaf), axis=-1, count=record.shape[-1]).astype(bool)
+        if leaf.dtype == bool:
+            if leaf.shape != gates:
+                raise ValueError(
+                    f'the mask of {record.factors} must have the shape {gates} of granularity {record.granularity!r}, '
+                    f'got {leaf.shape}'
+                )
+            leaf = np.flatnonzero(np.asarray(leaf)).astype(np.int32)
+        if granularity == 'layer':
+            leaf = np.arange(size * leaf.shape[0], dtype=np.int32)
+        if isinstance(leaf, jax.core.Tracer):
+            return cls(record, view, axis, leaf, complement_index(leaf, size))
+        is_static = np.ones(size, bool)
+        is_static[np.asarray(leaf)] = False
+        return cls(record, view, axis, leaf, np.flatnonzero(is_static).astype(np.int32))
+
+    def take(self, values, is_dynamic: bool):
+        """Take live entries: [*stack, *shape] -> [*stack, *entries]."""
+        index = self.dynamic if is_dynamic else self.static
+        whole = values.reshape(*values.shape[: values.ndim - len(self.record.shape)], *self.view)
+        if _any_traced(values, index):
+            return take_entries(whole, index, self.axis)
+        # On the host in NumPy: every shape would be a compilation.
+        return jax.device_put(np.take(np.asarray(whole), np.asarray(index), self.axis))
+
+    def put(self, values, is_dynamic: bool):
+        """Put live entries where they belong, with zeros elsewhere: [*stack, *entries] -> [*stack, *shape]."""
+        index = self.dynamic if is_dynamic else self.static
+        stack, size = values.shape[: values.ndim - len(self.view)], self.view[self.axis]
+        if _any_traced(values, index):
+            places = None if self.places is None else self.places[not is_dynamic]
+            whole = put_entries(values, index, size, self.axis, places)
+        else:
+            whole = np.zeros((*stack, *self.view), values.dtype)
+            whole[(..., np.asarray(index), *(slice(None),) * (-self.axis - 1))] = np.asarray(values)
+            whole = jax.device_put(whole)
+        return whole.reshape(*stack, *self.record.shape)
+
+
+def _any_traced(*arrays):
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def _locate_bits(bits, shape, num_dynamic):
+    """Return (dynamic, static, places) of traced bits uint8[*shape[:-1], ceil(shape[-1] / 8)], D of them set."""
+    mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool).reshape(-1)
+    ranks = _rank_bits(bits)[..., : shape[-1]].reshape(-1)
+    positions = jnp.arange(mask.shape[0], dtype=jnp.int32)
+    places = jnp.where(mask, ranks, num_dynamic), jnp.where(mask, mask.shape[0] - num_dynamic, positions - ranks)
+    # One scatter of integers for both: it takes about as long as reading the K factors.
+    order = jnp.where(mask, places[0], num_dynamic + places[1])
+    index = jnp.zeros_like(positions).at[order].set(positions, unique_indices=True)
+    return index[:num_dynamic], index[num_dynamic:], places
+
+
+def _rank_bits(bits):
+    """Return the number of set bits before each bit, over all axes in C order: uint8[..., b] -> int32[..., 8b].
+
+    Bytes are counted first, in rows: XLA on CPU makes many passes for a sum that runs over millions of elements.
+    """
+    counts = jax.lax.population_count(bits).astype(jnp.int32).reshape(-1)
+    rows = jnp.pad(counts, (0, -counts.shape[0] % _BYTES_IN_ROW)).reshape(-1, _BYTES_IN_ROW)
+    within = jnp.cumsum(rows, axis=1)
+    before = within - rows + (jnp.cumsum(within[:, -1]) - within[:, -1])[:, None]
+    before = before.reshape(-1)[: counts.shape[0]].reshape(*bits.shape, 1)
+    heads = jnp.asarray([256 - (1 << (8 - bit)) for bit in range(8)], jnp.uint8)  # the bits before each bit
+    inside = jax.lax.population_count(bits[..., None] & heads.reshape((1,) * bits.ndim + (8,)))
+    return (before + inside.astype(jnp.int32)).reshape(*bits.shape[:-1], -1)
+
+
+_BYTES_IN_ROW = 256

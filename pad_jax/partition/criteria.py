@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.layout import Problem, Values, is_part, positions_of
+from pad_jax.partition.layout import Problem, Values, positions_of
 from pad_jax.partition.masks import group_size
 
 LATER = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
@@ -165,13 +165,9 @@ def finish_absolute(problem: Problem, params, masks, total):
     return jax.tree.map(jnp.abs, total)
 
 
-def _read_factors(problem, params, masks):
-    return jax.tree.map(lambda part: part.dynamic, problem.layout.read(params, masks), is_leaf=is_part)
-
-
 def finish_magnitude(problem: Problem, params, masks, total):
     """Return the mean over the factors of |W_k|, summed over the positions of each group."""
-    factors = _read_factors(problem, params, masks)
+    factors = problem.layout.dynamic(params, masks)
     return jax.tree.map(lambda leaf, mask: _sum_by_gate(jnp.abs(leaf).mean(0), mask), factors, masks)
 
 
@@ -197,7 +193,7 @@ def finish_variance(problem: Problem, params, masks, total):
         bound = jnp.sum(summed * jnp.abs(factors), axis=0)
         return _sum_by_gate(jnp.maximum(_unless_rounding(total, bound, factors.shape[0]), 0), mask)
 
-    return jax.tree.map(variance, _read_factors(problem, params, masks), masks, total)
+    return jax.tree.map(variance, problem.layout.dynamic(params, masks), masks, total)
 
 
 def _unless_rounding(values, terms, num_terms):

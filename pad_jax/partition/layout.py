@@ -99,6 +99,10 @@ class Layout:
     write: Callable[[PyTree, PyTree, PyTree], PyTree]
     layer_of: Callable[[str], str] = each_by_itself
 
+    def dynamic(self, params: PyTree, masks: PyTree) -> PyTree:
+        """Return the factors float[K, *shape] of every mask, of params or their gradients."""
+        return jax.tree.map(lambda part: part.dynamic, self.read(params, masks), is_leaf=is_part)
+
     @staticmethod
     def of(records: Mapping[str, Any]) -> 'Layout':
         """Make the layout of nested params and masks from their records; equal records give the same object."""
@@ -155,10 +159,8 @@ PLAIN = Layout(
 
 def positions_of(layout: Layout, params, masks):
     """Return the shapes of one copy of each partially dynamic parameter, as jax.ShapeDtypeStruct[*shape]."""
-    parts = layout.read(params, masks)
-    return jax.tree.map(
-        lambda part: jax.ShapeDtypeStruct(part.dynamic.shape[1:], part.dynamic.dtype), parts, is_leaf=is_part
-    )
+    factors = layout.dynamic(params, masks)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), factors)
 
 
 def is_part(node) -> bool:

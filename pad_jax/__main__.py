@@ -84,7 +84,7 @@ def export(arguments: Sequence[str]) -> None:
     for row in exported.rows():
         table.add_row(*row)
     print_table(table)
-    print_line(f'Compared with the checkpoint on {exported.agreement.inputs}, in a fresh process.')
+    print_line(f'Compared with the checkpoint on {exported.inputs}, in a fresh process.')
     print(f'exported: {exported.folder}', file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ import pad_jax
 from pad_jax.data import SOURCES
 from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
-from pad_jax.deploy.verify import Agreement, verify
+from pad_jax.deploy.verify import verify
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import check_vacant, fill_folder
 from pad_jax.layers.compact import compact, expand_elements
@@ -34,7 +34,6 @@ from pad_jax.training.tasks import Task
 from pad_jax.training.workdir import find_tokenizer
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_FLOAT_BYTES = 4
 _FILES = ('pretrained',)  # keys of config.model that name files of the training machine
 
 
@@ -75,27 +74,25 @@ class Export(NamedTuple):
       counts: `report_counts` of the trained network.
       fully_dynamic: number of parameters of the network with κ = 1.
       sizes: bytes of each file.
-      agreement: result of `verify`.
+      differences: batch size -> (largest difference of logits, largest logit).
+      inputs: origin of the inputs of that comparison, in words.
     """
 
     folder: Path
     counts: dict[str, Any]
     fully_dynamic: int
     sizes: dict[str, int]
-    agreement: Agreement
+    differences: dict[int, tuple[float, float]]
+    inputs: str
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return rows of a table: figure, this export, the fully dynamic network, ratio."""
-        parameters = self.counts['parameters']
-        pairs = [
-            ('parameters', parameters, self.fully_dynamic),
-            (f'{WEIGHTS}, bytes', self.sizes[WEIGHTS], _FLOAT_BYTES * self.fully_dynamic),
-        ]
+        parameters, size = self.counts['parameters'], self.sizes[WEIGHTS]
+        pairs = [('parameters', parameters, self.fully_dynamic), (f'{WEIGHTS}, bytes', size, 4 * self.fully_dynamic)]
         rows = [(name, f'{here:,}', f'{dynamic:,}', f'{here / dynamic:.4f}') for name, here, dynamic in pairs]
-        excess = self.sizes[WEIGHTS] / (_FLOAT_BYTES * parameters)
-        rows.append((f'{WEIGHTS}, bytes / {_FLOAT_BYTES} for each parameter', f'{excess:.4f}', '', ''))
+        rows.append((f'{WEIGHTS}, bytes / 4 for each parameter', f'{size / (4 * parameters):.4f}', '', ''))
         rows += [(f'{name}, bytes', f'{size:,}', '', '') for name, size in self.sizes.items() if name != WEIGHTS]
-        for size, (difference, largest) in self.agreement.differences.items():
+        for size, (difference, largest) in self.differences.items():
             rows.append((f'largest difference of logits, batch {size}', f'{difference:.2g} of {largest:.3g}', '', ''))
         return rows
 
@@ -122,18 +119,19 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
         rounds = f'{done} of {config.partition.rounds} rounds of the partition of {workdir} are done'
         raise BadInput(f'{rounds}: continue its training first')
     trained = read_network(run)
-    network, counts = shrink_network(trained, config), count_parameters(trained, config)
+    network, shapes = shrink_network(trained, config), abstract_variables(trained.model, make_inputs(config))
+    counts = report_counts(count_layers({**shapes, 'partition': trained.variables.get('partition', {})}))
     with fill_folder(out, overwrite) as folder:
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
         (folder / NETWORK).write_bytes(lower(network, config).serialize())
         if is_text(config):
             shutil.copyfile(find_tokenizer(workdir), folder / TOKENIZER)
         write_manifest(folder, _describe(run, network, counts))
-        agreement = verify(folder, trained, config, workdir)
+        differences, said = verify(folder, trained, config, workdir)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     dynamic = config.copy_and_resolve_references()
     dynamic.partition.dynamic_fraction = 1.0
-    return Export(out, counts, report_counts(plan_layers(dynamic))['parameters'], sizes, agreement)
+    return Export(out, counts, report_counts(plan_layers(dynamic))['parameters'], sizes, differences, said)
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
@@ -177,12 +175,6 @@ def _serving_config(config):
     served = config.copy_and_resolve_references()
     served.model.dtype, served.model.plan = 'float32', 'auto'
     return served
-
-
-def count_parameters(trained: Network, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return `report_counts` of a trained network: the size that theory expects of its export."""
-    shapes = abstract_variables(trained.model, make_inputs(config))
-    return report_counts(count_layers({**shapes, 'partition': trained.variables.get('partition', {})}))
 
 
 def lower(network: Network, config: ml_collections.ConfigDict) -> jax.export.Exported:

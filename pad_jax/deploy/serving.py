@@ -18,9 +18,7 @@ import safetensors.numpy
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import read_json, read_plain
 
-FORMAT = 1
-"""Version of the content of an export. A reader refuses newer ones."""
-
+FORMAT = 1  # of the content of an export; a reader refuses newer ones
 MANIFEST, WEIGHTS, NETWORK, TOKENIZER = 'manifest.json', 'weights.safetensors', 'network.stablehlo', 'tokenizer.json'
 _KEYS = {'task': str, 'inputs': list, 'output': dict, 'class_names': list, 'files': dict, 'versions': dict}
 
@@ -91,9 +89,8 @@ def _open_network(path: Path, content: bytes, manifest: dict[str, Any]) -> jax.e
         return jax.export.deserialize(bytearray(content))
     except Exception as error:  # flatbuffers, MLIR and JAX raise errors of many types
         made, reason = manifest['versions'].get('jax'), ' '.join(str(error).split())[:200]
-        raise BadInput(
-            f'{quote(path)}, made by jax {made}, cannot be read by jax {jax.__version__}: {reason}'
-        ) from error
+        versions = f'made by jax {made}, cannot be read by jax {jax.__version__}'
+        raise BadInput(f'{quote(path)}, {versions}: {reason}') from error
 
 
 def _open_weights(path: Path, content: bytes, network: jax.export.Exported) -> dict[str, np.ndarray]:
@@ -111,8 +108,7 @@ def _open_weights(path: Path, content: bytes, network: jax.export.Exported) -> d
         if found.get(name) != wanted.get(name)
     ]
     if differing:
-        more = f' (and {len(differing) - 3} more)' if len(differing) > 3 else ''
-        raise BadInput(f'{quote(path)} does not fit the network: {"; ".join(differing[:3])}{more}')
+        raise BadInput(f'{quote(path)} does not fit the network: {"; ".join(differing[:3])}')
     return weights
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import ml_collections
@@ -17,14 +16,8 @@ from pad_jax.errors import BadInput
 from pad_jax.training.setup import make_inputs, open_source
 from pad_jax.training.tasks import Task
 
-if TYPE_CHECKING:
-    from pad_jax.deploy.export import Network
-
 BATCHES = (1, 3, 32)
-TOLERANCE = 1e-4
-"""Largest difference of logits / largest logit that rounding explains."""
-
-Inputs = Mapping[str, np.ndarray]
+TOLERANCE = 1e-4  # largest difference of logits / largest logit that rounding explains
 
 # The fresh process gets `pad_jax` as a bare package: its __init__ would import the models, which serving must not need.
 _SERVE = """
@@ -54,20 +47,13 @@ class NotVerified(RuntimeError):
     """The export does not compute the same as its checkpoint. The message gives the difference."""
 
 
-class Agreement(NamedTuple):
-    """Agreement of an export with its checkpoint.
+def verify(
+    folder: Path, trained, config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[dict[int, tuple[float, float]], str]:
+    """Serve an export from a fresh process and compare its logits with those of the trained `Network`.
 
-    Attributes:
-      differences: batch size -> (largest difference of logits, largest logit).
-      inputs: the inputs of the comparison, in words.
-    """
-
-    differences: dict[int, tuple[float, float]]
-    inputs: str
-
-
-def verify(folder: Path, trained: 'Network', config: ml_collections.ConfigDict, workdir: Path) -> Agreement:
-    """Serve an export from a fresh process and compare its logits with those of the trained network.
+    Returns:
+      {batch size: (largest difference of logits, largest logit)}, and the origin of the inputs in words.
 
     Raises:
       NotVerified: if they differ by more than rounding explains, or the export cannot be served.
@@ -90,35 +76,24 @@ def verify(folder: Path, trained: 'Network', config: ml_collections.ConfigDict, 
             wrong.append(f'{difference:.2g} of {largest:.3g} at batch {size}')
     if wrong:
         raise NotVerified(f'the logits of the export differ from those of the checkpoint by {", ".join(wrong)}: {said}')
-    return Agreement(differences, said)
+    return differences, said
 
 
-def gather_batches(config: ml_collections.ConfigDict, workdir: Path, task: Task) -> tuple[list[Inputs], str]:
+def gather_batches(
+    config: ml_collections.ConfigDict, workdir: Path, task: Task
+) -> tuple[list[Mapping[str, np.ndarray]], str]:
     """Gather inputs of BATCHES examples each, the first evaluation examples, and their origin in words.
 
     Without the data they are random, with a fixed seed.
     """
     try:
-        source = open_source(config, workdir)
-        examples, said = _read_examples(source, task, max(BATCHES)), "the run's data"
+        batch, said = next(iter(open_source(config, workdir).eval_batches())), "the run's data"
+        is_example = batch['weight'] > 0
+        examples = {name: batch[name][is_example] for name in task.inputs}
     except BadInput as error:
         examples, said = draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
-    return [{name: values[:size] for name, values in examples.items()} for size in BATCHES], said
-
-
-def _read_examples(source, task: Task, count: int) -> dict[str, np.ndarray]:
-    found = {name: [] for name in task.inputs}
-    for batch in source.eval_batches():
-        is_example = batch['weight'] > 0
-        for name, rows in found.items():
-            rows.extend(batch[name][is_example])
-        if len(rows) >= count:
-            break
-    if 'valid' in found:  # texts of several batches, which may differ in length; padding is not valid
-        longest = max(map(len, rows))
-        found = {name: [np.pad(row, (0, longest - len(row))) for row in rows] for name, rows in found.items()}
     # Repeat the examples if there are too few.
-    return {name: np.stack(rows)[np.arange(count) % len(rows)] for name, rows in found.items()}
+    return [{name: rows[np.arange(size) % len(rows)] for name, rows in examples.items()} for size in BATCHES], said
 
 
 def draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
@@ -133,7 +108,7 @@ def draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np
     return {'tokens': tokens, 'segments': np.zeros_like(tokens), 'valid': np.arange(length) < ends}
 
 
-def serve_in_fresh_process(folder: Path, batches: Sequence[Inputs]) -> list[np.ndarray]:
+def serve_in_fresh_process(folder: Path, batches: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
     """Compute logits float32[B, outputs] of each batch by `load_exported`, in a process without model code.
 
     Raises:

@@ -17,7 +17,8 @@ from pad_jax.deploy import export, verify
 from pad_jax.deploy.export import Network, shrink_network
 from pad_jax.deploy.serving import MANIFEST, NETWORK, WEIGHTS
 from pad_jax.errors import BadInput
-from pad_jax.training.config import read_workdir_config
+from pad_jax.partition import count_layers, report_counts
+from pad_jax.training.config import is_text, read_workdir_config
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from tests.deploy.drawing import draw_variables
@@ -49,9 +50,9 @@ def test_an_export_is_as_good_as_its_checkpoint(request, one_block, one_layer, k
     expected = evaluate_workdir(workdir)
     found = evaluate_network(exported.folder, workdir)
     assert found == {name: pytest.approx(expected[name], rel=1e-5) for name in found}
-    assert list(exported.agreement.differences) == [1, 3, 32]
-    assert exported.agreement.inputs == "the run's data"
-    assert all(difference <= 1e-4 * most for difference, most in exported.agreement.differences.values())
+    assert list(exported.differences) == [1, 3, 32]
+    assert exported.inputs == "the run's data"
+    assert all(difference <= 1e-4 * most for difference, most in exported.differences.values())
 
 
 def test_what_a_manifest_says(exported, exported_texts, finished_run, finished_text_run):
@@ -89,14 +90,16 @@ def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
 
 def check_network(config, granularity):
     model = make_model(config)
-    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), 3.0)
+    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), None if is_text(config) else 3.0)
     served = shrink_network(trained, config)
     lowered = export.lower(served, config)
     examples = verify.draw_examples(config, 3)
     found = jit_quickly(lowered.call)(served.weights, *examples.values())
     expected = np.asarray(jit_quickly(trained.apply)(trained.weights, *examples.values()))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    counted = export.count_parameters(trained, config)['parameters']
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *make_inputs(config))
+    layers = count_layers({**shapes, 'partition': trained.variables['partition']})
+    counted = report_counts(layers)['parameters']
     positions = sum(mask.size for mask in jax.tree.leaves(trained.variables['partition']))
     stored = sum(array.nbytes for array in served.weights.values())
     assert stored <= 4 * counted + (positions / 8 if granularity == 'element' else 0) + 0.01 * 4 * counted

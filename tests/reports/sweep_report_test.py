@@ -216,7 +216,7 @@ def test_a_score_that_is_not_a_number_is_named_and_shows_no_difference(sweep):
         {'base': SCORES['base'], 'by_magnitude': {0: 0.625, 1: math.nan, 2: 0.75}, 'static': SCORES['static']}
     )
     status, out, _ = run_command('report', folder)
-    assert status == 0 and 'missing: by_magnitude: seed 1 without a finite accuracy\n' in out
+    assert status == 0 and 'missing: by_magnitude: seed 1 without a finite accuracy; ' in out
     assert 'of 1 differences to base: 0.' in out
     assert '| 3 of 3 | n/a | n/a |' in (folder / 'report' / 'report.md').read_text()
 

@@ -90,7 +90,8 @@ def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
 
 def check_network(config, granularity):
     model = make_model(config)
-    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), None if is_text(config) else 3.0)
+    temperature = None if is_text(config) else 3.0
+    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), temperature)
     served = shrink_network(trained, config)
     lowered = export.lower(served, config)
     examples = verify.draw_examples(config, 3)

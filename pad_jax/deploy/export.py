@@ -152,8 +152,9 @@ def read_network(run: RestoredRun) -> Network:
     schedule = make_temperature(run.config, run.lengths)
     variables = {name: jax.device_get(found) for name, found in run.state.averaged_variables.items() if found}
     temperature = float(schedule(run.state.step)) if schedule else None
-    model = make_model(_serving_config(run.config))
-    return Network(model, variables, run.state.records, make_task(run.config), temperature)
+    return Network(
+        make_model(_serving_config(run.config)), variables, run.state.records, make_task(run.config), temperature
+    )
 
 
 def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Network:
@@ -163,9 +164,7 @@ def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Netwo
     if all(record.linear for _, record in walk_records(network.records)):
         variables['params'] = fold_scales(variables['params'], network.records)
         served.partition.scales = 'none'
-    model = make_model(served)
-    if not is_text(config):
-        model = model.clone(norms_folded=True)
+    model = make_model(served) if is_text(config) else make_model(served).clone(norms_folded=True)
     if jax.tree.leaves(variables.get('partition', {})):
         variables = compact(variables, network.records, allow_dynamic=True)
     return network._replace(model=model, variables=jax.device_get(variables))
@@ -216,9 +215,8 @@ def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dic
         prepared = {'tokenizer': TOKENIZER, 'max_length': config.data.max_length, 'columns': config.data.text_columns}
     else:
         prepared = {**SOURCES[config.data.name].preprocessing._asdict(), 'size': config.data.image_size}
-    kind = 'regression' if network.task.regression else 'classification'
     return {
-        'task': f'{"text" if text else "image"} {kind}',
+        'task': f'{"text" if text else "image"} {"regression" if network.task.regression else "classification"}',
         'inputs': _describe_inputs(network, config),
         'preprocessing': prepared,
         'output': {'name': 'logits', 'dtype': 'float32', 'shape': ['batch', config.model.num_classes]},

@@ -64,11 +64,11 @@ def fold_scales(params: Params, records: Params) -> dict[str, Any]:
     Args:
       records: of `find_records`.
 
-    >>> record = PartialParameter('kernel', (3,), 'output', 'static_kernel', 'phi', 'both')
-    >>> params = {'kernel': np.ones((2, 3), np.float32), 'static_kernel': np.ones(3, np.float32), 'phi': np.float32(9)}
+    >>> record = PartialParameter('kernel', (3,), 'output', 'fixed', 'ratio', 'both')
+    >>> params = {'kernel': np.ones((2, 3), np.float32), 'fixed': np.ones(3, np.float32), 'ratio': np.float32(9)}
     >>> folded = fold_scales(params, {'kernel': record})
     >>> {name: values.max().round(3).item() for name, values in folded.items()}
-    {'kernel': 2.0, 'static_kernel': 0.0}
+    {'kernel': 2.0, 'fixed': 0.0}
     """
     folded = dict(params)
     for name, record in records.items():

@@ -47,9 +47,7 @@ class NotVerified(RuntimeError):
     """The export does not compute the same as its checkpoint. The message gives the difference."""
 
 
-def verify(
-    folder: Path, trained, config: ml_collections.ConfigDict, workdir: Path
-) -> tuple[dict[int, tuple[float, float]], str]:
+def verify(folder: Path, trained, config, workdir: Path) -> tuple[dict[int, tuple[float, float]], str]:
     """Serve an export from a fresh process and compare its logits with those of the trained `Network`.
 
     Returns:
@@ -92,7 +90,6 @@ def gather_batches(
         examples = {name: batch[name][is_example] for name in task.inputs}
     except BadInput as error:
         examples, said = draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
-    # Repeat the examples if there are too few.
     return [{name: rows[np.arange(size) % len(rows)] for name, rows in examples.items()} for size in BATCHES], said
 
 
@@ -118,8 +115,8 @@ def serve_in_fresh_process(folder: Path, batches: Sequence[Mapping[str, np.ndarr
     arrays = {f'{number}/{key}': values for number, batch in enumerate(batches) for key, values in batch.items()}
     np.savez(given, **arrays)
     command = [sys.executable, '-c', _SERVE, package, str(folder)]
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=environment)
+    on_cpu = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(command, input=given.getvalue(), capture_output=True, env=on_cpu)
     if done.returncode:
         said = done.stderr.decode(errors='replace').strip().splitlines() or [f'exit {done.returncode}']
         raise NotVerified(f'a fresh process cannot serve the export: {said[-1]}')

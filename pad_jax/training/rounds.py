@@ -6,7 +6,6 @@ it into the storage that is trained. That is compact if the config asks for it a
 full parameters, masks, and the index of whole dynamic outputs, inputs or taps.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from flax import linen as nn
 
 from pad_jax.data import Source
 from pad_jax.layers.compact import compact_params, expand_params, index_masks, read_masks
@@ -22,7 +22,6 @@ from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import (
     Layout,
     Problem,
-    Recipe,
     as_gates,
     count_dynamic,
     count_positions,
@@ -38,6 +37,7 @@ from pad_jax.training.optimizer import follow_handoff
 from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
 from pad_jax.training.state import TrainState
 from pad_jax.training.steps import make_problem
+from pad_jax.training.tasks import Task
 
 PyTree = Any
 
@@ -50,38 +50,69 @@ class Rounds:
       model, inputs: the network without a mapped axis, and the shapes it is initialised with.
 
     Args:
+      source: its scoring batches are a pure function of its seed and the round.
       task, temperature: see `steps.train_step`.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, source: Source, *, task, model, temperature):
-        partition = config.partition
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        source: Source,
+        *,
+        task: Task,
+        model: nn.Module,
+        temperature: optax.Schedule | None,
+    ):
         self.plan = plan_rounds(config)
         self.model, self.inputs = model, make_inputs(config)
-        records = read_records(abstract_variables(model, self.inputs)['intermediates'])
-        self.run = functools.partial(
-            partition_state,
-            problem=make_problem(task, model, Layout.of(records)),
-            source=source,
-            temperature=temperature,
-            batches=partition.batches,
-            batch_size=partition.batch_size,
-            recipe=make_recipe(config),
-        )
-        self._granularity = partition.granularity if is_partial(config) else 'none'
-        self._compact = partition.compact
+        self._shapes = abstract_variables(model, self.inputs)
+        self._problem = make_problem(task, model, Layout.of(read_records(self._shapes['intermediates'])))
+        self._partition, self._recipe = config.partition, make_recipe(config)
+        self._granularity = config.partition.granularity if is_partial(config) else 'none'
+        self._source, self._temperature = source, temperature
 
     def due(self, step: int) -> list[float]:
         """Dynamic fractions of the rounds due after `step` steps, in order."""
         return [fraction for at, fraction in self.plan if at == step]
 
+    def run(self, state: TrainState, dynamic_fraction: float) -> tuple[TrainState, dict[str, float]]:
+        """Run the next round on a masked state that lives on one device, to reach a dynamic fraction.
+
+        Only that device computes, over the same examples by the same program however many devices train. So the masks
+        do not depend on the number of devices: sums over devices would round differently.
+
+        Returns:
+          (new state, values to log): round, dynamic_fraction, and the mean loss over the scoring batches right before
+          and right after the round.
+        """
+        done, count, size = int(state.round), self._partition.batches, self._partition.batch_size
+        scoring = [self._source.scoring_batch(done * count + number, size) for number in range(count)]
+        if self._temperature:
+            current = jnp.asarray(self._temperature(state.step), jnp.float32)
+            scoring = [{**batch, 'temperature': current} for batch in scoring]
+        problem, key = self._problem, jax.random.fold_in(state.key, done)
+        masks, params = partition_round(
+            problem, state.params, state.masks, scoring, dynamic_fraction, self._recipe, key
+        )
+        positions = positions_of(problem.layout, params, masks)
+        values = {
+            'round': done + 1,
+            'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions),
+            'loss_before': _mean_loss(problem, state.params, state.masks, scoring),
+            'loss_after': _mean_loss(problem, params, masks, scoring),
+        }
+        average = state.average
+        if average:
+            average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
+        return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
+
     def summarize(self, state: TrainState) -> dict[str, Any]:
         """Contents of partition.json for a masked state."""
-        shapes = abstract_variables(self.model, self.inputs)
-        return summarize_partition(shapes, state.masks, self._granularity, int(state.round), len(self.plan))
+        return summarize_partition(self._shapes, state.masks, self._granularity, int(state.round), len(self.plan))
 
     def to_trained_storage(self, state: TrainState) -> TrainState:
         """Turn a masked state into the storage that the steps of this run train."""
-        return to_trained_storage(state, len(self.plan), self._compact)
+        return to_trained_storage(state, len(self.plan), self._partition.compact)
 
 
 def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
@@ -91,60 +122,6 @@ def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
     partition = config.partition
     fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
     return list(zip(round_steps(partition.start_step, partition.every_steps, partition.rounds), fractions, strict=True))
-
-
-def partition_state(
-    state: TrainState,
-    dynamic_fraction: float,
-    *,
-    problem: Problem,
-    source: Source,
-    temperature: optax.Schedule | None,
-    batches: int,
-    batch_size: int,
-    recipe: Recipe,
-) -> tuple[TrainState, dict[str, float]]:
-    """Run the next round on a masked state that lives on one device.
-
-    Only that device computes, over the same examples by the same program however many devices train. So the masks do
-    not depend on the number of devices: sums over devices would round differently.
-
-    Args:
-      dynamic_fraction: κ to reach.
-      problem: of `steps.make_problem`.
-      source: its scoring batches are a pure function of its seed and the round.
-      temperature: attention temperature over steps, None for a network that takes none.
-      batches, batch_size: number of scoring batches, and of examples in each.
-
-    Returns:
-      (new state, values to log): round, dynamic_fraction, and the mean loss over the scoring batches right before and
-      right after the round.
-    """
-    done = int(state.round)
-    scoring = [source.scoring_batch(done * batches + number, batch_size) for number in range(batches)]
-    if temperature:
-        current = jnp.asarray(temperature(state.step), jnp.float32)
-        scoring = [{**batch, 'temperature': current} for batch in scoring]
-    masks, params = partition_round(
-        problem,
-        state.params,
-        state.masks,
-        scoring,
-        dynamic_fraction,
-        recipe,
-        jax.random.fold_in(state.key, done),
-    )
-    positions = positions_of(problem.layout, params, masks)
-    values = {
-        'round': done + 1,
-        'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions),
-        'loss_before': _mean_loss(problem, state.params, state.masks, scoring),
-        'loss_after': _mean_loss(problem, params, masks, scoring),
-    }
-    average = state.average
-    if average:
-        average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
-    return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
 
 
 def _mean_loss(problem: Problem, params, masks, batches) -> float:

@@ -7,22 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from pad_jax.partition import Layout
 from pad_jax.training import rounds as rounds_module
 from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
-from pad_jax.training.rounds import partition_state, to_trained_storage
+from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.setup import (
     Lengths,
     make_inputs,
     make_model,
-    make_recipe,
     make_run_optimizer,
     make_task,
     open_source,
 )
 from pad_jax.training.state import init_state
-from pad_jax.training.steps import make_problem
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import run_command
@@ -246,19 +243,9 @@ def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granulari
     state = state.replace(params=jax.tree_util.tree_map_with_path(perturb, state.params))
     jumps = {}
     for handoff in ('mean', 'independent'):
-        after, values = partition_state(
-            state,
-            0.5,
-            problem=make_problem(task, model, Layout.of(state.records)),
-            source=source,
-            temperature=None,
-            batches=1,
-            batch_size=config.partition.batch_size,
-            criterion='sensitivity',
-            scope='global',
-            handoff=handoff,
-            recipe=make_recipe(config),
-        )
+        config.partition.handoff = handoff
+        rounds = rounds_module.Rounds(config, source, task=task, model=model, temperature=None)
+        after, values = rounds.run(state, 0.5)
         assert values['dynamic_fraction'] == pytest.approx(0.5, abs=0.02) and int(after.round) == 1
         jumps[handoff] = abs(values['loss_after'] - values['loss_before'])
     assert 0 < jumps['mean'] < 0.1 * jumps['independent'] and jumps['independent'] > 0.1, jumps

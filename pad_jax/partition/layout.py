@@ -159,7 +159,7 @@ PLAIN = Layout(
 
 def positions_of(layout: Layout, params, masks):
     """Return the shapes of one copy of each partially dynamic parameter, as jax.ShapeDtypeStruct[*shape]."""
-    factors = layout.dynamic(params, masks)
+    factors = jax.eval_shape(layout.dynamic, params, masks)  # params may be shapes already
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), factors)
 
 

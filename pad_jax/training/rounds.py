@@ -66,7 +66,7 @@ class Rounds:
         self.plan = plan_rounds(config)
         self.model, self.inputs = model, make_inputs(config)
         self._shapes = abstract_variables(model, self.inputs)
-        self._problem = make_problem(task, model, Layout.of(read_records(self._shapes['intermediates'])))
+        self._problem = make_problem(task, model, Layout.of(read_records(self._shapes.get('intermediates', {}))))
         self._partition, self._recipe = config.partition, make_recipe(config)
         self._granularity = config.partition.granularity if is_partial(config) else 'none'
         self._source, self._temperature = source, temperature

@@ -184,7 +184,9 @@ def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Sche
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """Make the optimizer of a config for a run of that length."""
     arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
-    scales = find_scales(read_records(abstract_variables(make_model(config), make_inputs(config))['intermediates']))
+    scales = find_scales(
+        read_records(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
+    )
     return make_optimizer(**arguments, total_steps=lengths.total, scales=scales)
 
 
@@ -260,7 +262,7 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     variables = abstract_variables(make_model(config), make_inputs(config))
     planned = None
     if is_partial(config):
-        recipe, layout = make_recipe(config), Layout.of(read_records(variables['intermediates']))
+        recipe, layout = make_recipe(config), Layout.of(read_records(variables.get('intermediates', {})))
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
             planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)

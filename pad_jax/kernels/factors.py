@@ -14,7 +14,7 @@ class Factors(NamedTuple):
     """Parameter [K, *shape] of a dynamic layer: its factors, its static part, and a mask or an index.
 
     Masked storage holds whole arrays and a mask. Compact storage holds live entries and the index of the dynamic ones.
-    Along axis -3 the taps are flattened in C order, so compact arrays are [K, D, C, F] and [T − D, C, F] for T taps.
+    Along axis -3 the T taps are flattened in C order: compact arrays are `[K, D, C, F]` and `[T − D, C, F]`.
 
     Attributes:
       shape: shape of one factor.
@@ -86,8 +86,8 @@ def invert_index(index: jax.Array, size: int) -> jax.Array:
     return jnp.full(size, index.shape[0], jnp.int32).at[index].set(places)
 
 
-# Each is the transpose of the other, and its gradient says so: the derived gradient of a read is a scatter, which takes
-# XLA on CPU many times as long.
+# Each is the transpose of the other, and so is its gradient. The derived gradient of a read would be a scatter, which
+# takes XLA on CPU many times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _take(values, index, size, axis):
     del size

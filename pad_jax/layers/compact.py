@@ -173,7 +173,7 @@ class _Entries(NamedTuple):
     """Dynamic and static entries of one parameter, along an axis of a view of its shape.
 
     Attributes:
-      dynamic, static: int32[D] and int32[size − D], ascending; static is None until it is needed.
+      dynamic, static: int32[D] and int32[size − D], ascending; ascending.
       places: int32[size], place of each entry among the dynamic ones and among the static ones, or None.
     """
 

@@ -2,8 +2,8 @@
 
 Multiply-adds are those of one example's forward pass, as the papers count them (He et al., CVPR 2016, arXiv:1512.03385,
 section 3.3; with attention and the mixing of kernels: Chen et al., CVPR 2020, arXiv:1912.03458, section 3.1). A
-convolution takes outputs × taps × input channels / groups, a linear layer in × out for each token. Attention, routers,
-each of the k experts of a token, and the mixing of kernels (K for each dynamic position) count too, and so do the
+convolution takes outputs × taps × input channels / groups, a linear layer in × out for each token. Attention, routers
+and each of the k experts of a token count too. So do the mixing of kernels, K for each dynamic position, and the
 products of self-attention. Norms, activations, pooling, scales of channels, biases, dropout and noise do not.
 
 A module counts its own multiply-adds, without those of modules inside it, if it has the method

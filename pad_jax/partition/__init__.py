@@ -1,10 +1,10 @@
 """Iterative Mode Partition: the choice of the positions that stay dynamic. Pure functions on pytrees.
 
-masks      masks, their granularity, merge and split
-criteria   scores of positions: the table of criteria
-selection  an exact number of the best positions
-rounds     one round, all rounds, their schedules, handoff, and checks with advice
-layout     the network as the partition sees it: records, layouts, problems
+- masks: their granularity, merge and split.
+- criteria: scores of positions.
+- selection: an exact number of the best positions.
+- rounds: one round, all rounds, their schedules, the handoff, and checks with advice.
+- layout: the network as the partition sees it.
 """
 
 from pad_jax.partition.criteria import CRITERIA, Criterion, as_gates, score_positions

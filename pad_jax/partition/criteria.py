@@ -1,7 +1,7 @@
 """Criteria: scores of positions. Positions with a higher score stay dynamic.
 
 A gate for a group of positions gets the sum of their gradients by the chain rule. Its score is that sum divided by
-the number of positions, so a large group wins by its worth and not by its size.
+the number of positions. So a large group wins by its worth and not by its size.
 
 A criterion is a row of `CRITERIA`. It measures each scoring batch; the sum of the measurements over batches (and over
 devices) is turned into scores. A new criterion is one function and one row. `*mask` is the shape of a mask.
@@ -174,7 +174,7 @@ def finish_magnitude(problem: Problem, params, masks, total):
 def finish_variance(problem: Problem, params, masks, total):
     """Return the variance over the inputs of the dynamic parameter Σ_k α_k(x) W_k, summed over each group.
 
-    With C the covariance of the mixing weights, the variance at a position is wᵀ C w for w = (W_1, ..., W_K). For
+    With C the covariance of the mixing weights, the variance at a position is `wᵀ C w` for `w = (W_1, ..., W_K)`. For
     generated parameters it is the variance of the values. (Reference: dyconv/pruners.py, Variant.)
 
     A variance within float32's rounding error counts as 0, so that it cannot pass as a score. It occurs if the weights
@@ -256,8 +256,8 @@ def score_positions(
       batches: scoring batches, as `problem.loss` takes them.
       criterion: a row of `CRITERIA`.
       key: jax.random.key, for `random`; key(0) if None.
-      axis_name: inside pmap or shard_map, the axis to sum the measurements over. All replicas get the scores of one
-        device on the whole batch, except for `grasp`, which is not linear in the gradient.
+      axis_name: inside pmap or shard_map, the axis to sum the measurements over. All replicas then get the scores of
+        one device on the whole batch. `grasp` is an exception, because it is not linear in the gradient.
 
     Raises:
       ValueError: on an unknown criterion, or no batches for one that reads data.
@@ -288,7 +288,7 @@ def _measure(measure, problem, params, masks, batch, key, axis_name=None):
     gates = as_gates(masks)
     if axis_name is not None:
         # Each replica computes its own measurement before the sum. Otherwise shard_map would sum the gradient of shared
-        # arrays where it stands and pmap would not, which differs for measurements that are not linear in it.
+        # arrays early, and pmap would not. That differs for measurements that are not linear in the gradient.
         params, gates = jax.tree.map(functools.partial(_vary, axis_name=axis_name), (params, gates))
     found = measure(problem, params, gates, batch, key)
     return found if axis_name is None else jax.lax.psum(found, axis_name)

@@ -89,8 +89,8 @@ class Layout:
     """Access to the partially dynamic parameters of a params pytree; hashable, so a static argument of jit.
 
     Attributes:
-      read: `(params, masks) -> pytree` of `Part`, in the structure of masks. Masks are None if they are still to be
-        made from the parts.
+      read: `(params, masks) -> pytree` of `Part`, in the structure of masks. Without masks (None) it returns all
+        parts, to make the masks from.
       write: `(params, masks, static) -> params` with the static parameters replaced.
       layer_of: path of a mask -> its layer. Under scope `layer` the masks of one layer compete with each other.
     """
@@ -185,8 +185,8 @@ class Problem:
       loss: `(params, gates, batch) -> scalar`, the mean loss in nats per example, differentiable in gates.
       layout: access to the dynamic factors and static parameters in params.
       output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
-      routing: `(params, gates, batch) -> pytree` like the masks of float[N, K], the mixing weights of each of N rows
-        (samples, tokens), or of `Values` for generated parameters. The criterion `variance` needs it; without it the
+      routing: `(params, gates, batch) -> pytree` like the masks: the mixing weights float[N, K] of N rows (samples,
+        tokens), or `Values` for generated parameters. The criterion `variance` needs it; without it the
         handoff `mean` takes 1/K for each factor.
     """
 

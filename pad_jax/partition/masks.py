@@ -1,11 +1,10 @@
-"""Masks: which positions of a dynamic layer are still dynamic, and what follows from them.
+"""Masks of the positions that are still dynamic: their granularity, and the two parts of a parameter.
 
-Axis letters: K stacked factors (kernels, experts); the axes of one position tensor are written `*shape`,
-for a convolution `(H, W, C, F)`, for a matrix `(C, F)`: inputs C second to last, outputs F last, the
-rest spatial.
+A parameter without its stack axis has the shape `*shape`: `(H, W, C, F)` for a convolution, `(C, F)` for a matrix. Its
+last axis are outputs, the one before inputs, and the other axes are spatial.
 
-A mask is a bool array that broadcasts against `*shape`; its own shape is the granularity. A gate is its float
-copy, which the scoring gradient is taken with respect to. Everything here accepts either.
+A mask is a bool array that broadcasts against `*shape`; its own shape is the granularity. A gate is its float copy, and
+the scores are gradients with respect to it. All functions accept either.
 """
 
 import math
@@ -19,15 +18,15 @@ SCALES = ('both', 'static', 'dynamic', 'none')
 
 
 def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
-    """Shape of the mask of a position tensor.
+    """Return the shape of the mask of a position tensor.
 
     Args:
       shape: shape of one copy of the parameter, without the stack axis.
-      granularity: one of `GRANULARITIES`: a gate for every `element`, for every `output` (last axis), for every
-        `input` (second to last), for every `spatial` place (all other axes), or one for the whole `layer`.
+      granularity: one of `GRANULARITIES`. `element` has a gate for every position, `layer` a single one. `output` has
+        a gate for every entry of the last axis, `input` of the axis before it, `spatial` of all other axes.
 
     Raises:
-      ValueError: on an unknown granularity, or one that asks for axes the tensor doesn't have.
+      ValueError: on an unknown granularity, or one that needs axes that the tensor lacks.
 
     >>> mask_shape((3, 3, 16, 32), 'output')
     (1, 1, 1, 32)
@@ -53,7 +52,7 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
 
 
 def mask_granularity(gates: Sequence[int]) -> str:
-    """The granularity that a mask of that shape has; the coarsest where several have it.
+    """Return the granularity of a mask of that shape, the coarsest of several.
 
     >>> mask_granularity((1, 1, 1, 32)), mask_granularity((3, 3, 1, 32)), mask_granularity((1, 1))
     ('output', 'element', 'layer')
@@ -69,9 +68,9 @@ def mask_granularity(gates: Sequence[int]) -> str:
 
 
 def gate_axis(shape: Sequence[int], granularity: str) -> tuple[tuple[int, ...], int]:
-    """A view of a position tensor, and its axis (negative) along which the gates lie: one for each place there.
+    """Return a view of a position tensor, and its axis (negative) with one entry for each gate.
 
-    A layer is as outputs that have one gate together; places of a kernel are flattened in C order, elements too.
+    A layer has one gate for all of its outputs. Taps of a kernel are flattened in C order, and so are elements.
 
     >>> gate_axis((3, 3, 16, 32), 'spatial'), gate_axis((3, 3, 16, 32), 'element')
     (((9, 16, 32), -3), ((4608,), -1))
@@ -85,7 +84,7 @@ def gate_axis(shape: Sequence[int], granularity: str) -> tuple[tuple[int, ...], 
 
 
 def leaf_names(tree) -> list[str]:
-    """The path of every leaf, joined by '/', in the order of jax.tree.leaves.
+    """Return the path of every leaf, joined by '/', in the order of jax.tree.leaves.
 
     >>> leaf_names({'conv': {'kernel': 0, 'bias': 1}})
     ['conv/bias', 'conv/kernel']
@@ -96,7 +95,7 @@ def leaf_names(tree) -> list[str]:
 
 
 def init_masks(positions, granularity: str = 'element'):
-    """All-dynamic masks for a pytree of position tensors (arrays or anything with a `.shape`)."""
+    """Make all-dynamic masks for a pytree of position tensors (arrays, or objects with a `.shape`)."""
     leaves, structure = jax.tree.flatten(positions)
     masks = []
     for name, leaf in zip(leaf_names(positions), leaves, strict=True):
@@ -108,7 +107,7 @@ def init_masks(positions, granularity: str = 'element'):
 
 
 def scale_factors(phi, scales: str = 'both'):
-    """(λd, λs) from φ: λd = 2σ(φ), λs = 2 − λd; what `scales` leaves out is 1.
+    """Return (λd, λs) from φ: λd = 2σ(φ), λs = 2 − λd; a factor that `scales` leaves out is 1.
 
     `scales` is one of `SCALES`. At φ = 0 both factors are 1, so a layer starts unscaled.
     """
@@ -122,7 +121,7 @@ def scale_factors(phi, scales: str = 'both'):
 
 
 def split(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
-    """The two parts of a partially dynamic parameter (paper, eq. 7).
+    """Return the two parts of a partially dynamic parameter (paper, eq. 7).
 
         dynamic_part = λd · mask · dynamic          [K, *shape]
         static_part  = λs · (1 − mask) · static     [*shape]
@@ -138,10 +137,10 @@ def split(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
 
 
 def scale_values(factor, values):
-    """factor · values for a scalar factor, as a product of matrices.
+    """Multiply values by a scalar factor, as a product of matrices.
 
-    The gradient of the factor is then a product of vectors, where a plain one would be a sum over all positions, which
-    XLA computes so slowly on CPU that a partially dynamic layer would spend most of its step there.
+    So the gradient of the factor is a product of vectors. A plain product would have a sum over all positions there.
+    XLA on CPU is slow at it: a partially dynamic layer would spend most of its step in this sum.
     """
     if isinstance(factor, (int, float)):
         return factor * values
@@ -150,27 +149,27 @@ def scale_values(factor, values):
 
 
 def merge(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
-    """Effective factors float[K, *shape]: the static part added to every dynamic one.
+    """Return effective factors float[K, *shape]: the static part added to every dynamic one.
 
-    Right wherever the routing weights of an input sum to one, since Σ_k α_k (d_k + s) = Σ_k α_k d_k + s. The
-    operator that mixes the factors then never hears of a mask.
+    They are right for mixing weights that sum to one: Σ_k α_k (d_k + s) = Σ_k α_k d_k + s. The operator that mixes the
+    factors then needs no mask.
 
     >>> merge(jnp.array([[1., 2.], [3., 4.]]), jnp.array([9., 9.]), jnp.array([True, False])).tolist()
     [[1.0, 9.0], [3.0, 9.0]]
     """
     dynamic_part, static_part = split(dynamic, static, mask, dynamic_scale, static_scale)
-    # Repeated by hand, not by broadcasting: the gradient is then K − 1 additions, where XLA's reduction over the stack
-    # axis on CPU takes longer than the rest of the merge.
+    # Repeated by hand, not by broadcasting, so the gradient is K − 1 additions. XLA's reduction over the stack axis on
+    # CPU takes longer than all other steps of the merge.
     return dynamic_part + jnp.concatenate([static_part[None]] * dynamic.shape[0])
 
 
 def blend(values, static, mask, dynamic_scale=1.0, static_scale=1.0):
-    """Effective values float[N, *shape] of what a network generates for each of N rows, as `merge` for factors.
+    """Return effective values float[N, *shape] of a generated parameter, for each of N rows.
 
         λd · mask · values + λs · (1 − mask) · static
 
-    Where values and static parameters are equal the gradient through the mask is exactly zero, and no rounding error
-    that would pass as a score.
+    If values and static parameters are equal, the gradient through the mask is exactly zero. A rounding error would
+    pass as a score.
 
     >>> blend(jnp.array([[1., 2.], [3., 4.]]), jnp.array([9., 9.]), jnp.array([True, False])).tolist()
     [[1.0, 9.0], [3.0, 9.0]]
@@ -181,10 +180,10 @@ def blend(values, static, mask, dynamic_scale=1.0, static_scale=1.0):
 
 
 def group_size(mask, position) -> int:
-    """How many positions one gate of `mask` decides for; both need only a `.shape`.
+    """Return the number of positions that one gate of `mask` decides for; both need only a `.shape`.
 
     Raises:
-      ValueError: when the mask doesn't broadcast against the positions axis by axis.
+      ValueError: if the mask doesn't broadcast against the positions axis by axis.
     """
     shape, gates = tuple(position.shape), tuple(mask.shape)
     if len(shape) != len(gates) or any(gate not in (1, size) for gate, size in zip(gates, shape, strict=True)):
@@ -193,23 +192,23 @@ def group_size(mask, position) -> int:
 
 
 def count_positions(positions) -> int:
-    """Number of positions n in a pytree of position tensors."""
+    """Count the positions n in a pytree of position tensors."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(positions))
 
 
 def count_dynamic(masks, positions) -> int:
-    """Number of positions that `masks` keeps dynamic (reads the masks' values)."""
+    """Count the positions that `masks` keeps dynamic (reads the masks' values)."""
     counts = jax.tree.map(lambda mask, leaf: int(mask.sum()) * group_size(mask, leaf), masks, positions)
     return sum(jax.tree.leaves(counts))
 
 
 def dynamic_fraction(masks, positions) -> float:
-    """κ in [0, 1]: dynamic positions / positions; 0 where there are none."""
+    """Return κ in [0, 1]: dynamic positions / positions; 0 without positions."""
     return count_dynamic(masks, positions) / max(1, count_positions(positions))
 
 
 def dynamic_share(fraction: float, num_factors: int) -> float:
-    """Share of a layer's parameters that are dynamic, Kκ / (1 − κ + Kκ), in [0, 1].
+    """Return the share of a layer's parameters that are dynamic, Kκ / (1 − κ + Kκ), in [0, 1].
 
     The paper's tables count this way; report it beside κ.
 

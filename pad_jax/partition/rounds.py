@@ -270,8 +270,8 @@ def iterative_mode_partition(
     Args:
       loss_fn: `(params, gates, batch) -> scalar`. It builds the effective parameters from gates, with `merge` or
         `split`, and is differentiated with respect to gates. A `Problem` adds a layout, an output and a routing.
-      params: pytree; by default a dict with the stacked factors float[K, *shape] under 'dynamic' and the static
-        parameters float[*shape], of the same structure, under 'static'. A `Problem` with another layout reads others.
+      params: pytree; by default a dict with the factors `float[K, *shape]` under 'dynamic' and the static parameters
+        `float[*shape]` under 'static'. A `Problem` with another layout reads others.
       batches: the scoring batches; a generator is kept in memory if it is needed more than once. None is allowed if
         neither criterion nor handoff reads data.
       dynamic_fraction: κ to end with, float in (0, 1].
@@ -328,7 +328,7 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
         λs · static = λd · Σ_k ᾱ_k W_k
 
     So the layer computes the same as before for an input with mean mixing weights. A generated parameter takes the mean
-    of its `Values`, λs · static = λd · mean value, because the value at the mean factors would differ.
+    of its `Values`: `λs · static = λd · mean value`. The value at the mean factors would differ.
 
     Args:
       params: as `layout` reads it.
@@ -465,8 +465,8 @@ def find_copies(layout: Layout, params, masks, competing: list[str], scope: str)
     for members in find_competitions(names, scope, layout.layer_of).values():
         if all(found[names[member]].copied for member in members):
             raise UninformativeScores(
-                f'the dynamic factors of {names[members[0]]} all equal its static parameters, so the mask has no '
-                f'effect on the loss and the scores would be rounding errors; {LATER}'
+                f'the dynamic factors of {names[members[0]]} all equal its static parameters: the mask has no '
+                f'effect on the loss, and the scores would be rounding errors; {LATER}'
             )
     return [name for name in names if found[name].copied]
 

@@ -1,12 +1,11 @@
 """Selection: from scores to masks that keep an exact number of positions dynamic.
 
-The order is total: a higher score comes first, equal scores go to the lower flat index (leaves in the order of
-jax.tree.leaves, then row-major), and NaN never enters. Kept is the longest prefix of that order whose positions
-fit the target, so at granularity `element` the number kept is the target exactly, and with groups it is never
-more than the target.
+The order is total. A higher score comes first; of equal scores the lower flat index does (leaves in the order of
+jax.tree.leaves, then row-major). NaN never enters. The selection keeps the longest prefix of that order whose positions
+fit the target. So at granularity `element` it keeps exactly the target, and with groups never more.
 
-No sort: the score of the last kept gate is found bit by bit, by counting, over order-preserving integer keys.
-That is linear in the number of positions, and the target is traced, so one compilation serves all rounds.
+Nothing is sorted. The score of the last kept gate is found bit by bit, by counting, over order-preserving integer keys.
+That is linear in the number of positions. The target is traced, so one compilation serves all rounds.
 """
 
 import functools
@@ -29,10 +28,10 @@ def check_fraction(dynamic_fraction: float) -> None:
 
 
 def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
-    """The target of a selection: κ·n to the nearest integer, and at least one position.
+    """Return the target of a selection: κ·n to the nearest integer, and at least one position.
 
     Raises:
-      ValueError: when the dynamic fraction is not in (0, 1].
+      ValueError: if the dynamic fraction is not in (0, 1].
 
     >>> num_dynamic_positions(10, 0.3), num_dynamic_positions(10, 1e-6)
     (3, 1)
@@ -42,14 +41,14 @@ def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
 
 
 def each_by_itself(path: str) -> str:
-    """Every parameter is a layer."""
+    """Treat every parameter as a layer."""
     return path
 
 
 def find_competitions(
     names: Iterable[str], scope: str, layer_of: Callable[[str], str] = each_by_itself
 ) -> dict[str, list[int]]:
-    """Which parameters compete with each other, by their indices, under the name of what they are together.
+    """Return the indices of the parameters that compete with each other, by the name of their layer.
 
     >>> find_competitions(['a/kernel', 'a/vector', 'b/kernel'], 'layer', lambda path: path.split('/')[0])
     {'a': [0, 1], 'b': [2]}
@@ -67,17 +66,16 @@ def find_competitions(
 def select_positions(
     scores, masks, targets, positions, scope: str = 'global', layer_of: Callable[[str], str] = each_by_itself
 ):
-    """New masks: the best-scored positions among those that are still dynamic.
+    """Return new masks: the best-scored positions among those that are still dynamic.
 
     Args:
-      scores: pytree of float arrays shaped like the masks; higher stays dynamic, NaN never does. Compared in
-        float32.
+      scores: pytree of float arrays like the masks, compared in float32; higher stays dynamic, NaN never does.
       masks: pytree of bool, the candidates: a position that is static stays static (nested rounds).
-      targets: number of positions to keep, traced: under scope `global` one int32 scalar, under scope `layer` a
-        dict of them, by the name of the layer. Every gate counts with the number of positions it decides for.
+      targets: number of positions to keep, traced: one int32 scalar under scope `global`, a dict of them by layer
+        under scope `layer`. Every gate counts with the number of positions that it decides for.
       positions: pytree of arrays or shapes, the positions behind each mask.
       scope: one of `SCOPES`: positions compete over the whole tree, or within their layer.
-      layer_of: the layer that the mask at a path is part of.
+      layer_of: path of a mask -> its layer.
 
     Returns:
       Pytree of bool like `masks`.
@@ -100,7 +98,7 @@ def select_positions(
 
 @functools.partial(jax.jit, static_argnames='sizes')
 def _select(scores, masks, target, sizes):
-    """`select_positions` on tuples: all leaves as one vector, since compile time grows with the number of arrays."""
+    """Select from tuples: all leaves as one vector, because compile time grows with the number of arrays."""
     lengths = [mask.size for mask in masks]
     score = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in scores])
     mask = jnp.concatenate([leaf.ravel() for leaf in masks])
@@ -113,7 +111,7 @@ def _select(scores, masks, target, sizes):
     threshold, remaining = _find_threshold(score, mask, weights, target)
     key = _recomputed_key(score, mask, threshold)
     tied = (key == threshold) & (threshold > 0)
-    # The prefix ends at the first tied gate that doesn't fit: no smaller one behind it gets in either.
+    # The prefix ends at the first tied gate that doesn't fit: smaller ones behind it stay out too.
     end = _first_beyond(remaining, tied, weights)
     kept = (key > threshold) | (tied & (jnp.arange(key.size) < end))
     ends = list(itertools.accumulate(lengths))
@@ -121,9 +119,9 @@ def _select(scores, masks, target, sizes):
 
 
 def _order_preserving_key(score, mask):
-    """uint32[n] that sorts like the float32 scores; 0, which no number maps to, where a gate can't be kept.
+    """Return uint32[n] that sorts like the float32 scores; 0, the key of no number, if a gate cannot be kept.
 
-    −0.0, whose bits are the sign alone, gets the key of 0.0. (Adding 0.0 would not do: XLA simplifies it away.)
+    −0.0, whose only bit is the sign, gets the key of 0.0. (XLA would simplify an addition of 0.0 away.)
     """
     bits = jax.lax.bitcast_convert_type(score, jnp.uint32)
     sign = jnp.uint32(1 << 31)
@@ -132,17 +130,17 @@ def _order_preserving_key(score, mask):
 
 
 def _recomputed_key(score, mask, after):
-    """The keys once more: cheaper than to write four bytes a gate and read them back, hence the barrier."""
+    """Compute the keys again, behind a barrier: that is cheaper than writing and reading four bytes a gate."""
     score, mask, _ = jax.lax.optimization_barrier((score, mask, after))
     return _order_preserving_key(score, mask)
 
 
 def _find_threshold(score, mask, weights, target):
-    """The largest uint32 t such that the gates with key >= t weigh at least `target`, and target − the weight of the
-    gates with key > t.
+    """Return the threshold t, and the target minus the weight of the gates with key > t.
 
-    Found a byte at a time, highest first. The keys that share the bytes found so far compete for the next one, so
-    that each count streams one byte a key.
+    t is the largest uint32 such that the gates with key >= t weigh at least `target`. It is found a byte at a time,
+    highest first. Keys that share the bytes found so far compete for the next byte. So each count streams one byte
+    a key.
     """
     threshold, remaining = jnp.uint32(0), target
     for shift in (24, 16, 8, 0):
@@ -156,7 +154,7 @@ def _find_threshold(score, mask, weights, target):
 
 
 def _find_digit(digit, weights, target):
-    """The largest uint8 d such that the gates with digit >= d weigh at least `target`, or 0: bit by bit."""
+    """Return the largest uint8 d such that the gates with digit >= d weigh at least `target`, or 0: bit by bit."""
 
     def weight_from(byte):
         return jnp.sum(_weigh_rows(digit >= byte, weights))
@@ -165,7 +163,7 @@ def _find_digit(digit, weights, target):
         candidate = found | (jnp.uint8(128) >> jnp.asarray(step, jnp.uint8))
         return jnp.where(weight_from(candidate) >= target, candidate, found)
 
-    # A zero that varies over mapped axes as the weights do: inside shard_map the type of a loop's carry says so.
+    # A zero that varies over mapped axes as the weights do: inside shard_map that is part of the type of the carry.
     nothing = (0 * (weight_from(jnp.uint8(255)) + target)).astype(jnp.uint8)
     return jax.lax.fori_loop(0, 8, set_bit, nothing)
 
@@ -175,16 +173,16 @@ def _in_rows(values):
 
 
 def _weigh_rows(flags, weights):
-    """int32[ceil(n / _ROW)], the weight of the True entries in each row of bool[n]; without weights, their number."""
+    """Return int32[ceil(n / _ROW)]: the weight of the True entries in each row of bool[n], or their number."""
     if weights is None:  # byte sums vectorise ten times better than int32 ones
         return jnp.sum(_in_rows(flags), axis=1, dtype=jnp.uint8).astype(jnp.int32)
     return jnp.sum(_in_rows(jnp.where(flags, weights, 0)), axis=1)
 
 
 def _first_beyond(limit, flags, weights):
-    """The first index of bool[n] at which the running weight of the True entries exceeds `limit`; n or more if none.
+    """Return the first index of bool[n] at which the running weight of True entries exceeds `limit`; n or more without.
 
-    Narrowed from blocks of rows to a row to an entry, so that no running sum is long.
+    It is narrowed from blocks of rows to a row to an entry, so no running sum is long.
     """
     rows = _weigh_rows(flags, weights)
     blocks = _in_rows(rows)
@@ -200,7 +198,7 @@ def _first_beyond(limit, flags, weights):
 
 
 def _bin_beyond(limit, weights):
-    """The first bin at which the running weight exceeds `limit`, what is left of `limit` before it, is there one."""
+    """Return (first bin where the running weight exceeds `limit`, rest of `limit` before it, True if it exists)."""
     ends = jnp.cumsum(weights)
     beyond = ends > limit
     index = jnp.argmax(beyond)

@@ -126,7 +126,7 @@ def _fill(static, params, records, path):
 
 
 def _is_of_layer(node) -> bool:
-    """True for a record of the layer's own module, or for the records of a module that generates a parameter of it."""
+    """True for a record of the layer itself, or for records of a module that generates one of its parameters."""
     if isinstance(node, PartialParameter):
         return True
     return any(isinstance(below, PartialParameter) and below.layer == '..' for below in node.values())

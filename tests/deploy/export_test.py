@@ -17,7 +17,8 @@ from pad_jax.deploy import export, verify
 from pad_jax.deploy.export import Network, shrink_network
 from pad_jax.deploy.serving import MANIFEST, NETWORK, WEIGHTS
 from pad_jax.errors import BadInput
-from pad_jax.partition import count_layers, report_counts
+from pad_jax.layers import find_records
+from pad_jax.models import count_layers, report_counts
 from pad_jax.training.config import is_text, read_workdir_config
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
@@ -91,7 +92,9 @@ def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
 def check_network(config, granularity):
     model = make_model(config)
     temperature = None if is_text(config) else 3.0
-    trained = Network(model, draw_variables(model, make_inputs(config)), make_task(config), temperature)
+    inputs = make_inputs(config)
+    records = find_records(model, *inputs)
+    trained = Network(model, draw_variables(model, inputs), records, make_task(config), temperature)
     served = shrink_network(trained, config)
     lowered = export.lower(served, config)
     examples = verify.draw_examples(config, 3)

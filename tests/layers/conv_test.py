@@ -15,7 +15,7 @@ from flax import linen as nn
 from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, CondConv, DCDConv, ODConv
 from pad_jax.layers.dcd import latent_width
-from pad_jax.partition import count_layers
+from pad_jax.models import count_layers
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_layers_twin import KERNELS, convolve_layer

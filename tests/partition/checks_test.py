@@ -147,7 +147,7 @@ def test_params_and_masks_that_do_not_fit():
     refuse('the parameters and the masks are trees of different structure', masks={'first': MASKS['first']})
     refuse('masks must be bool, that of first is float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
     refuse(
-        r'factors of second are .* and its static parameters \[\*shape\], got \(3, 1, 5, 2\) and \(1, 5, 3\)',
+        r'factors of second must be .* and its static parameters \[\*shape\], got \(3, 1, 5, 2\) and \(1, 5, 3\)',
         {**PARAMS, 'static': {**POSITIONS, 'second': jnp.zeros((1, 5, 3))}},
     )
     refuse(r'first: a mask of shape \(2, 3, 4\) does not', masks=MASKS | {'first': jnp.ones((2, 3, 4), bool)})

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pad_jax.partition import LayerCount, report_counts
+from pad_jax.models import LayerCount, report_counts
 from pad_jax.training.config import load_config
 
 CONFIG = str(Path(__file__).parents[2] / 'configs' / 'digits_resnet10_{}.py')

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pad_jax import __main__ as commands
-from pad_jax.partition import report_counts
+from pad_jax.models import report_counts
 from pad_jax.training.config import load_config
 from pad_jax.training.setup import plan_layers
 from tests.training.tiny import DIGITS, ROOT

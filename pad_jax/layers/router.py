@@ -16,12 +16,7 @@ from pad_jax.kernels.dispatch import Routing, dense_gates
 
 ROUTINGS = ('token', 'sentence')
 NOISE_FLOOR = 1e-2
-"""Added to softplus for the standard deviation of the noise, so that it never vanishes."""
-
-
-def noise_scale(noise_logits: jax.Array) -> jax.Array:
-    """Standard deviation > 0 of the noise on each logit: softplus + 1e-2, float[N, E]."""
-    return jax.nn.softplus(noise_logits) + NOISE_FLOOR
+"""Added to the softplus that is the standard deviation of the noise, so that it never vanishes."""
 
 
 def route_top_k(logits: jax.Array, num_selected: int, valid: jax.Array | None = None) -> Routing:
@@ -172,7 +167,7 @@ class Router(nn.Module):
         clean = noisy = _project(units, self._matrix('gate', x.shape[-1]))
         noise = self._matrix('noise', x.shape[-1]) if self.noisy else None
         if self.noisy and train:
-            scale = noise_scale(_project(units, noise))
+            scale = jax.nn.softplus(_project(units, noise)) + NOISE_FLOOR
             noisy = clean + scale * jax.random.normal(self.make_rng('routing'), clean.shape, dtype)
         chosen = routing = route_top_k(noisy, self.num_selected, used)
         if self.noisy and train:

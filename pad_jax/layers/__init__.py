@@ -4,12 +4,11 @@ from pad_jax.kernels.convolution import PLAN_NAMES, PLANS
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, choose_mixture_plan
 from pad_jax.layers.attention import Attention
 from pad_jax.layers.compact import compact, compact_params, expand, expand_params, index_masks
-from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv, make_conv_spec
+from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv
 from pad_jax.layers.dcd import DCDConv
 from pad_jax.layers.factors import find_records, partition_flax
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
-from pad_jax.layers.spec import LayerSpec, make_spec
 
 __all__ = [
     'CONVS',
@@ -22,7 +21,6 @@ __all__ = [
     'CondConv',
     'DCDConv',
     'DynamicConv',
-    'LayerSpec',
     'MixtureFFN',
     'MixtureLinear',
     'ODConv',
@@ -37,8 +35,6 @@ __all__ = [
     'find_records',
     'index_masks',
     'join_neurons',
-    'make_conv_spec',
-    'make_spec',
     'partition_flax',
     'route_top_k',
     'split_neurons',

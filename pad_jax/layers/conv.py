@@ -1,6 +1,5 @@
 """Convolution layers: static, and mixed from K kernels for each sample."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,6 @@ from pad_jax.layers.attention import (
     squeeze_space,
 )
 from pad_jax.layers.factors import declare_factors, stack_init
-from pad_jax.layers.spec import make_spec
 from pad_jax.partition.masks import GRANULARITIES, SCALES
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -340,5 +338,3 @@ def count_products(layer: nn.Module, x_shape: Sequence[int], y_shape: Sequence[i
 
 CONVS = {'static': StaticConv, 'dynamic': DynamicConv, 'condconv': CondConv, 'odconv': ODConv}
 """Layers that `model.conv` can name; `layers.dcd` adds its own row."""
-
-make_conv_spec = functools.partial(make_spec, 'conv', CONVS)

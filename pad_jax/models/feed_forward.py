@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from pad_jax.layers.mixture import MixtureFFN, MixtureLinear
-from pad_jax.layers.spec import LayerSpec, make_spec
+from pad_jax.models.spec import LayerSpec, make_spec
 
 # Initializer of every weight of the encoder (Devlin et al. 2019, the authors' code).
 WEIGHT_INIT = nn.initializers.truncated_normal(0.02)

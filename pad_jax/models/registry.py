@@ -6,11 +6,12 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pad_jax.layers.conv import make_conv_spec
+from pad_jax.layers import CONVS
 from pad_jax.models.bert import Bert
 from pad_jax.models.feed_forward import make_ffn_spec
 from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.resnet import STEMS, BasicBlock, BottleneckBlock, ResNet
+from pad_jax.models.spec import make_spec
 
 MODELS = {
     'resnet10': partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
@@ -28,6 +29,7 @@ ENCODERS = {
     'bert_base': partial(Bert, num_layers=12, width=768, num_heads=12, ffn_width=3072),
     'bert_large': partial(Bert, num_layers=24, width=1024, num_heads=16, ffn_width=4096),
 }
+make_conv_spec = partial(make_spec, 'conv', CONVS)
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 

@@ -78,7 +78,7 @@ class ImageNetwork(nn.Module, kw_only=True):
     Attributes:
       num_classes: outputs of the classifier.
       conv: makes a convolution from (features, kernel_size, **arguments of flax.linen.Conv); the module is called with
-        (x, temperature). A `layers.LayerSpec` hashes by value.
+        (x, temperature). A `models.LayerSpec` hashes by value.
       stem: a key of STEMS.
       width_multiplier: > 0, factor of the channels of every layer.
       dtype: dtype of the computation; parameters, statistics and the classifier are float32.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pad_jax.deploy.folding import fold_norms, fold_scales
-from pad_jax.layers import CONVS, find_records, make_conv_spec
-from pad_jax.models import BasicBlock, BottleneckBlock, MobileNetV2, ResNet
+from pad_jax.layers import CONVS, find_records
+from pad_jax.models import BasicBlock, BottleneckBlock, MobileNetV2, ResNet, make_conv_spec
 from pad_jax.models.mobilenet import Stage
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import LayerSpec, find_records, make_conv_spec
+from pad_jax.layers import find_records
+from pad_jax.models import LayerSpec, make_conv_spec
 from pad_jax.partition import (
     CRITERIA,
     Layout,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import LayerSpec
-from pad_jax.models import FFNS, FeedForward, make_ffn_spec
+from pad_jax.models import FFNS, FeedForward, LayerSpec, make_ffn_spec
 from tests.layers.compiling import jit_quickly
 
 B, T, C, F, E, K = 2, 5, 4, 6, 3, 2

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import make_conv_spec
-from pad_jax.models import STEMS, MobileNetV2, build_model
+from pad_jax.models import STEMS, MobileNetV2, build_model, make_conv_spec
 from pad_jax.models.mobilenet import FIRST_STRIDES, Stage, scale_features
 from tests.layers.compiling import jit_quickly
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.layers import make_conv_spec
-from pad_jax.models import STEMS, BasicBlock, ResNet, build_model, check_image_size
+from pad_jax.models import STEMS, BasicBlock, ResNet, build_model, check_image_size, make_conv_spec
 from tests.layers.compiling import jit_quickly
 
 # Millions of parameters with K = 4, reduction 16, 1000 classes.

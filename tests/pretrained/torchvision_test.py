@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import CONVS, find_records, make_conv_spec
-from pad_jax.models import MODELS, BasicBlock, BottleneckBlock, MobileNetV2, ResNet, build_model
+from pad_jax.layers import CONVS, find_records
+from pad_jax.models import MODELS, BasicBlock, BottleneckBlock, MobileNetV2, ResNet, build_model, make_conv_spec
 from pad_jax.models.mobilenet import Stage
 from pad_jax.pretrained import LAYOUTS, find_layout, load_torchvision
 from tests.layers.compiling import jit_quickly

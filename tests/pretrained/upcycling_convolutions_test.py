@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pad_jax.layers import CONVS, LayerSpec, find_records, make_conv_spec
-from pad_jax.models import BasicBlock, ResNet
+from pad_jax.layers import CONVS, find_records
+from pad_jax.models import BasicBlock, LayerSpec, ResNet, make_conv_spec
 from pad_jax.partition import Layout, Problem, UninformativeScores, partition_round
 from pad_jax.pretrained import upcycle_convolutions
 from tests.layers.compiling import jit_quickly

@@ -10,8 +10,9 @@ import pytest
 from flax import linen as nn
 
 from pad_jax.errors import BadInput
-from pad_jax.layers import CONVS, LayerSpec, make_conv_spec
+from pad_jax.layers import CONVS
 from pad_jax.layers.factors import read_records
+from pad_jax.models import LayerSpec, make_conv_spec
 from pad_jax.partition import Layout, NothingSelected, Problem, Recipe, count_dynamic, partition_round, positions_of
 from pad_jax.training import setup
 from pad_jax.training.config import load_config

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pad_jax.layers import CONVS, DynamicConv, make_conv_spec
+from pad_jax.layers import CONVS, DynamicConv
+from pad_jax.models import make_conv_spec
 
 
 def test_equal_arguments_make_equal_specs():

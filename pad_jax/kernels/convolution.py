@@ -28,6 +28,7 @@ from pad_jax.partition.masks import scale_values
 
 PLANS = ('fused', 'shift', 'outputs')
 PLAN_NAMES = ('auto', *PLANS)
+PLAN_NAMES_BY_TAP = ('auto', 'fused', 'shift')  # outputs have no taps
 
 # Thresholds of 'auto' on a 2-core CPU, measured with benchmarks/conv.py.
 TINY_MAP = 16  # output positions up to which reading B mixed kernels takes longer than K times the products
@@ -49,7 +50,7 @@ def convolve(
     """Convolve each sample with its own mixture of K kernels, plus the static part.
 
     In masked storage the weights of a sample must sum to one. In compact storage they may be any numbers: the static
-    part counts once, and dead entries are neither read nor multiplied.
+    part counts once. Dead entries are neither read nor multiplied, except by `outputs` for taps or in feature groups.
 
     Args:
       x: [B, *S, C] in the dtype to compute in, padded by `pad_by_copying`.
@@ -128,7 +129,7 @@ def choose_strategy(
 
 
 def _check_arguments(x, factors, attention, geometry, plan, tap_weights):
-    check_choice('plan', plan, PLAN_NAMES if tap_weights is None else PLAN_NAMES[:-1])
+    check_choice('plan', plan, PLAN_NAMES if tap_weights is None else PLAN_NAMES_BY_TAP)
     num_kernels, channels, features = factors.dynamic.shape[0], *factors.shape[-2:]
     if x.ndim != len(factors.shape):
         raise ValueError(f'kernels {factors.shape} need x with {len(factors.shape)} axes, got {x.shape}')

@@ -11,7 +11,7 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike
 
 from pad_jax.errors import check_choice
-from pad_jax.kernels.convolution import PLAN_NAMES, convolve
+from pad_jax.kernels.convolution import PLAN_NAMES, PLAN_NAMES_BY_TAP, convolve
 from pad_jax.kernels.factors import Factors
 from pad_jax.kernels.geometry import Geometry, Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.attention import (
@@ -282,7 +282,7 @@ class ODConv(MixingConv):
     """
 
     reduction: int = 16
-    plan_names = tuple(name for name in PLAN_NAMES if name != 'outputs')
+    plan_names = PLAN_NAMES_BY_TAP
 
     def convolve(self, x: jax.Array, temperature: jax.Array | float, geometry: Geometry) -> jax.Array:
         """Map [B, *S, C] to [B, *S', F] with all four attentions."""

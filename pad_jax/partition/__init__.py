@@ -3,10 +3,12 @@
 - masks: their granularity, merge and split.
 - criteria: scores of positions.
 - selection: an exact number of the best positions.
-- rounds: one round, all rounds, their schedules, the handoff, and checks with advice.
+- rounds: one round, all rounds, their schedules, and the handoff.
+- advice: checks whose errors say what to do.
 - layout: the network as the partition sees it.
 """
 
+from pad_jax.partition.advice import NothingSelected, PartitionError, UninformativeScores, check_informative
 from pad_jax.partition.criteria import CRITERIA, Criterion, as_gates, score_positions
 from pad_jax.partition.layout import (
     PLAIN,
@@ -41,12 +43,8 @@ from pad_jax.partition.rounds import (
     HANDOFFS,
     PAPER,
     SCHEDULES,
-    NothingSelected,
     Partition,
-    PartitionError,
     Recipe,
-    UninformativeScores,
-    check_informative,
     hand_off_means,
     iterative_mode_partition,
     partition_round,

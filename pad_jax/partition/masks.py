@@ -23,7 +23,7 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     Args:
       shape: shape of one copy of the parameter, without the stack axis.
       granularity: one of `GRANULARITIES`. `element` has a gate for every position, `layer` a single one. `output` has
-        a gate for every entry of the last axis, `input` of the axis before it, `spatial` of all other axes.
+        a gate for every entry of the last axis. `input` has one for the axis before it, `spatial` for all other axes.
 
     Raises:
       ValueError: on an unknown granularity, or one that needs axes that the tensor lacks.

@@ -121,10 +121,14 @@ def test_every_plan_is_the_loop_over_tokens_and_experts(plan, kind):
 
 CASES = [(kind, granularity) for kind, (layer, _) in LAYERS.items() for granularity in layer.granularities]
 PARTIAL = [case for case in CASES if case[1]]
+CORNERS = [('linear', 'element'), ('linear', 'input'), ('ffn', 'output')]
 APART = [case for case in PARTIAL if case[1] in ('output', 'input')]
 
 
-@pytest.mark.parametrize(('kind', 'granularity'), PARTIAL)
+@pytest.mark.parametrize(
+    ('kind', 'granularity'),
+    [case if case in CORNERS else pytest.param(*case, marks=pytest.mark.slow) for case in PARTIAL],
+)
 def test_partially_dynamic_is_the_loop_over_tokens_and_experts(kind, granularity):
     with jax.enable_x64(True):
         layer = make_layer(kind, num_experts=4, granularity=granularity, plan='blocks')
@@ -224,7 +228,7 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
     with jax.enable_x64(True):
         x, _ = make_tokens('spread', 11)
         for kind, name in (('linear', 'kernel'), ('ffn', 'neurons')):
-            layer = make_layer(kind, num_experts=3, granularity='output', plan='blocks')
+            layer = make_layer(kind, num_experts=3, granularity='output', plan='dense')
             params, masks = make_variables(layer, kind, 'spread')
             dynamic_scale, static_scale = scale_factors(params['phi'])
             params['bias'][:] = params['bias'][0]  # the same for all experts: they have no say
@@ -279,7 +283,7 @@ def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
 
 
 def test_padding_changes_nothing():
-    layer = MixtureFFN(8, num_experts=4, granularity='output', plan='blocks', z_coefficient=1e-3)
+    layer = MixtureFFN(8, num_experts=4, granularity='output', plan='dense', z_coefficient=1e-3)
     x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     variables = start(layer, x)
     variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (4, 4))
@@ -305,7 +309,7 @@ def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
     x = jnp.ones((2, 5, WIDTH))
     variables = start(layer, x)
 
-    @jax.jit
+    @jit_quickly
     @chex.assert_max_traces(n=1)
     def call(params, masks, x, valid, key):
         return layer.apply({'params': params, 'partition': masks}, x, valid, True, rngs={'routing': key})[0]

@@ -108,7 +108,7 @@ def test_values_by_plan_temperature_and_mode():
     assert np.abs(hot[0][0][0] - cold[0][0][0]).max() > 1e-3
     # Statistics move in training, and only there.
     assert not np.array_equal(hot[0][1]['batch_stats']['stem_norm']['mean'], np.zeros(4))
-    assert jit_quickly(shrink().apply)(variables, x)[0].shape == (4, 3)
+    assert jax.eval_shape(shrink().apply, variables, x)[0].shape == (4, 3)
 
 
 def test_every_gate_has_a_gradient_at_the_start():
@@ -128,7 +128,7 @@ def test_every_gate_has_a_gradient_at_the_start():
 
 
 def test_bfloat16_leaves_parameters_and_logits_wide():
-    model = build_model('resnet50', num_classes=3, width_multiplier=1 / 8, stem='cifar', dtype='bfloat16')
+    model = build_model('resnet10', num_classes=3, width_multiplier=1 / 8, stem='cifar', dtype='bfloat16')
     variables = shapes_of(model, 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     logits, _ = jax.eval_shape(model.apply, variables, jnp.zeros((2, 8, 8, 3)))

@@ -21,7 +21,7 @@ from pad_jax.layers import find_records
 from pad_jax.models import count_layers, report_counts
 from pad_jax.training.config import is_text, read_workdir_config
 from pad_jax.training.evaluate import evaluate_workdir
-from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
+from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task, open_source
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly
 from tests.training.fixtures import contents, run_command
@@ -101,7 +101,7 @@ def check_network(config, granularity):
     found = jit_quickly(lowered.call)(served.weights, *examples.values())
     expected = np.asarray(jit_quickly(trained.apply)(trained.weights, *examples.values()))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *make_inputs(config))
+    shapes = abstract_variables(model, inputs)
     layers = count_layers({**shapes, 'partition': trained.variables['partition']})
     counted = report_counts(layers)['parameters']
     positions = sum(mask.size for mask in jax.tree.leaves(trained.variables['partition']))

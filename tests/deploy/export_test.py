@@ -76,7 +76,13 @@ def test_what_a_manifest_says(exported, exported_texts, finished_run, finished_t
 
 @pytest.mark.parametrize(
     'conv, granularity',
-    [('dynamic', 'element'), ('dynamic', 'output'), ('condconv', 'input'), ('odconv', 'element'), ('dcd', 'output')],
+    [
+        ('dynamic', 'element'),
+        pytest.param('dynamic', 'output', marks=pytest.mark.slow),
+        pytest.param('condconv', 'input', marks=pytest.mark.slow),
+        pytest.param('odconv', 'element', marks=pytest.mark.slow),
+        ('dcd', 'output'),
+    ],
 )
 def test_networks_of_every_convolution(one_block, conv, granularity):
     """Traced with a symbolic batch, and as the network that it was made of; bytes are what theory wants."""

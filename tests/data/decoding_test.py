@@ -36,7 +36,8 @@ def resize_and_cut(pixels, size, margin):
     height, width, _ = pixels.shape
     shorter = round(size * margin)
     down, across = shorter * height // min(height, width), shorter * width // min(height, width)
-    resized = np.einsum('yh,xw,hwc->yxc', weigh(height, down), weigh(width, across), pixels.astype(np.float64))
+    rows, columns = weigh(height, down), weigh(width, across)
+    resized = np.einsum('yh,xw,hwc->yxc', rows, columns, pixels.astype(np.float64), optimize=True)
     top, left = round((down - size) / 2), round((across - size) / 2)
     return resized[top : top + size, left : left + size]
 

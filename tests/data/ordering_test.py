@@ -63,7 +63,7 @@ def test_threads_that_come_to_an_epoch_together_compute_it_once(monkeypatch):
 
 
 def test_golden_order():
-    # Fixed for good: a run that resumes under another version of numpy or of this package goes on as it began
+    # Fixed for good: a run that resumes under another version of numpy or of this package continues as it began
     np.testing.assert_array_equal(Order(10, seed=0).indices(0, 12), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7, 5, 3])
     assert draw_bits(0, 0, ORDER, 2).tolist() == [213000021201967259, 4455796210202625458]
 

@@ -1,4 +1,4 @@
-"""A few photos of several sizes, in class folders and as TFDS prepares them, and ways to spoil one."""
+"""Small photos in class folders and as a data set of TFDS, and ways to spoil one."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ SIZES = ((48, 40), (40, 56), (33, 33), (64, 20))
 
 
 def make_photo(seed, size=(48, 40), format='JPEG'):
-    """Smooth colours under noise, as a file."""
+    """Return the bytes of a photo: smooth colours under noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(coarse).astype(np.int64) + rng.integers(-20, 21, (size[1], size[0], 3))
@@ -27,7 +27,7 @@ def encode(image, format='JPEG', **options):
 
 
 def write_folders(root, num_train=4, num_eval=2):
-    """ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG; where all of them lie, by split."""
+    """Write ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG; return the paths by split."""
     seed, paths = 0, {}
     for split, count in (('train', num_train), ('val', num_eval)):
         for name in CLASSES:
@@ -41,7 +41,7 @@ def write_folders(root, num_train=4, num_eval=2):
 
 
 def write_prepared(data_dir, paths, num_shards=2, features=('image', 'label', 'file_name'), file_format='array_record'):
-    """Writes DATA_DIR/imagenet2012/5.1.0 as TFDS does, by a builder of its own kind; returns that folder."""
+    """Write DATA_DIR/imagenet2012/5.1.0 by a builder of TFDS; return that folder."""
     import tensorflow_datasets as tfds
 
     known = {
@@ -82,7 +82,7 @@ def truncate(path):
 
 
 def claim_size(width, height):
-    """A PNG of one pixel whose header says another size."""
+    """Return a PNG of one pixel whose header claims another size."""
     data = bytearray(encode(Image.new('RGB', (1, 1)), 'PNG'))
     data[16:24] = struct.pack('>II', width, height)
     data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))

@@ -58,7 +58,8 @@ def open_builder(folder: pathlib.Path):
     except FileNotFoundError:
         raise BadInput(f'{quote(folder / FEATURES)} is missing. Prepare the data set again') from None
     except Exception as error:  # a changed description fails in many ways
-        raise BadInput(f'cannot read {quote(folder)}: {describe(error)}. Prepare the data set again') from error
+        problem = describe(error).rstrip('.')
+        raise BadInput(f'cannot read {quote(folder)}: {problem}. Prepare the data set again') from error
     if ARRAY_RECORD not in formats:
         data_dir = folder.absolute().parents[2 if info.config_name else 1]
         raise BadInput(

@@ -269,7 +269,7 @@ def test_findings(name, content, expected):
     ('name', 'old', 'new', 'expected'),
     [
         ('dataset_info.json', '"{DATASET}-{SPLIT}', '"{DATASET-{SPLIT}', 'cannot read'),
-        ('dataset_info.json', '"array_record"', '["array_record"]', 'does not describe a data set of TFDS'),
+        ('dataset_info.json', '"array_record"', '["array_record"]', 'cannot read'),
         ('dataset_info.json', '"splits": [', '"splits": [3, ', 'cannot read'),
         # TFDS imports the module of a feature; other modules are refused before it can.
         ('features.json', 'tensorflow_datasets.core.features.image_feature', 'antigravity', 'refusing to import'),

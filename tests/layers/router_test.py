@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import dense_gates
-from pad_jax.layers.router import (
-    Router,
-    count_load,
-    cv_squared,
-    estimate_load,
-    route_top_k,
-    sum_entropy,
-    sum_z_loss,
-)
+from pad_jax.layers.router import Router, count_load, cv_squared, estimate_load, route_top_k, sum_entropy, sum_z_loss
 from tests.layers.compiling import jit_quickly
 
 VALID = np.array([True, False, True, True, False, True, True])

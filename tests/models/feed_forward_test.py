@@ -95,8 +95,6 @@ def test_weights_of_every_kind_start_as_bert_does():
     [
         ('moe', {}, "ffn must be one of dense, linear, ffn, got 'moe'"),
         ('linear', {'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
-        ('ffn', {'num_experts': 0}, 'num_experts must be at least 1, got 0'),
-        ('linear', {'granularity': 'spatial'}, "granularity must be one of .*got 'spatial'"),
         ('ffn', {'granularity': 'input'}, "granularity must be one of None, element, output, layer, got 'input'"),
         ('linear', {'plan': 'x'}, "plan must be one of .*got 'x'"),
     ],

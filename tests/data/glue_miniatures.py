@@ -35,17 +35,13 @@ HEADERS = {
     'rte': 'index\tsentence1\tsentence2\tlabel',
     'wnli': 'index\tsentence1\tsentence2\tlabel',
 }
+LABELS = ('label', 'Quality', 'score', 'is_duplicate', 'label1', 'gold_label')
 TEST_HEADERS = {
-    'cola': 'index\tsentence',
-    'sst2': 'index\tsentence',
-    'mrpc': 'index\t#1 ID\t#2 ID\t#1 String\t#2 String',
-    'stsb': 'index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2',
-    'qqp': 'id\tquestion1\tquestion2',
-    'mnli': 'index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence1\tsentence2',
-    'qnli': 'index\tquestion\tsentence',
-    'rte': 'index\tsentence1\tsentence2',
-    'wnli': 'index\tsentence1\tsentence2',
-}
+    task: '\t'.join(
+        'index' if name == 'Quality' else name for name in header.split('\t') if name == 'Quality' or name not in LABELS
+    )
+    for task, header in HEADERS.items()
+} | {'cola': 'index\tsentence', 'sst2': 'index\tsentence', 'qqp': 'id\tquestion1\tquestion2'}
 FOLDERS = {
     'cola': 'CoLA',
     'sst2': 'SST-2',

@@ -65,6 +65,10 @@ class GlueTask:
         """Outputs of a network: 1 for regression."""
         return len(self.class_names) or 1
 
+    def parse_label(self, text: str) -> int | float:
+        """Return the label that original files write as `text`, as `parse_class` or `parse_number`."""
+        return parse_number(text, *self.label_range) if self.label_range else parse_class(text, self.file_labels)
+
 
 PAIR, F1 = ('sentence1', 'sentence2'), ('accuracy', 'f1')
 ENTAILMENT, INFERENCE = ('entailment', 'not_entailment'), ('entailment', 'neutral', 'contradiction')
@@ -157,10 +161,8 @@ def open_glue(
     def read(split: str, file: str) -> EncodedTexts:
         if folder is None:
             return pieces.encode(*read_split(prepared, row, split))
-        parse = parse_number(*row.label_range) if row.label_range else parse_class(row.file_labels)
-        table = open_glue_file(folder / file, row)
-        columns = (row.text_columns, row.label_column)
-        return pieces.encode(*read_examples(table, *columns, parse, on_bad, row.skips_broken_rows))
+        table, columns = open_glue_file(folder / file, row), (row.text_columns, row.label_column)
+        return pieces.encode(*read_examples(table, *columns, row.parse_label, on_bad, row.skips_broken_rows))
 
     return TextSource(
         train=read('train', TRAIN_FILE),

@@ -251,20 +251,19 @@ def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[li
     for line, fields, problem in table.read_rows(names, optional=names):
         if fields is None:
             raise BadInput(f'{quote(table.path)} line {line}: {problem}')
-        rows.append((line, fields))
+        rows.append(fields)
     if not rows:
         raise BadInput(f'{quote(table.path)} holds no row below its header')
-    texts = tuple([fields[i] for _, fields in rows] for i in range(len(text_columns)))
-    empty = [line for line, fields in rows if not any(text.strip() for text in fields[: len(text_columns)])]
-    if len(empty) == len(rows):
-        columns = ' and '.join(map(repr, text_columns))
-        raise BadInput(f'all {len(rows)} texts in column {columns} of {quote(table.path)} are empty')
-    if empty:
-        logger.warning('%s has %d rows without text, the first in line %d', quote(table.path), len(empty), empty[0])
-    ids = [fields[-1] for _, fields in rows] if id_column else []
+    columns = tuple(map(list, zip(*rows)))
+    texts, ids = columns[: len(text_columns)], columns[-1] if id_column else []
+    num_empty = sum(not any(text.strip() for text in row) for row in zip(*texts))
+    if num_empty == len(rows):
+        listed = ' and '.join(map(repr, text_columns))
+        raise BadInput(f'all {len(rows)} texts in column {listed} of {quote(table.path)} are empty')
+    if num_empty:
+        logger.warning('%s has %d rows without text', quote(table.path), num_empty)
     if not all(ids):
-        line = rows[ids.index('')][0]
-        logger.warning('%s line %d has no %r: all rows are numbered from 0', quote(table.path), line, *id_column)
+        logger.warning('%s has rows without %r: all rows are numbered from 0', quote(table.path), *id_column)
     return texts, ids if ids and all(ids) else [str(number) for number in range(len(rows))]
 
 
@@ -275,45 +274,31 @@ def check_texts(texts: Sequence[list[str]], names: Sequence[str], source: str) -
             raise BadInput(f'all {len(column)} texts in column {name!r} of {source} are empty')
 
 
-def parse_class(names: Sequence[str]) -> Callable[[str], int]:
-    """Make a parser that returns the index of a label in `names`.
+def parse_class(text: str, names: Sequence[str]) -> int:
+    """Return the index of a label in `names`; raise ValueError if it is not there.
 
-    >>> parse_class(('no', 'yes'))('yes')
+    >>> parse_class('yes', ('no', 'yes'))
     1
-    >>> parse_class(('no', 'yes'))('maybe')
-    Traceback (most recent call last):
-    ...
-    ValueError: label 'maybe' is not one of 'no', 'yes'
     """
-    indices = {name: index for index, name in enumerate(names)}
-
-    def parse(text: str) -> int:
-        if text not in indices:
-            raise ValueError(f'label {shorten(text)!r} is not one of {list_names(names)}')
-        return indices[text]
-
-    return parse
+    if text not in names:
+        raise ValueError(f'label {shorten(text)!r} is not one of {list_names(names)}')
+    return names.index(text)
 
 
-def parse_number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
-    """Make a parser of labels for regression: finite numbers in [low, high].
+def parse_number(text: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a label for regression; raise ValueError if it is not a finite number in [low, high].
 
-    >>> parse_number(0, 5)('4.750')
+    >>> parse_number('4.750', 0, 5)
     4.75
     """
-    limit = float(np.finfo(np.float32).max)
-
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not max(low, -limit) <= number <= min(high, limit):
-            allowed = '' if math.isinf(high) else f' in [{low:g}, {high:g}]'
-            raise ValueError(f'label {shorten(text)!r} is not a finite number{allowed}')
-        return number
-
-    return parse
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high or abs(number) > np.finfo(np.float32).max:
+        allowed = '' if math.isinf(high) else f' in [{low:g}, {high:g}]'
+        raise ValueError(f'label {shorten(text)!r} is not a finite number{allowed}')
+    return number
 
 
 def _check_suffix(path: pathlib.Path) -> None:

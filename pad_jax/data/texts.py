@@ -118,7 +118,7 @@ def open_text_files(
     train_file, eval_file = _find_files(path)
     read = functools.partial(read_examples, text_columns=text_columns, label_column=label_column, on_bad=on_bad)
     class_names = ()
-    parse_label = parse_number() if regression else _check_label
+    parse_label = parse_number if regression else _check_label
     train = read(open_table(train_file), parse_label=parse_label)
     if not regression:
         names, labels = np.unique(train.labels, return_inverse=True)
@@ -127,7 +127,7 @@ def open_text_files(
             label = shorten(class_names[0])
             raise BadInput(f'column {label_column!r} of {quote(train_file)} has only the label {label!r}')
         train = TextExamples(train.texts, labels.astype(np.int32))
-        parse_label = parse_class(class_names)
+        parse_label = functools.partial(parse_class, names=class_names)
     if eval_file is not None:
         evaluation = read(open_table(eval_file), parse_label=parse_label)
     else:

@@ -28,6 +28,7 @@ SUFFIXES = ('.tsv', '.csv', '.jsonl')
 ID_COLUMNS = ('index', 'id')
 """Possible names of the column that numbers the rows."""
 NUM_CHARACTERS, NUM_LISTED = 40, 20
+MOST_FLOAT = float(np.finfo(np.float32).max)
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ def parse_number(text: str, low: float = -math.inf, high: float = math.inf) -> f
         number = float(text)
     except ValueError:
         number = math.nan
-    if not low <= number <= high or abs(number) > np.finfo(np.float32).max:
+    if not low <= number <= high or abs(number) > MOST_FLOAT:
         allowed = '' if math.isinf(high) else f' in [{low:g}, {high:g}]'
         raise ValueError(f'label {shorten(text)!r} is not a finite number{allowed}')
     return number

@@ -223,7 +223,7 @@ def test_rounds_of_an_upcycled_network_do_not_move_its_loss(texts, tmp_path):
     assert all(0.5 < value < 0.9999 for value in similar), similar
 
 
-@pytest.mark.parametrize('granularity', ['element', 'output'])
+@pytest.mark.parametrize('granularity', [pytest.param('element', marks=pytest.mark.slow), 'output'])
 def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granularity):
     """On experts that are one dense layer with a little noise each, beside a static layer that is drawn on its own."""
     config = small_text_config(texts, partition__granularity=granularity, partition__batch_size=32)

@@ -41,7 +41,7 @@ def make_layer(name, granularity, **arguments):
     if name in MIXTURES:
         fields = {'num_experts': 3, 'noisy': False, 'plan': 'dense', 'param_dtype': jnp.float64, **arguments}
         return MIXTURES[name][0](9, granularity=granularity, **fields)
-    plan = 'patches' if name == 'odconv' else 'outputs'
+    plan = 'shift' if name == 'odconv' else 'outputs'
     fields = {'num_kernels': 2, 'reduction': 2, 'plan': plan, 'param_dtype': jnp.float64, **CONV_CASES[name]}
     fields = {**fields, 'granularity': granularity, **arguments}
     return CONVS[name](**{key: value for key, value in fields.items() if key in CONVS[name].__dataclass_fields__})
@@ -248,7 +248,7 @@ class Branches(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        fields = {'num_kernels': 2, 'granularity': self.granularity, 'plan': 'patches', 'reduction': 2}
+        fields = {'num_kernels': 2, 'granularity': self.granularity, 'plan': 'shift', 'reduction': 2}
         x = CONVS['odconv'](6, (3,), **fields, name='od')(x, 2.0)
         x = nn.BatchNorm(use_running_average=not train, name='norm')(x)
         x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
@@ -305,10 +305,10 @@ def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity, th
 
 NETWORKS = {
     'resnet10': lambda granularity: build_model(
-        'resnet10', num_classes=3, width_multiplier=1 / 16, stem='cifar', granularity=granularity, plan='patches'
+        'resnet10', num_classes=3, width_multiplier=1 / 16, stem='cifar', granularity=granularity, plan='shift'
     ),
     'mobilenet_v2': lambda granularity: build_model(
-        'mobilenet_v2', num_classes=3, width_multiplier=0.1, stem='cifar', granularity=granularity, plan='patches'
+        'mobilenet_v2', num_classes=3, width_multiplier=0.1, stem='cifar', granularity=granularity, plan='shift'
     ).clone(stages=(Stage(1, 8, 1, 1), Stage(6, 8, 2, 2))),
 }
 

@@ -203,7 +203,7 @@ def test_experts_multiply_only_their_dynamic_columns(kind, granularity):
 def test_elements_of_a_single_feature_are_columns():
     """The mask of the elements of [1, F] is one of outputs, and its index is read as one."""
     for features, width in ((4, 1), (1, 4)):
-        layer = MixtureLinear(features, num_experts=3, granularity='element', plan='blocks')
+        layer = MixtureLinear(features, num_experts=3, granularity='element', plan='dense')
         x = jax.random.normal(jax.random.key(0), (2, 5, width))
         variables = start(layer, x)
         variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0

@@ -12,16 +12,9 @@ from typing import Any, BinaryIO
 
 from pad_jax.errors import BadInput, quote
 
-# Deeper JSON would exhaust the stack of the code that walks through it.
-MOST_DEPTH = 100
-
 
 def open_plain(path: str | os.PathLike) -> BinaryIO:
-    """Open a plain file to read its bytes.
-
-    Raises:
-        OSError: the file cannot be opened, or is a pipe or a device, which could block for ever.
-    """
+    """Open a plain file to read its bytes; raise OSError for a pipe or a device, which could block for ever."""
     # Without O_NONBLOCK, opening a pipe waits for its writer.
     file = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -31,11 +24,7 @@ def open_plain(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_plain(path: str | os.PathLike) -> bytes:
-    """Return all bytes of a plain file.
-
-    Raises:
-        OSError: as `open_plain`; the file cannot be read; memory is too small for it.
-    """
+    """Return all bytes of a plain file; raise OSError if it is not one, cannot be read, or is too large."""
     with open_plain(path) as file:
         try:
             return file.read()
@@ -44,44 +33,19 @@ def read_plain(path: str | os.PathLike) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of UTF-8 encoded JSON.
-
-    Raises:
-        ValueError: the data is not JSON, not UTF-8, or nests deeper than `MOST_DEPTH`.
+    """Return the value of UTF-8 encoded JSON; raise ValueError if it is damaged or nests too deeply.
 
     >>> parse_json(b'{"a": [1, null]}')
     {'a': [1, None]}
     """
     try:
-        value = json.loads(data.decode('utf-8'))
+        return json.loads(data.decode('utf-8'))
     except RecursionError as error:
         raise ValueError('it nests too deeply') from error
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        level = [below for one in level for below in list_children(one)]
-        if not level:
-            return value
-    raise ValueError(f'it nests more than {MOST_DEPTH} deep')
-
-
-def list_children(value: Any) -> list:
-    """Return the items of a list or the values of an object.
-
-    >>> list_children({'a': 1, 'b': [2]}), list_children('text')
-    ([1, [2]], [])
-    """
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file.
-
-    Raises:
-        OSError: as `read_plain`.
-        ValueError: as `parse_json`.
-    """
+    """Return the value in a JSON file; raise OSError as `read_plain`, ValueError as `parse_json`."""
     return parse_json(read_plain(path))
 
 

@@ -19,84 +19,18 @@ from pad_jax.partition import PartialParameter
 
 PyTree = Any
 Records = Mapping[str, Any]
-LINEARS = ('up', 'down')
 
 
-def upcycle(dense: Mapping[str, PyTree], params: Mapping[str, PyTree], records: Records) -> dict[str, PyTree]:
-    """Fill the params of an encoder so that it computes the same as a dense encoder.
-
-    Args:
-      dense: params of an encoder whose feed-forward parts are dense.
-      params: initial params of the encoder to fill, with any feed-forward parts; routers and scale factors are kept.
-      records: of `find_records`, of the encoder to fill.
-
-    Returns:
-      New params; all experts and static parameters are copies of the dense parameters.
-    """
-
-    def fill(name, module):
-        if 'ffn' not in module:
-            return dense[name]
-        return {
-            **dense[name],
-            'ffn': _fill_ffn(dense[name]['ffn'], module['ffn'], records.get(name, {}).get('ffn', {})),
-        }
-
-    return {name: fill(name, module) for name, module in params.items()}
-
-
-def dense_shapes(params: Mapping[str, PyTree], records: Records) -> dict[str, PyTree]:
-    """Return the shapes of the dense encoder that `params` can be upcycled from, as jax.ShapeDtypeStructs."""
-
-    def shape_ffn(ffn, records):
-        if records.keys() == {'experts'}:
-            (record,) = records['experts'].values()
-            neurons = jnp.zeros(record.shape, ffn['experts'][record.factors].dtype)
-            up, bias, down = split_neurons(neurons)
-            return {'up': {'kernel': up, 'bias': bias}, 'down': {'kernel': down.T, 'bias': down[:, 0]}}
-        # A mixture's parameters have a stack axis before the dense ones; its router and scale factors have none.
-        return {
-            name: {key: ffn[name][key][0] if name in records else ffn[name][key] for key in ('kernel', 'bias')}
-            for name in LINEARS
-        }
-
-    def shape(params):
-        return {
-            name: {**module, 'ffn': shape_ffn(module['ffn'], records.get(name, {}).get('ffn', {}))}
-            if 'ffn' in module
-            else module
-            for name, module in params.items()
-        }
-
-    return jax.eval_shape(shape, dict(params))
-
-
-def _fill_ffn(dense, ffn, records):
-    if records.keys() == {'experts'}:
-        up, down = (dense[name] for name in LINEARS)
-        neurons = join_neurons(up['kernel'], up['bias'], jnp.transpose(down['kernel']))
-        (record,) = records['experts'].values()
-        return {'experts': _copy_into(ffn['experts'], record, neurons, down['bias'])}
-    return {
-        name: _copy_into(ffn[name], records[name]['kernel'], dense[name]['kernel'], dense[name]['bias'])
-        if name in records
-        else {key: jnp.asarray(dense[name][key], leaf.dtype) for key, leaf in ffn[name].items()}
-        for name in LINEARS
-    }
-
-
-def upcycle_convolutions(
-    static_params: Mapping[str, PyTree], params: Mapping[str, PyTree], records: Records
-) -> dict[str, PyTree]:
-    """Fill the params of a network with dynamic convolutions so that it computes the same as the static network.
+def upcycle(static: Mapping[str, PyTree], params: Mapping[str, PyTree], records: Records) -> dict[str, PyTree]:
+    """Fill the params of a network with dynamic layers so that it computes the same as its static network.
 
     Args:
-      static_params: of the network with `layers.StaticConv`.
-      params: initial params of the same network with any dynamic convolutions; scale factors φ are at their start, 0.
+      static: params of the same network with `layers.StaticConv`, or with dense feed-forward parts.
+      params: initial params of the network to fill. Routers are kept, and so are scale factors φ, which are 0 at start.
       records: of `find_records`, of the network to fill.
 
     Returns:
-      New params; parameters of other layers are copies.
+      New params; kernels, experts, static parameters and parameters of other layers are copies.
 
     Raises:
       ValueError: naming the first parameter that only one of the networks has, or that has another shape.
@@ -104,19 +38,58 @@ def upcycle_convolutions(
     >>> from pad_jax.layers import DynamicConv, StaticConv, find_records
     >>> x, layers = jnp.ones((1, 4, 4, 2)), (StaticConv(3, (2, 2)), DynamicConv(3, (2, 2)))
     >>> static, dynamic = (layer.init(jax.random.key(0), x)['params'] for layer in layers)
-    >>> upcycle_convolutions(static, dynamic, find_records(layers[1], x))['kernel'].shape
+    >>> upcycle(static, dynamic, find_records(layers[1], x))['kernel'].shape
     (4, 2, 2, 2, 3)
     """
-    return _fill(static_params, params, records, '')
+    return _fill(static, params, records, '')
+
+
+upcycle_convolutions = upcycle
+"""The same function, under its name for networks of images."""
+
+
+def dense_shapes(params: Mapping[str, PyTree], records: Records) -> dict[str, PyTree]:
+    """Return the shapes of the dense encoder that `params` can be upcycled from, as jax.ShapeDtypeStructs."""
+
+    def shape(params, records):
+        if _has_networks(records):
+            (record,) = records['experts'].values()
+            up, bias, down = split_neurons(params['experts'][record.factors][0])
+            return {'up': {'kernel': up, 'bias': bias}, 'down': {'kernel': down.T, 'bias': down[:, 0]}}
+        if any(map(_is_of_layer, records.values())):
+            return {name: params[name][0] for name in ('kernel', 'bias')}
+        return {
+            name: shape(leaf, records.get(name, {})) if isinstance(leaf, Mapping) else leaf
+            for name, leaf in params.items()
+        }
+
+    return jax.eval_shape(lambda params: shape(params, records), dict(params))
+
+
+def _has_networks(records) -> bool:
+    """Return True for the feed-forward part of an encoder whose experts are whole networks."""
+    return records.keys() == {'experts'}
+
+
+def _is_of_layer(node) -> bool:
+    """Return True for a record of the layer itself, or for those of a module that generates one of its parameters."""
+    if isinstance(node, PartialParameter):
+        return True
+    return any(isinstance(below, PartialParameter) and below.layer == '..' for below in node.values())
 
 
 def _fill(static, params, records, path):
-    is_dynamic = any(_is_of_layer(record) for record in records.values())
-    copied = {'kernel', 'bias'} & params.keys() if is_dynamic else params.keys()
+    if _has_networks(records):
+        (record,) = records['experts'].values()
+        up, down = static['up'], static['down']
+        neurons = join_neurons(up['kernel'], up['bias'], jnp.transpose(down['kernel']))
+        static = {'experts': {record.factors: neurons, 'bias': down['bias']}}
+    is_dynamic = any(map(_is_of_layer, records.values()))
+    copied = {'kernel', 'neurons', 'bias'} & params.keys() if is_dynamic else params.keys()
     for name in sorted(static.keys() ^ copied):
         raise ValueError(f'{path}{name} is a parameter of only one of the networks')
     if is_dynamic:
-        return _fill_convolution(static, params, records, path)
+        return _fill_layer(static, params, records, path)
     return {
         name: _fill(static[name], leaf, records.get(name, {}), f'{path}{name}/')
         if isinstance(leaf, Mapping)
@@ -125,24 +98,16 @@ def _fill(static, params, records, path):
     }
 
 
-def _is_of_layer(node) -> bool:
-    """True for a record of the layer itself, or for records of a module that generates one of its parameters."""
-    if isinstance(node, PartialParameter):
-        return True
-    return any(isinstance(below, PartialParameter) and below.layer == '..' for below in node.values())
+def _fill_layer(static, params, records, path):
+    """Fill a dynamic layer with copies: factors at `copies_at` times the static parameter, and biases likewise.
 
-
-def _fill_convolution(static, params, records, path):
-    """Fill one dynamic convolution.
-
-    Generated tensors start at their value for zero factors. That of ODConv's vectors is ½, and the kernels make up for
-    it; that of DCD's scaling is 1, and its residual is switched off by P = 0.
+    Their weights add up to 1 / `copies_at`. Generated tensors start at their value for zero factors. That of ODConv's
+    vectors is ½, and the kernels make up for it; that of DCD's scaling is 1, and its residual is switched off by P = 0.
     """
-    record = records.get('kernel')
-    num_axes = 0 if record is None else 1
+    record = next((record for record in records.values() if isinstance(record, PartialParameter)), None)
     for name in static:
-        _check_shape(static[name], params[name].shape[num_axes:], f'{path}{name}')
-    kernel, bias = jnp.asarray(static['kernel']), static.get('bias')
+        _check_shape(static[name], params[name].shape[record is not None :], f'{path}{name}')
+    kernel, bias = static['kernel' if record is None else record.factors], static.get('bias')
     filled = dict(params)
     for name, below in records.items():
         if isinstance(below, Mapping):
@@ -154,21 +119,11 @@ def _fill_convolution(static, params, records, path):
                 kernel = kernel / generated.start
     if record is None:
         return _replace(filled, kernel=kernel, bias=bias, out_of_latent=0.0)
-    filled = _copy_into(filled, record, kernel, bias)
     if record.copies_at != 1:
         filled['attention'] = {name: _pair(values) for name, values in params['attention'].items()}
-    return filled
-
-
-def _copy_into(module, record: PartialParameter, value, bias):
-    """Copy a static parameter into all factors and their static parameter, and the static bias into all biases.
-
-    Factors at `copies_at` times the static parameter add up to it, as their weights add up to 1 / `copies_at`.
-    """
-    filled = _replace(module, **{record.factors: value * record.copies_at})
-    if record.static is not None:
-        filled = _replace(filled, **{record.static: value})
-    return _replace(filled, bias=None if bias is None else bias * record.copies_at)
+    static_part = {} if record.static is None else {record.static: kernel}
+    bias = None if bias is None else bias * record.copies_at
+    return _replace(filled, **{record.factors: kernel * record.copies_at, 'bias': bias}, **static_part)
 
 
 def _pair(values):

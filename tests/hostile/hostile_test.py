@@ -227,7 +227,7 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
 WEIGHTS, BROKEN = 'model.safetensors', 'damaged or incomplete'
 FINDINGS = [
     ('config.json', b'{"a":' * 99 + b'1' + b'}' * 99, 'unknown config key a.a.a'),
-    ('config.json', b'{"a":' * 100 + b'1' + b'}' * 100, 'nests more than 100 deep'),
+    ('config.json', DEEP[0], 'nests too deeply'),
     ('data.json', b'{"class_names": "cat", "num_train": 1, "num_eval": 1}', 'class_names must be'),
     ('metrics.jsonl', b'{"step": null, "split": "train"}\n', 'line 1: not a row of metrics'),
     ('metrics.jsonl', b'{"step": 1, "split": "train"}\n\xff\n', "line 2: not a row of metrics: '\ufffd'"),

@@ -1,6 +1,6 @@
-"""A static ResNet in plain Flax and optax, as one who knows nothing of this package would write it for ImageNet.
+"""A static ResNet for ImageNet in plain Flax and optax, without any code of pad_jax.
 
-Beside it is seen what the package's own static network and its train step cost. Nothing of pad_jax is used here.
+It is the reference for the cost of the package's own static network and train step.
 """
 
 from collections.abc import Callable, Sequence

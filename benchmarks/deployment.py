@@ -1,15 +1,16 @@
-r"""What a partially dynamic network costs once it is trained: latency, memory and bytes, beside a fully dynamic one.
+r"""Latency, memory and bytes of a trained partially dynamic network, compared with a fully dynamic one.
 
     python benchmarks/deployment.py                     # ResNet-18 at 112², a few minutes on two cores
     python benchmarks/deployment.py --image-size=224 --plans=fused,shift
 
-Latency is the median time of the way forward of one image, with every plan that `auto` may take; the repeats of all
-rows are interleaved, so that a busy moment of the machine hits all of them, and the best plan of each network counts.
-The parameters are arguments of the program: they are read from memory as a server would. Memory is that of the arrays
-of parameters, optimizer and packed masks of a state as it is trained. Bytes are those of the weights' file of an
-export, beside four for each parameter that is alive, and where masks are by element one bit for each position.
+Latency is the median time of the forward pass of one image, for every plan; the best plan of each network counts.
+The repeats of all rows are interleaved, so a busy moment of the machine affects all of them.
+Parameters are arguments of the program, which reads them from memory as a server does.
+Memory is that of parameters, optimizer state and masks of a training state.
+Bytes are those of the exported weights. The theoretical size is four bytes per live parameter.
+By element it also has one bit per position.
 
-In the partially dynamic networks three of ten positions are dynamic (κ = 0.3), and what is dead is gone.
+Partially dynamic networks have κ = 0.3 and compact storage.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def say(line: str) -> None:
-    """How far it is."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -127,7 +128,7 @@ def make_network(config) -> Held:
 
 
 def count_state_bytes(state: TrainState) -> int:
-    """Of what a run keeps for each parameter."""
+    """Count the bytes that a run keeps for its parameters."""
     return count_bytes((state.params, state.optimizer_state, state.index))
 
 
@@ -159,7 +160,7 @@ def tabulate_bytes(networks: Mapping[str, Held], title: str) -> Table:
 
 
 def serialize(network: Held) -> bytes:
-    """The file of weights that an export writes."""
+    """Serialize the weights as an export does."""
     found = Network(
         make_model(network.config), jax.device_get(network.masked), network.records, make_task(network.config), 1.0
     )
@@ -167,7 +168,7 @@ def serialize(network: Held) -> bytes:
 
 
 def count_theoretical_bytes(network: Held) -> float:
-    """Four bytes for each parameter that is alive, and a bit for each position where each has a mask of its own."""
+    """Four bytes for each live parameter; with a mask by element, also a bit for each position."""
     by_element = network.variables['index'] and network.config.partition.granularity == 'element'
     return 4 * network.counts['parameters'] + by_element * network.counts['positions'] / 8
 

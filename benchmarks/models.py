@@ -5,17 +5,16 @@ r"""A whole training step of networks of images: static, fully and partially dyn
     python benchmarks/models.py --convs=condconv,odconv,dcd --rows=full,pad
     python benchmarks/models.py --models=mobilenet_v2 --rows=full,pad,'pad output','pad output compact'
 
-A number is a time divided by the static network's, median over repeats. Each network is compiled once, one after the
-other; the repeats of all rows of a model are interleaved, so that a busy moment of the machine hits all of them. A step
-is forward, backward and SGD, as configs/imagenet_* say, on random images; in the partially dynamic rows three of ten
-positions are dynamic (κ = 0.3), and rows named compact have neither parameters nor momentum of what is dead. Row `flax`
-is a static ResNet of as many parameters on the same batch with nothing of this package in it (_flax_resnet.py): how far
-the static row lies from it is what the package itself costs. `compiled in` is the time from the traced step to its
-program.
+A ratio is the median time over repeats, divided by that of the static network. Every network compiles once.
+The repeats of all rows of a model are interleaved, so a busy moment of the machine affects all of them.
+A step is forward, backward and SGD with the settings of configs/imagenet_*, on random images.
+Partially dynamic rows have κ = 0.3. Rows with compact have live parameters and momentum only.
+Row `flax` is a static ResNet with as many parameters, without any code of this package (_flax_resnet.py).
+Its distance from the static row is the cost of the package. `compiled in` is the time from the traced step to its program.
 
-On an accelerator it also prints images/s and the model FLOP utilisation: 2 · 3 · multiply-adds of the static network's
-forward pass · images/s / the device's peak. What a dynamic layer computes beyond that counts as time, not as work; a
-device, or a dtype of it, whose peak is not in PEAKS has none.
+On an accelerator the table also has images/s and the model FLOP utilisation. That is 2 · 3 · multiply-adds of the static
+forward pass · images/s / the peak of the device. Extra products of a dynamic layer count as time, not as work.
+A device or dtype without an entry in PEAKS has no utilisation.
 """
 
 import argparse
@@ -137,7 +136,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 class Step(NamedTuple):
-    """A compiled step: a call without arguments that goes on from its own state, and the seconds that it compiled."""
+    """A compiled step: a call without arguments that continues from its own state, and its compile time in seconds."""
 
     call: Call
     compile_seconds: float
@@ -166,7 +165,7 @@ def measure(model: str, options: argparse.Namespace) -> tuple[dict[str, float], 
 
 
 def say(line: str) -> None:
-    """How far it is."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -227,7 +226,7 @@ def make_twin(network: ResNet) -> FlaxResNet:
 
 
 def keep_state(step, state, batch) -> Step:
-    """Compiles a jitted (state, batch) -> (state, metrics) into a call that goes on from its own state."""
+    """Compile a jitted (state, batch) -> (state, metrics) into a call that continues from its own state."""
     traced, held = step.lower(state, batch), [state]
     start = time.perf_counter()
     step = traced.compile()
@@ -241,7 +240,7 @@ def keep_state(step, state, batch) -> Step:
 
 
 def count_multiply_adds(model, *inputs) -> int:
-    """Of one image's way forward through a static network."""
+    """Count the multiply-adds of one image through a static network."""
     layers = account_layers(model, inputs, count_layers(abstract_variables(model, inputs)))
     return sum_multiply_adds(layer.multiply_adds for layer in layers).dense
 

@@ -1,14 +1,11 @@
-"""What deciding costs: selection from 1 to 100 million positions, and scoring beside a training step.
+"""Cost of the partition: selection from 1 to 100 million positions, and scoring compared with a training step.
 
     taskset -c 0 python benchmarks/partition.py               # on one core: 1, 4 and 25 million positions
     taskset -c 0 python benchmarks/partition.py --full        # 100 million too (2 GB of memory)
     python benchmarks/partition.py --json=partition.json
 
-XLA takes every core it may run on; `taskset -c 0` leaves it one. Scores are normal draws, the target is 30 % of
-them, and the time is the median over repeats. The second table divides by the time of a gradient step over the
-parameters of the same small network; believe the ratios.
-
-Legend: n positions, N rows, K factors.
+XLA uses all available cores; `taskset -c 0` leaves one. Scores are normal draws, the target is 30 % of them, and the
+time is the median over repeats. The second table divides by the time of a gradient step of the same small network.
 """
 
 import argparse

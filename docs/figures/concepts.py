@@ -2,10 +2,8 @@
 
     python docs/figures/concepts.py [FILE]
 
-The layer has K = 4 kernels of 3 × 3 for 8 outputs, as they are drawn at first, and sees 256 scanned digits. Of its 72
-positions three of ten stay dynamic.
-
-Legend: K kernels, P places of a kernel, F outputs.
+The layer has K = 4 freshly drawn kernels of 3 × 3 for 8 outputs, and its input is 256 scanned digits. Of its 72 positions
+30 % stay dynamic.
 """
 
 import sys

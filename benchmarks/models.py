@@ -6,14 +6,15 @@ r"""A whole training step of networks of images: static, fully and partially dyn
     python benchmarks/models.py --models=mobilenet_v2 --rows=full,pad,'pad output','pad output compact'
 
 A ratio is the median time over repeats, divided by that of the static network. Every network compiles once.
-The repeats of all rows of a model are interleaved, so a busy moment of the machine affects all of them.
+The repeats of all rows are interleaved, so a busy moment of the machine affects all of them.
 A step is forward, backward and SGD with the settings of configs/imagenet_*, on random images.
 Partially dynamic rows have κ = 0.3. Rows with compact have live parameters and momentum only.
 Row `flax` is a static ResNet with as many parameters, without any code of this package (_flax_resnet.py).
-Its distance from the static row is the cost of the package. `compiled in` is the time from the traced step to its program.
+Its distance from the static row is the cost of the package. `compiled in` is the compile time of the traced step.
 
-On an accelerator the table also has images/s and the model FLOP utilisation. That is 2 · 3 · multiply-adds of the static
-forward pass · images/s / the peak of the device. Extra products of a dynamic layer count as time, not as work.
+On an accelerator the table also has images/s and the model FLOP utilisation, which is
+2 · 3 · multiply-adds of the static forward pass · images/s / the peak of the device.
+Extra products of a dynamic layer count as time, not as work.
 A device or dtype without an entry in PEAKS has no utilisation.
 """
 

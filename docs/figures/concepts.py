@@ -2,8 +2,8 @@
 
     python docs/figures/concepts.py [FILE]
 
-The layer has K = 4 freshly drawn kernels of 3 × 3 for 8 outputs, and its input is 256 scanned digits. Of its 72 positions
-30 % stay dynamic.
+The layer has K = 4 freshly drawn kernels of 3 × 3 for 8 outputs. Its input is 256 scanned digits.
+Of its 72 positions 30 % stay dynamic.
 """
 
 import sys

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pad_jax.errors import check_choice
-from pad_jax.kernels.factors import Factors, invert_index, take_entries
+from pad_jax.kernels.factors import Factors, invert_index, put_entries, take_entries
 from pad_jax.kernels.geometry import Geometry
 from pad_jax.kernels.plans import (
     Kernels,
@@ -22,7 +22,6 @@ from pad_jax.kernels.plans import (
     convolve_shifted,
     convolve_static,
     flatten_taps,
-    reorder,
 )
 from pad_jax.partition.masks import scale_values
 
@@ -134,10 +133,8 @@ def _check_arguments(x, factors, attention, geometry, plan, tap_weights):
     if x.ndim != len(factors.shape):
         raise ValueError(f'kernels {factors.shape} need x with {len(factors.shape)} axes, got {x.shape}')
     if x.shape[-1] != channels * geometry.groups or features % geometry.groups:
-        raise ValueError(
-            f'channels {x.shape[-1]} and features {features} do not fit kernels {factors.shape} in '
-            f'{geometry.groups} feature groups'
-        )
+        sizes = f'channels {x.shape[-1]} and features {features}'
+        raise ValueError(f'{sizes} do not fit kernels {factors.shape} in {geometry.groups} feature groups')
     if attention.shape != (x.shape[0], num_kernels):
         expected = f'[B, K] = ({x.shape[0]}, {num_kernels})'
         raise ValueError(f'attention must be {expected} for x {x.shape}, got {attention.shape}')
@@ -183,17 +180,17 @@ def _convolve_joined(x, factors, attention, geometry, plan, precision, tap_weigh
     Entries stand side by side, static ones first. Instead of the kernel, its cheaper counterpart is brought into order
     where there is one: the outputs y, or the channels of x.
     """
-    axis, order = factors.axis, _get_order(factors)
+    axis, sources = factors.axis, _list_entries(factors)
     keeps_order = axis == -3 or (axis == -1 and geometry.groups > 1)
+    order = (sources, invert_index(sources, factors.size)) if keeps_order else None
     if axis == -2:
         starts = jnp.arange(geometry.groups, dtype=jnp.int32)[:, None] * factors.shape[-2]
-        sources, places = ((starts + index[None]).reshape(-1) for index in order)
-        x = reorder(x, places, sources, -1)
+        x = take_entries(x, (starts + sources[None]).reshape(-1), -1)
     dynamic, static = (flatten_taps(part) if axis != -3 else part for part in (factors.dynamic, factors.static[None]))
-    kernels = Kernels(dynamic, attention, tap_weights, static[0], order=order if keeps_order else None)
+    kernels = Kernels(dynamic, attention, tap_weights, static[0], order=order)
     name = plan if plan != 'auto' else choose_plan(x, dynamic.shape[0], geometry, True)
     y = (convolve_fused if name == 'fused' else convolve_shifted)(x, kernels, axis, geometry, precision)
-    return reorder(y, *order, -1) if axis == -1 and not keeps_order else y
+    return put_entries(y, sources, factors.size, -1) if axis == -1 and not keeps_order else y
 
 
 def _convolve_apart(x, factors, attention, geometry, plan, precision):
@@ -209,11 +206,10 @@ def _convolve_apart(x, factors, attention, geometry, plan, precision):
     static_part = convolve_static(rows[0], static, geometry, precision)
     dynamic_part = _run_plan(rows[1], dynamic, attention, geometry, plan, precision)
     if factors.axis == -1 and geometry.groups == 1:
-        return reorder(jnp.concatenate([static_part, dynamic_part], -1), *_get_order(factors), -1)
+        return put_entries(jnp.concatenate([static_part, dynamic_part], -1), _list_entries(factors), factors.size, -1)
     return static_part + dynamic_part
 
 
-def _get_order(factors):
-    """Return (sources, places) of compact entries, static ones first: the entry at each place, the place of each."""
-    sources = jnp.concatenate([factors.static_index, factors.index])
-    return sources, invert_index(sources, factors.size)
+def _list_entries(factors):
+    """List compact entries in the order in which they are computed, static ones first: int32[size]."""
+    return jnp.concatenate([factors.static_index, factors.index])

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pad_jax.kernels.numerics import vary_together
+from pad_jax.kernels.factors import vary_together
 
 # Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
 BLOCK_SIZES = (128, 32)

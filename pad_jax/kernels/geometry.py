@@ -64,12 +64,9 @@ class Geometry:
         ((0, 0), (0, 0))
         """
         sizes = zip(self.kernel_size, self.kernel_dilation, self.padding)
-        padding = (
-            (before - (size - 1) // 2 * dilation, after - size // 2 * dilation)
-            for size, dilation, (before, after) in sizes
-        )
+        padding = tuple((a - (size - 1) // 2 * gap, b - size // 2 * gap) for size, gap, (a, b) in sizes)
         ones = (1,) * len(self.kernel_size)
-        return dataclasses.replace(self, kernel_size=ones, padding=tuple(padding), kernel_dilation=ones)
+        return dataclasses.replace(self, kernel_size=ones, padding=padding, kernel_dilation=ones)
 
 
 def resolve_geometry(
@@ -94,25 +91,20 @@ def resolve_geometry(
     ((0, 1),)
     """
     rank = 1 if isinstance(kernel_size, int) else len(tuple(kernel_size))
-    kernel_size = _expand('kernel_size', kernel_size, rank)
-    strides = _expand('strides', strides, rank)
-    input_dilation = _expand('input_dilation', input_dilation, rank)
-    kernel_dilation = _expand('kernel_dilation', kernel_dilation, rank)
+    sizes = {'strides': strides, 'input_dilation': input_dilation, 'kernel_dilation': kernel_dilation}
+    sizes = {name: _expand(name, value, rank) for name, value in {'kernel_size': kernel_size, **sizes}.items()}
     if len(input_size) != rank:
         raise ValueError(f'kernel_size {kernel_size} needs an input with {rank} spatial axes, got {len(input_size)}')
     if groups < 1:
         raise ValueError(f'feature_group_count must be at least 1, got {groups}')
-    extent = [(size - 1) * dilation + 1 for size, dilation in zip(kernel_size, kernel_dilation, strict=True)]
+    geometry = Geometry(padding=((0, 0),) * rank, groups=groups, **sizes)
     if isinstance(padding, str):
-        pairs = _resolve_named(padding, input_size, extent, strides, input_dilation)
-    elif isinstance(padding, int):
-        pairs = [(padding, padding)] * rank
-    else:
-        pairs = [(pair, pair) if isinstance(pair, int) else tuple(pair) for pair in padding]
-        if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f'padding must name {rank} integers or pairs (before, after), got {padding}')
-    pairs = tuple((int(before), int(after)) for before, after in pairs)
-    return Geometry(kernel_size, strides, pairs, input_dilation, kernel_dilation, groups)
+        return dataclasses.replace(geometry, padding=_resolve_named(padding.upper(), input_size, geometry))
+    pairs = (padding,) * rank if isinstance(padding, int) else padding
+    pairs = tuple((pair, pair) if isinstance(pair, int) else tuple(map(int, pair)) for pair in pairs)
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f'padding must name {rank} integers or pairs (before, after), got {padding}')
+    return dataclasses.replace(geometry, padding=pairs)
 
 
 def pad_by_copying(x: jax.Array, padding: Padding, geometry: Geometry) -> jax.Array:
@@ -126,25 +118,26 @@ def pad_by_copying(x: jax.Array, padding: Padding, geometry: Geometry) -> jax.Ar
     return jnp.pad(x, pads, mode=COPYING_MODES[padding.upper()])
 
 
-def _resolve_named(padding, input_size, extent, strides, input_dilation):
-    name, rank = padding.upper(), len(extent)
+def _resolve_named(name, input_size, geometry):
+    rank = len(geometry.kernel_size)
     if name not in NAMED_PADDINGS:
-        raise ValueError(f'padding must be one of {", ".join(NAMED_PADDINGS)}, an int or a sequence, got {padding!r}')
+        raise ValueError(f'padding must be one of {", ".join(NAMED_PADDINGS)}, an int or a sequence, got {name!r}')
     if name == 'CAUSAL':
         if rank != 1:
             raise ValueError(f"padding 'CAUSAL' needs one spatial axis, got {rank}")
-        return [(extent[0] - 1, 0)]
+        return ((geometry.extent[0] - 1, 0),)
     if name in ('SAME', 'SAME_LOWER'):
-        if any(dilation != 1 for dilation in input_dilation):
-            raise ValueError(f'padding {name!r} is undefined for input_dilation {input_dilation}: give explicit pairs')
-        return lax.padtype_to_pads(tuple(input_size), extent, strides, name)
-    return [(0, 0)] * rank  # VALID, and the paddings by copying: the input has their borders already
+        if any(dilation != 1 for dilation in geometry.input_dilation):
+            dilations = f'input_dilation {geometry.input_dilation}'
+            raise ValueError(f'padding {name!r} is undefined for {dilations}: give explicit pairs')
+        pairs = lax.padtype_to_pads(tuple(input_size), geometry.extent, geometry.strides, name)
+        return tuple((int(before), int(after)) for before, after in pairs)
+    return geometry.padding  # VALID, and the paddings by copying: the input has their borders already
 
 
 def _expand(name: str, value: None | int | Sequence[int], rank: int) -> tuple[int, ...]:
-    if value is None:
-        value = 1
-    values = (value,) * rank if isinstance(value, int) else tuple(int(entry) for entry in value)
-    if len(values) != rank or any(entry < 1 for entry in values):
+    value = 1 if value is None else value
+    values = (value,) * rank if isinstance(value, int) else tuple(map(int, value))
+    if len(values) != rank or min(values, default=1) < 1:
         raise ValueError(f'{name} must be at least 1 on each of the {rank} spatial axes, got {value}')
     return values

@@ -11,6 +11,7 @@ If kernels have a wider dtype than x, `outputs` rounds kernels and K outputs, an
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -18,19 +19,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pad_jax.kernels.factors import at_least_float32, put_entries, vary_together
 from pad_jax.kernels.geometry import Geometry
-from pad_jax.kernels.numerics import at_least_float32, vary_together
-from pad_jax.kernels.windows import multiply_groups, tap_windows, unfold
 
 TINY_MAP = 16  # output positions up to which XLA's convolutions on CPU take longer than one matrix product
-WIDE = 160  # output features above which they do so too, gradients included
+WIDE = 160  # output features above which they do so too
 
 
 def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precision=None) -> jax.Array:
-    """Convolve [B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F].
-
-    On CPU, where XLA's convolutions are slow for tiny maps and many outputs, as one matrix product.
-    """
+    """Convolve [B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F]."""
     kernel = kernel.astype(x.dtype)
     size = geometry.output_size(x.shape[1:-1])
     suits = geometry.num_taps == 1 or math.prod(size) < TINY_MAP or kernel.shape[-1] > WIDE
@@ -54,7 +51,7 @@ class Kernels(NamedTuple):
       tap_weights: [B, taps] or None.
       static: [taps, c, F], in compact storage only the static entries; None without a static part.
       mask: bool that broadcasts against [taps, c, F]; None in compact storage.
-      order: (sources, places) for `reorder` if entries must be where they belong, else None.
+      order: (index, places) for `put_entries` if entries must be where they belong, else None.
     """
 
     dynamic: jax.Array
@@ -72,7 +69,8 @@ class Kernels(NamedTuple):
                 mixed = jnp.where(self.mask, mixed, static)
             else:
                 mixed = jnp.concatenate([static, mixed], axis)
-                mixed = mixed if self.order is None else reorder(mixed, *self.order, axis)
+                if self.order is not None:
+                    mixed = put_entries(mixed, self.order[0], mixed.shape[axis], axis, self.order[1])
         if tap_weights is None:
             return mixed
         return mixed * tap_weights[..., None, None].astype(mixed.dtype)
@@ -81,20 +79,6 @@ class Kernels(NamedTuple):
         """Join the parts of one sample: [taps, c, F] -> [taps·c, F], or [G, taps·c, F / G] with feature groups."""
         kernel = self.join(mixed, static, tap_weights, axis)
         return _split_groups(kernel.reshape(-1, kernel.shape[-1]), groups)
-
-
-# The gradient is the same function with swapped arguments; the derived one is a scatter, which is slow in XLA on CPU.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def reorder(values, sources, places, axis):
-    """Put each entry where it belongs."""
-    del sources
-    return jnp.take(values, places, axis=axis, mode='clip')
-
-
-reorder.defvjp(
-    lambda values, sources, places, axis: (reorder(values, sources, places, axis), (sources, places)),
-    lambda axis, order, d_values: (reorder(d_values, order[1], order[0], axis), None, None),
-)
 
 
 def convolve_outputs(x, kernels, attention, geometry, precision):
@@ -225,3 +209,63 @@ def _split_groups(matrix, groups):
 def flatten_taps(kernels):
     """[K, *kernel_size, c, F] -> [K, taps, c, F]."""
     return kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:-2]), *kernels.shape[-2:])
+
+
+def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
+    """Return the values that each tap of the kernel reads, in C order of the kernel's spatial axes.
+
+    Args:
+      x: [B, *S, C], any dtype; B may be symbolic.
+
+    Returns:
+      One array [B, P, C] for each tap.
+    """
+    size = geometry.output_size(x.shape[1:-1])
+    pads = ((*pad, dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    lengths = [max(0, (extent - 1) * stride + 1) for extent, stride in zip(size, geometry.strides)]
+    windows = []
+    for tap in itertools.product(*map(range, geometry.kernel_size)):
+        # Without outputs a tap may lie outside of the input.
+        starts = [offset * gap * (length > 0) for offset, gap, length in zip(tap, geometry.kernel_dilation, lengths)]
+        stops = [start + length for start, length in zip(starts, lengths)]
+        sizes = (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *geometry.strides, 1)
+        windows.append(lax.slice(padded, *sizes).reshape(x.shape[0], math.prod(size), x.shape[-1]))
+    return windows
+
+
+def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """Put the windows of x side by side: [B, *S, C] -> [B, P, taps·C], ordered by group, tap, channel."""
+    windows, groups = tap_windows(x, geometry), geometry.groups
+    if groups == 1:
+        return jnp.concatenate(windows, axis=-1)
+    batch, positions, channels = windows[0].shape
+    # All sizes are written out: beside an empty axis, -1 would be ambiguous.
+    grouped = [window.reshape(batch, positions, groups, channels // groups) for window in windows]
+    return jnp.concatenate(grouped, axis=-1).reshape(batch, positions, len(windows) * channels)
+
+
+def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=None) -> jax.Array:
+    """Multiply each sample's rows by the same sample's kernel, group by group.
+
+    Args:
+      rows: [B, P, C], channels ordered by group.
+      kernels: [B, C / groups, F], outputs ordered by group.
+
+    Returns:
+      [B, P, F], at least float32: the caller rounds the sum over channels and taps once.
+    """
+    dtype = at_least_float32(rows.dtype)
+    batch, positions, channels = rows.shape
+    features = kernels.shape[-1]
+    if groups == 1:
+        return jnp.einsum('bpc,bcf->bpf', rows, kernels, precision=precision, preferred_element_type=dtype)
+    inner, outer = channels // groups, features // groups
+    rows = rows.reshape(batch, positions, groups, inner)
+    kernels = kernels.reshape(batch, inner, groups, outer)
+    if inner == 1:
+        # A depthwise layer: matrix products would be B · groups products with an inner size of one.
+        product = rows.astype(dtype) * kernels.astype(dtype)
+    else:
+        product = jnp.einsum('bpgc,bcgf->bpgf', rows, kernels, precision=precision, preferred_element_type=dtype)
+    return product.reshape(batch, positions, features)

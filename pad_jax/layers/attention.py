@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 
-from pad_jax.kernels.numerics import at_least_float32
+from pad_jax.kernels.factors import at_least_float32
 from pad_jax.layers.factors import declare_dynamic, declare_factors
 from pad_jax.partition.masks import blend
 

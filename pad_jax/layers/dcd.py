@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.kernels.convolution import convolve_static
+from pad_jax.kernels.factors import at_least_float32
 from pad_jax.kernels.geometry import Geometry, pad_by_copying
-from pad_jax.kernels.numerics import at_least_float32
-from pad_jax.kernels.windows import tap_windows
+from pad_jax.kernels.plans import tap_windows
 from pad_jax.layers.attention import EXPAND_INIT, normalize_units, squeeze_space
 from pad_jax.layers.conv import CONVS, ConvLayer, count_products
 

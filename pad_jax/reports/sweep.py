@@ -41,7 +41,7 @@ from pad_jax.training.cli import StopSignals, exit_status, make_line
 from pad_jax.training.config import call_file, differing_keys, flatten, is_partial, load_config
 from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.progress import Progress, format_duration
-from pad_jax.training.setup import check_lengths, measure_lengths, open_source, plan_layers
+from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import DataRecord, check_data, check_workdir, disk_faults_stop, write_json
 from pad_jax.version import __version__
@@ -301,7 +301,7 @@ def _check_data_and_runs(folder: Path, configs: Mapping[str, ml_collections.Conf
         try:
             if is_partial(config):
                 plan_layers(config)  # checks that keep_static and keep_dynamic match layers
-            check_lengths(config, measure_lengths(config, spec.num_train), spec.num_train)
+            measure_lengths(config, spec.num_train)
         except BadInput as problem:
             raise BadInput(f'variant {name}: {problem}') from problem
         for run in find_runs(folder, name):

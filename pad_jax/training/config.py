@@ -5,18 +5,17 @@ texts; only the latter has the key `model.ffn`. Keys are checked one by one firs
 if every key is valid.
 """
 
-import ast
 import difflib
-import importlib.util
 import re
+import runpy
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
@@ -46,12 +45,8 @@ class Rule(NamedTuple):
 class Key(NamedTuple):
     """A row of the table of keys.
 
-    Attributes:
-      name: 'section.key', or 'key' at the top level.
-      rule: allowed values.
-      help: meaning; the base configs carry it as a comment.
-      models: kinds of model that have the key.
-      is_free: True if a resumed run may change the key, because the run computes the same.
+    The base configs carry `help` as a comment. `models` are the kinds of model that have the key. A resumed run may
+    change a free key, because the run computes the same.
     """
 
     name: str
@@ -221,19 +216,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     root = str(file.absolute().parent.parent)
     if file.is_file() and root not in sys.path:  # for `from configs import ...`, wherever the command was started
         sys.path.append(root)
-    config = call_file(file, 'get_config')
-    return _finish(config, overrides)
-
-
-def _finish(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Apply overrides; check the keys, then their combinations."""
-    flat = flatten(config)
-    problems = _apply(config, flat, overrides)
-    _raise(problems + find_key_problems(flat))
-    if is_text(config) and not config.model.num_classes:
-        config.model.num_classes = _num_classes(config.data)
-    _raise(find_conflicts(config))
-    return config
+    return _finish(flatten(call_file(file, 'get_config')), overrides)
 
 
 def call_file(path: Path, function: str) -> ml_collections.ConfigDict:
@@ -242,19 +225,33 @@ def call_file(path: Path, function: str) -> ml_collections.ConfigDict:
     Raises:
       BadInput: the file does not exist or fails, or the function does not return a ConfigDict.
     """
-    if not path.is_file():
-        raise BadInput(f'config file {path} does not exist')
-    spec = importlib.util.spec_from_file_location(f'pad_jax_config_{path.stem}', path)
-    if spec is None:
-        raise BadInput(f'config file {path} is not a Python file')
-    module = importlib.util.module_from_spec(spec)
+    if not path.is_file() or path.suffix != '.py':
+        raise BadInput(f'config file {path} does not exist or is not a Python file')
     try:
-        spec.loader.exec_module(module)
-        config = getattr(module, function)()
+        config = runpy.run_path(str(path))[function]()
     except (Exception, SystemExit) as error:
         raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
+    return config
+
+
+def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """Apply overrides to a flattened config; check the keys, then their combinations."""
+    keys, problems = keys_of(flat), []
+    for override in overrides:
+        name, _, text = override.partition('=')
+        if not name.strip():
+            problems.append(f'an override must name a key, as in train.steps=100, got {override!r}')
+        elif name not in flat:
+            problems.append(_unknown(name, flat))
+        else:
+            flat[name] = _parse(text, keys[name].rule.kind) if name in keys else text
+    _raise(problems + find_key_problems(flat))
+    config = ml_collections.ConfigDict(unflatten_dict(flat, sep='.'))
+    if is_text(config) and not config.model.num_classes:
+        config.model.num_classes = _num_classes(config.data)
+    _raise(find_conflicts(config))
     return config
 
 
@@ -278,41 +275,14 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
-def _apply(config: ml_collections.ConfigDict, flat: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Change a config and its flattened copy by overrides; return the problems with their keys.
-
-    Values are checked in the copy, because a ConfigDict converts some of them.
-    """
-    keys, problems = keys_of(flat), []
-    for override in overrides:
-        name, _, text = override.partition('=')
-        if not name.strip():
-            problems.append(f'an override must name a key, as in train.steps=100, got {override!r}')
-        elif name not in flat:
-            problems.append(_unknown(name, flat))
-        else:
-            *section, key = name.split('.')
-            holder = config[section[0]] if section else config
-            # The table has the types: a base file may hold 8 where 8.5 is allowed, which ConfigDict would refuse.
-            with holder.unlocked(), holder.ignore_type():
-                holder[key] = flat[name] = _parse(text, keys[name].rule.kind if name in keys else str)
-    return problems
-
-
 def _parse(text: str, kind: type) -> Any:
     """Parse an override into a value of its key's type; return the text if that fails, for the check to report."""
-    if kind is str:
-        return text
-    literal = text.strip().capitalize() if kind is bool else text.strip()
+    if kind is bool:
+        return {'true': True, 'false': False}.get(text.strip().lower(), text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of literals that are easily misread, as 1if
-            value = ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return kind(text)
+    except ValueError:
         return text
-    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        value = float(value)
-    return value if type(value) is kind else text
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -345,7 +315,7 @@ def find_key_problems(flat: Mapping[str, Any], suggest: bool = True) -> list[str
 def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
     """Describe combinations of keys that cannot work, one sentence each. Every key is valid by itself."""
     model, partition, data, train = config.model, config.partition, config.data, config.train
-    problems = []
+    problems = find_length_problems(config, train.steps) if train.steps else []
 
     def check(holds: bool, message: str) -> None:
         if not holds:
@@ -358,8 +328,6 @@ def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
             problems.append(name_key(section, error))
 
     check(train.steps or train.epochs, 'train.steps or train.epochs must be above 0, got 0 for both')
-    if train.steps:
-        problems += find_length_problems(config, train.steps)
     if is_partial(config):
         ask('partition', round_fractions, partition.dynamic_fraction, partition.rounds, partition.schedule)
         for key, value in (('handoff', 'mean'), ('scales', 'static')):
@@ -389,19 +357,18 @@ def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
 
 def find_length_problems(config, total: int) -> list[str]:
     """Describe the keys that do not fit a run of `total` steps: warm-up and rounds of the partition."""
-    problems, warmup = [], config.optim.warmup_steps
-    if warmup >= total:
-        problems.append(f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}')
-    partition = config.partition
-    if is_partial(config):
-        last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1]
-        if last >= total:
-            length = 'train.steps' if config.train.steps else 'train.epochs'
-            problems.append(
-                f'the last round of the partition comes after {last} steps, the run has {total}: lower '
-                f'partition.start_step, every_steps or rounds, or raise {length}'
-            )
-    return problems
+    partition, warmup = config.partition, config.optim.warmup_steps
+    last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1] if is_partial(config) else -1
+    length = 'train.steps' if config.train.steps else 'train.epochs'
+    rows = (
+        (warmup, f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}'),
+        (
+            last,
+            f'the last round of the partition comes after {last} steps, the run has {total}: lower '
+            f'partition.start_step, every_steps or rounds, or raise {length}',
+        ),
+    )
+    return [message for step, message in rows if step >= total]
 
 
 def name_key(section: str, error: ValueError) -> str:
@@ -433,8 +400,7 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
       BadInput: the config is missing, this version cannot use it, or an override is not allowed.
     """
     path = workdir / 'config.json'
-    content = read_own_object(path, 'the workdir of a run')
-    flat = flatten(content)
+    flat = flatten(read_own_object(path, 'the workdir of a run'))
     # No suggestions: an old key may have had another meaning than the one it resembles.
     problems = find_key_problems(flat, suggest=False)
     if flat.keys() != keys_of(flat).keys():
@@ -447,4 +413,4 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     if fixed := [name for name in names if name in flat and name not in FREE_KEYS]:
         allowed = ', '.join(sorted(FREE_KEYS & flat.keys()))
         raise BadInput(f'{", ".join(fixed)} cannot be changed for the run in {workdir}, only {allowed}')
-    return _finish(ml_collections.ConfigDict(content), overrides)
+    return _finish(flat, overrides)

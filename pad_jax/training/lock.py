@@ -29,17 +29,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.E
 
 
 class WorkdirLock:
-    """A context manager; `find` and `take` lock within its block.
-
-    Args:
-      workdir: need not exist.
-    """
+    """A context manager; `find` and `take` lock within its block. The workdir need not exist."""
 
     def __init__(self, workdir: Path):
         self._workdir, self._path = workdir, workdir / LOCK
         self._file: int | None = None  # descriptor of the locked file
-        self._is_ours = False
-        self._ended = threading.Event()
+        self._is_ours, self._ended = False, threading.Event()
 
     def find(self) -> None:
         """Take over the lock of an earlier run, if there is one. Write nothing.
@@ -47,11 +42,9 @@ class WorkdirLock:
         Raises:
           BadInput: that run is alive; names its host, process and start.
         """
-        try:
-            if self._file is None and self._path.exists():
+        if self._file is None:
+            with self._explain_faults():
                 self._lock(os.O_RDWR)
-        except OSError as error:
-            raise BadInput(f'workdir {self._workdir} cannot be used: {error.strerror}') from error
 
     def take(self) -> None:
         """Take the lock and write it; make the workdir. From here on the run may write.
@@ -59,43 +52,44 @@ class WorkdirLock:
         Raises:
           BadInput: another run holds it, or it cannot be written.
         """
-        try:
+        with self._explain_faults():
             self._workdir.mkdir(parents=True, exist_ok=True)
             while self._file is None:
                 self._lock(os.O_RDWR | os.O_CREAT)
             since = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
             self._path.write_text(json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}) + '\n')
-        except OSError as error:
-            raise BadInput(f'workdir {self._workdir} cannot be written: {error.strerror}') from error
         self._is_ours = True
         threading.Thread(target=self._beat, daemon=True).start()
 
+    @contextlib.contextmanager
+    def _explain_faults(self):
+        try:
+            yield
+        except OSError as error:
+            raise BadInput(f'workdir {self._workdir} cannot be written: {error.strerror}') from error
+
     def _lock(self, flags: int) -> None:
-        """Open and lock the file; leave `_file` at None if it was removed meanwhile."""
+        """Open and lock the file; leave `_file` at None if it does not exist or was removed meanwhile."""
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
             file = os.open(self._path, flags, 0o644)
             stack.callback(os.close, file)
-            has_locks = self._ask_kernel(file)
+            is_local = True  # the kernel knows all processes that may hold the lock
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    raise self._refuse(_read_holder(file)) from None
+                if error.errno not in _NO_LOCKS:
+                    raise
+                is_local = False
             if os.fstat(file).st_ino != self._path.stat().st_ino:
                 return
             holder = _read_holder(file)
-            is_local = has_locks and holder.get('host') in (None, socket.gethostname())
+            is_local &= holder.get('host') in (None, socket.gethostname())
             if not is_local and self._is_renewed(holder):
                 raise self._refuse(holder)
             self._file = file
             stack.pop_all()  # keep it open
-
-    def _ask_kernel(self, file: int) -> bool:
-        """Lock the file by the kernel; return False if it has no locks here."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._refuse(_read_holder(file)) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            return False
-        return True
 
     def _refuse(self, holder: dict) -> BadInput:
         who = 'another run'
@@ -104,9 +98,9 @@ class WorkdirLock:
         return BadInput(f'{self._workdir} is in use by {who}: wait for its end, stop it, or use another workdir')
 
     def _is_renewed(self, holder: dict) -> bool:
-        """Watch the file's time. Reopen it each time, because network file systems cache it."""
+        """Watch the time of the file."""
         before, end = self._modified(), time.monotonic() + WATCH_SECONDS
-        if not before:  # an empty file has no holder
+        if not holder and not self._path.stat().st_size:  # an empty file has no holder
             return False
         host, seconds = holder.get('host'), f'{WATCH_SECONDS:.0f} s'
         print(f'{self._path}: held by a run on {host!r}; watching it for {seconds}', file=sys.stderr, flush=True)
@@ -117,9 +111,8 @@ class WorkdirLock:
         return False
 
     def _modified(self) -> int:
-        with self._path.open() as file:
-            found = os.fstat(file.fileno())
-            return found.st_mtime_ns if found.st_size else 0
+        with self._path.open() as file:  # opened each time, because network file systems cache the time
+            return os.fstat(file.fileno()).st_mtime_ns
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

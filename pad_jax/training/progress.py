@@ -21,9 +21,7 @@ _SHORT_NAMES = {
 
 
 class Progress:
-    """A label with lines that stay and, in a terminal, one live line. Use as a context manager.
-
-    Subclasses draw the live line.
+    """A label with lines that stay and, in a terminal, one live line, which subclasses draw. A context manager.
 
     Args:
       label: name in front of every line.
@@ -33,17 +31,15 @@ class Progress:
     def __init__(self, label: str, quiet: bool = False):
         self.label = label
         self._console = Console(stderr=True, quiet=quiet)
-        self._live: Live | None = None
+        self._live = Live(console=self._console, get_renderable=self.line)
 
     def __enter__(self) -> 'Progress':
         if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self.line)
             self._live.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._live:
-            self._live.stop()
+        self._live.stop()
 
     def line(self) -> Text:
         """Draw the live line."""
@@ -99,9 +95,16 @@ class StepProgress(Progress):
         self._step = step
         self._first = self._first or (step, time.monotonic())
         self._values |= values
-        if values:
-            self._arrive(step)
-            self._print_now_and_then()
+        if not values:
+            return
+        self._arrive(step)
+        is_silent = self._console.is_terminal or self._console.quiet
+        if not is_silent and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            left = f'{(self.total - step) / self.rate:.0f} s left' if self.rate else 'compiled'
+            shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
+            line = f'{self.label}: step {step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}'
+            print(line, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def paused(self, step: int, state):
@@ -112,7 +115,7 @@ class StepProgress(Progress):
         if self._last:
             self._last = self._last[0], time.monotonic()
 
-    def _arrive(self, step):
+    def _arrive(self, step: int) -> None:
         if step == self._start:  # the first step includes compilation
             return
         now = time.monotonic()
@@ -120,35 +123,20 @@ class StepProgress(Progress):
             self._seconds.append((now - self._last[1]) / (step - self._last[0]))
         self._last = step, now
 
-    def _print_now_and_then(self):
-        is_silent = self._console.is_terminal or self._console.quiet
-        if is_silent or time.monotonic() - self._printed <= _SECONDS_BETWEEN_LINES:
-            return
-        self._printed = time.monotonic()
-        left = f'{(self.total - self._step) / self.rate:.0f} s left' if self.rate else 'compiled'
-        shown = ' '.join(f'{name} {value:.4g}' for name, value in self._values.items())
-        line = f'{self.label}: step {self._step}/{self.total}, {self.rate:.1f} steps/s, {left}, {shown}'
-        print(line, file=sys.stderr, flush=True)
-
     def line(self) -> Text:
         """Draw the live line: the most important numbers first; values that do not fit are left out."""
-        width = self._console.width
-        done = f' {self._step:{len(str(self.total))}}/{self.total}'
+        pace = ' compiling' if self._first is None else ' compiled'
         if self.rate:
             pace = f' {format_duration((self.total - self._step) / self.rate)} left {self.rate:.1f}/s'
-        else:
-            pace = ' compiling' if self._first is None else ' compiled'
-        values = ''
+        done = f' {self._step:{len(str(self.total))}}/{self.total}'
+        text = Text.assemble(self.label, (done, 'progress.download'), (pace, 'progress.remaining'), no_wrap=True)
         for name, value in self._values.items():
             shown = f' {_SHORT_NAMES.get(name, name)} {value:.3g}'
-            if cell_len(self.label + done + pace + values + shown) > width:  # half a number would mislead
-                values += ' …'
+            if cell_len(text.plain + shown) > self._console.width:  # half a number would mislead
+                text.append(' …')
                 break
-            values += shown
-        text = Text.assemble(
-            self.label, (done, 'progress.download'), (pace, 'progress.remaining'), values, no_wrap=True
-        )
-        text.truncate(width, overflow='ellipsis')
+            text.append(shown)
+        text.truncate(self._console.width, overflow='ellipsis')
         return text
 
 

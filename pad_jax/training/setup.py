@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pad_jax.errors import BadInput
 from pad_jax.layers.factors import read_records
 from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
 from pad_jax.models.accounting import LayerCount, count_layers, plan_dynamic_positions
-from pad_jax.partition import Layout, Recipe, find_competitions, group_size, positions_of, selection_targets
+from pad_jax.partition import Layout, Recipe, find_competitions, group_size, num_dynamic_positions, positions_of
 from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained, load_torchvision
 from pad_jax.training.config import MAX_STEPS, find_length_problems, is_partial, is_text, name_key
 from pad_jax.training.optimizer import find_scales, make_optimizer, make_rate_schedule, make_temperature_schedule
@@ -28,16 +28,12 @@ from pad_jax.training.workdir import find_tokenizer
 
 _STEP_KEYS = ('accumulate_steps', 'ema_decay')
 """Keys of `optim` that belong to the train step."""
+_TEXT_KEYS = {'glue': ('task',), 'text': ('text_columns', 'label_column', 'regression')}
+"""Keys of `data` that only one source of texts has."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Lengths of a run in optimizer steps.
-
-    Attributes:
-      total: of the whole run.
-      temperature: until the attention temperature is 1.
-    """
+class Lengths(NamedTuple):
+    """Optimizer steps of the whole run, and until the attention temperature is 1."""
 
     total: int
     temperature: int
@@ -50,15 +46,15 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
       axis_name: mapped axis of the training devices; norms and routers average their statistics over it. Such a
         network runs only inside that axis. Its parameters are those of the network without one.
     """
-    arguments = config.model.to_dict()
-    arguments['granularity'] = config.partition.granularity if is_partial(config) else None
-    arguments['scales'], arguments['prune'] = config.partition.scales, config.partition.prune
+    partition, arguments = config.partition, config.model.to_dict()
     del arguments['pretrained']
+    if not arguments.pop('sync_batch_norm', True):
+        axis_name = None
+    granularity = partition.granularity if is_partial(config) else None
     try:
-        if is_text(config):
-            return build_encoder(axis_name=axis_name, **arguments)
-        is_synchronised = arguments.pop('sync_batch_norm')
-        return build_model(**arguments, axis_name=axis_name if is_synchronised else None)
+        return (build_encoder if is_text(config) else build_model)(
+            **arguments, granularity=granularity, scales=partition.scales, prune=partition.prune, axis_name=axis_name
+        )
     except ValueError as error:
         raise BadInput(name_key('model', error)) from error
 
@@ -68,17 +64,12 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     return dataclasses.replace(TEXTS, regression=config.model.num_classes == 1) if is_text(config) else IMAGES
 
 
-def make_inputs(config: ml_collections.ConfigDict) -> Inputs:
-    """Shapes of one example for initialising the network; a text is short here."""
+def make_inputs(config: ml_collections.ConfigDict, length: int | None = 8) -> Inputs:
+    """Shapes of one example for initialising the network: an image, or a text of `length` tokens."""
     if is_text(config):
-        return text_inputs()
+        return text_inputs(length)
     size = config.data.image_size
     return image_inputs((size, size, SOURCES[config.data.name].channels))
-
-
-def make_example(config: ml_collections.ConfigDict) -> Inputs:
-    """Shapes of one full example: an image, or a text of data.max_length tokens."""
-    return text_inputs(config.data.max_length) if is_text(config) else make_inputs(config)
 
 
 def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Source:
@@ -93,8 +84,7 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) 
     data, seed = config.data, config.train.seed
     try:
         if is_text(config):
-            options = ('task',) if data.name == 'glue' else ('text_columns', 'label_column', 'regression')
-            arguments = {name: data[name] for name in ('path', 'batch_size', 'on_bad', *options)}
+            arguments = {name: data[name] for name in ('path', 'batch_size', 'on_bad', *_TEXT_KEYS[data.name])}
             if 'text_columns' in arguments:
                 arguments['text_columns'] = split_columns(config)
             source = TEXT_SOURCES[data.name](**arguments, pieces=open_pieces(config, workdir), seed=seed)
@@ -102,15 +92,11 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) 
             source = make_source(**data, seed=seed)
     except BadInput as error:
         raise BadInput(name_key('data', error)) from error
-    spec, num_classes = source.spec, config.model.num_classes
-    if spec.num_classes != num_classes:
-        found = (
-            'numbers for labels'
-            if spec.num_classes == 1
-            else f'{spec.num_classes} classes ({list_names(spec.class_names)})'
-        )
+    found, num_classes = source.spec.num_classes, config.model.num_classes
+    if found != num_classes:
+        classes = 'numbers for labels' if found == 1 else f'{found} classes ({list_names(source.spec.class_names)})'
         raise BadInput(
-            f'model.num_classes is {num_classes}, the data has {found}: --config.model.num_classes={spec.num_classes}'
+            f'model.num_classes is {num_classes}, the data has {classes}: --config.model.num_classes={found}'
         )
     return source
 
@@ -142,32 +128,26 @@ def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Length
       num_train: training examples of an epoch.
 
     Raises:
-      BadInput: the epochs have more steps than can be counted.
+      BadInput: naming every key that does not fit: too many steps to count, or a warm-up, partition or scoring batch
+        that does not fit the run.
     """
-    epoch = num_train / config.data.batch_size
-    total = config.train.steps or math.ceil(config.train.epochs * epoch)
+    train, epoch = config.train, num_train / config.data.batch_size
     # A network of texts has no temperature.
-    lengths = Lengths(total, round(config.train.get('temperature_epochs', 0.0) * epoch))
-    for name, steps in (('epochs', lengths.total), ('temperature_epochs', lengths.temperature)):
-        if steps > MAX_STEPS:
-            raise BadInput(
-                f'train.{name} = {config.train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at '
-                f'most {MAX_STEPS} can be counted'
-            )
-    return lengths
-
-
-def check_lengths(config: ml_collections.ConfigDict, lengths: Lengths, num_train: int) -> None:
-    """Check that warm-up, partition and scoring batches fit a run of those lengths.
-
-    Raises:
-      BadInput: naming every key that does not fit.
-    """
-    problems, size = find_length_problems(config, lengths.total), config.partition.batch_size
-    if is_partial(config) and size > num_train:
+    temperature = round(train.get('temperature_epochs', 0.0) * epoch)
+    lengths = Lengths(train.steps or math.ceil(train.epochs * epoch), temperature)
+    problems = [
+        f'train.{name} = {train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at most {MAX_STEPS} '
+        'can be counted'
+        for name, steps in zip(('epochs', 'temperature_epochs'), lengths)
+        if steps > MAX_STEPS
+    ]
+    problems += find_length_problems(config, lengths.total)
+    if is_partial(config) and config.partition.batch_size > num_train:
+        size = config.partition.batch_size
         problems.append(f'partition.batch_size must be at most the {num_train} training examples, got {size}')
     if problems:
         raise BadInput('; '.join(problems))
+    return lengths
 
 
 def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule | None:
@@ -184,10 +164,8 @@ def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Sche
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """Make the optimizer of a config for a run of that length."""
     arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
-    scales = find_scales(
-        read_records(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
-    )
-    return make_optimizer(**arguments, total_steps=lengths.total, scales=scales)
+    records = read_records(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
+    return make_optimizer(**arguments, total_steps=lengths.total, scales=find_scales(records))
 
 
 def make_step_arguments(
@@ -226,10 +204,10 @@ def start_from_pretrained(
     if is_text(config):
         folder = find_weights(path)
         loaded = load_pretrained(folder, state.params, state.records, num_heads=model.num_heads)
-        said = [f'weights of {folder}']
+        notes = [f'weights of {folder}']
         if loaded.fresh:
-            said.append(f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}')
-        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), said
+            notes.append(f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}')
+        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), notes
     static = config.copy_and_resolve_references()
     static.model.conv = 'static'
     shapes = abstract_variables(make_model(static), make_inputs(static))
@@ -259,14 +237,13 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     Raises:
       BadInput: the exclusions do not fit the network, or no group of positions fits the dynamic fraction.
     """
-    variables = abstract_variables(make_model(config), make_inputs(config))
-    planned = None
+    variables, planned = abstract_variables(make_model(config), make_inputs(config)), None
     if is_partial(config):
         recipe, layout = make_recipe(config), Layout.of(read_records(variables.get('intermediates', {})))
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
             planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)
-            _check_groups_fit(config, layout, positions, variables['partition'])
+            _check_groups_fit(config, layout.layer_of, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
@@ -278,10 +255,10 @@ def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCou
     Args:
       layers: dynamic positions of each layer, from `plan_layers`.
     """
-    return account_layers(make_model(config), make_example(config), layers)
+    return account_layers(make_model(config), make_inputs(config, config.data.get('max_length')), layers)
 
 
-def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
+def _check_groups_fit(config, layer_of, positions, masks) -> None:
     """Raise ValueError if the partition would fail later, or leave the network wholly dynamic or static.
 
     At least the smallest gate must fit under scope 'global'. Under scope 'layer' the largest must, because any gate
@@ -289,28 +266,23 @@ def _check_groups_fit(config, layout: Layout, positions, masks) -> None:
     """
     partition, scope = config.partition, config.partition.scope
     roles = make_recipe(config).find_roles(masks)
-    leaves = zip(roles.items(), jax.tree.leaves(masks), jax.tree.leaves(positions), strict=True)
-    leaves = {name: (mask, position) for (name, role), mask, position in leaves if role is None}
-    sizes = {name: group_size(*leaf) for name, leaf in leaves.items()}
-    if not sizes:
-        roles = list(roles.values())
-        if len(set(roles)) > 1:
-            return  # a partition by hand
-        side = 'dynamic' if roles[0] else 'static'
-        static = 'model.ffn=dense' if is_text(config) else 'model.conv=static'
+    leaves = zip(roles, jax.tree.leaves(masks), jax.tree.leaves(positions), strict=True)
+    groups = {name: (group_size(mask, leaf), leaf.size) for name, mask, leaf in leaves if roles[name] is None}
+    if not groups and len(set(roles.values())) == 1:
+        is_dynamic = all(roles.values())
+        side, change = ('dynamic', 'partition.dynamic_fraction=1') if is_dynamic else ('static', 'model.conv=static')
+        change = 'model.ffn=dense' if is_text(config) and not is_dynamic else change
         raise ValueError(
             f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them. For a '
-            f'wholly {side} network use --config.{"partition.dynamic_fraction=1" if roles[0] else static}'
+            f'wholly {side} network use --config.{change}'
         )
-    competing = {name: position.size for name, (_, position) in leaves.items()}
-    targets = selection_targets(competing, partition.dynamic_fraction, scope, layout.layer_of)
-    names, pick = list(sizes), min if scope == 'global' else max
-    for layer, members in find_competitions(names, scope, layout.layer_of).items():
-        target = targets if scope == 'global' else targets[layer]
-        name = pick((names[member] for member in members), key=sizes.get)
-        if sizes[name] > target:
+    for layer, members in find_competitions(groups, scope, layer_of).items():
+        competing = [list(groups.items())[member] for member in members]
+        target = num_dynamic_positions(sum(total for _, (_, total) in competing), partition.dynamic_fraction)
+        name, (size, _) = (min if scope == 'global' else max)(competing, key=lambda item: item[1][0])
+        if size > target:
             raise ValueError(
-                f'granularity {partition.granularity!r} selects {sizes[name]} positions of {name} at once, but '
+                f'granularity {partition.granularity!r} selects {size} positions of {name} at once, but '
                 f'dynamic_fraction {partition.dynamic_fraction} keeps {target} of {layer} dynamic under scope '
                 f"{scope!r}. Use a larger fraction, a finer granularity or scope 'global', or exclude such layers "
                 'with partition.keep_dynamic or partition.keep_static'

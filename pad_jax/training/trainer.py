@@ -87,9 +87,7 @@ def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.L
         lambda: setup.open_source(config, workdir),
     )
     files.check_data(workdir, source.spec)
-    lengths = setup.measure_lengths(config, source.spec.num_train)
-    setup.check_lengths(config, lengths, source.spec.num_train)
-    return source, lengths
+    return source, setup.measure_lengths(config, source.spec.num_train)
 
 
 def _check_devices(config, replicas: Replicas) -> None:

@@ -39,11 +39,11 @@ pytestmark = pytest.mark.usefixtures('one_block', 'one_layer')
 
 def typed(config):
     """The typed parts of a run that `setup` and `rounds` make; nothing is computed."""
-    lengths = measure_lengths(config, 100)
+    lengths = measure_lengths(config, 10**6)
     step = make_step_arguments(config, lengths)
     rounds = Rounds(config, None, **{name: step[name] for name in ('task', 'temperature', 'model')})
-    parts = {name: value for name, value in vars(rounds).items() if name != 'run'}
-    return {**step, **parts, **rounds.run.keywords, 'lengths': lengths}
+    parts = {name: value for name, value in vars(rounds).items() if name not in ('_problem', '_shapes')}
+    return {**step, **parts, 'lengths': lengths}
 
 
 def batches(config):
@@ -58,7 +58,7 @@ def batches(config):
 
 def started(config):
     """Parameters before the first step."""
-    model, optimizer = make_model(config), make_run_optimizer(config, measure_lengths(config, 100))
+    model, optimizer = make_model(config), make_run_optimizer(config, measure_lengths(config, 10**6))
     state = init_state(model, optimizer, make_inputs(config), config.train.seed)
     return [
         np.asarray(leaf).tolist() for leaf in jax.tree.leaves(start_from_pretrained(config, model, state)[0].params)

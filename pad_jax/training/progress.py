@@ -31,9 +31,9 @@ class Progress:
     def __init__(self, label: str, quiet: bool = False):
         self.label = label
         self._console = Console(stderr=True, quiet=quiet)
-        self._live = Live(console=self._console, get_renderable=self.line)
 
     def __enter__(self) -> 'Progress':
+        self._live = Live(console=self._console, get_renderable=self.line)
         if self._console.is_terminal:
             self._live.start()
         return self

@@ -67,7 +67,8 @@ class Rounds:
         self.model, self.inputs = model, make_inputs(config)
         self._shapes = abstract_variables(model, self.inputs)
         self._problem = make_problem(task, model, Layout.of(read_records(self._shapes.get('intermediates', {}))))
-        self._partition, self._recipe = config.partition, make_recipe(config)
+        self._recipe, self._compact = make_recipe(config), config.partition.compact
+        self._scoring = config.partition.batches, config.partition.batch_size
         self._granularity = config.partition.granularity if is_partial(config) else 'none'
         self._source, self._temperature = source, temperature
 
@@ -85,7 +86,7 @@ class Rounds:
           (new state, values to log): round, dynamic_fraction, and the mean loss over the scoring batches right before
           and right after the round.
         """
-        done, count, size = int(state.round), self._partition.batches, self._partition.batch_size
+        done, (count, size) = int(state.round), self._scoring
         scoring = [self._source.scoring_batch(done * count + number, size) for number in range(count)]
         if self._temperature:
             current = jnp.asarray(self._temperature(state.step), jnp.float32)
@@ -112,7 +113,7 @@ class Rounds:
 
     def to_trained_storage(self, state: TrainState) -> TrainState:
         """Turn a masked state into the storage that the steps of this run train."""
-        return to_trained_storage(state, len(self.plan), self._partition.compact)
+        return to_trained_storage(state, len(self.plan), self._compact)
 
 
 def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:

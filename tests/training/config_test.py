@@ -257,7 +257,7 @@ BASE = 'def get_config():\n    config = base.get_config()\n    '
         (BASE + 'raise SystemExit(3)', 'fails: SystemExit: 3'),
         ('def get_config(:', 'fails: SyntaxError'),
         ('import a_module_that_is_not_there', 'fails: ModuleNotFoundError'),
-        ('config = 1', "has no attribute 'get_config'"),
+        ('config = 1', "fails: KeyError: 'get_config'"),
         ('def get_config(x):\n    return x', 'fails: TypeError'),
     ],
 )

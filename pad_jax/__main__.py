@@ -1,11 +1,12 @@
 """python -m pad_jax VERB: commands on configs and on runs."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pad_jax.training.cli import Parser, exit_on_sigterm, exit_status, parse_with_overrides
+from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
 from pad_jax.training.config import FREE_KEYS, load_config
 
 # Each verb imports its room when it is called, so that `count` starts without plots, data sets and checkpoints.
@@ -75,7 +76,7 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument('--out', type=Path, required=True, help='directory to write')
     parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
-    exit_on_sigterm()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so half-written files are cleaned up
     try:
         exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
     except NotVerified as error:

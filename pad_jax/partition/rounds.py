@@ -73,7 +73,7 @@ class Recipe:
             pattern = getattr(self, key)
             try:
                 matched = [name for name in roles if pattern and re.search(pattern, name)]
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f'{key} is not a regular expression: {pattern!r} ({error})') from None
             if pattern and not matched:
                 raise ValueError(f'{key} = {pattern!r} matches none of the parameters {", ".join(roles)}')

@@ -1,6 +1,7 @@
 """Shared by the commands: flags, config overrides, signals and exit statuses."""
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -73,16 +74,14 @@ def exit_status(command: Callable[[], None]) -> int:
     try:
         command()
         sys.stdout.flush()
+        return 0
     except (BadInput, PartitionError, Stopped) as error:
         status = 1 if isinstance(error, Stopped) else BAD_INPUT
         print(f'error: {make_line(str(error))}', file=sys.stderr)
-        if not isinstance(error, (AgreedProblem, AgreedStop)):
-            leave_at_once(status)
-        return status
+        return status if isinstance(error, (AgreedProblem, AgreedStop)) else leave_at_once(status)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        leave_at_once(130)
-        return 130
+        return leave_at_once(130)
     except BrokenPipeError:  # the reader of stdout is gone, and Python would flush once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -91,9 +90,8 @@ def exit_status(command: Callable[[], None]) -> int:
             if is_lost_connection(error):
                 leave_at_once(1, OTHERS_ENDED)
             traceback.print_exc()
-        leave_at_once(1)
+            leave_at_once(1)
         raise
-    return 0
 
 
 class StopSignals:
@@ -105,15 +103,14 @@ class StopSignals:
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self._previous = {}
 
     def __enter__(self) -> 'StopSignals':
-        handlers = {signal.SIGTERM: self._record, signal.SIGINT: self._record}
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._record)
         if jax.process_count() > 1:  # jax.distributed handles SIGTERM itself
             handlers = {signal.SIGINT: lambda number, frame: signal.raise_signal(signal.SIGTERM)}
-        try:
+        with contextlib.suppress(ValueError):  # outside the main thread, signals belong to the caller
             self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        except ValueError:
-            self._previous = {}  # outside the main thread, signals belong to the caller
         return self
 
     def stop_after(self, step: int) -> bool:
@@ -129,13 +126,3 @@ class StopSignals:
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def exit_on_sigterm() -> None:
-    """Raise SystemExit(143) on SIGTERM, so that half-written files are cleaned up; a second one ends the process."""
-
-    def leave(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)

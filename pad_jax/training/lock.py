@@ -8,7 +8,6 @@ lock. With several processes, the first holds it.
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import json
 import os
@@ -25,7 +24,6 @@ BEAT_SECONDS = 10.0
 """Seconds between two renewals of the file's time."""
 WATCH_SECONDS = 45.0
 """Seconds without a renewal after which a lock counts as abandoned."""
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 class WorkdirLock:
@@ -73,42 +71,34 @@ class WorkdirLock:
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
             file = os.open(self._path, flags, 0o644)
             stack.callback(os.close, file)
-            is_local = True  # the kernel knows all processes that may hold the lock
+            is_alive, has_locks, holder = False, True, _read_holder(file)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if isinstance(error, BlockingIOError):
-                    raise self._refuse(_read_holder(file)) from None
-                if error.errno not in _NO_LOCKS:
-                    raise
-                is_local = False
+            except BlockingIOError:
+                is_alive = True
+            except OSError:
+                has_locks = False
             if os.fstat(file).st_ino != self._path.stat().st_ino:
                 return
-            holder = _read_holder(file)
-            is_local &= holder.get('host') in (None, socket.gethostname())
-            if not is_local and self._is_renewed(holder):
-                raise self._refuse(holder)
+            if holder and not (has_locks and holder.get('host') == socket.gethostname()):
+                is_alive = is_alive or self._is_renewed(holder)
+            if is_alive:
+                who = f'a run on {holder.get("host")}, process {holder.get("pid")}, since {holder.get("since")}'
+                raise BadInput(
+                    f'{self._workdir} is in use by {who if holder else "another run"}: wait for its end, stop it, or '
+                    'use another workdir'
+                )
             self._file = file
             stack.pop_all()  # keep it open
-
-    def _refuse(self, holder: dict) -> BadInput:
-        who = 'another run'
-        if holder:
-            who = f'a run on {holder.get("host")}, process {holder.get("pid")}, since {holder.get("since")}'
-        return BadInput(f'{self._workdir} is in use by {who}: wait for its end, stop it, or use another workdir')
 
     def _is_renewed(self, holder: dict) -> bool:
         """Watch the time of the file."""
         before, end = self._modified(), time.monotonic() + WATCH_SECONDS
-        if not holder and not self._path.stat().st_size:  # an empty file has no holder
-            return False
         host, seconds = holder.get('host'), f'{WATCH_SECONDS:.0f} s'
         print(f'{self._path}: held by a run on {host!r}; watching it for {seconds}', file=sys.stderr, flush=True)
-        while time.monotonic() < end:
+        while time.monotonic() < end and self._modified() == before:
             time.sleep(BEAT_SECONDS / 10)
-            if self._modified() != before:
-                return True
-        return False
+        return self._modified() != before
 
     def _modified(self) -> int:
         with self._path.open() as file:  # opened each time, because network file systems cache the time

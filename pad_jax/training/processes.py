@@ -68,8 +68,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     address = None if coordinator == AUTO else coordinator
     # JAX's own time-out aborts the process with a page of C++; a thread reports it in one line before.
-    joined = threading.Event()
-    threading.Thread(target=_give_up, args=(joined, join_seconds, address, process_id), daemon=True).start()
+    timer = threading.Timer(join_seconds, _give_up, (join_seconds, coordinator))
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             address,
@@ -87,55 +88,44 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             '--num-processes and --process-id'
         ) from error
     finally:
-        joined.set()
+        timer.cancel()
 
 
 def _check_flags(coordinator, num_processes, process_id, join_seconds):
-    numbers = {'--num-processes': num_processes, '--process-id': process_id}
-    given = [name for name, number in numbers.items() if number is not None]
-    if coordinator in (None, AUTO):
-        if given:
-            raise BadInput(f'{" and ".join(given)} needs --coordinator=HOST:PORT')
-    else:
-        host, _, port = coordinator.rpartition(':')
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise BadInput(f'--coordinator must be HOST:PORT or auto, got {coordinator!r}')
-        if len(given) < 2:
-            missing = [name for name in numbers if name not in given]
-            raise BadInput(f'--coordinator={coordinator} needs {" and ".join(missing)}')
-        if num_processes < 1:
-            raise BadInput(f'--num-processes must be at least 1, got {num_processes}')
-        if not 0 <= process_id < num_processes:
-            raise BadInput(f'--process-id must be from 0 to {num_processes - 1}, got {process_id}')
-        if process_id == 0:
-            try:  # JAX would abort
-                socket.create_server(('', int(port))).close()
-            except OSError as error:
-                why = os.strerror(error.errno)
-                raise BadInput(
-                    f'process 0 cannot listen on port {port} of --coordinator={coordinator}: {why}'
-                ) from error
     if join_seconds < 1:
         raise BadInput(f'--join-seconds must be at least 1, got {join_seconds}')
-
-
-def _give_up(joined: threading.Event, seconds: int, address: str | None, process_id: int | None) -> None:
-    if joined.wait(seconds):
+    if coordinator in (None, AUTO):
+        if num_processes is not None or process_id is not None:
+            raise BadInput('--num-processes and --process-id need --coordinator=HOST:PORT')
         return
-    reason = 'not all processes came; --num-processes must be the same for all, and --process-id another for each'
-    if address and process_id:
-        host, _, port = address.rpartition(':')
-        try:
-            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
-        except OSError as error:
-            reason = f'process 0 cannot be reached from here ({error.strerror or error})'
-    where = f'--coordinator={address}' if address else 'the coordinator'
-    print(f'error: waited {seconds} s at {where}: {reason}', file=sys.stderr, flush=True)
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise BadInput(f'--coordinator must be HOST:PORT or auto, got {coordinator!r}')
+    if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+        raise BadInput(
+            f'--coordinator={coordinator} needs --num-processes=N and --process-id from 0 to N - 1, got '
+            f'{num_processes} and {process_id}'
+        )
+    try:
+        if process_id == 0:  # JAX would abort
+            socket.create_server(('', int(port))).close()
+    except OSError as error:
+        why = os.strerror(error.errno)
+        raise BadInput(f'process 0 cannot listen on port {port} of --coordinator={coordinator}: {why}') from error
+
+
+def _give_up(seconds: int, coordinator: str) -> None:
+    print(
+        f'error: waited {seconds} s at --coordinator={coordinator}: process 0 cannot be reached, or not all processes '
+        'came. --num-processes must be the same for all, and --process-id another for each',
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(2)  # the main thread is in C++ and cannot be interrupted
 
 
-def leave_at_once(status: int, why: str = 'ends by itself') -> None:
-    """End one of several processes with a line; return if there is only one.
+def leave_at_once(status: int, why: str = 'ends by itself') -> int:
+    """End one of several processes with a line; return the status if there is only one.
 
     In an orderly exit it would wait for the others, and they for it in the next step.
     """
@@ -144,16 +134,11 @@ def leave_at_once(status: int, why: str = 'ends by itself') -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    return status
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Return True for the errors of gloo (CPU) and NCCL (GPU) after another process has ended.
-
-    >>> is_lost_connection(jax.errors.JaxRuntimeError('INTERNAL: Gloo all-reduce failed: Connection reset by peer'))
-    True
-    >>> is_lost_connection(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'))
-    False
-    """
+    """Return True for the errors of gloo (CPU) and NCCL (GPU) after another process has ended."""
     return isinstance(error, jax.errors.JaxRuntimeError) and bool(_LOST.search(str(error)))
 
 
@@ -214,21 +199,9 @@ def all_or_none() -> Iterator[None]:
         problem = str(error)
     problems = gather(problem)
     if len(set(problems)) > 1:
-        processes = {one: [p for p, found in enumerate(problems) if found == one] for one in problems if one}
-        raise AgreedProblem('; '.join(f'on process {_list(where)}: {one}' for one, where in processes.items()))
+        problem = '; '.join(f'on process {process}: {line}' for process, line in enumerate(problems) if line)
     if problem:
         raise AgreedProblem(problem)
-
-
-def _list(numbers: list[int]) -> str:
-    """List process numbers, the first two of many.
-
-    >>> _list([1, 2]), _list([0, 1, 2, 3])
-    ('1 and 2', '0, 1 and 2 more')
-    """
-    if len(numbers) > 3:
-        return f'{numbers[0]}, {numbers[1]} and {len(numbers) - 2} more'
-    return ' and '.join(map(str, numbers))
 
 
 def check_same(what: str, values: Mapping[str, Any]) -> None:
@@ -240,8 +213,8 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     found, problems = gather(dict(values)), []
     for key in sorted(set().union(*found)):
         column = [values.get(key, 'missing') for values in found]
-        other = next((process for process, value in enumerate(column) if value != column[0]), None)
-        if other is not None:
+        differing = [process for process, value in enumerate(column) if value != column[0]]
+        for other in differing[:1]:
             problems.append(f'{key}: {column[0]!r} on process 0, {column[other]!r} on process {other}')
     if problems:
         raise AgreedProblem(f'the processes disagree on the {what}: {"; ".join(problems)}')
@@ -263,7 +236,6 @@ def check_shared(workdir: Path) -> None:
         with all_or_none():
             if is_first():
                 _write_marker(marker)
-        with all_or_none():
             if not _appears(marker):
                 raise BadInput(
                     f'workdir {workdir} on {socket.gethostname()} is not the folder that process 0 writes into. It '
@@ -288,10 +260,9 @@ def _write_marker(marker: Path) -> None:
 
 def _appears(marker: Path) -> bool:
     end = time.monotonic() + SECONDS_TO_APPEAR
-    while True:
-        # Listed, because file systems remember names that did not exist when they were asked for.
-        if marker.parent.is_dir() and marker.name in os.listdir(marker.parent):
-            return True
+    # Listed, because file systems remember names that did not exist when they were asked for.
+    while not (marker.parent.is_dir() and marker.name in os.listdir(marker.parent)):
         if time.monotonic() > end:
             return False
         time.sleep(0.5)
+    return True

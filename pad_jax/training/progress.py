@@ -12,12 +12,6 @@ from rich.live import Live
 from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SHORT_NAMES = {
-    'accuracy': 'acc',
-    'eval_accuracy': 'eval',
-    'eval_validation_matched/accuracy': 'eval m',
-    'eval_validation_mismatched/accuracy': 'mm',
-}
 
 
 class Progress:
@@ -131,7 +125,9 @@ class StepProgress(Progress):
         done = f' {self._step:{len(str(self.total))}}/{self.total}'
         text = Text.assemble(self.label, (done, 'progress.download'), (pace, 'progress.remaining'), no_wrap=True)
         for name, value in self._values.items():
-            shown = f' {_SHORT_NAMES.get(name, name)} {value:.3g}'
+            for long, short in (('accuracy', 'acc'), ('eval_', 'eval '), ('validation_', '')):
+                name = name.replace(long, short)
+            shown = f' {name} {value:.3g}'
             if cell_len(text.plain + shown) > self._console.width:  # half a number would mislead
                 text.append(' …')
                 break

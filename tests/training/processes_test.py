@@ -182,13 +182,13 @@ def test_the_first_process_answers_for_all(monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (['--num-processes=2'], '--num-processes needs --coordinator=HOST:PORT'),
-        (['--coordinator=auto', '--process-id=0'], '--process-id needs --coordinator=HOST:PORT'),
-        (['--coordinator=here:1', '--process-id=0'], '--coordinator=here:1 needs --num-processes'),
+        (['--num-processes=2'], '--num-processes and --process-id need --coordinator=HOST:PORT'),
+        (['--coordinator=auto', '--process-id=0'], '--num-processes and --process-id need --coordinator=HOST:PORT'),
+        (['--coordinator=here:1', '--process-id=0'], 'here:1 needs --num-processes=N and --process-id from 0 to N - 1, got None and 0'),
         (['--coordinator=here', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here.'),
         (['--coordinator=here:x', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here:x.'),
-        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], '--num-processes must be at least 1, got 0'),
-        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], '--process-id must be from 0 to 1, got 2'),
+        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], 'got 0 and 0'),
+        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], 'got 2 and 2'),
         (['--coordinator=auto', '--join-seconds=0'], '--join-seconds must be at least 1, got 0'),
     ],
 )
@@ -488,8 +488,8 @@ def test_a_process_that_waits_for_others_in_vain(tmp_path, index):
     process = start(tmp_path / 'run', index, {}, port=free_port(), more=['--join-seconds=2'])
     ((status, said),) = end([process])
     assert status == 2 and len(said) == 1
-    reasons = ['not all processes came; --num-processes', 'process 0 cannot be reached from here (Connection refused)']
-    assert said[0].startswith('error: waited 2 s at --coordinator=localhost:') and reasons[index] in said[0]
+    assert said[0].startswith('error: waited 2 s at --coordinator=localhost:')
+    assert 'process 0 cannot be reached, or not all processes came' in said[0]
 
 
 @pytest.mark.slow

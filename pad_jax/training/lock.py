@@ -40,8 +40,8 @@ class WorkdirLock:
         Raises:
           BadInput: that run is alive; names its host, process and start.
         """
-        if self._file is None:
-            with self._explain_faults():
+        with self._explain_faults():
+            if self._file is None and self._path.exists():
                 self._lock(os.O_RDWR)
 
     def take(self) -> None:

@@ -199,7 +199,8 @@ def all_or_none() -> Iterator[None]:
         problem = str(error)
     problems = gather(problem)
     if len(set(problems)) > 1:
-        problem = '; '.join(f'on process {process}: {line}' for process, line in enumerate(problems) if line)
+        others = {line: ' and others' * (problems.count(line) > 1) for line in problems if line}
+        problem = '; '.join(f'on process {problems.index(line)}{more}: {line}' for line, more in others.items())
     if problem:
         raise AgreedProblem(problem)
 

@@ -8,9 +8,7 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import train as train_command
 from pad_jax import __main__ as commands
@@ -20,6 +18,7 @@ from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
+from tests.training.tiny_photos import write_classes
 from tests.training.trainer_test import assert_same_run
 
 FLAGS = [f'--config.{name}={value}' for name, value in SMALL.items()]
@@ -59,12 +58,7 @@ def test_train_evaluate_count_and_inspect(call, tmp_path):
 
 @pytest.mark.usefixtures('one_block')
 def test_data_that_has_moved(call, tmp_path):
-    for split, count in (('train', 8), ('val', 3)):
-        for name in ('cat', 'dog'):
-            (tmp_path / 'here' / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.random.default_rng(number).integers(0, 255, (9, 9, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / 'here' / split / name / f'{number}.png')
+    write_classes(tmp_path / 'here', 8, 3)
     flags = [f'--config={DIGITS}', f'--workdir={tmp_path}/run', *FLAGS, '--config.model.num_classes=2']
     flags += ['--config.data.name=folder', '--config.train.steps=2', '--config.partition.batch_size=8']
     flags += ['--config.train.temperature_epochs=4']
@@ -172,9 +166,7 @@ def test_processes_that_are_killed_end_like_one_that_never_was(tmp_path):
 @pytest.mark.parametrize('form', ['pmap', 'shard_map'])
 def test_debug_stops_where_a_nan_is_made(tmp_path, form):
     config = small_config(optim__learning_rate=1e30, parallel=form, debug=True)
-    with pytest.raises(
-        FloatingPointError, match=r'^step 3 makes a NaN: \w+ of infinities in .* \(pad_jax/.*, line \d+\), '
-    ):
+    with pytest.raises(FloatingPointError, match=r'^step 3 makes a NaN: .* encountered in \w+, in .*pad_jax/.*, line '):
         train(config, tmp_path / 'run', devices=one_device())
 
 

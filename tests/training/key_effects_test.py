@@ -9,7 +9,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 from pad_jax.errors import BadInput
@@ -32,6 +31,7 @@ from pad_jax.training.workdir import read_metrics
 from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device, small_config
+from tests.training.tiny_photos import write_classes
 from tests.training.tiny_texts import glue, small_text_config
 
 pytestmark = pytest.mark.usefixtures('one_block', 'one_layer')
@@ -169,13 +169,8 @@ def places(texts, tmp_path_factory):
     root = tmp_path_factory.mktemp('places')
     found = {name: root / name for name in ('one', 'other', 'broken')}
     for seed, folder in enumerate(found.values()):
-        for split in ('train', 'val'):
-            for label, name in enumerate(('ant', 'bee')):
-                (folder / split / name).mkdir(parents=True)
-                for number in range(4):
-                    pixels = np.random.default_rng([seed, label, number]).integers(0, 255, (12, 12, 3), np.uint8)
-                    Image.fromarray(pixels).save(folder / split / name / f'{number}.png')
-    (found['broken'] / 'train' / 'bee' / '0.png').write_text('no image')
+        write_classes(folder, 4, 4, seed)
+    (found['broken'] / 'train' / 'dog' / '0.png').write_text('no image')
     weights = root / 'resnet18.safetensors'
     save_file(make_resnet((1,), 4, 10, bottleneck=False, image_channels=1, stem_side=3), weights)
     broken = shutil.copytree(texts / 'own', root / 'texts_broken')

@@ -43,7 +43,7 @@ from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.progress import Progress, format_duration
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.trainer import train
-from pad_jax.training.workdir import DataRecord, check_data, check_workdir, disk_faults_stop, write_json
+from pad_jax.training.workdir import check_data, check_workdir, compare_data, disk_faults_stop, write_json
 from pad_jax.version import __version__
 
 SWEEP, REPORT, BASE = 'sweep.json', 'report', 'base'  # BASE: the variant that changes nothing
@@ -296,7 +296,7 @@ def _check_data_and_runs(folder: Path, configs: Mapping[str, ml_collections.Conf
             specs[data] = open_source(config).spec  # a problem of the data is reported once for all variants
         spec = specs[data]
         first, *_ = specs.values()
-        if differing := DataRecord.of(first).differences(DataRecord.of(spec)):
+        if differing := compare_data(first, spec):
             raise BadInput(f'variant {name} has other data than {BASE} ({"; ".join(differing)}): use one data set')
         try:
             if is_partial(config):

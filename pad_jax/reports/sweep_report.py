@@ -24,7 +24,7 @@ from pad_jax.reports.tables import format_count, format_fraction, format_interva
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
-from pad_jax.training.workdir import read_data, read_versions
+from pad_jax.training.workdir import compare_data, read_data, read_versions
 
 COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
 _MIN_KAPPA_SPAN = 0.005  # masks by groups of positions meet the same κ only approximately
@@ -184,7 +184,7 @@ def _check_same_kind(sweep: Sweep, begun: Sequence[SweepRun]) -> None:
         asked = flatten(sweep.config) | sweep.variants.get(run.variant, {}) | {'train.seed': run.seed}
         if differing := differing_keys(asked, flatten(read_workdir_config(run.workdir))):
             raise BadInput(f'{run.workdir} has another config than {SWEEP} ({"; ".join(differing)})')
-        if differing := read_data(begun[0].workdir).differences(read_data(run.workdir)):
+        if differing := compare_data(read_data(begun[0].workdir), read_data(run.workdir)):
             raise BadInput(f'{begun[0].workdir} and {run.workdir} have different data ({"; ".join(differing)})')
 
 

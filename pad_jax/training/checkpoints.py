@@ -11,9 +11,9 @@ import contextlib
 import errno
 import gc
 import hashlib
+import io
+import itertools
 import json
-import logging
-import os
 import re
 import shutil
 import sys
@@ -32,7 +32,7 @@ from pad_jax.files import read_json
 from pad_jax.training.devices import as_global
 from pad_jax.training.processes import ask_first, is_first
 from pad_jax.training.state import Faults, TrainState
-from pad_jax.training.workdir import check_folder, disk_faults_stop, sync_folder, write_json
+from pad_jax.training.workdir import check_access, disk_faults_stop, sync, write_json
 
 # Seconds to wait for each other writer thread after one of them has failed.
 SECONDS_FOR_OTHERS = 5.0
@@ -58,25 +58,21 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
-        check_folder(folder, to_write=keep is not None)
+        check_access(folder, 'folder', to_write=keep is not None)
         self.folder = folder
         self._keep = keep
         self._damaged: dict[int, str] = {}
         self._restored: int | None = None
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler()))
 
-    def steps(self) -> list[int]:
-        """Steps of all checkpoints, sound or not, ascending."""
-        return ask_first(self.steps_here)
-
     def steps_here(self) -> list[int]:
-        """`steps` as this process sees them."""
+        """Steps of all checkpoints that this process sees, sound or not, ascending."""
         found = self.folder.iterdir() if self.folder.exists() else ()
         return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name) and path.is_dir())
 
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint, None without any."""
-        return max(self.steps(), default=None)
+        return max(ask_first(self.steps_here), default=None)
 
     def save(self, state: TrainState) -> None:
         """Write a masked state that lives on one device of each process; return when it is complete.
@@ -85,24 +81,24 @@ class Checkpoints:
           Stopped: the disk is full or fails; earlier checkpoints stay unchanged.
         """
         step = int(state.step)
-        if step in self.steps():
+        if step in ask_first(self.steps_here):
             return
         where, begun = self._path(step), self._path(step, '.writing')
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(as_global(_stored_fields(state))))
         counts = {name: int(getattr(state.faults, name)) for name in ('skipped', 'in_a_row')}
         try:
             with disk_faults_stop(f'checkpoint {where} cannot be written'), _quiet_when_failing():
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    sync_folder(self.folder.parent)
+                    sync(self.folder.parent)
                     shutil.rmtree(begun, ignore_errors=True)
-                self._checkpointer.save(begun.absolute(), args=arguments)
+                stored = ocp.args.StandardSave(as_global(_stored_fields(state)))
+                self._checkpointer.save(begun.absolute(), args=ocp.args.Composite(state=stored))
                 if is_first():
                     content = {'format': FORMAT, **counts, 'files': _describe_files(begun)}
                     write_json(begun / MANIFEST, {**content, 'sha256': _digest(content)})
-                    sync_folder(begun)
+                    sync(begun)
                     begun.rename(where)
-                    sync_folder(self.folder)
+                    sync(self.folder)
         except BaseException:
             if is_first():
                 self._clear_leftovers()  # they would take the space that is missing
@@ -111,14 +107,10 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f'checkpoint {step}')
         if is_first():
             for old in self.steps_here()[: -self._keep]:
-                self._remove(old)
-
-    def _remove(self, step: int) -> None:
-        removed = self._path(step, '.removing')
-        with contextlib.suppress(OSError):  # it stays, which does no harm
-            shutil.rmtree(removed, ignore_errors=True)
-            self._path(step).rename(removed)  # first, so that half a checkpoint never has a number
-            shutil.rmtree(removed, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it stays, which does no harm
+                    # Renamed first, so that half a checkpoint never has a number.
+                    self._path(old).rename(self._path(old, '.removing'))
+            self._clear_leftovers()
 
     def restore_newest(self, like: TrainState) -> TrainState:
         """Restore the latest sound checkpoint, in the shapes of `like`, on the default device.
@@ -130,10 +122,10 @@ class Checkpoints:
         """
         self._damaged = {}
         # Listed again each time, because a run may meanwhile remove old ones and add new ones.
-        while (step := max(set(self.steps()) - self._damaged.keys(), default=None)) is not None:
+        while steps := set(ask_first(self.steps_here)) - self._damaged.keys():
+            self._restored = step = max(steps)
             reason = ask_first(lambda step=step: self._find_damage(step))
             if not reason:
-                self._restored = step
                 return self._restore(like, step)
             self._damaged[step] = reason
         if not self._damaged:
@@ -143,11 +135,10 @@ class Checkpoints:
 
     def describe_damage(self) -> list[str]:
         """One line for each checkpoint that `restore_newest` found damaged."""
-        present = self.steps_here()
         return [
             f'checkpoint {self._path(step)} is damaged ({reason}): that of step {self._restored} replaces it'
             for step, reason in self._damaged.items()
-            if step in present
+            if step in self.steps_here()  # not removed meanwhile by a run
         ]
 
     def prepare_to_write(self) -> list[str]:
@@ -158,14 +149,11 @@ class Checkpoints:
         Returns:
           One line for each damaged checkpoint, with its new name.
         """
-        lines = []
-        for line, step in zip(self.describe_damage(), self._damaged, strict=False):
-            kept, number = self._path(step, '.damaged'), 1
-            while kept.exists():
-                number += 1
-                kept = self._path(step, f'.damaged{number}')
-            self._path(step).rename(kept)
-            lines.append(f'{line}; it is kept as {kept.name}')
+        lines = self.describe_damage()
+        for index, step in enumerate(self._damaged):
+            names = (self._path(step, f'.damaged{number if number > 1 else ""}') for number in itertools.count(1))
+            kept = self._path(step).rename(next(path for path in names if not path.exists()))
+            lines[index] += f'; it is kept as {kept.name}'
         self._clear_leftovers()
         return lines
 
@@ -194,18 +182,16 @@ class Checkpoints:
             if not is_old and manifest.pop('sha256') != _digest(manifest):
                 return f'{MANIFEST} has changed: its sha256 differs'
             version = FORMAT - 1 if is_old else manifest['format']
-            if version != FORMAT:
-                advice = 'update pad_jax' if version > FORMAT else 'use the version that wrote it, or another workdir'
-                raise BadInput(f'checkpoint {where} has format {version}, this version reads {FORMAT}: {advice}')
-            return _compare_files(where, manifest['files'])
-        except BadInput:
-            raise
+            if version == FORMAT:
+                return _compare_files(where, manifest['files'])
         except OSError as error:
             if error.errno not in _DAMAGE:
                 raise BadInput(f'checkpoint {where} cannot be read: {error.strerror}') from error
             return f'{error.strerror}: {Path(error.filename or MANIFEST).name}'
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             return f'{MANIFEST} is not as written: {_first_words(error)}'
+        advice = 'update pad_jax' if version > FORMAT else 'use the version that wrote it, or another workdir'
+        raise BadInput(f'checkpoint {where} has format {version}, this version reads {FORMAT}: {advice}')
 
     def _restore(self, like: TrainState, step: int) -> TrainState:
         where = self._path(step)
@@ -215,8 +201,8 @@ class Checkpoints:
         )
         try:
             manifest = read_json(where / MANIFEST)
-            metadata = self._checkpointer.metadata(where.absolute())
-            _check_fits(where, _describe_leaves(metadata.item_metadata.state), _describe_leaves(wanted))
+            stored = self._checkpointer.metadata(where.absolute()).item_metadata.state
+            _check_fits(where, _describe_leaves(stored), _describe_leaves(wanted))
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             found = self._checkpointer.restore(where.absolute(), args=arguments).state
         except (BadInput, MemoryError, jax.errors.JaxRuntimeError):  # the last two come from the machine
@@ -243,14 +229,15 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below a folder, by relative path; also sync each to the disk."""
     found = {}
     for path in sorted(folder.rglob('*')):
+        sync(path)
         if path.is_file():
-            with path.open('rb') as file:
-                digest = hashlib.file_digest(file, 'sha256').hexdigest()
-                os.fsync(file.fileno())
-                found[path.relative_to(folder).as_posix()] = {'bytes': file.tell(), 'sha256': digest}
-        else:
-            sync_folder(path)
+            found[path.relative_to(folder).as_posix()] = {'bytes': path.stat().st_size, 'sha256': _hash_file(path)}
     return found
+
+
+def _hash_file(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
@@ -261,11 +248,8 @@ def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
             return f'{name} is missing'
         if path.stat().st_size != expected['bytes']:
             return f'{name} has {path.stat().st_size} bytes instead of {expected["bytes"]}'
-    for name, expected in listed.items():
-        with (folder / name).open('rb') as file:
-            if hashlib.file_digest(file, 'sha256').hexdigest() != expected['sha256']:
-                return f'{name} has changed: its sha256 differs'
-    return ''
+    changed = (name for name, expected in listed.items() if _hash_file(folder / name) != expected['sha256'])
+    return next((f'{name} has changed: its sha256 differs' for name in changed), '')
 
 
 def _check_fits(where: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
@@ -281,26 +265,19 @@ def _check_fits(where: Path, stored: dict[str, str], wanted: dict[str, str]) -> 
 
 @contextlib.contextmanager
 def _quiet_when_failing() -> Iterator[None]:
-    """Silence the other writer threads of orbax when one fails: it raises one error, and each prints a traceback."""
-    before, in_threads, elsewhere = set(threading.enumerate()), threading.excepthook, sys.unraisablehook
-    loggers = {name: logging.getLogger(name).disabled for name in ('absl', 'asyncio')}
-    threading.excepthook = lambda arguments: None
-    sys.unraisablehook = lambda found: None if 'Event loop is closed' in str(found.exc_value) else elsewhere(found)
-    try:
-        for name in loggers:
-            logging.getLogger(name).disabled = True
-        yield
-    except Exception as error:
-        for thread in set(threading.enumerate()) - before:
-            thread.join(SECONDS_FOR_OTHERS)
-        # Results that are never asked for complain when they are freed, so free them here.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        raise
-    finally:
-        threading.excepthook, sys.unraisablehook = in_threads, elsewhere
-        for name, was_disabled in loggers.items():
-            logging.getLogger(name).disabled = was_disabled
+    """Drop what orbax prints if the block raises: of its writer threads one raises, and each prints a traceback."""
+    before, printed = set(threading.enumerate()), io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        try:
+            yield
+        except Exception as error:
+            for thread in set(threading.enumerate()) - before:
+                thread.join(SECONDS_FOR_OTHERS)
+            # Results that are never asked for complain when they are freed, so free them here.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            raise
+    sys.stderr.write(printed.getvalue())
 
 
 def _first_words(error: Exception) -> str:
@@ -312,11 +289,8 @@ def _first_words(error: Exception) -> str:
 def _describe_leaves(tree) -> dict[str, str]:
     """Type and shape by path; orbax returns dicts and lists where the state has dataclasses and tuples."""
     found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)  # stored as its words
-        names = (
-            str(next(getattr(part, kind) for kind in ('key', 'name', 'idx') if hasattr(part, kind))) for part in path
-        )
-        found['/'.join(names)] = f'{leaf.dtype}{list(leaf.shape)}'
+        found[jax.tree_util.keystr(path, simple=True, separator='/')] = f'{leaf.dtype}{list(leaf.shape)}'
     return found

@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pad_jax.errors import check_choice
+
 AXIS = 'batch'
 PARALLEL = ('pmap', 'shard_map')
 
@@ -28,8 +30,7 @@ class Replicas:
     """
 
     def __init__(self, strategy: str, devices=None):
-        if strategy not in PARALLEL:
-            raise ValueError(f'parallel must be one of {", ".join(PARALLEL)}, got {strategy!r}')
+        check_choice('parallel', strategy, PARALLEL)
         self.strategy = strategy
         # In the order of processes, so that the rows of a process lie together.
         self.devices = tuple(devices or sorted(jax.devices(), key=lambda device: device.process_index))
@@ -89,8 +90,7 @@ class Replicas:
 def share(state):
     """Return the TrainState of the first process on one device of every process. All must call it.
 
-    Processes that compute a state from the same numbers may still differ, because devices may add in different orders.
-    Replicas that differ would stay different without a word.
+    Devices may add in different orders, and replicas that differ would stay different without a word.
     """
     if jax.process_count() == 1:
         return state
@@ -100,10 +100,7 @@ def share(state):
 
 
 def as_global(tree):
-    """Turn arrays that are equal on one device of each process into arrays of the whole run.
-
-    With one process the tree is returned unchanged.
-    """
+    """Turn arrays that are equal on one device of each process into arrays of the whole run."""
     if jax.process_count() == 1:
         return tree
     devices = tuple(jax.local_devices(process_index=process)[0] for process in range(jax.process_count()))
@@ -121,23 +118,19 @@ def _mesh(devices):
 
 @functools.lru_cache
 def _map_step(strategy, devices, step, donate, static):
-    if strategy == 'pmap':
-        replica = functools.partial(step, **dict(static), axis_name=AXIS)
-        return jax.pmap(replica, axis_name=AXIS, devices=devices, donate_argnums=(0,) if donate else ())
-    return map_over_mesh(step, _mesh(devices), donate, **dict(static))
+    if strategy == 'shard_map':
+        return map_over_mesh(step, _mesh(devices), donate, **dict(static))
+    replica = functools.partial(step, **dict(static), axis_name=AXIS)
+    return jax.pmap(replica, axis_name=AXIS, devices=devices, donate_argnums=(0,) if donate else ())
 
 
 def map_over_mesh(step: Callable, mesh, donate: bool, **static: Hashable) -> Callable:
-    """Do what `Replicas.map_step` does by shard_map, over a mesh with the one axis `AXIS`.
-
-    An abstract mesh lowers the step for devices that are not present.
-    """
+    """Do what `Replicas.map_step` does by shard_map, over a mesh with the one axis `AXIS`; it may be abstract."""
     mapped = jax.shard_map(
         functools.partial(step, **static, axis_name=AXIS),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
         out_specs=PartitionSpec(),
-        # Means over the axis keep the replicas equal; the checker cannot follow that through scan.
-        check_vma=False,
+        check_vma=False,  # means over the axis keep the replicas equal; the checker cannot follow that through scan
     )
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())

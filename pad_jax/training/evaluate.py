@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from pad_jax.data import Source, score
+from pad_jax.data import DataSpec, Source, score
 from pad_jax.data.glue import GLUE_TASKS, choose_output, open_glue_file, write_predictions
 from pad_jax.data.tables import check_fields, open_table, read_unlabelled
 from pad_jax.data.tokenization import EncodedTexts
@@ -22,29 +22,22 @@ from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
-from pad_jax.training.workdir import DataRecord, describe_classes, read_data
+from pad_jax.training.workdir import describe_classes, read_data
 
 logger = logging.getLogger(__name__)
 
 
 class RestoredRun(NamedTuple):
-    """A run that was read from its workdir.
-
-    Attributes:
-      config: of the run.
-      record: the data that it was trained on.
-      lengths: of the run.
-      state: of the latest sound checkpoint, in the masked storage.
-    """
+    """A run that was read from its workdir: config, data and lengths of its training, and its latest state, masked."""
 
     config: ml_collections.ConfigDict
-    record: DataRecord
+    record: DataSpec
     lengths: setup.Lengths
     state: TrainState
 
 
 def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
-    """Read the run in workdir.
+    """Read the run in workdir, with the latest sound checkpoint.
 
     Args:
       overrides: 'section.key=value' for keys that are free on resume.
@@ -52,14 +45,10 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     Raises:
       BadInput: workdir contains no run, or no checkpoint that fits it.
     """
-    config = read_workdir_config(workdir, overrides)
-    record = read_data(workdir)
-    # From the data of training: the temperature at a step depends on the length of an epoch.
+    config, record = read_workdir_config(workdir, overrides), read_data(workdir)
     lengths = setup.measure_lengths(config, record.num_train)
-    averaged = config.optim.ema_decay > 0
-    like = abstract_state(
-        setup.make_model(config), setup.make_run_optimizer(config, lengths), setup.make_inputs(config), averaged
-    )
+    optimizer, averaged = setup.make_run_optimizer(config, lengths), config.optim.ema_decay > 0
+    like = abstract_state(setup.make_model(config), optimizer, setup.make_inputs(config), averaged)
     checkpoints = Checkpoints(workdir / 'checkpoints')
     state = checkpoints.restore_newest(like)
     for line in checkpoints.describe_damage():
@@ -81,7 +70,7 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     """Evaluate the latest checkpoint of a run on one device.
 
     Args:
-      overrides: 'section.key=value' for keys that are free on resume, as data.path if the data has moved.
+      overrides: as in `restore_run`; data.path if the data has moved.
 
     Raises:
       BadInput: workdir contains no run or no checkpoint, its data is gone, or the data has other classes.
@@ -113,36 +102,25 @@ def evaluate_state(
     Raises:
       BadInput: no example can be read, or one cannot that must be.
     """
-    if source.spec.metrics:
-        return _evaluate_splits(step, state, source, replicas)
-    batches = source.eval_batches(rows=replicas.rows(source.batch_size))
-    totals = _sum_up([replicas.fetch(step(state, replicas.place_batch(batch))) for batch in batches])
+    spec, sums, measured = source.spec, [], {}
+    for split in spec.eval_splits:
+        outputs = []
+        for batch in source.eval_batches(split, replicas.rows(source.batch_size)):
+            sums.append(replicas.fetch(step(state, replicas.place_batch(batch))))
+            outputs.append(np.asarray(sums[-1].pop('outputs', ())))  # of all replicas
+        if spec.metrics:
+            labels, prefix = source.eval_labels(split), f'{split}/' if len(spec.eval_splits) > 1 else ''
+            scores = score(spec.metrics, labels, np.concatenate(outputs)[: len(labels)])
+            measured |= {f'{prefix}{name}': value for name, value in scores.items()}
+    # float64 on the host: sums over whole batches are exact counts there.
+    totals = jax.tree.map(lambda *found: float(np.sum(found, dtype=np.float64)), *sums)
     weight = totals.pop('weight')
     if not weight:
         raise AgreedProblem(f'not one of the {source.num_eval_listed} examples to evaluate on can be read')
-    counts = {'examples': int(weight)}
-    if on_bad == 'skip':
+    counts, names = {'examples': int(weight)}, ['loss'] if spec.metrics else totals
+    if on_bad == 'skip' and not spec.metrics:
         counts['skipped'] = source.num_eval_listed - int(weight)
-    return counts | {name: total / weight for name, total in totals.items()}
-
-
-def _evaluate_splits(step, state, source, replicas):
-    splits, sums, values = source.spec.eval_splits, [], {}
-    for split in splits:
-        labels, outputs = source.eval_labels(split), []
-        for batch in source.eval_batches(split, replicas.rows(source.batch_size)):
-            found = replicas.fetch(step(state, replicas.place_batch(batch)))
-            outputs.append(np.asarray(found.pop('outputs')))  # of all replicas, whichever rows this process placed
-            sums.append(found)
-        measured = score(source.spec.metrics, labels, np.concatenate(outputs)[: len(labels)])
-        values |= {name if len(splits) == 1 else f'{split}/{name}': value for name, value in measured.items()}
-    totals = _sum_up(sums)
-    return {'examples': int(totals['weight']), 'loss': totals['loss'] / totals['weight'], **values}
-
-
-def _sum_up(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
-    # float64 on the host: sums over whole batches are exact counts there.
-    return jax.tree.map(lambda *found: float(np.sum(found, dtype=np.float64)), *sums)
+    return counts | {name: totals[name] / weight for name in names} | measured
 
 
 def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
@@ -171,8 +149,7 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     table = open_glue_file(source, task) if task else open_table(source)
     texts, ids = read_unlabelled(table, task.text_columns if task else setup.split_columns(config))
     check_fields(path, [*names, *ids])
-    encoded = setup.open_pieces(config, workdir).encode(texts)
-    logits = _apply(restore_run(workdir), encoded)
+    logits = _apply(restore_run(workdir), setup.open_pieces(config, workdir).encode(texts))
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():
         raise BadInput(f'outputs of the run in {workdir} are not finite for {wrong.sum()} of {len(wrong)} texts')

@@ -40,8 +40,7 @@ def decay_mask(params, scales: frozenset[str] = frozenset()):
 def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Learning rate over steps: linear warm-up from 0 to the peak, then a schedule over the remaining steps.
 
-    `cosine` and `linear` fall to 0 at the last step. `step` divides by 10 after 1/3, 2/3 and 8/9 of the steps (epochs
-    30, 60 and 80 of 90). `constant` stays.
+    `cosine` and `linear` fall to 0 at the last step. `step` divides by 10 after 1/3, 2/3 and 8/9 of all steps.
 
     Args:
       learning_rate: the peak, > 0.
@@ -60,9 +59,8 @@ def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, t
         main = optax.piecewise_constant_schedule(start, {drop: 0.1 for drop in drops if drop > 0})
     else:
         main = optax.constant_schedule(learning_rate)
-    if not warmup_steps:
-        return main
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), main], [warmup_steps])
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps]) if warmup_steps else main
 
 
 @functools.lru_cache
@@ -127,10 +125,9 @@ def update_average(average: PyTree, current: PyTree, step: jax.Array, decay: flo
 def follow_handoff(average: PyTree, before: PyTree, after: PyTree) -> PyTree:
     """Correct the average of params after a round of the partition has replaced some of them.
 
-    A replaced parameter has no past of its own: its average becomes the new value, as though it had always had it. It
-    then follows at the pace of the others, and after n steps the new value keeps the share dⁿ. With a decay of 0.9999
-    that is a half after 6900 steps. Leave a run that many steps after its last round. Separate weights for each
-    entry would average entries over different steps.
+    The average of a replaced parameter becomes the new value, as though it had always had it. After n steps that value
+    keeps the share dⁿ. With a decay of 0.9999 that is a half after 6900 steps, so leave a run that many after its last
+    round. Separate weights for each entry would average entries over different steps.
 
     Args:
       average: average of the params.

@@ -50,19 +50,12 @@ class Rounds:
       model, inputs: the network without a mapped axis, and the shapes it is initialised with.
 
     Args:
+      config: of the run.
       source: its scoring batches are a pure function of its seed and the round.
       task, temperature: see `steps.train_step`.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        source: Source,
-        *,
-        task: Task,
-        model: nn.Module,
-        temperature: optax.Schedule | None,
-    ):
+    def __init__(self, config, source: Source, *, task: Task, model: nn.Module, temperature: optax.Schedule | None):
         self.plan = plan_rounds(config)
         self.model, self.inputs = model, make_inputs(config)
         self._shapes = abstract_variables(model, self.inputs)
@@ -96,12 +89,9 @@ class Rounds:
             problem, state.params, state.masks, scoring, dynamic_fraction, self._recipe, key
         )
         positions = positions_of(problem.layout, params, masks)
-        values = {
-            'round': done + 1,
-            'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions),
-            'loss_before': _mean_loss(problem, state.params, state.masks, scoring),
-            'loss_after': _mean_loss(problem, params, masks, scoring),
-        }
+        values = {'round': done + 1, 'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions)}
+        for name, variables in (('loss_before', (state.params, state.masks)), ('loss_after', (params, masks))):
+            values[name] = sum(float(_loss(problem, *variables, batch)) for batch in scoring) / count
         average = state.average
         if average:
             average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
@@ -110,10 +100,6 @@ class Rounds:
     def summarize(self, state: TrainState) -> dict[str, Any]:
         """Contents of partition.json for a masked state."""
         return summarize_partition(self._shapes, state.masks, self._granularity, int(state.round), len(self.plan))
-
-    def to_trained_storage(self, state: TrainState) -> TrainState:
-        """Turn a masked state into the storage that the steps of this run train."""
-        return to_trained_storage(state, len(self.plan), self._compact)
 
 
 def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
@@ -125,12 +111,8 @@ def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
     return list(zip(round_steps(partition.start_step, partition.every_steps, partition.rounds), fractions, strict=True))
 
 
-def _mean_loss(problem: Problem, params, masks, batches) -> float:
-    return sum(float(_loss(problem, params, masks, batch)) for batch in batches) / len(batches)
-
-
 @jax.jit(static_argnums=0)
-def _loss(problem, params, masks, batch):
+def _loss(problem: Problem, params, masks, batch):
     return problem.loss(params, as_gates(masks), batch)
 
 
@@ -145,23 +127,15 @@ def summarize_partition(
       granularity: of the masks; 'none' if no layer is partially dynamic.
     """
     layers = count_layers({**shapes, 'partition': jax.device_get(masks)})
-    return {
-        'layers': [
-            {'name': layer.name, 'granularity': granularity, **report_counts([layer])}
-            for layer in layers
-            if layer.num_factors
-        ],
-        'totals': report_counts(layers),
-        'rounds_done': rounds_done,
-        'rounds': rounds,
-    }
+    dynamic = [layer for layer in layers if layer.num_factors]
+    rows = [{'name': layer.name, 'granularity': granularity, **report_counts([layer])} for layer in dynamic]
+    return {'layers': rows, 'totals': report_counts(layers), 'rounds_done': rounds_done, 'rounds': rounds}
 
 
-def compare_experts(params: PyTree, masks: PyTree, index: PyTree, records: PyTree) -> dict[str, float]:
-    """Measure `expert_similarity`, the mean over all mixtures; {} without mixtures."""
-    if index and not masks:
-        params, masks = expand_params(params, index, records), read_masks(index, records)
-    found = _measure_similarity(params, masks, records)
+def compare_experts(state: TrainState) -> dict[str, float]:
+    """Measure `expert_similarity` of a state, the mean over all mixtures; {} without mixtures."""
+    state = to_masked_storage(state)
+    found = _measure_similarity(state.params, state.masks, state.records)
     return {'expert_similarity': float(jnp.mean(jnp.stack(found)))} if found else {}
 
 
@@ -179,7 +153,7 @@ def _measure_similarity(params, masks, records):
 def expert_similarity(part: Part, mask: jax.Array | None = None) -> jax.Array:
     """Compute the mean over pairs of experts of the cosine of their effective parameters, float32 in [−1, 1].
 
-    It is 1 for copies and near 0 for independent draws; it is 1 for a single expert.
+    It is 1 for copies or a single expert, and near 0 for independent draws.
 
     Args:
       part: experts float[E, *shape], static parameter and scale factors.
@@ -234,10 +208,8 @@ def _map_params(state: TrainState, change) -> TrainState:
     def is_like_params(tree):
         return jax.tree.structure(tree) == structure
 
-    def change_all(tree):
-        return jax.tree.map(
-            lambda found: change(found) if is_like_params(found) else found, tree, is_leaf=is_like_params
-        )
-
-    changed = {name: change_all(getattr(state, name)) for name in ('params', 'optimizer_state', 'average')}
+    fields = {name: getattr(state, name) for name in ('params', 'optimizer_state', 'average')}
+    changed = jax.tree.map(
+        lambda found: change(found) if is_like_params(found) else found, fields, is_leaf=is_like_params
+    )
     return state.replace(**jax.tree.map(jnp.asarray, changed))

@@ -1,6 +1,5 @@
 """The state that a run carries from step to step; all of it is in a checkpoint."""
 
-import functools
 from typing import Any
 
 import jax
@@ -25,17 +24,15 @@ class Faults:
       skipped: int32, number of such steps so far.
       in_a_row: int32, number of such steps at the end.
       first: int32, index into `steps.name_checked` of the first entry that was not finite, at the last such step.
-      others: int32, number of further entries at the last such step.
     """
 
     skipped: jax.Array
     in_a_row: jax.Array
     first: jax.Array
-    others: jax.Array
 
     @classmethod
     def none(cls, skipped: int = 0, in_a_row: int = 0) -> 'Faults':
-        return cls(*(jnp.int32(count) for count in (skipped, in_a_row, 0, 0)))
+        return cls(*(jnp.int32(count) for count in (skipped, in_a_row, 0)))
 
 
 @struct.dataclass
@@ -96,8 +93,10 @@ def init_state(
       seed: in [0, 2**32), of parameters and of all random numbers in training.
       averaged: keep an average.
     """
-    # uint32: as an int a seed from 2**31 on would overflow.
-    return _compile_init(jax.default_backend())(model, optimizer, inputs, np.uint32(seed), averaged)
+    # It runs once; on CPU, optimising its many random draws would take longer than a short training.
+    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    compiled = jax.jit(_init_state, static_argnums=(0, 1, 2, 4), compiler_options=options)
+    return compiled(model, optimizer, inputs, np.uint32(seed), averaged)  # as an int, 2**31 would overflow
 
 
 def abstract_state(
@@ -105,13 +104,6 @@ def abstract_state(
 ) -> TrainState:
     """Shapes and dtypes of `init_state` as jax.ShapeDtypeStructs; nothing is computed."""
     return jax.eval_shape(lambda: _init_state(model, optimizer, inputs, 0, averaged))
-
-
-@functools.lru_cache
-def _compile_init(backend: str):
-    # It runs once; on CPU, optimising its many random draws would take longer than a short training.
-    options = {'xla_backend_optimization_level': 0} if backend == 'cpu' else None
-    return jax.jit(_init_state, static_argnums=(0, 1, 2, 4), compiler_options=options)
 
 
 def _init_state(model, optimizer, inputs, seed, averaged):

@@ -6,8 +6,6 @@ float32[B]. Here B counts the examples of one replica.
 """
 
 import functools
-import sysconfig
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +27,6 @@ PARTNER = 'partner_label'
 LEARNED = ('params', 'batch_stats', 'optimizer_state', 'average')
 # Folded into a step's key for mixup: a number that no replica has.
 _MIXUP_STREAM = 2**32 - 1
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ('purelib', 'platlib', 'stdlib')})
 
 
 def train_step(
@@ -89,34 +86,19 @@ def train_step(
         means = {name: jnp.mean(values) for name, values in found.items()}
         return means['loss'] + router_loss, (updates.get('batch_stats', batch_stats), {**means, **reported})
 
-    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def add_microbatch(carry, microbatch):
-        gradients, batch_stats, sums = carry
-        number, batch = microbatch
-        key = jax.random.fold_in(step_key, number)
-        (_, (batch_stats, values)), new_gradients = differentiate(state.params, batch_stats, batch, key)
-        gradients, sums = jax.tree.map(jnp.add, (gradients, sums), (new_gradients, values))
-        return (gradients, batch_stats, sums), None
+    def differentiate(batch_stats, batch, key):
+        (_, (batch_stats, values)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, batch, key
+        )
+        return batch_stats, (gradients, values)
 
     if accumulate_steps == 1:
-        (_, (batch_stats, values)), gradients = differentiate(state.params, state.batch_stats, batch, step_key)
+        batch_stats, means = differentiate(state.batch_stats, batch, step_key)
     else:
-        # Every A-th example, not B / A in a row: a microbatch of all replicas together then does not depend on their
-        # number. Neither do the statistics of synchronised norms.
-        microbatches = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, accumulate_steps, *leaf.shape[1:]).swapaxes(0, 1), batch
-        )
-        first = jax.tree.map(lambda leaf: leaf[0], microbatches)
-        shapes = jax.eval_shape(loss_fn, state.params, state.batch_stats, first, step_key)[1][1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.params, shapes))
-        carry, _ = jax.lax.scan(
-            add_microbatch, (zeros[0], state.batch_stats, zeros[1]), (jnp.arange(accumulate_steps), microbatches)
-        )
-        gradients, batch_stats, values = carry
-        gradients, values = jax.tree.map(lambda leaf: leaf / accumulate_steps, (gradients, values))
+        batch_stats, means = accumulate(differentiate, state.batch_stats, batch, step_key, accumulate_steps)
     if axis_name is not None:
-        gradients, batch_stats, values = jax.lax.pmean((gradients, batch_stats, values), axis_name)
+        batch_stats, means = jax.lax.pmean((batch_stats, means), axis_name)
+    gradients, values = means
     metrics = {**values, 'gradient_norm': optax.tree.norm(gradients)}
     if temperature:
         metrics['temperature'] = jnp.asarray(current, jnp.float32)
@@ -130,6 +112,25 @@ def train_step(
     # These are means over all replicas, so all replicas decide alike.
     is_finite = check_finite(values['loss'], gradients, batch_stats)
     return accept_finite(state, learn, is_finite, most_nonfinite), metrics
+
+
+def accumulate(differentiate: Callable, batch_stats: PyTree, batch, key: jax.Array, num_parts: int):
+    """Call `differentiate(batch_stats, part, key) -> (batch_stats, values)` for each part; return the mean values.
+
+    A part has every A-th example, not B / A in a row. So the part that all replicas share does not depend on their
+    number. Neither do the statistics of synchronised norms.
+    """
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    _, shapes = jax.eval_shape(differentiate, batch_stats, jax.tree.map(lambda leaf: leaf[0], parts), key)
+
+    def add(carry, part):
+        batch_stats, sums = carry
+        batch_stats, values = differentiate(batch_stats, part[1], jax.random.fold_in(key, part[0]))
+        return (batch_stats, jax.tree.map(jnp.add, sums, values)), None
+
+    start = batch_stats, jax.tree.map(jnp.zeros_like, shapes)
+    (batch_stats, sums), _ = jax.lax.scan(add, start, (jnp.arange(num_parts), parts))
+    return batch_stats, jax.tree.map(lambda leaf: leaf / num_parts, sums)
 
 
 def eval_step(
@@ -166,27 +167,25 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
     """Present the network to the partition; equal arguments give the same object, so its jitted functions are shared.
 
     For a network that takes a temperature, a scoring batch also holds the scalar `temperature`. Norms use the
-    statistics of that batch and do not store them: an untrained network has no useful running statistics. (SynFlow's
-    output uses fresh ones, mean 0 and variance 1, which keep a positive network positive.) Dropout is off, and routers
-    add no noise and no loss.
+    statistics of that batch, because an untrained network has no useful running ones. (SynFlow's output uses mean 0 and
+    variance 1, which keep a positive network positive.) Dropout is off, and routers add no noise and no loss.
     """
 
     def apply(params, gates, batch, train):
-        variables = {'params': params, 'partition': gates}
-        collections = ['batch_stats', 'intermediates']
-        return task.apply(model, variables, batch, batch.get('temperature'), train=train, mutable=collections)
+        variables, collections = {'params': params, 'partition': gates}, ['batch_stats', 'intermediates']
+        temperature = batch.get('temperature')
+        (outputs, _), updates = task.apply(model, variables, batch, temperature, train=train, mutable=collections)
+        return outputs, updates
 
     def loss(params, gates, batch):
-        (outputs, _), _ = apply(params, gates, batch, task.scored_in_training_mode)
+        outputs, _ = apply(params, gates, batch, task.scored_in_training_mode)
         return task.losses(outputs, batch['label']).mean()
 
     def output(params, gates, batch):
-        (outputs, _), _ = apply(params, gates, batch, False)
-        return outputs
+        return apply(params, gates, batch, train=False)[0]
 
     def routing(params, gates, batch):
-        _, updates = apply(params, gates, batch, task.scored_in_training_mode)
-        return sown_routing(updates['intermediates'])
+        return sown_routing(apply(params, gates, batch, task.scored_in_training_mode)[1]['intermediates'])
 
     return Problem(loss, layout, output, routing)
 
@@ -199,8 +198,7 @@ def draw_share(step_key: jax.Array, concentration: float) -> jax.Array:
 def mix_neighbours(batch, share: jax.Array | float):
     """Mix each image with its neighbour: the first with the second, the third with the fourth.
 
-    The order of examples is random already, so neighbours will do. The mix then depends on batch and step only, not on
-    the number of devices.
+    The order of examples is random already. So the mix depends on batch and step only, not on the number of devices.
 
     Args:
       batch: `image` float[B, ...] and `label` [B]; B is even.
@@ -243,7 +241,8 @@ def name_checked(params: PyTree) -> list[str]:
     >>> name_checked({'a': 1})
     ['the loss', 'the gradient of a', 'a running statistic']
     """
-    return ['the loss', *(f'the gradient of {path}' for path in _paths(params)), 'a running statistic']
+    paths = (_name(path) for path, _ in jax.tree.leaves_with_path(params))
+    return ['the loss', *(f'the gradient of {path}' for path in paths), 'a running statistic']
 
 
 def accept_finite(
@@ -251,13 +250,11 @@ def accept_finite(
 ) -> TrainState:
     """Return the state after a step; if anything is not finite, only its counts change.
 
-    After `most_in_a_row` such steps the state does not change any more. A host that looks later finds it as it was.
-
     Args:
       learn: returns the new values of the fields `LEARNED`. A branch, not a choice between two finished states: that
         would read and write all parameters once more.
       is_finite: of `check_finite`, equal on all replicas.
-      most_in_a_row: at least 1.
+      most_in_a_row: at least 1. After so many such steps the state does not change any more, until a host looks.
     """
     faults, is_sound = state.faults, jnp.all(is_finite)
     runs = faults.in_a_row < most_in_a_row
@@ -266,7 +263,6 @@ def accept_finite(
         skipped=faults.skipped + fails,
         in_a_row=jnp.where(runs & is_sound, 0, faults.in_a_row + fails),
         first=jnp.where(fails, jnp.argmin(is_finite).astype(jnp.int32), faults.first),
-        others=jnp.where(fails, jnp.sum(~is_finite, dtype=jnp.int32) - 1, faults.others),
     )
     before = {name: getattr(state, name) for name in LEARNED}
     learned = jax.lax.cond(runs & is_sound, learn, lambda: before)
@@ -281,28 +277,9 @@ def find_nonfinite(state: TrainState) -> str | None:
     >>> find_nonfinite(state)
     'params/b/c'
     """
-    learned = {name: getattr(state, name) for name in LEARNED}
-    is_sound = [bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(learned)]
-    return None if all(is_sound) else _paths(learned)[is_sound.index(False)]
+    learned = jax.tree.leaves_with_path({name: getattr(state, name) for name in LEARNED})
+    return next((_name(path) for path, leaf in learned if not np.all(np.isfinite(leaf))), None)
 
 
-def _paths(tree: PyTree) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(tree)]
-
-
-def find_nan(function: Callable, *arguments) -> str | None:
-    """Name the first operation of `function(*arguments)` that makes a NaN, and its line; None without one.
-
-    Args:
-      function: of pytrees of arrays, without a mapped axis and not compiled.
-    """
-    with jax.debug_nans(True):
-        try:
-            function(*arguments)
-        except FloatingPointError as error:
-            # For an operation of the backward pass, the cause has the line of the forward pass that it comes from.
-            source = error.__cause__ if getattr(error.__cause__, '__traceback__', None) else error
-            frames = traceback.extract_tb(source.__traceback__)
-            frame = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)][-1]
-            return f'{error}, in {frame.name} ({frame.filename}, line {frame.lineno})'
-    return None
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -1,8 +1,8 @@
 """The training loop: it calls pure steps from the host and writes all files of a run."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from pad_jax.training.devices import AXIS, Replicas, share
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
-from pad_jax.training.rounds import Rounds, compare_experts, to_masked_storage
+from pad_jax.training.rounds import Rounds, compare_experts, to_masked_storage, to_trained_storage
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
-from pad_jax.training.steps import eval_step, find_nan, find_nonfinite, name_checked, train_step
+from pad_jax.training.steps import eval_step, find_nonfinite, name_checked, train_step
 
 _NO_MEASURES = ('step', 'split', 'examples', 'skipped')
 
@@ -37,9 +37,7 @@ def train(
     """Train the network of a checked config; resume from the latest checkpoint if workdir contains any.
 
     The workdir then contains config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl,
-    tensorboard/, partition.json, timing.json and checkpoints/.
-
-    If there are several processes, all must call it. The first one writes; bad input of one is refused by all.
+    tensorboard/, partition.json, timing.json and checkpoints/. All processes must call it; the first one writes.
 
     Args:
       config: as `load_config` returns it.
@@ -66,7 +64,7 @@ def train(
             if processes.is_first():
                 lock.find()
             source, lengths = _prepare(config, workdir, replicas)
-        processes.check_same('data', dataclasses.asdict(files.DataRecord.of(source.spec)))
+        processes.check_same('data', files.describe_data(source.spec))
         processes.check_shared(workdir)
         source = source.with_threads(processes.count_own_processors())
         with jax.debug_nans(config.debug), StopSignals() as signals:
@@ -91,20 +89,17 @@ def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.L
 
 
 def _check_devices(config, replicas: Replicas) -> None:
-    share = len(replicas.devices) * config.optim.accumulate_steps
-    devices = f'{len(replicas.local_devices)} devices'
+    size, devices = config.data.batch_size, f'{len(replicas.local_devices)} devices'
     if replicas.num_processes > 1:
         devices = f'{replicas.num_processes} processes × {devices}'
-    if config.data.batch_size % share:
-        raise BadInput(
-            f'data.batch_size must be a multiple of {share} ({devices} × optim.accumulate_steps = '
-            f'{config.optim.accumulate_steps}), got {config.data.batch_size}'
-        )
-    if config.train.get('mixup') and config.data.batch_size % (2 * len(replicas.devices)):
-        raise BadInput(
-            f'data.batch_size must be a multiple of {2 * len(replicas.devices)} ({devices} × 2), because train.mixup '
-            f'mixes neighbouring examples of a device, got {config.data.batch_size}'
-        )
+    parts = config.optim.accumulate_steps
+    rules = [(parts, f'optim.accumulate_steps = {parts})')]
+    if config.train.get('mixup'):
+        rules.append((2, '2), because train.mixup mixes neighbouring examples of a device'))
+    for factor, why in rules:
+        multiple = factor * len(replicas.devices)
+        if size % multiple:
+            raise BadInput(f'data.batch_size must be a multiple of {multiple} ({devices} × {why}, got {size}')
 
 
 class Run:
@@ -112,12 +107,11 @@ class Run:
 
     def __init__(self, config, workdir: Path, source: Source, lengths, replicas: Replicas, label: str):
         self.config, self.workdir, self.source, self.replicas = config, workdir, source, replicas
-        self.last_step = lengths.total
-        self.label = label
+        self.last_step, self.label = lengths.total, label
         self.step_arguments = setup.make_step_arguments(config, lengths, AXIS)
         # Rounds and evaluation run the network on single devices too, so it has no axis there.
-        model = setup.make_model(config)
-        alone = {name: self.step_arguments[name] for name in ('task', 'temperature')} | {'model': model}
+        alone = {name: self.step_arguments[name] for name in ('task', 'temperature')}
+        alone['model'] = setup.make_model(config)
         self.train_step = replicas.map_step(train_step, donate=True, **self.step_arguments)
         self.eval_step = replicas.map_step(eval_step, donate=False, **alone)
         self.rounds = Rounds(config, source, **alone)
@@ -143,8 +137,8 @@ class Run:
 
     def _begin(self) -> tuple[TrainState, list[str]]:
         """Return the state of the latest checkpoint or before the first step, and notes for the user."""
-        model, inputs, averaged = self.rounds.model, self.rounds.inputs, self.config.optim.ema_decay > 0
-        optimizer = self.step_arguments['optimizer']
+        model, optimizer, inputs = self.rounds.model, self.step_arguments['optimizer'], self.rounds.inputs
+        averaged = self.config.optim.ema_decay > 0
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.restore_newest(abstract_state(model, optimizer, inputs, averaged)), []
         state = init_state(model, optimizer, inputs, self.config.train.seed, averaged)
@@ -168,10 +162,10 @@ class Run:
         return notes
 
     def _read_last_evaluation(self) -> dict[str, Any]:
-        for row in reversed(files.read_metrics(self.workdir)):
+        rows = [row for row in files.read_metrics(self.workdir) if (row['step'], row['split']) == (self.start, 'eval')]
+        for row in rows[-1:]:
             values = [value for name, value in row.items() if name not in _NO_MEASURES]
-            is_last = (row['step'], row['split']) == (self.start, 'eval')
-            if is_last and 'loss' in row and all(type(value) is float for value in values):
+            if 'loss' in row and all(type(value) is float for value in values):
                 return row
         raise BadInput(f'{self.workdir} contains a finished run, but its metrics.jsonl has lost the last evaluation')
 
@@ -196,7 +190,13 @@ class Run:
                     raise SystemExit(128 + signals.received)
         self.writer.write_file('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
         self._say_result('done')
-        self._say_skipped()
+        if self.skipped:
+            self.progress.say(f'{self.skipped} steps were not finite and were skipped')
+        # Metrics do not count images: those met in training depend on the start and on the prefetching.
+        skipped = set().union(*processes.gather(self.source.skipped))
+        if skipped:
+            since = f' since step {self.start}' if self.start else ''
+            self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
         return self.evaluated
 
     def partition(self, step: int) -> None:
@@ -221,7 +221,8 @@ class Run:
         """Put a masked state on the devices, and write partition.json."""
         self.summary = self.rounds.summarize(state)
         self.writer.write_file('partition.json', self.summary)
-        self.state = self.replicas.place_state(self.rounds.to_trained_storage(state))
+        state = to_trained_storage(state, len(self.rounds.plan), self.config.partition.compact)
+        self.state = self.replicas.place_state(state)
 
     def train(self, step: int, batch) -> None:
         """Take the step of this number, counted from 1, and log, evaluate and save where they are due."""
@@ -229,7 +230,9 @@ class Run:
         try:
             self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
         except FloatingPointError as error:  # with config.debug, under which jax does not donate the state
-            raise FloatingPointError(self._explain_nan(step, batch)) from error
+            arguments = self.step_arguments | {'model': self.rounds.model, 'accumulate_steps': 1}
+            found = find_nan(functools.partial(train_step, **arguments), self.replicas.fetch(self.state), batch)
+            raise FloatingPointError(f'step {step} makes a NaN: {found}') from error
         counts = (every.log_every_steps, every.eval_every_steps, every.checkpoint_every_steps)
         logs, evaluates, saves = (step % count == 0 or is_last for count in counts)
         if logs or evaluates or saves:
@@ -259,10 +262,8 @@ class Run:
         with self.progress.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: its largest part belongs to the optimizer.
-            state = self.state
-            params = state.average.get('params', state.params)
-            learned = self.replicas.fetch((params, state.masks, state.index))
-            values |= compare_experts(*learned, state.records)
+            state = self.state.replace(optimizer_state=(), average={}, **self.state.average)
+            values |= compare_experts(self.replicas.fetch(state))
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
@@ -295,40 +296,21 @@ class Run:
     def _keep_last_finite(self) -> str:
         """Write the checkpoint of the last finite step, and describe the steps after it."""
         state = self.replicas.fetch(self.state)
-        failed, in_a_row, skipped = int(state.step), int(state.faults.in_a_row), int(state.faults.skipped)
-        finite = failed - in_a_row
-        text = f'{name_checked(state.params)[int(state.faults.first)]} is not finite'
-        if others := int(state.faults.others):
-            text += f' (nor are {others} more numbers or tensors)'
-        if in_a_row > 1:
-            text += f', the last of {in_a_row} such steps in a row'
+        faults = jax.tree.map(int, state.faults)
+        failed, finite = int(state.step), int(state.step) - faults.in_a_row
+        text = f'{name_checked(state.params)[faults.first]} is not finite'
+        if faults.in_a_row > 1:
+            text += f', the last of {faults.in_a_row} such steps in a row'
         # A round after that step has changed the state since: it runs again from an earlier checkpoint.
         has_round = any(self.rounds.due(step) for step in range(finite, failed))
         if (self.checkpoints.latest_step() or 0) < finite and not has_round:
-            self._store(state.replace(step=jnp.int32(finite), faults=Faults.none(skipped - in_a_row)))
+            self._store(state.replace(step=jnp.int32(finite), faults=Faults.none(faults.skipped - faults.in_a_row)))
         return f'step {failed}: {text}; {self._describe_kept()}, train.on_nonfinite=skip leaves such steps out'
 
     def _describe_kept(self) -> str:
         newest = self.checkpoints.latest_step()
         kept = f'the checkpoint of step {newest} is kept' if newest else 'no checkpoint exists yet'
         return f'{kept}; debug=True names the operation, a smaller optim.learning_rate or optim.clip_norm may help'
-
-    def _explain_nan(self, step: int, batch) -> str:
-        arguments = self.step_arguments | {'model': self.rounds.model, 'accumulate_steps': 1}
-        found = find_nan(functools.partial(train_step, **arguments), self.replicas.fetch(self.state), batch)
-        return f'step {step} makes a NaN: {found or "but not when its operations run one by one on one device"}'
-
-    def _say_skipped(self) -> None:
-        """Report skipped steps and images of all processes; all must call it.
-
-        Metrics do not count images: those met in training depend on the start and on the prefetching.
-        """
-        if self.skipped:
-            self.progress.say(f'{self.skipped} steps were not finite and were skipped')
-        skipped = set().union(*processes.gather(self.source.skipped))
-        if skipped:
-            since = f' since step {self.start}' if self.start else ''
-            self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
 
     def _say_result(self, how: str) -> None:
         values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_MEASURES)
@@ -338,3 +320,16 @@ class Run:
         self.writer.close()
         if self.checkpoints:
             self.checkpoints.close()
+
+
+def find_nan(function: Callable, *arguments) -> str:
+    """Name the first operation of `function(*arguments)` that makes a NaN, and its line."""
+    try:
+        with jax.debug_nans(True):
+            function(*arguments)
+    except FloatingPointError as error:
+        # In a backward pass, the cause has the line of the forward pass. Libraries and Python lie in lib/python*.
+        frames = traceback.extract_tb(getattr(error.__cause__, '__traceback__', None) or error.__traceback__)
+        frame = ([frame for frame in frames if '/lib/python' not in frame.filename] or frames)[-1]
+        return f'{error}, in {frame.name} ({frame.filename}, line {frame.lineno})'
+    return 'but not on one device, operation by operation'

@@ -5,7 +5,6 @@ and `MetricWriter` write, so that a refused run changes nothing.
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -16,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pad_jax.data import DataSpec, Source, shorten
+from pad_jax.data import DataSpec, Source, list_names
 from pad_jax.errors import BadInput, Stopped
-from pad_jax.files import parse_json, read_json, read_plain
+from pad_jax.files import parse_json, read_own_object, read_plain
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.version import __version__
 
@@ -31,49 +30,28 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG,
 _DISK_FAULT_TEXT = re.compile('|'.join(re.escape(os.strerror(number)) for number in _DISK_FAULTS))
 
 
-@dataclasses.dataclass(frozen=True)
-class DataRecord:
-    """Contents of data.json: the data that a run is trained on, independent of its folder.
+def describe_data(spec: DataSpec) -> dict[str, Any]:
+    """Contents of data.json: the data that a run is trained on, independent of its folder."""
+    return {'class_names': list(spec.class_names), 'num_train': spec.num_train, 'num_eval': spec.num_eval}
 
-    Attributes:
-      class_names: by label.
-      num_train, num_eval: examples in use.
-    """
 
-    class_names: tuple[str, ...]
-    num_train: int
-    num_eval: int
-
-    @classmethod
-    def of(cls, spec: DataSpec) -> 'DataRecord':
-        return cls(tuple(spec.class_names), spec.num_train, spec.num_eval)
-
-    def differences(self, other: 'DataRecord') -> list[str]:
-        """List the differences as 'name: this -> other'."""
-        counts = [
-            f'{name}: {getattr(self, name)} -> {getattr(other, name)}'
-            for name in ('num_train', 'num_eval')
-            if getattr(self, name) != getattr(other, name)
-        ]
-        return describe_classes(self.class_names, other.class_names) + counts
+def compare_data(old: DataSpec, new: DataSpec) -> list[str]:
+    """List the differences of two data sets as 'name: old -> new'."""
+    counts = [(name, getattr(old, name), getattr(new, name)) for name in ('num_train', 'num_eval')]
+    changed = [f'{name}: {one} -> {other}' for name, one, other in counts if one != other]
+    return describe_classes(old.class_names, new.class_names) + changed
 
 
 def describe_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     """Describe how two lists of classes differ; [] if they are equal.
 
     >>> describe_classes(['ant', 'bee'], ['ant', 'cow'])
-    ['classes: without bee, with cow']
+    ["classes: without 'bee', with 'cow'"]
     """
     if tuple(old) == tuple(new):
         return []
-    words = [
-        f'{word} {", ".join(map(shorten, names[:3]))}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
-        for word, names in (
-            ('without', [name for name in old if name not in new]),
-            ('with', [name for name in new if name not in old]),
-        )
-        if names
-    ]
+    missing, added = ([name for name in one if name not in other] for one, other in ((old, new), (new, old)))
+    words = [f'{word} {list_names(names)}' for word, names in (('without', missing), ('with', added)) if names]
     return [f'classes: {", ".join(words) or "in another order"}']
 
 
@@ -85,10 +63,14 @@ def check_workdir(workdir: Path, config) -> None:
         written.
     """
     try:
-        _check_is_ours(workdir, config)
-        present = workdir
-        while not present.exists():
-            present = present.parent
+        if (workdir / 'config.json').exists():
+            differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
+            if differing:
+                raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
+            read_versions(workdir)
+        elif others := [name for name in _WRITTEN if (workdir / name).exists()]:
+            raise BadInput(f'{workdir} contains {others[0]} but no config.json: use another workdir')
+        present = next(path for path in (workdir, *workdir.parents) if path.exists())
         if not present.is_dir():
             raise BadInput(f'workdir {workdir} cannot be made: {present} is not a folder')
         if not os.access(present, os.W_OK | os.X_OK):
@@ -99,103 +81,59 @@ def check_workdir(workdir: Path, config) -> None:
         raise BadInput(f'workdir {workdir} cannot be used: {error.strerror}') from error
 
 
-def _check_is_ours(workdir: Path, config) -> None:
-    if (workdir / 'config.json').exists():
-        differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
-        if differing:
-            raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
-        read_versions(workdir)
-    elif workdir.exists() and not workdir.is_dir():
-        raise BadInput(f'workdir {workdir} is not a folder')
-    else:
-        others = [name for name in _WRITTEN if (workdir / name).exists()]
-        if others:
-            raise BadInput(f'{workdir} contains {others[0]} but no config.json: use another workdir')
-
-
 def check_writable(workdir: Path) -> None:
-    """Check the existing files and folders that a run appends to.
-
-    JSON files are replaced, which only needs permission to write into the workdir.
-
-    Raises:
-      BadInput: naming the file or folder that cannot be written.
-    """
-    for name in ('checkpoints', 'tensorboard'):
-        check_folder(workdir / name, to_write=True)
-    metrics = workdir / 'metrics.jsonl'
-    if metrics.exists() and not metrics.is_file():
-        raise BadInput(f'{metrics} is not a file')
-    if metrics.exists() and not os.access(metrics, os.R_OK | os.W_OK):
-        raise BadInput(f'{metrics} cannot be written: no permission')
+    """Raise BadInput if an existing file or folder that a run appends to cannot be written; JSON files are replaced."""
+    for name, kind in (('checkpoints', 'folder'), ('tensorboard', 'folder'), ('metrics.jsonl', 'file')):
+        check_access(workdir / name, kind, to_write=True)
 
 
-def check_folder(folder: Path, to_write: bool) -> None:
-    """Raise BadInput if the path exists and is not a folder that can be used."""
-    if not folder.exists():
+def check_access(path: Path, kind: str, to_write: bool) -> None:
+    """Raise BadInput if the path exists and is not a 'folder' or 'file', as `kind` says, that can be used."""
+    if not path.exists():
         return
-    if not folder.is_dir():
-        raise BadInput(f'{folder} is not a folder')
-    if not os.access(folder, os.R_OK | os.X_OK | (os.W_OK if to_write else 0)):
-        raise BadInput(f'{folder} cannot be {"written" if to_write else "read"}: no permission')
+    if not (path.is_dir() if kind == 'folder' else path.is_file()):
+        raise BadInput(f'{path} is not a {kind}')
+    if not os.access(path, os.R_OK | (os.X_OK if kind == 'folder' else 0) | (os.W_OK if to_write else 0)):
+        raise BadInput(f'{path} cannot be {"written" if to_write else "read"}: no permission')
 
 
 def check_data(workdir: Path, spec: DataSpec) -> None:
-    """Refuse to resume the run in workdir on other data. Its folder may have moved.
-
-    Raises:
-      BadInput: naming the differences.
-    """
-    if not (workdir / 'config.json').exists():
-        return  # no run yet
-    differing = read_data(workdir).differences(DataRecord.of(spec))
-    if differing:
-        raise BadInput(f'{workdir} was trained on other data ({"; ".join(differing)}): use another workdir')
+    """Raise BadInput if the run in workdir was trained on other data. The folder of the data may have moved."""
+    if (workdir / 'config.json').exists():  # the run has begun
+        differing = compare_data(read_data(workdir), spec)
+        if differing:
+            raise BadInput(f'{workdir} was trained on other data ({"; ".join(differing)}): use another workdir')
 
 
-def read_data(workdir: Path) -> DataRecord:
-    """Read the record of the data that the run in workdir is trained on.
-
-    Raises:
-      BadInput: data.json is missing or damaged.
-    """
-    path = workdir / 'data.json'
-    content = _read_object(path)
-    if content is None:
-        raise BadInput(f'{workdir} contains no data.json, so its data is unknown: use another workdir')
-    names = content.get('class_names')
-    counts = [content.get(name) for name in ('num_train', 'num_eval')]
+def read_data(workdir: Path) -> DataSpec:
+    """Read data.json; raise BadInput if it is missing or damaged. It does not record splits and metrics."""
+    content = read_own_object(workdir / 'data.json', 'the workdir of a run')
+    names, counts = content.get('class_names'), {name: content.get(name) for name in ('num_train', 'num_eval')}
     names_are_text = type(names) is list and all(type(name) is str for name in names)
-    if not names_are_text or any(type(count) is not int for count in counts):
-        raise BadInput(f'{path} is damaged: class_names must be texts, num_train and num_eval integers')
-    return DataRecord(tuple(names), *counts)
+    if not names_are_text or any(type(count) is not int for count in counts.values()):
+        raise BadInput(f'{workdir}/data.json is damaged: class_names must be texts, num_train and num_eval integers')
+    return DataSpec(num_classes=max(len(names), 1), class_names=tuple(names), **counts)
 
 
 def read_versions(workdir: Path) -> list[str]:
-    """Versions of pad_jax that have trained the run in workdir, in order; [] before it has begun.
-
-    Raises:
-      BadInput: versions.json is damaged.
-    """
+    """Versions of pad_jax that have trained the run in workdir, in order; [] before it has begun."""
     path = workdir / VERSIONS
-    content = _read_object(path)
-    versions = [] if content is None else content.get('pad_jax')
-    if type(versions) is not list or (content and not versions) or not all(type(one) is str for one in versions):
+    if not path.exists():
+        return []
+    versions = read_own_object(path, 'the workdir of a run').get('pad_jax')
+    if not versions or type(versions) is not list or not all(type(one) is str for one in versions):
         raise BadInput(f'{path} is damaged: it must hold pad_jax, a list of versions')
     return versions
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """Contents of a JSON file, {} if they are not an object, None without the file."""
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
+def find_tokenizer(workdir: Path) -> Path | None:
+    """Path of the tokenizer that the run of texts in workdir began with; None before it has begun."""
+    path = workdir / TOKENIZER
+    if not (workdir / 'config.json').exists():
         return None
-    except OSError as error:
-        raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    if not path.is_file():
+        raise BadInput(f'{workdir} contains no {TOKENIZER}, so its tokens are unknown: use another workdir')
+    return path
 
 
 def add_version(workdir: Path) -> None:
@@ -205,26 +143,11 @@ def add_version(workdir: Path) -> None:
         write_json(workdir / VERSIONS, {'pad_jax': [*versions, __version__]})
 
 
-def find_tokenizer(workdir: Path) -> Path | None:
-    """Path of the tokenizer that the run of texts in workdir began with; None before it has begun.
-
-    Raises:
-      BadInput: it has been lost.
-    """
-    if not (workdir / 'config.json').exists():
-        return None
-    path = workdir / TOKENIZER
-    if not path.is_file():
-        raise BadInput(f'{workdir} contains no {TOKENIZER}, so its tokens are unknown: use another workdir')
-    return path
-
-
 def write_identity(workdir: Path, config, source: Source) -> None:
     """Write data.json, for texts tokenizer.json, and last config.json: where it exists, the others do too."""
-    write_json(workdir / 'data.json', dataclasses.asdict(DataRecord.of(source.spec)))
-    for name, content in source.run_files.items():
+    data = describe_data(source.spec)
+    for name, content in {'data.json': data, **source.run_files, 'config.json': config.to_dict()}.items():
         write_json(workdir / name, content)
-    write_json(workdir / 'config.json', config.to_dict())
 
 
 @contextlib.contextmanager
@@ -239,29 +162,29 @@ def disk_faults_stop(what: str) -> Iterator[None]:
             reason = found[0]
         else:
             raise
-        raise Stopped(
-            f'{what}: {reason}; once that is mended, start again: the run resumes from its latest checkpoint'
-        ) from error
+        advice = 'once that is mended, start again: the run resumes from its latest checkpoint'
+        raise Stopped(f'{what}: {reason}; {advice}') from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step: readers find the old or the new one, never half of it."""
-    _replace(path, json.dumps(content, indent=2) + '\n')
+    """Replace a JSON file in one step."""
+    replace_text(path, json.dumps(content, indent=2) + '\n')
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file in one step: readers find the old or the new one, never half of it."""
     temporary = path.with_name(path.name + '.tmp')
     with temporary.open('w') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Return once the names in a folder are on the disk, so that they survive a crash of the machine."""
-    number = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
@@ -272,34 +195,27 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, NaN for null, without a torn last line that a killed run has left.
-
-    Raises:
-      BadInput: another line is not a row.
-    """
-    path = workdir / 'metrics.jsonl'
+    """Rows of metrics.jsonl, NaN for null. A damaged line is refused, except a torn last one of a killed run."""
+    path, rows = workdir / 'metrics.jsonl', []
     try:
         lines = read_plain(path).split(b'\n')[:-1] if path.exists() else []
     except OSError as error:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
-    rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or type(row.get('step')) is not int or type(row.get('split')) is not str:
+            row = {name: math.nan if value is None else value for name, value in parse_json(line).items()}
+            is_row = (type(row['step']), type(row['split'])) == (int, str)
+        except (ValueError, AttributeError, KeyError):
+            is_row = False
+        if not is_row:
             start = line[:80].decode('utf-8', 'replace')
             raise BadInput(f'{path}, line {number}: not a row of metrics: {start!r}')
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+        rows.append(row)
     return rows
 
 
 class MetricWriter:
-    """Appends rows to metrics.jsonl and to TensorBoard.
-
-    metrics.jsonl holds computed values and no durations, so that a resumed run leaves the same bytes as an
-    uninterrupted one.
+    """Appends rows to metrics.jsonl, without durations so that resumed runs leave the same bytes, and to TensorBoard.
 
     Args:
       workdir: exists.
@@ -308,6 +224,7 @@ class MetricWriter:
 
     Raises:
       BadInput: an existing file cannot be written; raised before anything is changed.
+      Stopped: by each method, if the disk is full or fails.
     """
 
     def __init__(self, workdir: Path, resumed_step: int = 0):
@@ -316,9 +233,10 @@ class MetricWriter:
 
         check_writable(workdir)
         self._path, self._board_folder = workdir / 'metrics.jsonl', workdir / 'tensorboard'
-        kept = [row for row in read_metrics(workdir) if _is_kept(row, resumed_step)]
+        # A round due after s steps runs when the checkpoint of s steps is already written. Its row comes again.
+        kept = [row for row in read_metrics(workdir) if row['step'] < resumed_step + (row['split'] != 'partition')]
         # Synced now: if the machine crashes before the next checkpoint, the rows before the last one survive.
-        _replace(self._path, ''.join(map(encode_row, kept)))
+        replace_text(self._path, ''.join(map(encode_row, kept)))
         # Unbuffered: a failed write is known at once, and nothing is written later.
         self._file = self._path.open('ab', buffering=0)
         self._board_folder.mkdir(parents=True, exist_ok=True)
@@ -330,20 +248,11 @@ class MetricWriter:
         self._board.flush()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Write one row: `step` (steps done), `split` (train, eval or partition), then values.
-
-        Raises:
-          Stopped: the disk is full or fails; no half of a row is left.
-        """
+        """Write one row: `step` (steps done), `split` (train, eval or partition), then values."""
         row = encode_row({'step': step, 'split': split, **values}).encode()
         with disk_faults_stop(f'{self._path} cannot be written'):
-            end = self._file.seek(0, os.SEEK_END)
-            try:
-                while row:  # an almost full disk takes a part and fails at the rest
-                    row = row[self._file.write(row) :]
-            except OSError:
-                self._file.truncate(end)
-                raise
+            while row:  # an almost full disk takes a part, which the next start drops, and fails at the rest
+                row = row[self._file.write(row) :]
         for name, value in values.items():
             self.write_board(step, f'{split}/{name}', value)
 
@@ -357,11 +266,7 @@ class MetricWriter:
             self._board.flush()
 
     def write_file(self, name: str, content: Any) -> None:
-        """Write a JSON file into the workdir.
-
-        Raises:
-          Stopped: the disk is full or fails.
-        """
+        """Write a JSON file into the workdir."""
         path = self._path.with_name(name)
         with disk_faults_stop(f'{path} cannot be written'):
             write_json(path, content)
@@ -380,20 +285,10 @@ class MetricWriter:
 class NoWriter:
     """Stands in for a MetricWriter in processes that do not write."""
 
-    def _ignore(self, *arguments) -> None:
-        pass
-
-    write = write_board = write_file = sync = close = _ignore
+    write = write_board = write_file = sync = close = lambda self, *arguments: None
 
 
 def encode_row(row: Mapping[str, Any]) -> str:
     """Encode a row as one line of JSON, with null for numbers that are not finite."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
-    return json.dumps(finite) + '\n'
-
-
-def _is_kept(row: Mapping[str, Any], resumed_step: int) -> bool:
-    # A round due after s steps runs when the checkpoint of s steps is already written.
-    return row['step'] < resumed_step or (row['step'] == resumed_step and row['split'] != 'partition')
+    is_lost = {name: isinstance(value, float) and not math.isfinite(value) for name, value in row.items()}
+    return json.dumps({name: None if is_lost[name] else value for name, value in row.items()}) + '\n'

@@ -1,11 +1,12 @@
-"""Kills runs at random moments and at chosen ones, starts them again, and compares what they leave with a run that was
-never killed: metrics and partition to the byte, parameters, masks and the optimizer's state to the bit.
+"""Kill runs, start them again, and compare their files with those of a run that was never killed.
+
+Metrics and partition must be equal to the byte; parameters, masks and the optimizer's state to the bit.
 
     make chaos
     python -m tests.chaos.chaos --kills=100 --seed=0
 
-What is run are whole processes of train.py, with a network of one block or one layer that trains in seconds. Compiled
-programs are kept for the next start, so that most of a run is what it is to be killed in.
+Runs are whole processes of train.py, with a network of one block or one layer. Compiled programs are cached, so most of
+a run is training.
 """
 
 import argparse
@@ -84,14 +85,14 @@ class Runs:
         return subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
     def finish(self, workdir: Path, *more: str, **environment: str) -> tuple[int, str, float]:
-        """(exit status, stderr, seconds) of a run that is left alone."""
+        """Return (exit status, stderr, seconds) of a run that is not disturbed."""
         begun = time.monotonic()
         process = self.start(workdir, *more, **environment)
         errors = process.communicate()[1]
         return process.returncode, errors, time.monotonic() - begun
 
     def kill_after(self, workdir: Path, seconds: float) -> str | None:
-        """Where a run was that was killed after so long; None if it had ended before."""
+        """Kill a run after some seconds and return its phase; None if it had ended before."""
         process = self.start(workdir)
         try:
             errors = process.communicate(timeout=seconds)[1]
@@ -118,7 +119,7 @@ def describe_phase(workdir: Path) -> str:
 
 
 def compare(workdir: Path, other: Path) -> None:
-    """Raises AssertionError for anything that two finished runs don't have in common, to the bit."""
+    """Raise AssertionError if two finished runs differ, to the bit."""
     for name in ('metrics.jsonl', 'partition.json', 'config.json', 'data.json'):
         assert (workdir / name).read_bytes() == (other / name).read_bytes(), f'{name} differs: {workdir}, {other}'
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
@@ -152,16 +153,13 @@ def kill_again_and_again(
     say: Callable[[str], None] = lambda line: None,
     twice: bool = True,
 ) -> dict[str, int]:
-    """Kills runs of a network so often, starts each until it ends, and compares.
+    """Kill runs of a network at random moments, start each until it ends, and compare them with an undisturbed run.
 
     Args:
-      twice: do the run that isn't killed twice: it has to be the same, and how long it is is known better.
+      twice: repeat the undisturbed run, which must be the same and measures the duration with warm caches.
 
     Returns:
-      How many kills there were of each of `PHASES`, and `runs`, how many runs were compared.
-
-    Raises:
-      AssertionError: where a run is not as it would have been.
+      Numbers of kills in each of `PHASES`, and of compared `runs`.
     """
     runs, draw = Runs(root / name, NETWORKS[name](root)), random.Random(seed)
     straight = root / name / 'straight'
@@ -176,7 +174,7 @@ def kill_again_and_again(
     while (done := phases.total()) < kills:
         workdir = root / name / f'killed{number}'
         number += 1
-        # To be killed before anything is done is no use for most of a run: from the first third of one on.
+        # Kills come after the first third of a run: earlier ones would only test the start.
         while phases.total() < kills:
             start = time.monotonic()
             phase = runs.kill_after(workdir, draw.uniform(0.3, 1.05) * seconds)
@@ -193,13 +191,13 @@ def kill_again_and_again(
 
 
 def kill_at_every_write(name: str, root: Path, step: int = 1, say: Callable[[str], None] = lambda line: None) -> int:
-    """Kills a run at each thing it does to a file of its workdir, at one further in each start; how many there were.
+    """Kill a run before each file operation in its workdir, one later in each start; return their number.
 
-    Python tells of them (opened to be written, renamed, removed, made): see `killer.py`. The run is started anew in
-    the same folder, so that the resume itself is killed at each of its writes too.
+    `killer.py` counts them: files opened to be written, renamed, removed, made. The same folder is used again, so
+    resumes are killed before each of their writes too.
 
     Args:
-      step: 1 for each of them, n for every n-th.
+      step: 1 for each operation, n for every n-th.
     """
     killer = Path(__file__).with_name('killer.py')
     runs, straight = Runs(root / name, NETWORKS[name](root), killer), root / name / 'straight'

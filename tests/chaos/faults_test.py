@@ -1,4 +1,4 @@
-"""What else can happen to a run, in whole processes: signals, disks, devices, damage, a second run."""
+"""Other faults of whole processes: signals, disks, devices, damage, a second run."""
 
 import contextlib
 import os
@@ -165,7 +165,7 @@ def test_a_disk_that_turns_read_only(runs, small_disk):
 
 
 def test_devices_and_forms_change_under_a_run(runs, tmp_path):
-    """One, eight, one again, pmap and shard_map: what is computed stays what it is, but for the order of sums."""
+    """One, eight, one again, pmap and shard_map: the numbers stay equal up to the order of sums."""
     eight = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
     stages = [({}, 'pmap'), (eight, 'pmap'), (eight, 'shard_map'), ({}, 'shard_map'), ({}, 'pmap')]
     for number, (environment, form) in enumerate(stages):

@@ -201,7 +201,7 @@ WORKDIRS = [
     ('data.json', lambda content: b'{"class', BOTH, 'run/data.json is damaged'),
     ('data.json', set_value('class_names', value='[3]'), ('train',), 'run/data.json is damaged'),
     ('data.json', set_value('num_train', value='1400'), ('train',), 'num_train: 1400 -> 1442'),
-    ('data.json', set_value('class_names', value='["ant", "bee"]'), ('train',), 'classes: without ant, bee'),
+    ('data.json', set_value('class_names', value='["ant", "bee"]'), ('train',), "classes: without 'ant', 'bee'"),
     ('data.json', None, ('train',), 'data.json'),
     ('metrics.jsonl', lambda content: b'\xff' + content, ('train',), 'metrics.jsonl, line 1'),
     ('metrics.jsonl', lambda content: b'{bad\n' + content, ('train',), 'metrics.jsonl, line 1'),

@@ -35,11 +35,12 @@ def one_layer(monkeypatch):
 
 @contextlib.contextmanager
 def compiled_quickly():
+    before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
     try:
         yield
     finally:
-        jax.config.update('jax_disable_most_optimizations', False)
+        jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')

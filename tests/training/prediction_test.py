@@ -33,9 +33,9 @@ def read(path, *names):
     return [list(column) for column in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize('suffix', ['tsv', 'csv', 'jsonl'])
+@pytest.mark.parametrize('suffix', ['tsv', *(pytest.param(one, marks=pytest.mark.slow) for one in ('csv', 'jsonl'))])
 def test_labels_and_scores_of_texts_of_ones_own(finished_text_run, texts, tmp_path, suffix):
-    """Of the texts that the run was evaluated on: accuracy and loss follow from what is written."""
+    """Accuracy and loss of the evaluated texts follow from the written file."""
     path = tmp_path / f'out.{suffix}'
     said = predict(finished_text_run, texts / 'own' / 'val.tsv', path)
     assert said == f'{NUM_VAL} predictions in {path}'
@@ -50,12 +50,6 @@ def test_labels_and_scores_of_texts_of_ones_own(finished_text_run, texts, tmp_pa
     assert np.mean([one == other for one, other in zip(labels, truth, strict=True)]) == found['accuracy']
     of_truth = scores[np.arange(NUM_VAL), [('a cat', 'a dog').index(label) for label in truth]]
     assert -np.log(of_truth).mean() == pytest.approx(found['loss'], abs=1e-5)
-
-
-def test_rows_keep_their_own_names_and_need_no_label(finished_text_run, texts, tmp_path):
-    predict(finished_text_run, texts / 'new.jsonl', tmp_path / 'out.jsonl')
-    found = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
-    assert [row['id'] for row in found] == [f'n{number}' for number in range(NUM_NEW)]
 
 
 def test_numbers_of_regression(texts, tmp_path):
@@ -112,7 +106,10 @@ def test_submissions_of_numbers(monkeypatch, texts, tmp_path):
     assert predict_numbers(20).tolist() == [5.0] * 3 and predict_numbers(-20).tolist() == [0.0] * 3
 
 
-def test_rows_without_text_or_name_are_predicted_too(finished_text_run, tmp_path):
+def test_rows_keep_their_names_and_need_neither_label_nor_text(finished_text_run, texts, tmp_path):
+    predict(finished_text_run, texts / 'new.jsonl', tmp_path / 'out.jsonl')
+    found = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+    assert [row['id'] for row in found] == [f'n{number}' for number in range(NUM_NEW)]
     lines = [
         {'first': 'the cat', 'second': 'ran', 'id': 'x'},
         {'first': None, 'second': ''},

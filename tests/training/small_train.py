@@ -1,7 +1,4 @@
-"""train.py with a network of one block in the place of ResNet-10, and an encoder of one layer in that of the tiny BERT.
-
-For tests that need a whole process.
-"""
+"""train.py with one block instead of ResNet-10 and one layer instead of the tiny BERT, as a whole process."""
 
 import sys
 from pathlib import Path

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from pad_jax.training import rounds as rounds_module
+from pad_jax.training import trainer
 from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import to_trained_storage
-from pad_jax.training.setup import (
-    Lengths,
-    make_inputs,
-    make_model,
-    make_run_optimizer,
-    make_task,
-    open_source,
-)
+from pad_jax.training.setup import Lengths, make_inputs, make_model, make_run_optimizer, make_task, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
@@ -37,13 +31,7 @@ from tests.training.trainer_test import Killed, assert_same_run, kill_before, lo
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
-ROUTERS = {
-    'router_loss',
-    'load_cv',
-    'load_cv_max',
-    'router_entropy',
-    *(f'load_{expert}' for expert in range(4)),
-}
+ROUTERS = {'router_loss', 'load_cv', 'load_cv_max', 'router_entropy', *(f'load_{expert}' for expert in range(4))}
 TRAINED = {'step', 'split', 'loss', 'gradient_norm', 'learning_rate', 'dynamic_fraction'}
 
 
@@ -121,23 +109,18 @@ def interrupt(monkeypatch, config, workdir, name, step):
             train(config, workdir, devices=one_device())
 
 
-@pytest.mark.parametrize(
-    ('name', 'step'),
-    [
-        ('train', 4),  # after a round, whose result is in no checkpoint
-        ('train', 6),  # between two rounds, and after the last
-    ],
-)
-def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_text_run, tmp_path, name, step):
+def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_text_run, tmp_path):
+    """Twice: after a round, whose result is in no checkpoint, and after the last round."""
     config = small_text_config(texts, **TEXT_ROUNDS)
-    interrupt(monkeypatch, config, tmp_path, name, step)
+    for step in (4, 6):
+        interrupt(monkeypatch, config, tmp_path, 'train', step)
     train(config, tmp_path, devices=one_device())
     assert_same_run(tmp_path, finished_text_run, config)
 
 
 @pytest.mark.slow
-def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monkeypatch, texts, tmp_path):
-    """Which columns those are is in no checkpoint: it follows from the masks."""
+def test_resumed_equals_uninterrupted_where_experts_have_an_index(monkeypatch, texts, tmp_path):
+    """No checkpoint holds the index: it follows from the masks."""
     rounds = TEXT_ROUNDS | {'partition__rounds': 1, 'partition__start_step': 2}
     config = small_text_config(texts, **rounds, partition__granularity='output', model__plan='blocks', train__steps=5)
     seen = []
@@ -147,7 +130,7 @@ def test_resumed_equals_uninterrupted_where_experts_see_their_columns_alone(monk
         seen.append((int(state.step), jax.tree.map(len, found.index)))
         return found
 
-    monkeypatch.setattr(rounds_module, 'to_trained_storage', index)
+    monkeypatch.setattr(trainer, 'to_trained_storage', index)
     train(config, tmp_path / 'straight', devices=one_device())
     state = load_state(tmp_path / 'straight', config)
     counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)
@@ -164,7 +147,7 @@ def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch
     straight, broken, weights = tmp_path / 'straight', tmp_path / 'broken', tmp_path / 'weights'
     shutil.copytree(texts / 'weights', weights)
     shutil.copy(texts / 'vocab.txt', weights)
-    (weights / 'tokenizer_config.json').write_text('{"do_lower_case": false}')  # what decides is not in vocab.txt alone
+    (weights / 'tokenizer_config.json').write_text('{"do_lower_case": false}')  # it decides, beside vocab.txt
     new = tmp_path / 'new.csv'
     new.write_text('first,second\nThe cat,sat on the mat\nthe dog,It ran\n')
     changes = UPCYCLED | {'model__pretrained': str(weights), 'data__vocabulary': ''}
@@ -225,7 +208,7 @@ def test_rounds_of_an_upcycled_network_do_not_move_its_loss(texts, tmp_path):
 
 @pytest.mark.parametrize('granularity', [pytest.param('element', marks=pytest.mark.slow), 'output'])
 def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granularity):
-    """On experts that are one dense layer with a little noise each, beside a static layer that is drawn on its own."""
+    """On experts that are one dense layer with a little noise each, beside an independent static layer."""
     config = small_text_config(texts, partition__granularity=granularity, partition__batch_size=32)
     model, source, task = make_model(config), open_source(config), make_task(config)
     state = init_state(model, make_run_optimizer(config, Lengths(6, 0)), make_inputs(config), seed=3)

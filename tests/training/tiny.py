@@ -39,10 +39,7 @@ def small_config(**changes):
 
 
 class NormFree(nn.Module):
-    """A partially dynamic network without norms: what it computes for an example doesn't depend on the batch.
-
-    But for `norm`, which adds one, so that it does.
-    """
+    """A partially dynamic network whose output for an example does not depend on the batch, unless `norm` is True."""
 
     dtype: str = 'float32'
     norm: bool = False

@@ -101,7 +101,7 @@ def write_texts(root):
 
 
 def _resize(sizes):
-    """Of the encoder that `small_folder` describes to those of `ONE_LAYER`."""
+    """Turn sizes of the encoder of `small_folder` into those of `ONE_LAYER`."""
     new = {4: 16, 6: 24, 11: SMALL_TEXT['model.vocab_size'], 8: SMALL_TEXT['model.max_length']}
     return {name: new.get(size, size) for name, size in sizes.items() if type(size) is int}
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput
+from pad_jax.layers import CONVS
+from pad_jax.models import MODELS
 from pad_jax.training import trainer
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.evaluate import evaluate_workdir
@@ -27,13 +29,13 @@ from pad_jax.training.trainer import train
 from pad_jax.training.workdir import add_version, read_metrics, read_versions
 from pad_jax.version import __version__
 from tests.training.fixtures import IN_ROUNDS, compiled_quickly
-from tests.training.tiny import one_device, small_config
+from tests.training.tiny import ONE_BLOCK, one_device, small_config
 
 pytestmark = pytest.mark.usefixtures('one_block')
 
 
 class Killed(BaseException):
-    """Stands in for SIGKILL: nothing of the run goes on after it, and nothing is tidied up by the trainer."""
+    """Stands in for SIGKILL: the run ends, and the trainer tidies up nothing."""
 
 
 def kill_before(monkeypatch, name, step):
@@ -53,6 +55,10 @@ def kill_in(monkeypatch, workdir, name, step, **changes):
         kill_before(patch, name, step)
         with pytest.raises(Killed):
             train(small_config(**changes), workdir, devices=one_device())
+
+
+def last_evaluation(workdir):
+    return [row for row in read_metrics(workdir) if row['split'] == 'eval'][-1]
 
 
 def load_state(workdir, config):
@@ -78,24 +84,14 @@ def assert_same_run(workdir, other, config):
 
 
 def test_a_finished_run_leaves_what_the_contract_says(finished_run):
-    names = {path.name for path in finished_run.iterdir()}
-    assert names == {
-        'config.json',
-        'data.json',
-        'versions.json',
-        'metrics.jsonl',
-        'partition.json',
-        'timing.json',
-        'checkpoints',
-        'tensorboard',
-    }
+    names = 'checkpoints config.json data.json metrics.jsonl partition.json tensorboard timing.json versions.json'
+    assert sorted(path.name for path in finished_run.iterdir()) == names.split()
     data = json.loads((finished_run / 'data.json').read_text())
     assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
     assert list(finished_run.rglob('events.out.tfevents*'))
     rows = [(row['step'], row['split']) for row in read_metrics(finished_run)]
-    train_rows = [(step, 'train') for step in range(1, 7)]
     others = [(3, 'eval'), (3, 'partition'), (5, 'partition'), (6, 'eval')]
-    assert sorted(rows) == sorted(train_rows + others)
+    assert sorted(rows) == sorted([(step, 'train') for step in range(1, 7)] + others)
     assert [step for step, _ in rows] == sorted(step for step, _ in rows)
     assert set(read_metrics(finished_run)[0]) == {
         'step', 'split', 'loss', 'accuracy', 'gradient_norm', 'temperature', 'learning_rate', 'dynamic_fraction',
@@ -124,7 +120,7 @@ def test_partition_json_says_what_count_promised(finished_run):
 def test_evaluate_repeats_the_last_evaluation(finished_run):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')}
     found = evaluate_workdir(finished_run)
-    last = [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
+    last = last_evaluation(finished_run)
     assert found == {'step': 6, 'examples': 355, 'loss': last['loss'], 'accuracy': last['accuracy']}
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')} == before
 
@@ -134,7 +130,7 @@ def test_a_finished_run_is_not_trained_again_and_says_its_result(finished_run, t
     (workdir / 'timing.json').unlink()  # as a kill right after the last checkpoint leaves it
     result = train(small_config(**IN_ROUNDS), workdir, 'mine', devices=one_device())
     assert json.loads((workdir / 'timing.json').read_text()) == {'seconds_per_step': None}
-    assert result == [row for row in read_metrics(finished_run) if row['split'] == 'eval'][-1]
+    assert result == last_evaluation(finished_run)
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
     figures = f'6 steps, accuracy {result["accuracy"]:.4f}, loss {result["loss"]:.4f}, in {workdir}\n'
     assert capsys.readouterr().err == f'mine: is finished already: {figures}'
@@ -150,18 +146,19 @@ def test_a_run_ends_with_its_result(monkeypatch, finished_run, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ('name', 'step'),
+    'kills',
     [
-        pytest.param('train', 2, marks=pytest.mark.slow),  # before the first checkpoint
-        ('train', 4),  # after a round, whose result is in no checkpoint
-        ('save', 4),  # with everything of step 4 logged, and the checkpoint missing
-        pytest.param('partition', 5, marks=pytest.mark.slow),  # before a round
-        pytest.param('evaluate', 6, marks=pytest.mark.slow),  # at the end
+        [('train', 4)],  # after a round, whose result is in no checkpoint
+        [('save', 4)],  # with everything of step 4 logged, and the checkpoint missing
+        pytest.param([('train', 2)], marks=pytest.mark.slow),  # before the first checkpoint
+        pytest.param([('partition', 5)], marks=pytest.mark.slow),  # before a round
+        pytest.param([('train', 2), ('train', 4), ('train', 4), ('save', 4), ('train', 6)], marks=pytest.mark.slow),
     ],
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp_path, name, step):
+def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp_path, kills):
     workdir = tmp_path / 'run'
-    kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
+    for name, step in kills:
+        kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
     with (workdir / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 9, "spl')
     train(small_config(**IN_ROUNDS), workdir, devices=one_device())
@@ -169,12 +166,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, finished_run, tmp
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(monkeypatch, finished_run, tmp_path):
-    workdir = tmp_path / 'run'
-    for name, step in (('train', 2), ('train', 4), ('train', 4), ('save', 4), ('train', 6)):
-        kill_in(monkeypatch, workdir, name, step, **IN_ROUNDS)
-    train(small_config(**IN_ROUNDS), workdir, devices=one_device())
-    assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
+def test_resumed_equals_uninterrupted_with_an_average_and_is_evaluated(monkeypatch, tmp_path):
+    """With rounds of the partition in between, whose means the average takes over."""
+    # Three kernels: a network that no other test compiles, as these compile without optimisation.
+    changes = {**IN_ROUNDS, 'optim__ema_decay': 0.8, 'partition__handoff': 'mean', 'model__num_kernels': 3}
+    with compiled_quickly():
+        train(small_config(**changes), tmp_path / 'whole', devices=one_device())
+        kill_in(monkeypatch, tmp_path / 'run', 'train', 4, **changes)
+        train(small_config(**changes), tmp_path / 'run', devices=one_device())
+        found = evaluate_workdir(tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', tmp_path / 'whole', small_config(**changes))
+    assert found['loss'] == last_evaluation(tmp_path / 'whole')['loss']
 
 
 # In a step that is saved anyway, and in one that is not.
@@ -278,9 +280,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(finished_run, tmp_path):
 def test_versions_that_trained_a_run_are_recorded(finished_run, tmp_path):
     assert read_versions(finished_run) == [__version__]
     assert read_versions(tmp_path) == []
-    add_version(tmp_path)
-    add_version(tmp_path)
-    assert read_versions(tmp_path) == [__version__]
+    for _ in range(2):
+        add_version(tmp_path)
+        assert read_versions(tmp_path) == [__version__]
     (tmp_path / 'versions.json').write_text('{"pad_jax": ["0.0.1"]}')
     add_version(tmp_path)
     assert read_versions(tmp_path) == ['0.0.1', __version__]
@@ -289,5 +291,79 @@ def test_versions_that_trained_a_run_are_recorded(finished_run, tmp_path):
 @pytest.mark.parametrize('content', ['', '[]', '{}', '{"pad_jax": []}', '{"pad_jax": "0.1.0"}', '{"pad_jax": [1]}'])
 def test_a_damaged_record_of_versions(tmp_path, content):
     (tmp_path / 'versions.json').write_text(content)
-    with pytest.raises(BadInput, match=r'versions\.json is damaged: it must hold pad_jax, a list of versions'):
+    with pytest.raises(BadInput, match=r'versions\.json is damaged'):
         read_versions(tmp_path)
+
+
+COMPACT = {**IN_ROUNDS, 'partition__compact': True, 'partition__granularity': 'output', 'train__steps': 8}
+
+
+@pytest.fixture(scope='module')
+def compact_run(tmp_path_factory):
+    """A run whose rounds come before steps 4 and 6 of 8, and the number of its parameters in each step."""
+    workdir, sizes, inner = tmp_path_factory.mktemp('compact') / 'run', [], trainer.Run.train
+
+    def noted(run, step, batch):
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(run.state.params)))
+        inner(run, step, batch)
+
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+        patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+        patch.setattr(trainer.Run, 'train', noted)
+        train(small_config(**COMPACT), workdir, devices=one_device())
+    return workdir, sizes
+
+
+def test_a_compact_run_gets_small_with_its_last_round_and_is_evaluated_as_it_was_trained(compact_run):
+    workdir, sizes = compact_run
+    assert len(set(sizes[:5])) == 1 == len(set(sizes[5:])) and sizes[5] < 0.8 * sizes[0]
+    with compiled_quickly():
+        assert evaluate_workdir(workdir)['loss'] == last_evaluation(workdir)['loss']
+
+
+def test_a_masked_run_has_the_numbers_of_a_compact_one_and_may_continue_compact(monkeypatch, compact_run, tmp_path):
+    masked, mixed = tmp_path / 'masked', tmp_path / 'mixed'
+    with compiled_quickly():
+        train(small_config(**COMPACT | {'partition__compact': False}), masked, devices=one_device())
+        rows, others = read_metrics(compact_run[0]), read_metrics(masked)
+        assert [row.keys() for row in rows] == [row.keys() for row in others]
+        for row, other in zip(rows, others, strict=True):
+            assert row.pop('split') == other.pop('split') and row == pytest.approx(other, rel=1e-3)
+        assert (compact_run[0] / 'partition.json').read_text() == (masked / 'partition.json').read_text()
+        kill_in(monkeypatch, mixed, 'train', 8, **COMPACT | {'partition__compact': False})
+        result = train(small_config(**COMPACT), mixed, devices=one_device())
+        assert result['loss'] == pytest.approx(last_evaluation(compact_run[0])['loss'], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'step'), [('save', 6), *(pytest.param('train', step, marks=pytest.mark.slow) for step in (6, 8))]
+)
+def test_a_resumed_compact_run_equals_an_uninterrupted_one(monkeypatch, compact_run, tmp_path, name, step):
+    """Before the round that compacts, before its result is stored, and after."""
+    with compiled_quickly():
+        kill_in(monkeypatch, tmp_path, name, step, **COMPACT)
+        train(small_config(**COMPACT), tmp_path, devices=one_device())
+    assert_same_run(tmp_path, compact_run[0], small_config(**COMPACT))
+
+
+NEW = [name for name in CONVS if name not in ('static', 'dynamic')]
+HEADS = {'condconv': {''}, 'odconv': {'', '/channel', '/filter', '/spatial'}, 'dcd': {'/scaling', '/fusion'}}
+
+
+@pytest.mark.parametrize(
+    ('conv', 'fraction'),
+    [
+        ('condconv', 0.3),
+        *(pytest.param(conv, 0.3, marks=pytest.mark.slow) for conv in NEW if conv != 'condconv'),
+        *(pytest.param(conv, 1.0, marks=pytest.mark.slow) for conv in NEW),
+    ],
+)
+def test_a_run_of_each_convolution_from_its_config_to_its_report(conv, fraction, tmp_path):
+    config = small_config(model__conv=conv, partition__dynamic_fraction=fraction, train__steps=2, model__plan='auto')
+    with compiled_quickly():
+        train(config, tmp_path / 'run', devices=one_device())
+    report = json.loads((tmp_path / 'run' / 'partition.json').read_text())
+    layers = {layer['name']: layer for layer in report['layers']}
+    assert set(layers) == {f'stage1_block1/conv{index}{head}' for index in (1, 2) for head in HEADS[conv]}
+    positions = sum(layer['positions'] for layer in layers.values())
+    assert sum(layer['dynamic_positions'] for layer in layers.values()) == round(fraction * positions)

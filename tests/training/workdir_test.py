@@ -54,16 +54,8 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     write_rows(tmp_path, (1, 'train'), (2, 'train'), (2, 'eval'), (2, 'partition'), (3, 'train'))
     MetricWriter(tmp_path, resumed_step=2).close()
     assert kept(tmp_path) == [(1, 'train'), (2, 'train'), (2, 'eval')]
-
-
-def test_a_start_from_nothing_drops_all_rows(tmp_path):
-    write_rows(tmp_path, (0, 'partition'), (1, 'train'))
     MetricWriter(tmp_path).close()
     assert kept(tmp_path) == []
-
-
-def test_no_file_holds_no_rows(tmp_path):
-    assert read_metrics(tmp_path) == []
 
 
 @pytest.mark.parametrize('name', ['checkpoints', 'tensorboard', 'metrics.jsonl'])

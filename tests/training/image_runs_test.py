@@ -78,6 +78,6 @@ def test_the_number_of_classes_is_that_of_the_photos(photos, tmp_path):
     status, _, err = run_command(
         'train', f'--config={DIGITS}', f'--workdir={tmp_path}/run', f'--config.data.path={photos}', *flags
     )
-    expected = 'error: model.num_classes is 1000, the data has 3 classes: --config.model.num_classes=3\n'
-    assert (status, err) == (2, expected)
+    assert status == 2 and err.startswith('error: model.num_classes is 1000, the data has 3 classes (')
+    assert err.endswith('): --config.model.num_classes=3\n') and err.count('\n') == 1
     assert not (tmp_path / 'run').exists()

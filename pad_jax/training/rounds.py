@@ -60,7 +60,7 @@ class Rounds:
         self.model, self.inputs = model, make_inputs(config)
         self._shapes = abstract_variables(model, self.inputs)
         self._problem = make_problem(task, model, Layout.of(read_records(self._shapes.get('intermediates', {}))))
-        self._recipe, self._compact = make_recipe(config), config.partition.compact
+        self._recipe = make_recipe(config)
         self._scoring = config.partition.batches, config.partition.batch_size
         self._granularity = config.partition.granularity if is_partial(config) else 'none'
         self._source, self._temperature = source, temperature

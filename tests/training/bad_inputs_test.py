@@ -295,7 +295,7 @@ def test_what_evaluate_may_not_change(refused, finished_run, finished_text_run, 
         assert says in refused('evaluate', f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags.split()))
     data = json.loads((workdir / 'data.json').read_text())
     (workdir / 'data.json').write_text(json.dumps({**data, 'class_names': ['ant', *data['class_names'][1:]]}))
-    assert 'classes: without ant, with 0' in refused('evaluate', f'--workdir={workdir}')
+    assert "classes: without 'ant', with '0'" in refused('evaluate', f'--workdir={workdir}')
     texts = shutil.copytree(finished_text_run, tmp_path / 'texts')
     line = refused('evaluate', f'--workdir={texts}', '--config.data.task=mrpc')
     assert 'only data.path, debug, model.plan, model.remat, parallel, partition.compact, ' in line

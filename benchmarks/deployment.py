@@ -96,7 +96,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options.plans = list(dict.fromkeys(options.plans.split(',')))
     if not set(options.plans) <= set(plans):
         parser.error(f'--plans must be some of {",".join(plans)}, got {",".join(options.plans)}')
-    least = STEMS['imagenet'].least_size
+    least = STEMS['imagenet']
     for flag, value, allowed in (('image-size', options.image_size, least), ('repeats', options.repeats, 1)):
         if value < allowed:
             parser.error(f'--{flag} must be at least {allowed}, got {value}')

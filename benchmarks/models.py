@@ -125,7 +125,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         setattr(options, flag, names)
     if options.dtype not in DTYPES:
         parser.error(f'--dtype must be one of {",".join(DTYPES)}, got {options.dtype}')
-    least = STEMS['imagenet'].least_size
+    least = STEMS['imagenet']
     for flag, value, allowed in (
         ('batch-size', options.batch_size, 1),
         ('image-size', options.image_size, least),

@@ -9,33 +9,3 @@ from pad_jax.layers.dcd import DCDConv
 from pad_jax.layers.factors import find_records, partition_flax
 from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
 from pad_jax.layers.router import ROUTINGS, Router, route_top_k
-
-__all__ = [
-    'CONVS',
-    'MIXTURE_GRANULARITIES',
-    'MIXTURE_PLANS',
-    'PLANS',
-    'PLAN_NAMES',
-    'ROUTINGS',
-    'Attention',
-    'CondConv',
-    'DCDConv',
-    'DynamicConv',
-    'MixtureFFN',
-    'MixtureLinear',
-    'ODConv',
-    'Router',
-    'Routing',
-    'StaticConv',
-    'choose_mixture_plan',
-    'compact',
-    'compact_params',
-    'expand',
-    'expand_params',
-    'find_records',
-    'index_masks',
-    'join_neurons',
-    'partition_flax',
-    'route_top_k',
-    'split_neurons',
-]

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.typing import Initializer
 
 from pad_jax.kernels.factors import at_least_float32
-from pad_jax.layers.factors import declare_dynamic, declare_factors
+from pad_jax.layers.factors import declare_factors
 from pad_jax.partition.masks import blend
 
 LEAST_SQUARE = 1e-5
@@ -155,20 +155,11 @@ class GeneratedTensor(nn.Module):
     def __call__(self, hidden: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """Map float[B, width] to [B, *shape] of the same dtype; temperature > 0, may be traced."""
         batch, width = hidden.shape
-        factors = declare_factors(
-            self,
-            'tensor',
-            self.shape,
-            width,
-            _init_together,
-            nn.initializers.constant(self.start),
-            generated=True,
-            linear=False,
-            start=self.start,
-            beside=('bias',),
-            layer='..',
-        )
-        bias = declare_dynamic(self, 'bias', nn.initializers.zeros_init(), factors)
+        record = {'generated': True, 'linear': False, 'start': self.start, 'beside': ('bias',), 'layer': '..'}
+        init_static = nn.initializers.constant(self.start)
+        factors = declare_factors(self, 'tensor', self.shape, width, _init_together, init_static, **record)
+        # Dead at static positions: in compact storage it has dynamic entries only, as the factors do.
+        bias = self.param('bias', nn.initializers.zeros_init(), factors.dynamic.shape[1:], self.param_dtype)
         weights = factors.dynamic.astype(hidden.dtype).reshape(width, bias.size)
         logits = jnp.dot(hidden, weights, precision=jax.lax.Precision.HIGHEST)
         logits = logits + bias.astype(hidden.dtype).reshape(1, bias.size)

@@ -18,7 +18,7 @@ call `expand` before the network.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -56,8 +56,8 @@ def compact(variables: Mapping[str, Any], records: Mapping[str, Any], allow_dyna
     if not leaves or not (allow_dynamic or any(not np.asarray(mask).all() for mask in leaves)):
         advice = ' (allow_dynamic=True accepts a network in which all is dynamic)' if leaves else ''
         raise ValueError(f'nothing is static yet: call compact after the partition{advice}')
+    others = {name: found for name, found in variables.items() if name != 'partition'}
     params = compact_params(variables['params'], masks, records)
-    others = {name: found for name, found in variables.items() if name not in ('params', 'partition')}
     return {**others, 'params': params, 'index': index_masks(masks, with_elements=True)}
 
 
@@ -69,13 +69,10 @@ def expand(variables: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str
     """
     if 'index' not in variables:
         raise ValueError('these variables are not compact: there is nothing to expand')
-    params, index = variables['params'], variables['index']
-    others = {name: found for name, found in variables.items() if name not in ('params', 'index')}
-    return {
-        **others,
-        'params': expand_params(params, index, records),
-        'partition': read_masks(index, records),
-    }
+    index = variables['index']
+    others = {name: found for name, found in variables.items() if name != 'index'}
+    params = expand_params(variables['params'], index, records)
+    return {**others, 'params': params, 'partition': read_masks(index, records)}
 
 
 def expand_elements(variables: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,38 +115,25 @@ def compact_params(params: Mapping[str, Any], index: Mapping[str, Any], records:
       records: of `find_records`.
     """
 
-    def take(leaf, record, module):
-        entries = _Entries.read(leaf, record)
-        return {name: entries.take(module[name], is_dynamic) for name, is_dynamic in _names(record, module)}
-
-    return _change_params(take, params, index, records)
+    return _change_params(_Entries.take, params, index, records)
 
 
 def expand_params(params: Mapping[str, Any], index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
     """Invert `compact_params`, with zeros for dead entries; jittable. `index` may also hold masks."""
-
-    def put(leaf, record, module):
-        entries = _Entries.read(leaf, record, module[record.factors])
-        return {name: entries.put(module[name], is_dynamic) for name, is_dynamic in _names(record, module)}
-
-    return _change_params(put, params, index, records)
-
-
-def _names(record: PartialParameter, module) -> Iterator[tuple[str, bool]]:
-    """Yield the names of the parameters that a mask splits, and True for those that are alive at dynamic positions."""
-    yield record.factors, True
-    if record.static is not None:
-        yield record.static, False
-    yield from ((name, True) for name in record.beside if name in module)
+    return _change_params(_Entries.put, params, index, records)
 
 
 def _change_params(change, params, index, records):
+    """Change each parameter that a mask splits: the factors and what is beside them, and the static parameter."""
     changed = dict(params)
     for name, leaf in index.items():
+        record = records[name]
         if isinstance(leaf, Mapping):
-            changed[name] = _change_params(change, params[name], leaf, records[name])
-        else:
-            changed |= change(leaf, records[name], params)
+            changed[name] = _change_params(change, params[name], leaf, record)
+            continue
+        entries = _Entries.read(leaf, record, params[record.factors])
+        for own in {record.factors, record.static, *record.beside} & params.keys():
+            changed[own] = change(entries, params[own], own != record.static)
     return changed
 
 
@@ -185,7 +169,7 @@ class _Entries(NamedTuple):
     places: tuple[jax.Array, jax.Array] | None = None
 
     @classmethod
-    def read(cls, leaf, record: PartialParameter, factors=None) -> '_Entries':
+    def read(cls, leaf, record: PartialParameter, factors) -> '_Entries':
         """Read a mask, an index or bits. Traced bits need the compact factors, whose shape tells their number."""
         gates = mask_shape(record.shape, record.granularity)
         granularity = mask_granularity(gates)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike
@@ -42,10 +43,6 @@ class StaticConv(nn.Conv):
         """Map [B, *S, C] to [B, *S', F]; the temperature of dynamic layers is ignored."""
         del temperature
         return super().__call__(x)
-
-    def multiply_adds(self, x_shape, y_shape, count):
-        """Return multiply-adds of one example as (dense, masked, compact)."""
-        return (count_products(self, x_shape, y_shape),) * 3
 
 
 class ConvLayer(nn.Module):
@@ -123,6 +120,15 @@ class ConvLayer(nn.Module):
         """Cast x to the dtype of the computation."""
         (x,) = dtypes.promote_dtype(x, dtype=dtypes.canonicalize_dtype(x, *parameters, dtype=self.dtype))
         return x
+
+    def hidden_width(self, channels: int) -> int:
+        """Return the width of the hidden units that several heads share."""
+        return max(self.least_width, channels // self.reduction)
+
+    def declare_hidden(self, x: jax.Array) -> jax.Array:
+        """Declare `squeeze` [C, width] and map [B, *S, C] to normalised hidden units [B, width]."""
+        shape = x.shape[-1], self.hidden_width(x.shape[-1])
+        return normalize_units(squeeze_space(x, self.param('squeeze', EXPAND_INIT, shape, self.param_dtype)))
 
     def declare_generator(self, shape: tuple[int, ...], start: float, name: str, **arguments: Any) -> GeneratedTensor:
         """Make a `GeneratedTensor` that is partially dynamic as this layer is."""
@@ -282,6 +288,7 @@ class ODConv(MixingConv):
     """
 
     reduction: int = 16
+    least_width = 16  # as in the authors' code: narrow layers have four heads too
     plan_names = PLAN_NAMES_BY_TAP
 
     def convolve(self, x: jax.Array, temperature: jax.Array | float, geometry: Geometry) -> jax.Array:
@@ -290,8 +297,7 @@ class ODConv(MixingConv):
         sizes, ones = geometry.kernel_size, (1,) * len(geometry.kernel_size)
         kernels, bias = self.declare_kernels(x, geometry)
         x = self.promote(x, kernels.dynamic, bias)
-        squeeze = self.param('squeeze', EXPAND_INIT, (channels, self._width(channels)), self.param_dtype)
-        hidden = normalize_units(squeeze_space(x, squeeze))
+        hidden = self.declare_hidden(x)
         attention = self.attend(hidden, temperature)
         self.sow('intermediates', 'routing', attention)
         # Each vector has the shape in which it broadcasts against the kernel, so that its mask has a granularity.
@@ -312,13 +318,10 @@ class ODConv(MixingConv):
         logits = Head(self.num_kernels, param_dtype=self.param_dtype, name='attention')(x)
         return jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
 
-    def _width(self, channels):
-        return max(16, channels // self.reduction)  # as in the authors' code: narrow layers have four heads too
-
     def multiply_adds(self, x_shape, y_shape, count):
         """Return multiply-adds of one example as (dense, masked, compact)."""
         dense, *dynamic = super().multiply_adds(x_shape, y_shape, count)
-        return dense, *(products + x_shape[-1] * self._width(x_shape[-1]) for products in dynamic)
+        return dense, *(products + x_shape[-1] * self.hidden_width(x_shape[-1]) for products in dynamic)
 
 
 def add_bias(y: jax.Array, attention: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -330,10 +333,9 @@ def add_bias(y: jax.Array, attention: jax.Array, bias: jax.Array | None) -> jax.
 
 
 def count_products(layer: nn.Module, x_shape: Sequence[int], y_shape: Sequence[int]) -> int:
-    """Return the multiply-adds of a convolution with one kernel."""
-    sizes = layer.kernel_size
-    taps = sizes if isinstance(sizes, int) else math.prod(sizes)
-    return math.prod(y_shape) * taps * (x_shape[-1] // layer.feature_group_count)
+    """Return the multiply-adds of a convolution with one kernel, a `flax.linen.Conv` or a `ConvLayer`."""
+    taps = np.prod(layer.kernel_size, dtype=int)
+    return math.prod(y_shape) * int(taps) * (x_shape[-1] // layer.feature_group_count)
 
 
 CONVS = {'static': StaticConv, 'dynamic': DynamicConv, 'condconv': CondConv, 'odconv': ODConv}

@@ -13,7 +13,6 @@ from pad_jax.kernels.convolution import convolve_static
 from pad_jax.kernels.factors import at_least_float32
 from pad_jax.kernels.geometry import Geometry, pad_by_copying
 from pad_jax.kernels.plans import tap_windows
-from pad_jax.layers.attention import EXPAND_INIT, normalize_units, squeeze_space
 from pad_jax.layers.conv import CONVS, ConvLayer, count_products
 
 # Each group's matrix is its own draw. Qᵀ keeps the size of its input: the authors' code has a norm behind it instead,
@@ -44,6 +43,7 @@ class DCDConv(ConvLayer):
     """
 
     reduction: int = 16
+    least_width = 4  # as in the authors' code: a single dead unit would be all there is
 
     def convolve(self, x: jax.Array, temperature: jax.Array | float, geometry: Geometry) -> jax.Array:
         """Map [B, *S, C] to [B, *S', F]."""
@@ -55,8 +55,7 @@ class DCDConv(ConvLayer):
         out_of = self.param('out_of_latent', FROM_INIT, (groups, latent, features // groups), self.param_dtype)
         bias = self.param('bias', self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x = self.promote(x, kernel, into, out_of, bias)
-        squeeze = self.param('squeeze', EXPAND_INIT, (channels, self._width(channels)), self.param_dtype)
-        hidden = normalize_units(squeeze_space(x, squeeze))
+        hidden = self.declare_hidden(x)
         generate = self.declare_generator
         scaling = generate((*ones, 1, features), 1.0, 'scaling', activation=scale_activation)(hidden)
         fusion = generate((groups, latent, latent), 0.0, 'fusion', activation=lambda logits: logits)(hidden)
@@ -66,9 +65,6 @@ class DCDConv(ConvLayer):
         y = y + convolve_residual(x, into, fusion, out_of, geometry, self.precision)
         return y if bias is None else y + bias.astype(y.dtype).reshape(1, *ones, features)
 
-    def _width(self, channels):
-        return max(4, channels // self.reduction)  # as in the authors' code: a single dead unit would be all there is
-
     def multiply_adds(self, x_shape, y_shape, count):
         """Return multiply-adds of one example as (dense, masked, compact)."""
         groups = self.feature_group_count
@@ -76,7 +72,7 @@ class DCDConv(ConvLayer):
         latent = latent_width(channels)
         residual = math.prod(y_shape[:-1]) * groups * latent * (channels + latent + features)
         dense = count_products(self, x_shape, y_shape)
-        dynamic = dense + residual + x_shape[-1] * self._width(x_shape[-1])
+        dynamic = dense + residual + x_shape[-1] * self.hidden_width(x_shape[-1])
         return dense, dynamic, dynamic
 
 

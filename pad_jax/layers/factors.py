@@ -88,11 +88,6 @@ def declare_factors(
     return Factors(shape, dynamic, static, *scales, mask)
 
 
-def declare_dynamic(module: nn.Module, name: str, init: Initializer, factors: Factors) -> jax.Array:
-    """Declare a parameter [*shape] beside the factors that is dead at static positions; compact as they are."""
-    return module.param(name, init, factors.dynamic.shape[1:], module.param_dtype)
-
-
 def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
     """Find the records of all dynamic layers of a model; nothing is computed or allocated.
 
@@ -115,10 +110,12 @@ def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
 
 def read_records(intermediates: Mapping) -> dict[str, Any]:
     """Read the records from a collection 'intermediates'."""
-    found = {
-        name: read_records(below) if isinstance(below, Mapping) else below for name, below in intermediates.items()
-    }
-    return {name: below for name, below in found.items() if below and isinstance(below, (dict, PartialParameter))}
+    found = {}
+    for name, below in intermediates.items():
+        below = read_records(below) if isinstance(below, Mapping) else below
+        if below and isinstance(below, (dict, PartialParameter)):
+            found[name] = below
+    return found
 
 
 def partition_flax(
@@ -204,19 +201,14 @@ def _declare_compact(module, record, num_factors, index) -> Factors:
     if granularity == 'layer':
         index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
 
-    def entries(count):
-        return tuple(count if number == len(view) + axis else size for number, size in enumerate(view))
-
     num_dynamic = index.shape[0]
-    dynamic = module.get_variable('params', record.factors)
-    static_shape = entries(view[axis] - num_dynamic)
-    static = jnp.zeros(static_shape, module.param_dtype)
+    shapes = [(*view[:axis], count, *view[axis:][1:]) for count in (num_dynamic, view[axis] - num_dynamic)]
+    dynamic, static = module.get_variable('params', record.factors), jnp.zeros(shapes[1], module.param_dtype)
     if record.static is not None:
         static = module.get_variable('params', record.static)
-    expected = (num_factors, *entries(num_dynamic)), static_shape
-    if (dynamic.shape, static.shape) != expected:
+    if (dynamic.shape, static.shape) != ((num_factors, *shapes[0]), shapes[1]):
         raise ValueError(
             f'{record.factors} {dynamic.shape} and its static parameter {static.shape} must have the shapes '
-            f'{expected[0]} and {expected[1]} for {num_dynamic} of {view[axis]} dynamic entries'
+            f'{(num_factors, *shapes[0])} and {shapes[1]} for {num_dynamic} of {view[axis]} dynamic entries'
         )
     return Factors(record.shape, dynamic, static, *_declare_scales(module, record), index=index, axis=axis)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from pad_jax.errors import check_choice
 from pad_jax.kernels.dispatch import Routing, dense_gates
 
 ROUTINGS = ('token', 'sentence')
@@ -68,7 +69,7 @@ def estimate_load(
         # Without an expert among the k, the k-th largest is the next lower one, otherwise the k-th itself.
         threshold = jnp.where(noisy > outside, outside, inside)
         probability = jax.scipy.stats.norm.cdf((clean - threshold) / scale)
-    return jnp.sum(probability if valid is None else jnp.where(valid[:, None], probability, 0), axis=0)
+    return _sum_valid(probability, valid)
 
 
 def cv_squared(values: jax.Array) -> jax.Array:
@@ -82,28 +83,13 @@ def cv_squared(values: jax.Array) -> jax.Array:
     return jnp.var(values, ddof=1) / (jnp.mean(values) ** 2 + 1e-10)
 
 
-def sum_z_loss(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Sum over tokens of (log Σ_e exp logit_e)², whose mean keeps logits small.
-
-    Zoph et al., "ST-MoE", arXiv:2202.08906, equation 5.
-    """
-    return _sum_valid(jax.nn.logsumexp(logits, axis=-1) ** 2, valid)
-
-
-def sum_entropy(logits: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Sum over tokens of the entropy of softmax(logits) over all experts, in nats: 0 to log E each."""
-    log_shares = jax.nn.log_softmax(logits, axis=-1)
-    return _sum_valid(-jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1), valid)
-
-
 def check_routing(num_experts: int, num_selected: int, routing: str) -> None:
     """Raise ValueError for a router that cannot exist."""
     if num_experts < 1:
         raise ValueError(f'num_experts must be at least 1, got {num_experts}')
     if not 1 <= num_selected <= num_experts:
         raise ValueError(f'num_selected must be in [1, {num_experts}], got {num_selected}')
-    if routing not in ROUTINGS:
-        raise ValueError(f'routing must be one of {", ".join(ROUTINGS)}, got {routing!r}')
+    check_choice('routing', routing, ROUTINGS)
 
 
 class Router(nn.Module):
@@ -118,7 +104,8 @@ class Router(nn.Module):
         The losses then count sentences.
       noisy: add noise in training.
       balance_coefficient: factor of CV²(importance) + CV²(load).
-      z_coefficient: factor of the z-loss.
+      z_coefficient: factor of the z-loss, the mean of (log Σ_e exp logit_e)². It keeps logits small (Zoph et al.,
+        "ST-MoE", arXiv:2202.08906, equation 5).
       axis_name: mapped axis over which tokens are divided. Losses and statistics then count the tokens of all replicas
         and are equal on each. The mean of the replicas' gradients is the gradient of one device with all tokens.
 
@@ -175,14 +162,17 @@ class Router(nn.Module):
         else:
             load = count_load(chosen, self.num_experts)
         if self.routing == 'sentence':
-            routing = _repeat_routing(chosen, x.shape[-2], valid, self.num_experts)
+            for_tokens = Routing(*(jnp.repeat(array, x.shape[-2], axis=0) for array in chosen))
+            routing = _mask_routing(for_tokens, valid, self.num_experts)
+        log_shares = jax.nn.log_softmax(clean, axis=-1)
+        entropy = -jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1)
         sums = {
             'units': jnp.asarray(units.shape[0] if used is None else jnp.sum(used), dtype),
             'importance': jnp.sum(dense_gates(chosen, self.num_experts), axis=0),  # equation 6
             'load': load,
             'slots': count_load(routing, self.num_experts),
-            'z_loss': sum_z_loss(clean, used),
-            'entropy': jax.lax.stop_gradient(sum_entropy(clean, used)),
+            'z_loss': _sum_valid(jax.nn.logsumexp(clean, axis=-1) ** 2, used),
+            'entropy': jax.lax.stop_gradient(_sum_valid(entropy, used)),
         }
         return routing, self._report(sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name))
 
@@ -219,11 +209,6 @@ def _mean_sentences(x, valid):
     return total / jnp.maximum(jnp.sum(valid, axis=-1), 1)[..., None], jnp.any(valid, axis=-1)
 
 
-def _repeat_routing(chosen, length, valid, num_experts):
-    """Repeat the choice of each of B sentences for its T tokens: [B, k] -> [B·T, k]."""
-    return _mask_routing(Routing(*(jnp.repeat(array, length, axis=0) for array in chosen)), valid, num_experts)
-
-
 def _mask_routing(routing, valid, num_experts):
     """Replace the experts of tokens that are not valid by E, and their weights by zero."""
     if valid is None:
@@ -233,4 +218,5 @@ def _mask_routing(routing, valid, num_experts):
 
 
 def _sum_valid(values, valid):
-    return jnp.sum(values if valid is None else jnp.where(valid, values, 0))
+    """Sum over valid rows: [N] -> [], or [N, E] -> [E]."""
+    return jnp.sum(values if valid is None else jnp.where(valid.reshape(-1, *(1,) * (values.ndim - 1)), values, 0), 0)

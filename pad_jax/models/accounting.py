@@ -13,23 +13,17 @@ A module counts its own multiply-adds, without those of modules inside it, if it
 
 import dataclasses
 import math
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 
+from pad_jax.layers.conv import count_products
 from pad_jax.layers.factors import read_records
-from pad_jax.partition import (
-    PAPER,
-    PartialParameter,
-    Recipe,
-    find_competitions,
-    group_size,
-    leaf_names,
-    selection_targets,
-)
-from pad_jax.partition.selection import each_by_itself
+from pad_jax.partition import PAPER, PartialParameter, Recipe, find_competitions, leaf_names, selection_targets
+from pad_jax.partition.layout import walk_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,69 +87,59 @@ def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = Non
         module, arrays or shapes: `jax.eval_shape(functools.partial(module.init, mutable=True), ...)`.
       num_dynamic: path of a mask -> its number of dynamic positions; if None they are read from the masks.
     """
-    records = read_records(variables.get('intermediates', {}))
-    return list(_count_modules(variables['params'], variables.get('partition', {}), records, num_dynamic, ''))
+    records, stored = {}, {}
+    for path, record in walk_records(read_records(variables.get('intermediates', {}))):
+        records.setdefault(posixpath.dirname(path), {})[path] = record
+    for module, size in _walk_modules(variables['params']):
+        layer = _find_owner(module, records)
+        stored[layer] = stored.get(layer, 0) + size
+    masks = _flatten(variables.get('partition', {}))
+    if num_dynamic is None:
+        gates = {path: math.prod(mask.shape) for path, mask in masks.items()}
+        num_dynamic = {
+            path: int(mask.sum()) * math.prod(records[posixpath.dirname(path)][path].shape) // gates[path]
+            for path, mask in masks.items()
+        }
+    params = _flatten(variables['params'])
+    return [_count_layer(name, size, records.get(name, {}), params, num_dynamic) for name, size in stored.items()]
 
 
-def _count_modules(params, masks, records, num_dynamic, path) -> Iterator[LayerCount]:
-    inside = [
-        count
-        for name, below in params.items()
-        if isinstance(below, Mapping)
-        for count in _count_modules(below, masks.get(name, {}), records.get(name, {}), num_dynamic, f'{path}{name}/')
-    ]
-    if not _own_records(records):
-        own = [leaf for leaf in params.values() if not isinstance(leaf, Mapping)]
-        if own:
-            yield LayerCount(path[:-1], other_parameters=_num_parameters(own))
-        yield from inside
-        return
-    yield _count_dynamic_layer(params, masks, records, num_dynamic, path)
-    yield from (count for count in inside if count.num_factors)
+def _walk_modules(params, path: str = '') -> Iterator[tuple[str, int]]:
+    """Yield (path, number of own parameters) of the modules that hold any, those around before those inside."""
+    own = [leaf for leaf in params.values() if not isinstance(leaf, Mapping)]
+    if own:
+        yield path, sum(math.prod(leaf.shape) for leaf in own)
+    for name, below in params.items():
+        if isinstance(below, Mapping):
+            yield from _walk_modules(below, posixpath.join(path, name))
 
 
-def _own_records(records) -> dict[str, PartialParameter]:
-    return {name: record for name, record in records.items() if isinstance(record, PartialParameter)}
-
-
-def _count_dynamic_layer(params, masks, records, num_dynamic, path) -> LayerCount:
+def _count_layer(name, stored, records: Mapping[str, PartialParameter], params, num_dynamic) -> LayerCount:
+    if not records:
+        return LayerCount(name, other_parameters=stored)
     positions = dynamic_positions = dead = 0
-    for name, record in _own_records(records).items():
-        num_factors, size = params[name].shape[0], math.prod(record.shape)
-        dynamic = size
+    for path, record in records.items():
+        factors = params[posixpath.join(posixpath.dirname(path), record.factors)]
+        num_factors, size = factors.shape[0], math.prod(record.shape)
+        dynamic = size if record.granularity is None else num_dynamic[path]
         if record.granularity is not None:
-            if num_dynamic is not None:
-                dynamic = num_dynamic[path + name]
-            else:
-                position = jax.ShapeDtypeStruct(record.shape, params[name].dtype)
-                dynamic = int(masks[name].sum()) * group_size(masks[name], position)
             dead += (num_factors + len(record.beside)) * (size - dynamic) + dynamic * (record.static is not None)
         positions += size
         dynamic_positions += dynamic
-    is_pruned = any(record.is_pruned for record in _own_records(records).values())
-    stored = _num_parameters(_without_dynamic_layers(params, records))
+    is_pruned = any(record.is_pruned for record in records.values())
     live = num_factors * dynamic_positions + (0 if is_pruned else positions - dynamic_positions)
-    return LayerCount(path[:-1], positions, dynamic_positions, num_factors, stored - dead - live, is_pruned, dead)
+    return LayerCount(name, positions, dynamic_positions, num_factors, stored - dead - live, is_pruned, dead)
 
 
-def _without_dynamic_layers(params, records) -> dict:
-    """Return the params of a module without those of dynamic layers inside it."""
-    return {
-        name: _without_dynamic_layers(below, records.get(name, {})) if isinstance(below, Mapping) else below
-        for name, below in params.items()
-        if not (isinstance(below, Mapping) and _own_records(records.get(name, {})))
-    }
-
-
-def _num_parameters(tree) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _flatten(tree) -> dict[str, Any]:
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def plan_dynamic_positions(
     positions,
     dynamic_fraction: float,
     recipe: Recipe = PAPER,
-    layer_of: Callable[[str], str] = each_by_itself,
+    layer_of: Callable[[str], str] = str,
 ) -> dict[str, int]:
     """Return the number of positions that a partition will keep dynamic behind each mask, before there are scores.
 
@@ -171,7 +155,7 @@ def plan_dynamic_positions(
     {'a': 1, 'b': 3}
     """
     roles = recipe.find_roles(positions)
-    sizes = dict(zip(leaf_names(positions), (leaf.size for leaf in jax.tree.leaves(positions))))
+    sizes = {name: leaf.size for name, leaf in _flatten(positions).items()}
     planned = {name: sizes[name] * bool(role) for name, role in roles.items()}
     competing = {name: size for name, size in sizes.items() if roles[name] is None}
     targets = selection_targets(competing, dynamic_fraction, recipe.scope, layer_of)
@@ -283,9 +267,5 @@ def _find_rule(module) -> Callable[..., tuple[int, int, int]] | None:
     if isinstance(module, nn.Dense):
         return lambda x_shape, y_shape, count: (math.prod(x_shape) * y_shape[-1],) * 3
     if isinstance(module, nn.Conv):
-        sizes = module.kernel_size
-        taps = sizes if isinstance(sizes, int) else math.prod(sizes)
-        return lambda x_shape, y_shape, count: (
-            (math.prod(y_shape) * taps * x_shape[-1] // module.feature_group_count,) * 3
-        )
+        return lambda x_shape, y_shape, count: (count_products(module, x_shape, y_shape),) * 3
     return None

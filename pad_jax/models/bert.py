@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from pad_jax.models.feed_forward import WEIGHT_INIT, Aux, FeedForward
-from pad_jax.models.spec import LayerSpec
+from pad_jax.models.feed_forward import WEIGHT_INIT, Aux, FeedForward, LayerSpec
 
 
 def _widen(dtype: Dtype) -> jnp.dtype:

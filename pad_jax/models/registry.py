@@ -6,12 +6,12 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pad_jax.errors import check_choice
 from pad_jax.layers import CONVS
 from pad_jax.models.bert import Bert
-from pad_jax.models.feed_forward import make_ffn_spec
+from pad_jax.models.feed_forward import make_ffn_spec, make_spec
 from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.resnet import STEMS, BasicBlock, BottleneckBlock, ResNet
-from pad_jax.models.spec import make_spec
 
 MODELS = {
     'resnet10': partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
@@ -68,8 +68,7 @@ def build_model(
     True
     """
     _check(name, MODELS, num_classes, dtype)
-    if stem not in STEMS:
-        raise ValueError(f'stem must be one of {", ".join(STEMS)}, got {stem!r}')
+    check_choice('stem', stem, STEMS)
     if not 0 < width_multiplier < math.inf:
         raise ValueError(f'width_multiplier must be above 0, got {width_multiplier}')
     return MODELS[name](
@@ -131,9 +130,7 @@ def build_encoder(
 
 
 def _check(name, table, num_classes, dtype):
-    if name not in table:
-        raise ValueError(f'model must be one of {", ".join(table)}, got {name!r}')
+    check_choice('model', name, table)
+    check_choice('dtype', dtype, DTYPES)
     if num_classes < 1:
         raise ValueError(f'num_classes must be at least 1, got {num_classes}')
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')

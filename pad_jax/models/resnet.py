@@ -6,13 +6,14 @@ in the 3×3 convolution, as torchvision does.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from pad_jax.errors import check_choice
 from pad_jax.layers import StaticConv
 
 MakeConv = Callable[..., nn.Module]
@@ -35,27 +36,8 @@ class Shift(nn.Module):
         return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
-class Stem(NamedTuple):
-    """Layers before the first block: a function called inside a model's compact method, and the least image side."""
-
-    function: Callable[..., jax.Array]
-    least_size: int
-
-
-def reduce_four_times(images: jax.Array, width: int, conv: MakeConv, norm: MakeNorm) -> jax.Array:
-    """7×7 convolution with stride 2, then 3×3 maximum with stride 2: [B, H, W, C] -> [B, H/4, W/4, width]."""
-    x = conv(width, (7, 7), strides=2, padding=((3, 3), (3, 3)), name='stem_conv')(images)
-    x = nn.relu(norm(name='stem_norm')(x))
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD)
-
-
-def keep_resolution(images: jax.Array, width: int, conv: MakeConv, norm: MakeNorm) -> jax.Array:
-    """3×3 convolution with stride 1: [B, H, W, C] -> [B, H, W, width]."""
-    x = conv(width, (3, 3), padding=PAD, name='stem_conv')(images)
-    return nn.relu(norm(name='stem_norm')(x))
-
-
-STEMS = {'imagenet': Stem(reduce_four_times, least_size=64), 'cifar': Stem(keep_resolution, least_size=8)}
+STEMS = {'imagenet': 64, 'cifar': 8}
+"""Stems, with the least side of their images. Until the first block, 'imagenet' reduces the resolution four times."""
 
 
 def check_image_size(stem: str, image_size: int) -> None:
@@ -63,13 +45,11 @@ def check_image_size(stem: str, image_size: int) -> None:
 
     >>> check_image_size('imagenet', 224)
     """
-    if stem not in STEMS:
-        raise ValueError(f'stem must be one of {", ".join(STEMS)}, got {stem!r}')
-    least = STEMS[stem].least_size
-    if image_size < least:
-        others = [name for name, row in STEMS.items() if row.least_size <= image_size]
+    check_choice('stem', stem, STEMS)
+    if image_size < STEMS[stem]:
+        others = [name for name, least in STEMS.items() if least <= image_size]
         advice = f'; stem {others[0]!r} takes it' if others else ''
-        raise ValueError(f'image_size must be at least {least} for stem {stem!r}, got {image_size}{advice}')
+        raise ValueError(f'image_size must be at least {STEMS[stem]} for stem {stem!r}, got {image_size}{advice}')
 
 
 class ImageNetwork(nn.Module, kw_only=True):
@@ -136,43 +116,30 @@ class BasicBlock(nn.Module):
     strides: int
     conv: MakeConv
     norm: MakeNorm
-    expansion = 1
+
+    def list_convolutions(self) -> list[tuple[int, int, int]]:
+        """Return (features, kernel size, strides) of each convolution inside the block."""
+        return [(self.features, 3, self.strides), (self.features, 3, 1)]
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=PAD, name='conv1')(x, temperature)
-        y = nn.relu(self.norm(name='norm1')(y))
-        y = self.conv(self.features, (3, 3), padding=PAD, name='conv2')(y, temperature)
-        y = self.norm(name='norm2')(y)
-        return nn.relu(y + _shortcut(self, x, y.shape[-1], temperature))
+        y = x
+        for number, (features, size, strides) in enumerate(self.list_convolutions(), start=1):
+            padding = PAD if size == 3 else 'VALID'
+            conv = self.conv(features, (size, size), strides=strides, padding=padding, name=f'conv{number}')
+            y = self.norm(name=f'norm{number}')(conv(y if number == 1 else nn.relu(y), temperature))
+        if x.shape[-1] != features or self.strides != 1:
+            x = self.conv(features, (1, 1), strides=self.strides, name='shortcut_conv')(x, temperature)
+            x = self.norm(name='shortcut_norm')(x)
+        return nn.relu(y + x)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(BasicBlock):
     """1×1, 3×3, 1×1 with a quarter of the width inside: [B, H, W, C] -> [B, H/s, W/s, 4·features]."""
 
-    features: int
-    strides: int
-    conv: MakeConv
-    norm: MakeNorm
-    expansion = 4
-
-    @nn.compact
-    def __call__(self, x: jax.Array, temperature: jax.Array | float) -> jax.Array:
-        y = self.conv(self.features, (1, 1), name='conv1')(x, temperature)
-        y = nn.relu(self.norm(name='norm1')(y))
-        y = self.conv(self.features, (3, 3), strides=self.strides, padding=PAD, name='conv2')(y, temperature)
-        y = nn.relu(self.norm(name='norm2')(y))
-        y = self.conv(self.features * self.expansion, (1, 1), name='conv3')(y, temperature)
-        y = self.norm(name='norm3')(y)
-        return nn.relu(y + _shortcut(self, x, y.shape[-1], temperature))
-
-
-def _shortcut(block, x, features, temperature):
-    """Return the input itself, or projected if its shape changes; called inside the block's compact method."""
-    if x.shape[-1] == features and block.strides == 1:
-        return x
-    projected = block.conv(features, (1, 1), strides=block.strides, name='shortcut_conv')(x, temperature)
-    return block.norm(name='shortcut_norm')(projected)
+    def list_convolutions(self) -> list[tuple[int, int, int]]:
+        """Return (features, kernel size, strides) of each convolution inside the block."""
+        return [(self.features, 1, 1), (self.features, 3, self.strides), (4 * self.features, 1, 1)]
 
 
 class ResNet(ImageNetwork):
@@ -190,7 +157,11 @@ class ResNet(ImageNetwork):
     def extract(self, x, temperature, conv, norm, stem_conv):
         """Apply stem and blocks."""
         width = max(1, round(FIRST_FEATURES * self.width_multiplier))
-        x = STEMS[self.stem].function(x, width, stem_conv, norm)
+        reduced = {'strides': 2, 'padding': ((3, 3), (3, 3))}
+        size, arguments = ((7, 7), reduced) if self.stem == 'imagenet' else ((3, 3), {'padding': PAD})
+        x = nn.relu(norm(name='stem_norm')(stem_conv(width, size, **arguments, name='stem_conv')(x)))
+        if self.stem == 'imagenet':
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 block = self.block(

@@ -16,7 +16,6 @@ from pad_jax.partition.layout import (
     Part,
     PartialParameter,
     Problem,
-    Values,
     positions_of,
     sown_routing,
     walk_records,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.layout import Problem, Values, positions_of
+from pad_jax.partition.layout import Problem, is_part, positions_of
 from pad_jax.partition.masks import group_size
 
 LATER = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
@@ -82,26 +82,20 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
     the order of the scores in a linear network.
     """
 
-    def of_floats(function, tree, least_axes):
-        def replace(leaf):
-            return function(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim >= least_axes else leaf
+    def is_float(leaf):
+        return jnp.issubdtype(leaf.dtype, jnp.floating)
 
-        return jax.tree.map(replace, tree)
-
-    positive = of_floats(jnp.abs, params, 0)
-
-    def flow_at(size):
-        inputs = of_floats(lambda leaf: jnp.full_like(leaf, size), batch, 1)
-        return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, inputs)))(gates)
-
-    def overflows(state):
-        size, flow = state
-        finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(flow)])
-        return ~jnp.all(finite) & (size > _LEAST_SIZE)
+    positive = jax.tree.map(lambda leaf: jnp.abs(leaf) if is_float(leaf) else leaf, params)
 
     def shrink(state):
         size = state[0] / 16
-        return size, flow_at(size)
+        inputs = jax.tree.map(lambda leaf: jnp.full_like(leaf, size) if is_float(leaf) and leaf.ndim else leaf, batch)
+        return size, jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, inputs)))(gates)
+
+    def overflows(state):
+        size, flow = state
+        finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), flow)
+        return ~jnp.all(jnp.stack(jax.tree.leaves(finite))) & (size > _LEAST_SIZE)
 
     start = jax.tree.map(lambda gate: jnp.full_like(gate, jnp.nan), gates)
     return jax.lax.while_loop(overflows, shrink, (jnp.float32(16), start))[1]
@@ -114,50 +108,46 @@ def measure_random(problem: Problem, params, gates, batch, key):
     return structure.unflatten([jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
 
 
-class RoutingMoments(NamedTuple):
-    """Sums over rows of mixing weights, centred at 1/K so that float32 sums keep their digits."""
+class Moments(NamedTuple):
+    """Sums over rows of mixing weights, centred at 1/K so that float32 sums keep their digits, or of generated values.
 
-    count: jax.Array  # number of rows that are routed
-    first: jax.Array  # float[K]
-    second: jax.Array  # float[K, K]
-
-
-class ValueMoments(NamedTuple):
-    """Sums over rows of `Values` and of their squares."""
+    Attributes:
+      count: number of rows that are routed.
+      first: float[K], or float[*shape].
+      second: float[K, K] of products, or float[*shape] of squares.
+    """
 
     count: jax.Array
-    first: jax.Array  # float[*shape]
-    second: jax.Array  # float[*shape]
+    first: jax.Array
+    second: jax.Array
 
 
 def measure_routing(problem: Problem, params, gates, batch, key):
-    """Return the first and second moments of the mixing weights (or values) behind every mask, over all routed rows.
+    """Return the `Moments` of the mixing weights (or values) behind every mask, over all routed rows.
 
     A row of zero weights is padding.
     """
 
-    def moments(weights):
-        if isinstance(weights, Values):
-            values = weights.values.astype(jnp.float32)
-            return ValueMoments(jnp.float32(values.shape[0]), values.sum(0), jnp.square(values).sum(0))
-        routed = jnp.any(weights != 0, axis=-1)
-        centred = jnp.where(routed[:, None], weights.astype(jnp.float32) - 1 / weights.shape[-1], 0)
+    def moments(part, rows):
+        rows = rows.astype(jnp.float32)
+        if part.generated:
+            return Moments(jnp.float32(rows.shape[0]), rows.sum(0), jnp.square(rows).sum(0))
+        routed = jnp.any(rows != 0, axis=-1)
+        centred = jnp.where(routed[:, None], rows - 1 / rows.shape[-1], 0)
         second = jnp.einsum('nk,nl->kl', centred, centred, precision=_EXACT)
-        return RoutingMoments(jnp.sum(routed).astype(jnp.float32), jnp.sum(centred, axis=0), second)
+        return Moments(jnp.sum(routed).astype(jnp.float32), jnp.sum(centred, axis=0), second)
 
-    routing = problem.routing(params, gates, batch)
-    return jax.tree.map(moments, routing, is_leaf=lambda node: isinstance(node, Values))
+    parts = problem.layout.read(params, gates)
+    return jax.tree.map(moments, parts, problem.routing(params, gates, batch), is_leaf=is_part)
 
 
-def mean_routing(total):
-    """Return the means behind every mask from `measure_routing`: weights float[K] or `Values` float[*shape]."""
+def mean_routing(problem: Problem, params, masks, total):
+    """Return the means behind every mask from `measure_routing`: weights float[K], or values float[*shape]."""
 
-    def mean(moments):
-        if isinstance(moments, ValueMoments):
-            return Values(moments.first / moments.count)
-        return moments.first / moments.count + 1 / moments.first.shape[0]
+    def mean(part, moments):
+        return moments.first / moments.count + (0 if part.generated else 1 / moments.first.shape[0])
 
-    return jax.tree.map(mean, total, is_leaf=lambda node: isinstance(node, (RoutingMoments, ValueMoments)))
+    return jax.tree.map(mean, problem.layout.read(params, masks), total, is_leaf=is_part)
 
 
 def finish_absolute(problem: Problem, params, masks, total):
@@ -181,10 +171,10 @@ def finish_variance(problem: Problem, params, masks, total):
     are the same for all rows, or if the factors are copies.
     """
 
-    def variance(factors, mask, moments):
-        factors = factors.astype(jnp.float32)
+    def variance(part, mask, moments):
+        factors = part.dynamic.astype(jnp.float32)
         mean, second = moments.first / moments.count, moments.second / moments.count
-        if isinstance(moments, ValueMoments):
+        if part.generated:
             return _sum_by_gate(jnp.maximum(_unless_rounding(second - mean**2, second, 4), 0), mask)
         covariance = _unless_rounding(second - jnp.outer(mean, mean), second, moments.second.shape[0])
         varied = jnp.tensordot(covariance, factors, axes=1, precision=_EXACT)
@@ -193,7 +183,7 @@ def finish_variance(problem: Problem, params, masks, total):
         bound = jnp.sum(summed * jnp.abs(factors), axis=0)
         return _sum_by_gate(jnp.maximum(_unless_rounding(total, bound, factors.shape[0]), 0), mask)
 
-    return jax.tree.map(variance, problem.layout.dynamic(params, masks), masks, total)
+    return jax.tree.map(variance, problem.layout.read(params, masks), masks, total, is_leaf=is_part)
 
 
 def _unless_rounding(values, terms, num_terms):
@@ -264,10 +254,9 @@ def score_positions(
     """
     row = get_criterion(criterion, problem)
     key = jax.random.key(0) if key is None else key
-    if row.reads_data:
-        total = measure_batches(row.measure, problem, params, masks, batches, key, axis_name)
-    else:
-        total = measure_batches(row.measure, problem, params, masks, [None], key)
+    if not row.reads_data:
+        batches, axis_name = [None], None
+    total = measure_batches(row.measure, problem, params, masks, batches, key, axis_name)
     if total is None:
         raise ValueError(f'criterion {criterion!r} needs at least one scoring batch, got none')
     return _finish(row, problem, params, masks, total)
@@ -278,7 +267,7 @@ def measure_batches(measure, problem, params, masks, batches, key, axis_name=Non
     total = None
     for batch in batches:
         found = _measure(measure, problem, params, masks, batch, key, axis_name)
-        total = found if total is None else _add(total, found)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total
 
 
@@ -297,11 +286,6 @@ def _measure(measure, problem, params, masks, batch, key, axis_name=None):
 def _vary(leaf, axis_name):
     """Return the same values, typed as different on each replica."""
     return jnp.where(jax.lax.axis_index(axis_name) >= 0, leaf, leaf)
-
-
-@jax.jit
-def _add(total, found):
-    return jax.tree.map(jnp.add, total, found)
 
 
 @functools.partial(jax.jit, static_argnames=('criterion', 'problem'))

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.masks import scale_factors
-from pad_jax.partition.selection import each_by_itself
+from pad_jax.partition.masks import leaf_names, scale_factors
 
 PyTree = Any
 
@@ -88,16 +87,21 @@ def read_part(record: PartialParameter, module: Mapping[str, jax.Array]) -> Part
 class Layout:
     """Access to the partially dynamic parameters of a params pytree; hashable, so a static argument of jit.
 
-    Attributes:
-      read: `(params, masks) -> pytree` of `Part`, in the structure of masks. Without masks (None) it returns all
-        parts, to make the masks from.
-      write: `(params, masks, static) -> params` with the static parameters replaced.
-      layer_of: path of a mask -> its layer. Under scope `layer` the masks of one layer compete with each other.
+    This one is for a dict with the factors under 'dynamic' and the static parameters, same structure, under 'static'.
+    A subclass reads other trees.
     """
 
-    read: Callable[[PyTree, PyTree], PyTree]
-    write: Callable[[PyTree, PyTree, PyTree], PyTree]
-    layer_of: Callable[[str], str] = each_by_itself
+    def read(self, params: PyTree, masks: PyTree) -> PyTree:
+        """Return a `Part` for each mask. Without masks (None) return all parts, to make the masks from."""
+        return jax.tree.map(Part, params['dynamic'], params['static'])
+
+    def write(self, params: PyTree, masks: PyTree, static: PyTree) -> PyTree:
+        """Return the params with the static parameters of all masks replaced."""
+        return {**params, 'static': static}
+
+    def layer_of(self, path: str) -> str:
+        """Return the layer of a mask. Under scope `layer` the masks of one layer compete with each other."""
+        return path
 
     def dynamic(self, params: PyTree, masks: PyTree) -> PyTree:
         """Return the factors float[K, *shape] of every mask, of params or their gradients."""
@@ -105,8 +109,11 @@ class Layout:
 
     @staticmethod
     def of(records: Mapping[str, Any]) -> 'Layout':
-        """Make the layout of nested params and masks from their records; equal records give the same object."""
-        return _make_layout(tuple(walk_records(records)))
+        """Make the layout of nested params and masks from their records; equal records give equal layouts."""
+        return _Recorded(tuple(walk_records(records)))
+
+
+PLAIN = Layout()
 
 
 def walk_records(records: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, PartialParameter]]:
@@ -118,43 +125,33 @@ def walk_records(records: Mapping[str, Any], path: str = '') -> Iterator[tuple[s
             yield f'{path}{name}', records[name]
 
 
-@functools.lru_cache
-def _make_layout(records: tuple[tuple[str, PartialParameter], ...]) -> Layout:
-    records = dict(records)
+@dataclasses.dataclass(frozen=True)
+class _Recorded(Layout):
+    records: tuple[tuple[str, PartialParameter], ...]
 
-    def at_masks(function, masks, *trees, path=''):
+    def _locate(self, params, masks):
+        """Yield (path, record, params of its module) for each mask."""
         if masks is None:
             raise ValueError("the masks of a Flax network are needed: give masks=variables['partition']")
-        return {
-            name: at_masks(function, below, *(tree[name] for tree in trees), path=f'{path}{name}/')
-            if isinstance(below, Mapping)
-            else function(records[path + name], *trees)
-            for name, below in masks.items()
-        }
+        records = dict(self.records)
+        for path in leaf_names(masks):
+            yield path, records[path], functools.reduce(lambda node, name: node[name], path.split('/')[:-1], params)
 
-    def write(params, masks, static, path=''):
-        replaced = dict(params)
-        for name, below in masks.items():
-            if isinstance(below, Mapping):
-                replaced[name] = write(params[name], below, static[name], f'{path}{name}/')
-            elif records[path + name].static is None:
-                raise ValueError(f'{path}{name} is pruned: it has no static parameter that could take over a mean')
-            else:
-                replaced[records[path + name].static] = static[name]
-        return replaced
+    def read(self, params, masks):
+        parts = [read_part(record, module) for _, record, module in self._locate(params, masks)]
+        return jax.tree.unflatten(jax.tree.structure(masks), parts)
 
-    def layer_of(path):
-        layer = posixpath.normpath(posixpath.join(posixpath.dirname(path), records[path].layer))
+    def write(self, params, masks, static):
+        params = jax.tree.map(lambda leaf: leaf, params)  # new dicts, the same arrays
+        for (path, record, module), leaf in zip(self._locate(params, masks), jax.tree.leaves(static)):
+            if record.static is None:
+                raise ValueError(f'{path} is pruned: it has no static parameter that could take over a mean')
+            module[record.static] = leaf
+        return params
+
+    def layer_of(self, path):
+        layer = posixpath.normpath(posixpath.join(posixpath.dirname(path), dict(self.records)[path].layer))
         return '' if layer == '.' else layer
-
-    return Layout(lambda params, masks: at_masks(read_part, masks, params), write, layer_of)
-
-
-PLAIN = Layout(
-    read=lambda params, masks: jax.tree.map(Part, params['dynamic'], params['static']),
-    write=lambda params, masks, static: {**params, 'static': static},
-)
-"""params is a dict with the factors under 'dynamic' and the static parameters, same structure, under 'static'."""
 
 
 def positions_of(layout: Layout, params, masks):
@@ -168,15 +165,6 @@ def is_part(node) -> bool:
     return isinstance(node, Part)
 
 
-class Values(NamedTuple):
-    """Dynamic values behind a mask whose factors pass an activation: float[N, *shape], or their mean float[*shape].
-
-    They are without mask and scale.
-    """
-
-    values: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A network as the criteria and the handoff see it. `gates` always has the structure of the masks.
@@ -186,8 +174,8 @@ class Problem:
       layout: access to the dynamic factors and static parameters in params.
       output: `(params, gates, batch) -> float[N, ...]`, the network's output; SynFlow needs it.
       routing: `(params, gates, batch) -> pytree` like the masks: the mixing weights float[N, K] of N rows (samples,
-        tokens), or `Values` for generated parameters. The criterion `variance` needs it; without it the
-        handoff `mean` takes 1/K for each factor.
+        tokens). For a generated parameter it holds its values float[N, *shape], without mask and scale. The criterion
+        `variance` needs it; without it the handoff `mean` takes 1/K for each factor.
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -197,9 +185,9 @@ class Problem:
 
 
 def sown_routing(intermediates: Mapping) -> dict[str, Any]:
-    """Read the mixing weights float[N, K], or `Values`, behind every mask from a collection 'intermediates'.
+    """Read the `routing` of a `Problem` from a collection 'intermediates', which also holds the records.
 
-    The collection also holds the records. A layer that was called several times has the rows of all calls.
+    A layer that was called several times has the rows of all calls.
     """
     found = {}
     for name, node in intermediates.items():
@@ -207,6 +195,5 @@ def sown_routing(intermediates: Mapping) -> dict[str, Any]:
             below = sown_routing(node)
             found |= {name: below} if below else {}
         elif isinstance(node, PartialParameter) and node.granularity is not None:
-            rows = jnp.concatenate(intermediates['values' if node.generated else 'routing'])
-            found[name] = Values(rows) if node.generated else rows
+            found[name] = jnp.concatenate(intermediates['values' if node.generated else 'routing'])
     return found

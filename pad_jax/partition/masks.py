@@ -36,14 +36,13 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity must be one of {", ".join(GRANULARITIES)}, got {granularity!r}')
     num_axes = len(shape)
-    gated = {
-        'element': range(num_axes),
-        'output': [num_axes - 1],
-        'input': [num_axes - 2],
-        'spatial': range(num_axes - 2),
-        'layer': [],
+    gated, needed = {
+        'element': (range(num_axes), 0),
+        'output': ([num_axes - 1], 1),
+        'input': ([num_axes - 2], 2),
+        'spatial': (range(num_axes - 2), 3),
+        'layer': ([], 0),
     }[granularity]
-    needed = {'output': 1, 'input': 2, 'spatial': 3}.get(granularity, 0)
     if num_axes < needed:
         raise ValueError(
             f'granularity {granularity!r} needs a parameter of at least {needed} axes, got shape {tuple(shape)}'
@@ -96,14 +95,15 @@ def leaf_names(tree) -> list[str]:
 
 def init_masks(positions, granularity: str = 'element'):
     """Make all-dynamic masks for a pytree of position tensors (arrays, or objects with a `.shape`)."""
-    leaves, structure = jax.tree.flatten(positions)
-    masks = []
-    for name, leaf in zip(leaf_names(positions), leaves, strict=True):
+
+    def init_mask(path, leaf):
         try:
-            masks.append(jnp.ones(mask_shape(leaf.shape, granularity), bool))
+            return jnp.ones(mask_shape(leaf.shape, granularity), bool)
         except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise ValueError(f'{name}: {error}' if name else str(error)) from None
-    return structure.unflatten(masks)
+
+    return jax.tree_util.tree_map_with_path(init_mask, positions)
 
 
 def scale_factors(phi, scales: str = 'both'):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.advice import check_informative, check_not_empty, check_problem, find_copies
+from pad_jax.partition.advice import check_informative, check_layout, find_copies
 from pad_jax.partition.criteria import (
     get_criterion,
     mean_routing,
@@ -23,12 +23,11 @@ from pad_jax.partition.criteria import (
     measure_routing,
     score_positions,
 )
-from pad_jax.partition.layout import Layout, Problem, Values, positions_of
+from pad_jax.partition.layout import Layout, Problem, positions_of
 from pad_jax.partition.masks import init_masks, leaf_names
 from pad_jax.partition.selection import (
     SCOPES,
     check_fraction,
-    each_by_itself,
     find_competitions,
     num_dynamic_positions,
     select_positions,
@@ -140,7 +139,7 @@ def round_steps(start_step: int = 0, every_steps: int = 0, rounds: int = 1) -> t
     return tuple(start_step + every_steps * index for index in range(rounds))
 
 
-def selection_targets(sizes: dict[str, int], dynamic_fraction: float, scope: str, layer_of=each_by_itself):
+def selection_targets(sizes: dict[str, int], dynamic_fraction: float, scope: str, layer_of=str):
     """Return the targets of `select_positions`: one number, or under scope `layer` a dict of them by layer.
 
     Args:
@@ -205,7 +204,7 @@ def partition_round(
       NothingSelected: if the best-scored group is larger than the dynamic fraction.
       ValueError: on a dynamic fraction out of range, params and masks that don't fit each other, or no batches.
     """
-    check_problem(problem, params, masks, key)
+    check_layout(problem.layout, params, masks)
     batches = _keep(batches) if recipe.handoff == 'mean' else batches
     layout, scope, structure = problem.layout, recipe.scope, jax.tree.structure(masks)
     roles = recipe.find_roles(masks)
@@ -215,23 +214,19 @@ def partition_round(
         leaves = zip(roles.items(), structure.flatten_up_to(tree), strict=True)
         return {path: leaf for (path, role), leaf in leaves if role is None}
 
-    new = {
-        path: mask if role is None else mask & role for (path, role), mask in zip(roles.items(), jax.tree.leaves(masks))
-    }
+    found = zip(roles.items(), jax.tree.leaves(masks), strict=True)
+    new = {path: mask if role is None else mask & role for (path, role), mask in found}
     candidates, positions = by_path(masks), by_path(positions_of(layout, params, masks))
-    targets = selection_targets(
-        {path: leaf.size for path, leaf in positions.items()}, dynamic_fraction, scope, layout.layer_of
-    )
+    sizes = {path: leaf.size for path, leaf in positions.items()}
+    targets = selection_targets(sizes, dynamic_fraction, scope, layout.layer_of)
     if dynamic_fraction < 1 and candidates:
-        row = get_criterion(recipe.criterion, problem)
-        copies = find_copies(layout, params, masks, list(candidates), scope) if row.reads_data else ()
+        row, name = get_criterion(recipe.criterion, problem), f'criterion {recipe.criterion!r}'
         scores = by_path(score_positions(problem, params, masks, batches, recipe.criterion, key))
+        copies = candidates.keys() & find_copies(layout, params, masks) if row.reads_data else ()
         scores |= {path: jnp.zeros_like(scores[path]) for path in copies}
         competition = (candidates, targets, positions, scope)
-        check_informative(scores, *competition, f'criterion {recipe.criterion!r}', row.hint, layout.layer_of)
-        selected = select_positions(scores, *competition, layout.layer_of)
-        check_not_empty(scores, selected, *competition, layout.layer_of)
-        new |= selected
+        check_informative(scores, *competition, name, row.hint, layout.layer_of, copies)
+        new |= select_positions(scores, *competition, layout.layer_of)
     new_masks = structure.unflatten(new.values())
     if recipe.handoff == 'mean':
         params = hand_off_means(params, masks, new_masks, layout, _measure_means(problem, params, masks, batches))
@@ -305,7 +300,7 @@ def _measure_means(problem, params, masks, batches):
     total = measure_batches(measure_routing, problem, params, masks, batches, jax.random.key(0))
     if total is None:
         raise ValueError("handoff 'mean' needs at least one batch to measure the routing with, got none")
-    return mean_routing(total)
+    return mean_routing(problem, params, masks, total)
 
 
 def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
@@ -313,13 +308,14 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
 
         λs · static = λd · Σ_k ᾱ_k W_k
 
-    So the layer computes the same as before for an input with mean mixing weights. A generated parameter takes the mean
-    of its `Values`: `λs · static = λd · mean value`. The value at the mean factors would differ.
+    So the layer computes the same as before for an input with mean mixing weights. A generated parameter takes its mean
+    value: `λs · static = λd · mean value`. The value at the mean factors would differ.
 
     Args:
       params: as `layout` reads it.
       old_masks, new_masks: pytrees of bool; only positions that are True in the first and False in the second change.
-      routing: pytree like the masks of mean weights float[K], or mean `Values` float[*shape]; uniform weights if None.
+      routing: pytree like the masks of mean weights float[K], or mean values float[*shape] of generated parameters;
+        uniform weights if None.
 
     Raises:
       ValueError: for a generated parameter without routing, because its mean does not follow from the factors.
@@ -327,14 +323,11 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
     structure = jax.tree.structure(new_masks)
 
     def take_over(path, part, old, new, weights):
-        if isinstance(weights, Values):
-            mean = weights.values.astype(part.dynamic.dtype)
-        elif weights is None and part.generated:
+        if weights is None and part.generated:
             raise ValueError(f'the mean of {path} needs the values of scoring batches: give the routing')
-        else:
-            num_factors = part.dynamic.shape[0]
-            weights = jnp.full(num_factors, 1 / num_factors) if weights is None else weights
-            mean = jnp.tensordot(weights.astype(part.dynamic.dtype), part.dynamic, axes=1)
+        num_factors, dtype = part.dynamic.shape[0], part.dynamic.dtype
+        weights = jnp.full(num_factors, 1 / num_factors, dtype) if weights is None else weights.astype(dtype)
+        mean = weights if part.generated else jnp.tensordot(weights, part.dynamic, axes=1)
         mean = (part.dynamic_scale / part.static_scale * mean).astype(part.static.dtype)
         return jnp.where(old & ~new, mean, part.static)
 

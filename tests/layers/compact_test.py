@@ -10,15 +10,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from pad_jax import build_model, compact, compact_params, expand, find_records, index_masks
+from pad_jax import compact, compact_params, find_records, index_masks
 from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, MixtureFFN, MixtureLinear
 from pad_jax.layers.compact import expand_elements
-from pad_jax.layers.factors import read_records
-from pad_jax.models import count_layers, report_counts
-from pad_jax.models.bert import Bert
-from pad_jax.models.feed_forward import make_ffn_spec
-from pad_jax.models.mobilenet import Stage
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_layers_twin import convolve_layer
@@ -162,24 +157,6 @@ def test_every_storage_computes_the_same(name, granularity, fraction):
     check(name, granularity, FRACTIONS[fraction])
 
 
-@pytest.mark.parametrize('granularity', ['element', 'output'])
-def test_compact_parameters_are_what_count_layers_calls_alive(granularity):
-    for name in (*CONV_CASES, *MIXTURES):
-        layer = make_layer(name, granularity, param_dtype=jnp.float32)
-        shapes = jax.eval_shape(
-            functools.partial(layer.init, mutable=True),
-            jax.random.key(0),
-            np.zeros((2, 4, 3, CHANNELS), np.float32)[
-                :, :, 0 if len(getattr(layer, 'kernel_size', (3,))) == 1 else slice(None)
-            ],
-        )
-        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes['params'])
-        masks = draw_masks(shapes['partition'], 0.3)
-        counted = report_counts(count_layers({**shapes, 'partition': masks}))
-        small = compact({'params': params, 'partition': masks}, read_records(shapes['intermediates']))['params']
-        assert sum(leaf.size for leaf in jax.tree.leaves(small)) == counted['parameters'], name
-
-
 @pytest.mark.parametrize(
     'granularity', ['output', *(pytest.param(name, marks=pytest.mark.slow) for name in ('input', 'spatial'))]
 )
@@ -301,41 +278,3 @@ def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity, th
     value, updates, gradients = function(*split(variables), x)
     expected = value, updates, compact_params(gradients, variables['partition'], records)
     chex.assert_trees_all_close(function(*split(small), x), expected, rtol=1e-4, atol=1e-5)
-
-
-NETWORKS = {
-    'resnet10': lambda granularity: build_model(
-        'resnet10', num_classes=3, width_multiplier=1 / 16, stem='cifar', granularity=granularity, plan='shift'
-    ),
-    'mobilenet_v2': lambda granularity: build_model(
-        'mobilenet_v2', num_classes=3, width_multiplier=0.1, stem='cifar', granularity=granularity, plan='shift'
-    ).clone(stages=(Stage(1, 8, 1, 1), Stage(6, 8, 2, 2))),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(('name', 'granularity'), [('resnet10', 'output'), ('mobilenet_v2', 'element')])
-def test_a_whole_convolution_network(name, granularity):
-    model = NETWORKS[name](granularity)
-    check_network(model, (jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), 3.0))
-
-
-@pytest.mark.parametrize(
-    ('kind', 'granularity'), [pytest.param('linear', 'element', marks=pytest.mark.slow), ('ffn', 'output')]
-)
-def test_a_whole_encoder(kind, granularity):
-    ffn = make_ffn_spec(kind, num_experts=4, num_selected=2, granularity=granularity, plan='dense')
-    model = Bert(31, num_layers=2, width=12, num_heads=2, ffn_width=20, max_length=16, num_outputs=3, ffn=ffn)
-    tokens = np.random.default_rng(0).integers(0, 31, (2, 7)).astype(np.int32)
-    check_network(model, (tokens, tokens % 2, np.ones(tokens.shape, bool)))
-
-
-def check_network(model, inputs):
-    variables = jit_quickly(model.init)(jax.random.key(1), *inputs)
-    variables = {**variables, 'partition': draw_masks(variables['partition'], 0.3)}
-    records = find_records(model, *inputs)
-    small = compact(variables, records)
-    run = jit_quickly(lambda variables: model.apply(expand_elements(variables, records), *inputs)[0])
-    y = run(variables)
-    np.testing.assert_allclose(run(small), y, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(run(expand(small, records)), y)

@@ -121,7 +121,7 @@ def test_generated_values_are_handed_off_by_their_mean(name, head):
     problem, params, masks, batches = setting(name)
     params = {**params, 'conv1': {**params['conv1'], head: {**params['conv1'][head], 'phi': jnp.float32(0.5)}}}
     gates = as_gates(masks)
-    sown = [problem.routing(params, gates, batch)['conv1'][head]['tensor'].values for batch in batches]
+    sown = [problem.routing(params, gates, batch)['conv1'][head]['tensor'] for batch in batches]
     values = np.concatenate(sown).astype(np.float64)
     new, handed = partition_round(
         problem,

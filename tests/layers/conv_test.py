@@ -1,7 +1,4 @@
-"""Every dynamic convolution: its paper's equation, its limits, its gate, what it sows, what it refuses.
-
-What is DynamicConv's alone is in dynamic_conv_test.py.
-"""
+"""Every dynamic convolution: its paper's equation, its limits, its gate, what it sows, what it refuses."""
 
 import functools
 
@@ -13,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from pad_jax.kernels.geometry import resolve_geometry
-from pad_jax.layers import CONVS, CondConv, DCDConv, ODConv
+from pad_jax.layers import CONVS, CondConv, DCDConv, DynamicConv, ODConv, StaticConv
 from pad_jax.layers.dcd import latent_width
 from pad_jax.models import count_layers
 from pad_jax.partition.masks import GRANULARITIES
@@ -94,7 +91,7 @@ def move(tree, direction, step):
     return jax.tree.map(lambda leaf, by: leaf + step * by, tree, direction)
 
 
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NAMES)
 def test_all_dynamic_is_the_plain_dynamic_layer(name):
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
     partial, plain = (build(name, kernel_size=(3, 3), granularity=granularity) for granularity in ('element', None))
@@ -118,7 +115,7 @@ def put_over(params, others):
 
 
 @pytest.mark.parametrize('case', [pytest.param('groups', marks=pytest.mark.slow), 'depthwise'])
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NAMES)
 def test_all_static_is_a_static_convolution(name, case):
     with jax.enable_x64(True):
         layer, params, masks, x, geometry = settled(name, case)
@@ -144,7 +141,7 @@ def test_all_static_is_a_static_convolution(name, case):
 
 
 @pytest.mark.parametrize('granularity', ['element', pytest.param('output', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NAMES)
 def test_gate_gradient_is_the_finite_difference(name, granularity):
     with jax.enable_x64(True):
         layer, params, _, x, _ = settled(name, 'groups')
@@ -306,3 +303,86 @@ def test_refusals(name):
 def test_attention_over_taps_refuses_the_plan_without_taps():
     with pytest.raises(ValueError, match="plan must be one of auto, fused, shift, got 'outputs'"):
         ODConv(4, (3, 3), plan='outputs')
+
+
+# What differs from the defaults of flax.linen.Conv, with the shape of an input.
+ARGUMENTS = [
+    ({'kernel_size': (3, 3)}, (2, 7, 6, 4)),
+    ({'kernel_size': (2, 3), 'strides': (2, 1), 'kernel_dilation': (1, 2)}, (2, 7, 6, 4)),
+    ({'kernel_size': (3, 3), 'padding': 'VALID', 'feature_group_count': 2}, (2, 7, 6, 4)),
+    ({'kernel_size': (3, 3), 'padding': 2, 'input_dilation': 2, 'feature_group_count': 4}, (2, 5, 4, 4)),
+    ({'kernel_size': (3, 3), 'padding': 'CIRCULAR', 'kernel_dilation': 2}, (2, 7, 6, 4)),
+    ({'kernel_size': (4, 3), 'padding': 'REFLECT', 'strides': 2, 'use_bias': False}, (2, 7, 6, 4)),
+    ({'kernel_size': 3, 'padding': 'CAUSAL', 'kernel_dilation': 2}, (2, 9, 4)),
+    ({'kernel_size': (2, 3, 1), 'strides': None}, (2, 3, 4, 3, 4)),
+    ({'kernel_size': (3, 3)}, (7, 6, 4)),
+    ({'kernel_size': (3,)}, (2, 3, 5, 4)),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'shape'), ARGUMENTS)
+def test_equal_kernels_are_flax_conv(arguments, shape):
+    bias = {'bias_init': nn.initializers.normal()} if arguments.get('use_bias', True) else {}
+    plain, static = nn.Conv(8, **arguments, **bias), StaticConv(8, **arguments)
+
+    @jit_quickly
+    def compare(x):
+        expected, variables = plain.init_with_output(jax.random.key(1), x)
+        found = [static.apply(variables, x, 7.0)]
+        for num_kernels in (1, 3):
+            layer = DynamicConv(8, num_kernels=num_kernels, plan='outputs', **arguments)
+            params = layer.init(jax.random.key(2), x)['params']
+            for name, value in variables['params'].items():
+                params[name] = jnp.broadcast_to(value[None], params[name].shape)
+            found.append(layer.apply({'params': params}, x, 3.0))
+        return expected, found
+
+    expected, found = compare(jax.random.normal(jax.random.key(0), shape))
+    for y in found:
+        np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
+def test_first_draw():
+    layer = DynamicConv(64, (3, 3), granularity='layer', num_kernels=3)
+    params = jit_quickly(layer.init)(jax.random.key(0), jnp.ones((1, 5, 5, 32)))['params']
+    kernels = [*params['kernel'], params['static_kernel']]
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.03)
+    assert np.abs(np.corrcoef([kernel.ravel() for kernel in kernels]) - np.eye(4)).max() < 0.05
+    assert params['phi'] == 0 and params['bias'].shape == (3, 64) and not params['bias'].any()
+    assert nn.Conv(64, (3, 3)).kernel_init is not StaticConv(64, (3, 3)).kernel_init
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
+        ({'reduction': 0}, 'reduction must be at least 1, got 0'),
+        ({'plan': 'fast'}, "plan must be one of auto, fused, shift, outputs, got 'fast'"),
+    ],
+)
+def test_refuses_values_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicConv(**{'features': 4, 'kernel_size': (3, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'shape', 'temperature', 'message'),
+    [
+        ({}, (2, 4, 4, 3), 0.0, 'temperature must be above 0, got 0.0'),
+        ({'feature_group_count': 2}, (2, 4, 4, 3), 1.0, 'must divide channels 3 and features 4, got 2'),
+        ({}, (4, 3), 1.0, r'needs at least 3 axes, got \(4, 3\)'),
+        ({'padding': 'SOME'}, (2, 4, 4, 3), 1.0, 'padding must be one of'),
+    ],
+)
+def test_refuses_inputs(arguments, shape, temperature, message):
+    layer = DynamicConv(4, (3, 3), **arguments)
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.ones(shape), temperature)
+
+
+def test_an_array_of_no_temperature_gives_nan():
+    # As documented: its value is unknown while tracing, so nothing can be raised.
+    layer, x = DynamicConv(2, (1, 1)), jnp.ones((1, 2, 2, 2))
+    y, _ = jit_quickly(layer.init_with_output)(jax.random.key(0), x, jnp.float32(0))
+    assert bool(jnp.all(jnp.isnan(y)))

@@ -266,22 +266,6 @@ def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kin
                 np.testing.assert_allclose(gradient[0, index], slope, rtol=1e-5)
 
 
-def test_second_derivatives_of_the_product_are_those_of_the_dense_one():
-    with jax.enable_x64(True):
-        layer = make_layer('ffn', num_experts=3, plan='blocks')
-        params, _ = make_variables(layer, 'ffn', 'spread')
-        x, _ = make_tokens('spread', 9)
-
-        def squared_gradient(params, plan):
-            chosen = layer.clone(plan=plan)
-            gradient = jax.grad(lambda params: jnp.sum(jnp.sin(chosen.apply({'params': params}, x[None])[0])))(params)
-            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
-
-        differentiate = jit_quickly(jax.grad(squared_gradient), static_argnums=1)
-        found, expected = (differentiate(params, name) for name in ('blocks', 'dense'))
-        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
 def test_padding_changes_nothing():
     layer = MixtureFFN(8, num_experts=4, granularity='output', plan='dense', z_coefficient=1e-3)
     x = jax.random.normal(jax.random.key(0), (2, 6, 4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import dense_gates
-from pad_jax.layers.router import Router, count_load, cv_squared, estimate_load, route_top_k, sum_entropy, sum_z_loss
+from pad_jax.layers.router import Router, count_load, cv_squared, estimate_load, route_top_k
 from tests.layers.compiling import jit_quickly
 
 VALID = np.array([True, False, True, True, False, True, True])
@@ -52,13 +52,13 @@ def test_losses_by_hand():
     assert float(cv_squared(jnp.zeros(3))) == 0  # not NaN: 0 / 1e-10
     assert float(cv_squared(jnp.array([7.0]))) == 0
     # log(e⁰ + e^log 3) = log 4, log(2·e¹) = 1 + log 2: the sum of their squares; the third row is padding.
-    logits = jnp.array([[0, math.log(3)], [1, 1], [50, 50]])
-    valid = jnp.array([True, True, False])
-    assert float(sum_z_loss(logits, valid)) == pytest.approx(math.log(4) ** 2 + (1 + math.log(2)) ** 2)
+    logits = jnp.array([[[0, math.log(3)], [1, 1], [50, 50]]])
+    router = Router(2, 1, noisy=False, balance_coefficient=0.0, z_coefficient=1.0)
+    _, aux = router.apply({'params': {'gate': jnp.eye(2)}}, logits, jnp.array([[True, True, False]]))
+    assert float(aux['router_loss']) == pytest.approx((math.log(4) ** 2 + (1 + math.log(2)) ** 2) / 2)
     # Shares (1/4, 3/4): (log 4)/4 + 3/4·log(4/3); and log 2.
     first = math.log(4) / 4 + 0.75 * math.log(4 / 3)
-    assert float(sum_entropy(logits, valid)) == pytest.approx(first + math.log(2))
-    assert float(sum_entropy(logits[:1])) == pytest.approx(first)
+    assert float(aux['router_entropy']) == pytest.approx((first + math.log(2)) / 2)
 
 
 def softplus(values):

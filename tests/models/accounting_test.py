@@ -22,7 +22,6 @@ from pad_jax.layers import (
 from pad_jax.layers.factors import read_records
 from pad_jax.models import account_layers, build_encoder, build_model, count_layers, sum_multiply_adds
 from pad_jax.partition import Layout, leaf_names, positions_of
-from tests.layers.compiling import QUICK
 from tests.models.product_twin import count_products
 
 IMAGE = jax.ShapeDtypeStruct((1, 9, 9, 6), jnp.float32)
@@ -151,6 +150,8 @@ def test_parameters_are_those_of_arrays(name, granularity):
 @pytest.mark.parametrize('granularity', ['element', 'output', 'input', 'layer'])
 @pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
 def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
+    if (name, granularity) == ('ffn', 'input'):
+        pytest.skip('neurons have no granularity input')
     if name in CONVS:
         model, x = CONVS[name](8, (3, 3), granularity=granularity), IMAGE
     else:
@@ -171,36 +172,6 @@ def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
 
 
-@pytest.mark.parametrize('name', ['conv', 'linear', 'ffn'])
-def test_the_work_that_xla_counts_does_not_grow_with_dead_entries(name):
-    """Each output that is dynamic instead of static adds K − 1 products where there was one, and nothing else."""
-    size = 20
-    if name == 'conv':
-        model = DynamicConv(size, (3, 3), granularity='output', plan='outputs', padding='VALID', use_bias=False)
-        x = jax.ShapeDtypeStruct((1, 32, 32, 16), jnp.float32)
-        static = 30 * 30 * 9 * 16 * size
-    else:
-        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
-        # All experts compute all tokens.
-        model = kind(size, num_experts=4, num_selected=4, granularity='output', plan='dense')
-        x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
-        static = 64 * 128 * size * (2 if name == 'ffn' else 1)
-    shapes = shapes_of(model, x)
-    (parameter,) = shapes['partition']
-    found = {}
-    for num_dynamic in (2, 6, 18):
-        variables = {'params': jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes['params'])}
-        variables['partition'] = {
-            parameter: (np.arange(size) < num_dynamic).reshape(shapes['partition'][parameter].shape)
-        }
-        variables = compact(variables, find_records(model, x))
-        program = jax.jit(model.apply).lower(variables, x).compile(QUICK)
-        found[num_dynamic] = program.cost_analysis()['flops'] / 2
-    for one, other in ((2, 6), (6, 18)):
-        expected = 3 * static * (other - one) / size
-        assert found[other] - found[one] == pytest.approx(expected, rel=0.15)
-
-
 def test_products_within_a_dynamic_layer_belong_to_it():
     class Network(nn.Module):
         @nn.compact
@@ -214,23 +185,3 @@ def test_products_within_a_dynamic_layer_belong_to_it():
     # 9·9 outputs, 4 kernels of 432 positions to mix, 6 channels to 16 units, these to 4 logits.
     assert found['conv'].masked == 81 * 432 + 4 * 432 + 6 * 16 + 16 * 4
     assert found['conv/channel'] == (0, 16 * 6, 16 * 6)
-
-
-def xla_products(model, *inputs):
-    variables = shapes_of(model, *inputs)
-    program = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs)).lower(variables, *inputs)
-    return program.compile(QUICK).cost_analysis()['flops'] / 2
-
-
-def test_xla_counts_the_same_where_there_is_nothing_else():
-    conv = nn.Conv(8, (3, 3), strides=2, padding='VALID', use_bias=False, feature_group_count=2)
-    assert xla_products(conv, IMAGE) == total(account(conv, IMAGE)).dense
-    dense = nn.Dense(8, use_bias=False)
-    assert xla_products(dense, TOKENS) == total(account(dense, TOKENS)).dense
-
-
-def test_xla_counts_about_as_much_for_a_network():
-    """It adds norms and activations, a few operations for each number, and leaves out the products with padding."""
-    model = build_model('resnet10', num_classes=7, conv='static', width_multiplier=0.5)
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    assert 0.9 < xla_products(model, image) / total(account(model, image)).dense < 1.05

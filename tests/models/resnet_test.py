@@ -156,8 +156,8 @@ def test_build_refuses(name, arguments, message):
 
 
 def test_image_sizes():
-    for stem, row in STEMS.items():
-        check_image_size(stem, row.least_size)
+    for stem, least in STEMS.items():
+        check_image_size(stem, least)
     with pytest.raises(ValueError, match="at least 64 for stem 'imagenet', got 32; stem 'cifar' takes it"):
         check_image_size('imagenet', 32)
     with pytest.raises(ValueError, match="at least 8 for stem 'cifar', got 7"):

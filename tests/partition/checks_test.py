@@ -1,7 +1,5 @@
 """What a partition refuses: problems that don't fit, scores that say nothing, groups that are too large."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +54,7 @@ def test_equal_scores_are_refused_with_advice():
 
 
 def test_infinite_scores_are_refused_as_such():
-    with pytest.raises(UninformativeScores, match='every position of all parameters an infinite score: look for an ov'):
+    with pytest.raises(UninformativeScores, match=r'same score \(inf\), .*: look for an overflow'):
         check({'a': [jnp.inf] * 3})
 
 
@@ -156,7 +154,6 @@ def test_params_and_masks_that_do_not_fit():
 
 
 def test_other_arguments_that_do_not_fit():
-    refuse('key must be a jax.random.key, got 0', key=0)
     for fraction in (0, 1.5, -0.5, NAN):
         refuse(r'dynamic_fraction must be in \(0, 1\], got', dynamic_fraction=fraction)
 
@@ -167,7 +164,7 @@ def test_other_arguments_that_do_not_fit():
         def __call__(self, params, gates, batch):
             return 0.0
 
-    with pytest.raises(ValueError, match='functions of a problem must be hashable'):
+    with pytest.raises(ValueError, match='hash'):
         iterative_mode_partition(Loss(), PARAMS, BATCHES, dynamic_fraction=0.5)
     with pytest.raises(ValueError, match=r'rounds must be at least 1 and whole, got 2\.5'):
         iterative_mode_partition(problems.loss_fn, PARAMS, BATCHES, dynamic_fraction=0.5, rounds=2.5)
@@ -184,9 +181,13 @@ def test_the_layout_says_at_which_scale_factors_are_copies():
         problem = Problem(loss_fn, layout)
         return iterative_mode_partition(problem, params, [jnp.ones(4)], dynamic_fraction=0.5).masks
 
+    class Copied(Layout):
+        def read(self, params, masks):
+            return Part(**params, copies_at=2 / 3)
+
     assert partition(PLAIN).tolist() == [False, False, True, True]
     with pytest.raises(UninformativeScores, match='all equal its static parameters'):
-        partition(dataclasses.replace(PLAIN, read=lambda params, masks: Part(**params, copies_at=2 / 3)))
+        partition(Copied())
 
 
 def test_a_flax_layout_asks_for_masks():

@@ -250,11 +250,12 @@ def test_variance_is_that_of_the_dynamic_parameter_over_the_inputs(granularity):
 def test_rows_that_are_routed_nowhere_do_not_count():
     routing = np.random.default_rng(0).dirichlet([1, 1, 1], size=7).astype(np.float32)
     problem = Problem(lambda params, gates, batch: 0.0, routing=lambda params, gates, batch: batch)
+    params = {'dynamic': jnp.ones((3, 1)), 'static': jnp.zeros(1)}
     for padding in (0, 5):
         padded = np.concatenate([routing, np.zeros((padding, 3), np.float32)])
-        moments = CRITERIA['variance'].measure(problem, None, None, padded, None)
+        moments = CRITERIA['variance'].measure(problem, params, None, padded, None)
         assert moments.count == 7
-        np.testing.assert_allclose(mean_routing(moments), routing.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(mean_routing(problem, params, None, moments), routing.mean(0), rtol=1e-6)
         covariance = moments.second / 7 - np.outer(moments.first, moments.first) / 49
         np.testing.assert_allclose(covariance, np.cov(routing.T, ddof=0), atol=1e-6)
 

@@ -3,13 +3,11 @@
 Axis letters: N rows, S space, C inputs, F outputs, K factors.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pad_jax.partition import PLAIN, Part, Problem, merge
+from pad_jax.partition import Layout, Part, Problem, merge
 
 NUM_FACTORS = 3
 SHAPES = {'first': (2, 3, 5), 'second': (1, 5, 2)}  # (S, C, F) of each layer
@@ -63,13 +61,15 @@ def routing_fn(params, gates, batch):
     return apply(params, gates, batch)[1]
 
 
-def read_scaled(params, masks):
-    if jax.tree.structure(params['static']) != jax.tree.structure(params['dynamic']):
-        raise ValueError('the dynamic and the static parameters differ')
-    return {name: Part(leaf, params['static'][name], *SCALES[name]) for name, leaf in params['dynamic'].items()}
+class Scaled(Layout):
+    """The plain layout, with the scale factors that `layer` uses."""
+
+    def read(self, params, masks):
+        if jax.tree.structure(params['static']) != jax.tree.structure(params['dynamic']):
+            raise ValueError('the dynamic and the static parameters differ')
+        return {name: Part(leaf, params['static'][name], *SCALES[name]) for name, leaf in params['dynamic'].items()}
 
 
-SCALED = dataclasses.replace(PLAIN, read=read_scaled)
-"""The plain layout, with the scale factors that `layer` uses."""
+SCALED = Scaled()
 
 PROBLEM = Problem(loss_fn, SCALED, output_fn, routing_fn)

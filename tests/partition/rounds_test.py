@@ -6,28 +6,32 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
-from pad_jax.layers import DynamicConv, find_records
 from pad_jax.partition import (
     CRITERIA,
+    PLAIN,
+    SCALES,
     Layout,
     NothingSelected,
+    PartialParameter,
     Problem,
     Recipe,
     UninformativeScores,
     count_dynamic,
+    hand_off_means,
     init_masks,
     iterative_mode_partition,
     merge,
     partition_round,
     partition_step,
+    round_fractions,
+    round_steps,
+    scale_factors,
     score_positions,
-    sown_routing,
 )
-from pad_jax.partition.layout import is_part
 from tests.partition import problems
 
 PARAMS = problems.make_params()
@@ -308,72 +312,6 @@ def test_all_replicas_score_as_one_device_does():
 # --- On Flax variables.
 
 
-class Block(nn.Module):
-    """A partially dynamic convolution over one axis of space."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        conv = DynamicConv(
-            self.features, kernel_size=3, num_kernels=2, granularity='element', plan='outputs', name='conv'
-        )
-        return nn.relu(conv(x))
-
-
-class Network(nn.Module):
-    """Two blocks and a classifier."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = Block(4, name='first')(x)
-        x = Block(5, name='second')(x)
-        return nn.Dense(3)(x.mean(1))
-
-
-def test_a_round_on_flax_variables():
-    network = Network()
-    rng = np.random.default_rng(0)
-    batch = {'x': rng.normal(size=(4, 6, 2)).astype(np.float32), 'label': np.array([0, 1, 2, 0])}
-    variables = jax.jit(network.init)(jax.random.key(0), batch['x'])
-    layout = Layout.of(find_records(network, batch['x']))
-    masks, params = variables['partition'], variables['params']
-
-    @jax.jit
-    def run(params, gates, batch):
-        return network.apply({'params': params, 'partition': gates}, batch['x'], mutable=['intermediates'])
-
-    def loss(params, gates, batch):
-        picked = jax.nn.log_softmax(run(params, gates, batch)[0])[jnp.arange(4), batch['label']]
-        return -jnp.mean(picked)
-
-    def routing(params, gates, batch):
-        return sown_routing(run(params, gates, batch)[1]['intermediates'])
-
-    problem = Problem(loss, layout, routing=routing)
-    new_masks, new_params = partition_round(
-        problem, params, masks, [batch], 0.3, Recipe(handoff='mean', keep_dynamic='^first/')
-    )
-    assert jax.tree.map(jnp.shape, new_masks) == jax.tree.map(jnp.shape, masks)
-    assert jax.tree.map(jnp.shape, new_params) == jax.tree.map(jnp.shape, params)
-    # The first convolution keeps its 3·2·4 positions; of the second one's 3·4·5 = 60, 18 are left.
-    assert {name: int(jnp.sum(leaf)) for name, leaf in leaves_by_path(new_masks)} == {
-        'first/conv/kernel': 24,
-        'second/conv/kernel': 18,
-    }
-    kept, before = (jax.tree.leaves(layout.read(tree, masks), is_leaf=is_part) for tree in (new_params, params))
-    assert_same([part.dynamic for part in kept], [part.dynamic for part in before])
-    before, moved, shocked = (
-        run(*of, batch)[0] for of in ((params, masks), (new_params, new_masks), (params, new_masks))
-    )
-    assert jnp.abs(moved - before).max() < jnp.abs(shocked - before).max() / 2
-
-
-def leaves_by_path(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
-
-
 def test_groups_of_different_size_compete_per_position():
     # Mean |W|: the small parameter's group has 3 a position (9 in all), the large one's 2 (20 in all). 10 of the 13
     # positions may stay dynamic: the small group comes first, and the large one doesn't fit any more.
@@ -401,3 +339,111 @@ def test_a_fraction_below_one_group_is_refused():
             criterion='magnitude',
             granularity='output',
         )
+
+
+def random_masks(positions, seed=0, density=0.6):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.random(leaf.shape) < density) for name, leaf in positions.items()}
+
+
+def test_the_mixture_stays_what_it_is_for_the_mean_routing():
+    rng = np.random.default_rng(1)
+    params = problems.make_params()
+    old = random_masks(params['static'], density=0.8)
+    new = {name: leaf & mask for (name, leaf), mask in zip(old.items(), random_masks(params['static'], 2).values())}
+    routing = {name: rng.dirichlet(np.ones(problems.NUM_FACTORS)).astype(np.float32) for name in old}
+    handed = hand_off_means(params, old, new, problems.SCALED, routing)
+    for name, scales in problems.SCALES.items():
+        before, after = (
+            jnp.tensordot(routing[name], merge(tree['dynamic'][name], tree['static'][name], mask[name], *scales), 1)
+            for tree, mask in ((params, old), (handed, new))
+        )
+        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+        turned = np.asarray(old[name] & ~new[name])
+        assert turned.any()
+        np.testing.assert_array_equal(handed['static'][name][~turned], params['static'][name][~turned])
+        assert (handed['static'][name][turned] != params['static'][name][turned]).all()
+        np.testing.assert_array_equal(handed['dynamic'][name], params['dynamic'][name])
+    np.testing.assert_array_equal(handed['router']['first'], params['router']['first'])
+
+
+def test_golden_values_and_uniform_routing():
+    params = {'dynamic': jnp.array([[1.0, 10, 100], [3, 30, 300]]), 'static': jnp.array([-1.0, -2, -3])}
+    old, new = jnp.array([True, True, False]), jnp.array([False, True, False])
+    # The first position turns static: (1 + 3) / 2 = 2, or 0.25 · 1 + 0.75 · 3 = 2.5.
+    assert hand_off_means(params, old, new, PLAIN)['static'].tolist() == [2, -2, -3]
+    assert hand_off_means(params, old, new, PLAIN, jnp.array([0.25, 0.75]))['static'].tolist() == [2.5, -2, -3]
+
+
+def test_groups_and_the_flax_layout():
+    # 2σ(ln 3) = 3/2 = λd and λs = 1/2, so that λd / λs = 3 where both are in use.
+    phi = jnp.log(jnp.float32(3))
+    kernel = jnp.stack([jnp.full((2, 2), 1.0), jnp.full((2, 2), 3.0)])
+    conv = {'kernel': kernel, 'static_kernel': jnp.zeros((2, 2)), 'phi': phi, 'bias': jnp.ones(2)}
+    params = {'block': {'conv': conv, 'norm': {'scale': jnp.ones(2)}}, 'head': {'kernel': jnp.ones((2, 3))}}
+    old = {'block': {'conv': {'kernel': jnp.ones((1, 2), bool)}}}
+    new = {'block': {'conv': {'kernel': jnp.array([[False, True]])}}}
+    for scales in SCALES:
+        record = PartialParameter('kernel', (2, 2), 'output', 'static_kernel', 'phi', scales)
+        handed = hand_off_means(params, old, new, Layout.of({'block': {'conv': {'kernel': record}}}))
+        dynamic_scale, static_scale = scale_factors(phi, scales)
+        expected = {**params, 'block': {**params['block'], 'conv': {**conv, 'static_kernel': None}}}
+        found = handed['block']['conv']['static_kernel']
+        ratio = 2 * dynamic_scale / static_scale  # times the mean (1 + 3) / 2
+        np.testing.assert_allclose(found, [[ratio, 0], [ratio, 0]], rtol=1e-6)
+        without = {**handed, 'block': {**handed['block'], 'conv': {**handed['block']['conv'], 'static_kernel': None}}}
+        jax.tree.map(np.testing.assert_array_equal, without, expected)
+
+
+def test_the_dtype_of_the_static_parameters_is_kept():
+    params = {'dynamic': jnp.ones((2, 3), jnp.bfloat16), 'static': jnp.zeros(3, jnp.bfloat16)}
+    handed = hand_off_means(params, jnp.ones(3, bool), jnp.zeros(3, bool), PLAIN)
+    assert handed['static'].dtype == jnp.bfloat16
+    assert handed['static'].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize('fraction', [0.01, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize('rounds', [1, 3, 10])
+def test_the_schedules_are_those_of_optax(fraction, rounds):
+    passed = np.arange(1, rounds + 1)
+    twins = {
+        'exponential': optax.exponential_decay(1.0, rounds, fraction),
+        'linear': optax.polynomial_schedule(1.0, fraction, 1, rounds),
+    }
+    for name, twin in twins.items():
+        found = round_fractions(fraction, rounds, name)
+        np.testing.assert_allclose(found, [twin(step) for step in passed], rtol=2e-6)
+        assert found[-1] == fraction
+        assert list(found) == sorted(found, reverse=True)
+
+
+def test_golden_fractions():
+    # 0.125^(1/3) = 0.5, 0.5² = 0.25; and 1 − 0.75·(1/3) = 0.75, 1 − 0.75·(2/3) = 0.5.
+    np.testing.assert_allclose(round_fractions(0.125, 3), [0.5, 0.25, 0.125], rtol=1e-12)
+    np.testing.assert_allclose(round_fractions(0.25, 3, 'linear'), [0.75, 0.5, 0.25], rtol=1e-12)
+    assert round_fractions(0.3, 1, 'one_shot') == (0.3,)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((0.0,), r'dynamic_fraction must be in \(0, 1\], got 0.0'),
+        ((1.5,), r'dynamic_fraction must be in \(0, 1\], got 1.5'),
+        ((float('nan'),), r'dynamic_fraction must be in \(0, 1\], got nan'),
+        ((0.5, 0), 'rounds must be at least 1, got 0'),
+        ((0.5, 2, 'cosine'), "schedule must be one of exponential, linear, one_shot, got 'cosine'"),
+        ((0.5, 2, 'one_shot'), "schedule 'one_shot' has a single round, got rounds = 2"),
+    ],
+)
+def test_what_round_fractions_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        round_fractions(*arguments)
+
+
+def test_round_steps():
+    assert round_steps() == (0,)
+    assert round_steps(start_step=7, rounds=3) == (7, 7, 7)
+    assert round_steps(start_step=7, every_steps=5, rounds=3) == (7, 12, 17)
+    for wrong in [(-1, 0), (0, -5)]:
+        with pytest.raises(ValueError, match='must be at least 0, got'):
+            round_steps(*wrong)

@@ -12,7 +12,7 @@ Partially dynamic rows have κ = 0.3. Rows with compact have live parameters and
 Row `flax` is a static ResNet with as many parameters, without any code of this package (_flax_resnet.py).
 Its distance from the static row is the cost of the package. `compiled in` is the compile time of the traced step.
 
-On an accelerator the table also has images/s and the model FLOP utilisation, which is
+On an accelerator the table also has images/s and the model FLOP utilisation:
 2 · 3 · multiply-adds of the static forward pass · images/s / the peak of the device.
 Extra products of a dynamic layer count as time, not as work.
 A device or dtype without an entry in PEAKS has no utilisation.

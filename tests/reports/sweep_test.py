@@ -272,7 +272,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('x = 1', "fails: AttributeError: .*'get_ablation'"),
+        ('x = 1', "fails: KeyError: 'get_ablation'"),
         ('import nothing_like_it', 'fails: ModuleNotFoundError'),
         ('def get_ablation():\n    return {}', r'get_ablation\(\) of .* must return a ConfigDict, got dict'),
         (

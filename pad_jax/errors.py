@@ -51,10 +51,10 @@ def describe(error: Exception) -> str:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise ValueError, with the allowed values, if `value` is not one of them.
+    """Raise `BadInput`, with the allowed values, if `value` is not one of them.
 
     >>> check_choice('scales', 'both', ('both', 'none'))
     """
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f'{name} must be one of {", ".join(map(str, allowed))}, got {value!r}')
+        raise BadInput(f'{name} must be one of {", ".join(map(str, allowed))}, got {value!r}')

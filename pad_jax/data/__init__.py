@@ -8,17 +8,16 @@ import operator
 from pad_jax.data import digits
 from pad_jax.data.augment import AUGMENTS, MOST_MAGNITUDE, Augmentation
 from pad_jax.data.decoding import IMAGENET_MEAN, IMAGENET_STD, Middle
-from pad_jax.data.folders import open_folders
 from pad_jax.data.glue import GLUE_TASKS, open_glue
-from pad_jax.data.imagenet import open_imagenet
 from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Preprocessing, open_images
 from pad_jax.data.metrics import METRICS, score
 from pad_jax.data.ordering import check_seed
+from pad_jax.data.photos import open_folders, open_imagenet
 from pad_jax.data.source import ON_BAD, DataSpec, Source
 from pad_jax.data.tables import list_names, shorten
 from pad_jax.data.texts import TextSource, open_text_files
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, check_choice
 
 SOURCES: dict[str, ImageKind] = {
     'digits': ImageKind(
@@ -86,18 +85,23 @@ def make_source(
     >>> make_source('digits', batch_size=32, image_size=8).train_batch(0)['image'].shape
     (32, 8, 8, 1)
     """
-    if name not in SOURCES:
-        raise BadInput(f'data name must be one of {", ".join(SOURCES)}, got {name!r}')
-    if on_bad not in ON_BAD:
-        raise BadInput(f'on_bad must be one of {", ".join(ON_BAD)}, got {on_bad!r}')
+    check_choice('data name', name, SOURCES)
+    check_choice('on_bad', on_bad, ON_BAD)
+    check_choice('augment', augment, AUGMENTS)
     batch_size, image_size = operator.index(batch_size), operator.index(image_size)
     for key, value in (('batch_size', batch_size), ('image_size', image_size)):
         if value < 1:
             raise BadInput(f'{key} must be at least 1, got {value}')
     if crop_padding is not None and not 0 <= operator.index(crop_padding) <= image_size:
         raise BadInput(f'crop_padding must be in [0, image_size] = [0, {image_size}], got {crop_padding}')
-    check_augmentation(name, augment, crop_padding, color_jitter, randaugment_layers)
     kind = SOURCES[name]
+    if augment not in kind.augments:
+        raise BadInput(f'data.augment=resized_crop cuts photos of any size: it needs data.name=imagenet, got {name}')
+    if augment == 'resized_crop' and crop_padding:
+        pads = 'data.crop_padding must be 0 with data.augment=resized_crop, which pads nothing'
+        raise BadInput(f'{pads}, got {crop_padding}')
+    if kind.channels != 3 and (color_jitter or randaugment_layers):
+        raise BadInput(f'data.color_jitter and data.randaugment_layers must be 0 for {name}, which have no colours')
     default_padding = 0 if augment == 'resized_crop' else image_size // 8
     augmentation = Augmentation(
         augment,
@@ -107,31 +111,4 @@ def make_source(
         randaugment_layers,
         randaugment_magnitude,
     )
-    return open_images(
-        kind,
-        path,
-        batch_size=batch_size,
-        image_size=image_size,
-        seed=check_seed(seed),
-        on_bad=on_bad,
-        augmentation=augmentation,
-    )
-
-
-def check_augmentation(
-    name: str, augment: str, crop_padding: int | None, color_jitter: float, randaugment_layers: int
-) -> None:
-    """Raise `BadInput` for settings that would have no effect on the images of a source.
-
-    >>> check_augmentation('imagenet', 'resized_crop', 0, color_jitter=0.4, randaugment_layers=2)
-    """
-    if augment not in AUGMENTS:
-        raise BadInput(f'augment must be one of {", ".join(AUGMENTS)}, got {augment!r}')
-    if augment not in SOURCES[name].augments:
-        raise BadInput(f'data.augment=resized_crop cuts photos of any size: it needs data.name=imagenet, got {name}')
-    if augment == 'resized_crop' and crop_padding:
-        raise BadInput(
-            f'data.crop_padding must be 0 with data.augment=resized_crop, which pads nothing, got {crop_padding}'
-        )
-    if SOURCES[name].channels != 3 and (color_jitter or randaugment_layers):
-        raise BadInput(f'data.color_jitter and data.randaugment_layers must be 0 for {name}, which have no colours')
+    return open_images(kind, path, batch_size, image_size, check_seed(seed), on_bad, augmentation)

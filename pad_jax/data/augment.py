@@ -58,17 +58,11 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 class Words(NamedTuple):
-    """Random words of the rows of a batch.
+    """Random words of the rows of a batch, uint64."""
 
-    Attributes:
-        move: uint64[B, 3]; top, left and mirroring.
-        part: uint64[B, PART_WORDS]; the random part, without columns unless one is cut.
-        distortion: uint64[B, n]; n words for the distortions of an image.
-    """
-
-    move: np.ndarray
-    part: np.ndarray
-    distortion: np.ndarray
+    move: np.ndarray  # [B, 3]; top, left and mirroring
+    part: np.ndarray  # [B, PART_WORDS]; the random part, without columns unless one is cut
+    distortion: np.ndarray  # [B, num_distortion_words]
 
     def take(self, rows: slice) -> 'Words':
         """Return the words of some rows."""
@@ -97,11 +91,7 @@ class Augmentation:
 
     @property
     def num_distortion_words(self) -> int:
-        """Number of random words that the distortions of an image need.
-
-        >>> Augmentation(color_jitter=0.4, randaugment_layers=2).num_distortion_words
-        8
-        """
+        """Number of random words that the distortions of an image need."""
         return 4 * bool(self.color_jitter) + 2 * self.randaugment_layers
 
     def draw(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> Words:
@@ -135,22 +125,16 @@ class Augmentation:
 
 
 def crop_and_flip(images: np.ndarray, bits: np.ndarray, padding: int, flip: bool) -> np.ndarray:
-    """Pad images with black, crop the original size at random, and mirror half of them.
+    """Pad images uint8[B, H, W, C] with black, crop the original size at random, and mirror half of them.
 
     Args:
-        images: uint8[B, H, W, C].
         bits: uint64[B, 3], random; top, left and mirroring of each image.
         padding: pixels P on every side, at least 0. Each of the (2P + 1)² crops is equally likely.
         flip: True if an image is mirrored with probability 1/2.
 
-    Returns:
-        uint8[B, H, W, C].
-
     >>> image = np.arange(1, 5, dtype=np.uint8).reshape(1, 2, 2, 1)
     >>> crop_and_flip(image, np.array([[0, 1, 0]], np.uint64), padding=1, flip=True)[0, ..., 0].tolist()
     [[0, 0], [1, 2]]
-    >>> crop_and_flip(image, np.array([[1, 1, 1]], np.uint64), padding=1, flip=True)[0, ..., 0].tolist()
-    [[2, 1], [4, 3]]
     """
     if padding:
         height, width = images.shape[1:3]
@@ -173,7 +157,6 @@ def choose_part(width: int, height: int, bits: np.ndarray) -> tuple[int, int, in
     that fits is taken; if none does, the largest middle part of the nearest ratio.
 
     Args:
-        width, height: of the photo.
         bits: uint64[PART_WORDS], random; two words for each draw, two for the position.
 
     Returns:

@@ -6,10 +6,10 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machi
 import numpy as np
 
 from pad_jax.data.images import Arrays, ImageSplits
+from pad_jax.data.ordering import choose_held
 from pad_jax.errors import BadInput
 
 IMAGE_SIZE = 8
-EVAL_EVERY = 5
 
 # Of the 1,442 training scans, whose 1442 · 64 = 92,288 pixels count the dark points of a 4 × 4 block, 0 to 16:
 # Σ x / n = 450,566 / 92,288 and √(Σ x² / n − mean²) = √(5,542,652 / 92,288 − 4.88217²).
@@ -20,8 +20,7 @@ STD = (6.01852,)
 def open_digits(path: str | None, image_size: int) -> ImageSplits:
     """Return the digits as uint8[N, 8, 8, 1].
 
-    Within each class every fifth scan, in the order of the file, is for evaluation. So there are 1,442 scans to train
-    on and 355 to evaluate on, for every seed.
+    `choose_held` leaves 1,442 scans to train on and 355 to evaluate on.
 
     Raises:
         BadInput: `image_size` is not 8, or a path is given.
@@ -35,8 +34,6 @@ def open_digits(path: str | None, image_size: int) -> ImageSplits:
     digits = load_digits()
     images = digits.images.astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
-    for_eval = np.zeros(len(labels), bool)
-    for label in range(10):
-        for_eval[np.flatnonzero(labels == label)[EVAL_EVERY - 1 :: EVAL_EVERY]] = True
-    train, evaluation = Arrays(images[~for_eval], labels[~for_eval]), Arrays(images[for_eval], labels[for_eval])
-    return ImageSplits(tuple(map(str, range(10))), train, evaluation)
+    held = choose_held(labels)
+    splits = Arrays(images[~held], labels[~held]), Arrays(images[held], labels[held])
+    return ImageSplits(tuple(map(str, range(10))), *splits)

@@ -27,10 +27,9 @@ from pad_jax.data.tables import (
 )
 from pad_jax.data.texts import TextSource
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
-from pad_jax.errors import BadInput, describe, quote
+from pad_jax.errors import BadInput, check_choice, describe, quote
 
 TRAIN_FILE = 'train.tsv'
-CHUNK = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +72,10 @@ class GlueTask:
 PAIR, F1 = ('sentence1', 'sentence2'), ('accuracy', 'f1')
 ENTAILMENT, INFERENCE = ('entailment', 'not_entailment'), ('entailment', 'neutral', 'contradiction')
 HEADLESS = ('source', 'label', 'annotation', 'sentence')
+QUESTIONS, DUPLICATE = ('question1', 'question2'), ('not_duplicate', 'duplicate')
 MATCHED = EvalSplit('validation_matched', 'dev_matched.tsv', 'MNLI-m.tsv')
 MISMATCHED = EvalSplit('validation_mismatched', 'dev_mismatched.tsv', 'MNLI-mm.tsv')
+MNLI = {'features': ('premise', 'hypothesis'), 'eval_splits': (MATCHED, MISMATCHED), 'diagnostic': 'AX.tsv'}
 
 
 def _task(folder, text_columns, label_column, class_names, file_labels=('0', '1'), metrics=('accuracy',), **changes):
@@ -93,24 +94,8 @@ GLUE_TASKS: dict[str, GlueTask] = {
         'MRPC', ('#1 String', '#2 String'), 'Quality', ('not_equivalent', 'equivalent'), metrics=F1, features=PAIR
     ),
     'stsb': _task('STS-B', PAIR, 'score', (), (), metrics=('pearson', 'spearman'), label_range=(0.0, 5.0)),
-    'qqp': _task(
-        'QQP',
-        ('question1', 'question2'),
-        'is_duplicate',
-        ('not_duplicate', 'duplicate'),
-        metrics=F1,
-        skips_broken_rows=True,
-    ),
-    'mnli': _task(
-        'MNLI',
-        PAIR,
-        'gold_label',
-        INFERENCE,
-        INFERENCE,
-        features=('premise', 'hypothesis'),
-        eval_splits=(MATCHED, MISMATCHED),
-        diagnostic='AX.tsv',
-    ),
+    'qqp': _task('QQP', QUESTIONS, 'is_duplicate', DUPLICATE, metrics=F1, skips_broken_rows=True),
+    'mnli': _task('MNLI', PAIR, 'gold_label', INFERENCE, INFERENCE, **MNLI),
     'qnli': _task('QNLI', ('question', 'sentence'), 'label', ENTAILMENT, ENTAILMENT),
     'rte': _task('RTE', PAIR, 'label', ENTAILMENT, ENTAILMENT),
     # The labels of WNLI count in the other direction than those of RTE.
@@ -136,8 +121,7 @@ def open_glue(
     Raises:
       BadInput: if GLUE does not have the task, the path has neither layout, or a file is wrong.
     """
-    if task not in GLUE_TASKS:
-        raise BadInput(f'task must be one of {", ".join(GLUE_TASKS)}, got {task!r}')
+    check_choice('task', task, GLUE_TASKS)
     row = GLUE_TASKS[task]
     layout = f'{row.folder}/{TRAIN_FILE} (the original files) or glue/{task} (prepared by TFDS)'
     if not path:
@@ -164,15 +148,9 @@ def open_glue(
         table, columns = open_glue_file(folder / file, row), (row.text_columns, row.label_column)
         return pieces.encode(*read_examples(table, *columns, row.parse_label, on_bad, row.skips_broken_rows))
 
-    return TextSource(
-        train=read('train', TRAIN_FILE),
-        eval={split.name: read(split.name, split.file) for split in row.eval_splits},
-        pieces=pieces,
-        class_names=row.class_names,
-        metrics=row.metrics,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    train = read('train', TRAIN_FILE)
+    evaluation = {split.name: read(split.name, split.file) for split in row.eval_splits}
+    return TextSource(train, evaluation, pieces, row.class_names, row.metrics, batch_size, seed)
 
 
 def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:
@@ -210,17 +188,11 @@ def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples
 
     Rows on disk have the order of a hash. They are returned in the order of the original files, so a run sees the same
     batches from both.
-
-    Raises:
-      BadInput: if the folder cannot be read or lacks the split, a feature or a valid label.
     """
     where = f'split {split} of {quote(folder)}'
     source = open_split(open_builder(folder), split)
     try:
-        chunks = [
-            source.__getitems__(range(start, min(start + CHUNK, len(source)))) for start in range(0, len(source), CHUNK)
-        ]
-        rows = sorted((row for chunk in chunks for row in chunk), key=lambda row: row['idx'])
+        rows = sorted(source.__getitems__(range(len(source))), key=lambda row: row['idx'])
         texts = tuple([row[feature].decode('utf-8') for row in rows] for feature in task.features)
         labels = np.array([row['label'] for row in rows], np.int32 if task.class_names else np.float32)
     except Exception as error:  # A truncated or changed folder fails in many ways.
@@ -241,9 +213,6 @@ def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: Gl
       output: a file; for GLUE also a folder, in which the file gets the name that the benchmark expects.
       source: the file to predict. Its name tells the sets of MNLI apart.
       task: of GLUE; None for texts of one's own.
-
-    Raises:
-      BadInput: if the output is the source, or cannot be written.
 
     >>> choose_output('.', 'MNLI/test_mismatched.tsv', GLUE_TASKS['mnli']).name
     'MNLI-mm.tsv'
@@ -280,9 +249,6 @@ def write_predictions(
       ids: N, in the order of the file.
       logits: float[N, F], or float[N, 1] for regression.
       task: of GLUE; None for texts of one's own.
-
-    Raises:
-      BadInput: if the path cannot be written, or cannot hold the labels.
     """
     predictions, logits = choose_predictions(logits), np.asarray(logits, np.float64)
     if task:

@@ -83,11 +83,7 @@ class Photos:
         return len(self.records)
 
     def load(self, index: int, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-        """Return pixels and label of the middle or of the random part that uint64[PART_WORDS] choose.
-
-        Raises:
-            BadInput: the file cannot be read, with its place.
-        """
+        """Return pixels and label, as `decode`; raise `BadInput` with the place of a file that cannot be read."""
         record = self.records.read(index)
         try:
             return decode(record.data, self.size, self.middle, part), record.label
@@ -157,20 +153,16 @@ class BadImages:
 def open_images(
     kind: ImageKind,
     path: str | None,
-    *,
     batch_size: int,
     image_size: int,
     seed: int,
     on_bad: str,
     augmentation: Augmentation,
 ) -> 'ImageSource':
-    """Open a source of images; arguments as for `pad_jax.data.make_source`.
+    """Open a source of images, as `pad_jax.data.make_source`.
 
     Files are decoded now if all fit into `CACHE_BYTES`, otherwise when a batch needs them. Random parts are always cut
     from the files.
-
-    Raises:
-        BadInput: the data is wrong; with `on_bad='stop'`, an image decoded now is unreadable.
     """
     names, *splits = kind.open(path, image_size)
     splits = [split if isinstance(split, Arrays) else Photos(split, image_size, kind.middle) for split in splits]
@@ -185,10 +177,8 @@ def open_images(
     if not len(evaluation):
         raise BadInput('the data holds no readable example to evaluate on')
     spec = DataSpec(num_classes=len(names), class_names=names, num_train=len(train), num_eval=len(evaluation))
-    threads = len(usable_processors())
-    return ImageSource(
-        spec, batch_size, seed, train, evaluation, shape, kind.preprocessing, augmentation, num_listed, threads, bad
-    )
+    looks, threads = (shape, kind.preprocessing, augmentation), len(usable_processors())
+    return ImageSource(spec, batch_size, seed, train, evaluation, *looks, num_listed, threads, bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,16 +203,13 @@ class ImageSource(Source):
 
     @property
     def num_eval_listed(self) -> int:
-        """Number of images to evaluate on, including those that cannot be read."""
         return self.num_listed
 
     @property
     def skipped(self) -> list[str]:
-        """One line for each image left out so far."""
         return self.bad.lines
 
     def with_threads(self, num_threads: int) -> 'ImageSource':
-        """Return this source with another number of threads."""
         return dataclasses.replace(self, num_threads=num_threads)
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
@@ -232,7 +219,6 @@ class ImageSource(Source):
 
     @contextlib.contextmanager
     def train_batches(self, start: int, stop: int, rows: slice | None = None) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """Iterate over (step, batch) for the steps in [start, stop) inside a `with` block, prepared ahead of time."""
         order = Order(self.spec.num_train, self.seed)
 
         def make(step: int) -> Batch:
@@ -244,13 +230,11 @@ class ImageSource(Source):
             yield batches
 
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
-        """Return training examples as evaluation sees them; a pure function of (seed, number)."""
         indices = Order(self.spec.num_train, self.seed, SCORING).indices(number, batch_size, rows)
         with ThreadPoolExecutor(self.num_threads) as pool:
             return _without_weight(self._make_batch(pool, self.train, self._load_or_next, indices))
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
-        """Iterate over every evaluation example once, in order, in batches of exactly `batch_size` with `weight`."""
         del split
 
         def make(number: int) -> Batch:

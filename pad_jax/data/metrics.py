@@ -1,46 +1,24 @@
 """Metrics of GLUE's tasks."""
 
+import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 
-def _correlate_pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    import scipy.stats
-
-    return float(scipy.stats.pearsonr(labels, predictions).statistic)
-
-
-def _correlate_spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure Pearson's correlation of the ranks. Equal values share a rank."""
-    import scipy.stats
-
-    return float(scipy.stats.spearmanr(labels, predictions).statistic)
-
-
-def _measure_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(np.mean(labels == predictions))
-
-
-def _measure_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Measure the F1 score of label 1; 0 without true positives."""
-    import sklearn.metrics
-
-    return float(sklearn.metrics.f1_score(labels, predictions, pos_label=1, zero_division=0))
-
-
-def _correlate_matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    import sklearn.metrics
-
-    return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
+def _call(name: str, *arrays: np.ndarray, **options) -> Any:
+    """Call a function by its full name; scipy and scikit-learn are imported only then, because that takes a second."""
+    module, _, function = name.rpartition('.')
+    return getattr(importlib.import_module(module), function)(*arrays, **options)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    'accuracy': _measure_accuracy,
-    'f1': _measure_f1,
-    'matthews': _correlate_matthews,
-    'pearson': _correlate_pearson,
-    'spearman': _correlate_spearman,
+    'accuracy': lambda labels, predictions: float(np.mean(labels == predictions)),
+    'f1': lambda *arrays: float(_call('sklearn.metrics.f1_score', *arrays, zero_division=0)),  # of label 1
+    'matthews': lambda *arrays: float(_call('sklearn.metrics.matthews_corrcoef', *arrays)),
+    'pearson': lambda *arrays: float(_call('scipy.stats.pearsonr', *arrays).statistic),
+    'spearman': lambda *arrays: float(_call('scipy.stats.spearmanr', *arrays).statistic),
 }
 """Functions of labels and predictions, each [N]. Higher is better, and 1 is the best value."""
 CORRELATIONS = ('matthews', 'pearson', 'spearman')

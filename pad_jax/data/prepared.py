@@ -39,11 +39,7 @@ def find_prepared(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def open_builder(folder: pathlib.Path):
-    """Return TFDS's builder of a prepared data set, whose `info` describes it.
-
-    Raises:
-        BadInput: the data set is not stored as array_record, or its description is missing or damaged.
-    """
+    """Return TFDS's builder of a prepared data set; refuse one that is damaged or not stored as array_record."""
     # Imported here because it takes a second.
     import tensorflow_datasets as tfds
 
@@ -80,12 +76,7 @@ def _check_classes(folder: pathlib.Path, described: dict) -> dict:
 
 
 def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[dict[str, Any]]:
-    """Return the examples of a split, a dict of features each.
-
-    Args:
-        builder: of `open_builder`.
-        split: name of the split.
-        keep_bytes: names of image features to leave encoded.
+    """Return the examples of a split, a dict of features each; the images `keep_bytes` stay encoded.
 
     Raises:
         BadInput: the split or one of its shards is missing or damaged.

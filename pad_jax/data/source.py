@@ -102,13 +102,8 @@ class Source(Protocol):
 def run_ahead(make: Callable[[int], T], start: int, stop: int, num_ahead: int = 2) -> Iterator[Iterator[tuple[int, T]]]:
     """Iterate over (number, make(number)) for the numbers in [start, stop), computed ahead of time by threads.
 
-    An exception of `make` is raised in place of its result and ends the iteration. The end of the block waits for the
-    calls in progress.
-
-    Args:
-        make: function that several threads may call at once.
-        start, stop: range of the numbers.
-        num_ahead: number of threads, and of results computed ahead.
+    Each of `num_ahead` threads computes one result. An exception of `make` is raised in place of its result and ends
+    the iteration. The end of the block waits for the calls in progress.
 
     >>> with run_ahead(lambda step: step * step, start=3, stop=6) as results:
     ...     list(results)
@@ -132,11 +127,5 @@ def run_ahead(make: Callable[[int], T], start: int, stop: int, num_ahead: int = 
 
 
 def usable_processors() -> list[int]:
-    """Return the processors that this process may run on, or all of the machine if the system cannot tell.
-
-    >>> 1 <= len(usable_processors()) <= os.cpu_count()
-    True
-    """
-    if hasattr(os, 'sched_getaffinity'):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """Return the processors that this process may run on, or all of the machine if the system cannot tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))

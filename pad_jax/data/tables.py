@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pad_jax.data.source import ON_BAD
-from pad_jax.errors import BadInput, quote
+from pad_jax.errors import BadInput, check_choice, quote
 from pad_jax.files import read_plain
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
@@ -52,12 +52,7 @@ class Table:
     ) -> Iterator[tuple[int, list[str] | None, str]]:
         """Iterate once over (line, fields of the named columns, problem); one of the last two is empty.
 
-        Args:
-          names: of the columns.
-          optional: columns in which JSON null and missing keys read as ''.
-
-        Raises:
-          BadInput: if a column is missing or its name is not unique.
+        In `optional` columns JSON null and missing keys read as ''. A column without a unique name raises `BadInput`.
         """
         for name in names:
             if self.columns.count(name) != 1:
@@ -88,18 +83,22 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
             raise BadInput(f'{quote(path)} line 1: {first}')
         # Not splitlines: it would also split at U+0085 and the like, which are part of a text.
         return Table(path, tuple(first), enumerate(map(_parse_object, text.split('\n')), 1))
-    rows = _parse_csv(path, text) if path.suffix == '.csv' else _split_tsv(text)
+    if path.suffix == '.csv':
+        rows = _parse_csv(path, text)
+    else:
+        rows = enumerate((line.removesuffix('\r').split('\t') for line in text.split('\n')), 1)
     if columns is None:
         _, columns = next(rows)
-    return Table(path, tuple(columns), _name_fields(rows, tuple(columns)))
+    sizes = f'fields, but there are {len(columns)} columns'
+    records = (
+        (line, dict(zip(columns, row)) if len(row) == len(columns) else f'it has {len(row)} {sizes}')
+        for line, row in rows
+    )
+    return Table(path, tuple(columns), records)
 
 
 def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write text and numbers so that `open_table` reads the same text. A killed process leaves no partial file.
-
-    Raises:
-      BadInput: as `check_output` and `check_fields`, or if writing fails.
-    """
+    """Write text and numbers so that `open_table` reads the same text. A killed process leaves no partial file."""
     path = pathlib.Path(path).expanduser()
     check_output(path)
     text = io.StringIO()
@@ -136,11 +135,7 @@ def check_fields(path: pathlib.Path, fields: Iterable[object]) -> None:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """Read a UTF-8 file without its byte order mark and without empty lines at its end.
-
-    Raises:
-      BadInput: if the file cannot be read, is empty, or is not UTF-8 (with the line).
-    """
+    """Read a UTF-8 file without its byte order mark and without empty lines at its end; refuse an empty one."""
     try:
         text = read_plain(path).decode('utf-8-sig')
     except OSError as error:
@@ -155,21 +150,13 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """List names for a message, with a limit for their number and lengths.
-
-    >>> list_names(('no', 'yes'))
-    "'no', 'yes'"
-    """
+    """List names for a message, with a limit for their number and lengths."""
     more = f' and {len(names) - NUM_LISTED} more' if len(names) > NUM_LISTED else ''
     return ', '.join(repr(shorten(name)) for name in names[:NUM_LISTED]) + more
 
 
 def shorten(text: str) -> str:
-    """Cut a long text for a message.
-
-    >>> shorten('abc'), len(shorten('abc' * 100))
-    ('abc', 40)
-    """
+    """Cut a long text for a message to 40 characters."""
     return text if len(text) <= NUM_CHARACTERS else text[: NUM_CHARACTERS - 1] + '…'
 
 
@@ -197,8 +184,7 @@ def read_examples(
 
     Args:
       table: just opened.
-      text_columns: one or two names.
-      label_column: another name.
+      text_columns: one or two names; `label_column` is another one.
       parse_label: makes a label of the text in that column, or raises ValueError with the reason.
       on_bad: `stop` raises at a bad row, `skip` leaves it out and logs a warning.
       skip_broken: True leaves out rows with too few or too many fields in any case.
@@ -206,8 +192,7 @@ def read_examples(
     Raises:
       BadInput: if a column is missing, a row is bad, no row is good, or all texts are empty.
     """
-    if on_bad not in ON_BAD:
-        raise BadInput(f'on_bad must be one of {", ".join(ON_BAD)}, got {on_bad!r}')
+    check_choice('on_bad', on_bad, ON_BAD)
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     labels, skipped = [], []
     for line, fields, problem in table.read_rows([*text_columns, label_column]):
@@ -243,9 +228,6 @@ def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[li
     Returns:
       (one or two lists of N texts, N ids). An id is the entry of the column `index` or `id`. Without such a column, or
       if an entry is missing, rows are numbered from 0.
-
-    Raises:
-      BadInput: if a column is missing, a row is bad, or all texts are empty.
     """
     id_column = [name for name in ID_COLUMNS if table.columns.count(name) == 1][:1]
     names, rows = [*text_columns, *id_column], []
@@ -276,22 +258,14 @@ def check_texts(texts: Sequence[list[str]], names: Sequence[str], source: str) -
 
 
 def parse_class(text: str, names: Sequence[str]) -> int:
-    """Return the index of a label in `names`; raise ValueError if it is not there.
-
-    >>> parse_class('yes', ('no', 'yes'))
-    1
-    """
+    """Return the index of a label in `names`; raise ValueError if it is not there."""
     if text not in names:
         raise ValueError(f'label {shorten(text)!r} is not one of {list_names(names)}')
     return names.index(text)
 
 
 def parse_number(text: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return a label for regression; raise ValueError if it is not a finite number in [low, high].
-
-    >>> parse_number('4.750', 0, 5)
-    4.75
-    """
+    """Return a label for regression; raise ValueError if it is not a finite number in [low, high]."""
     try:
         number = float(text)
     except ValueError:
@@ -308,11 +282,6 @@ def _check_suffix(path: pathlib.Path) -> None:
         raise BadInput(f'{quote(path)} must end in one of {", ".join(SUFFIXES)}')
 
 
-def _split_tsv(text: str) -> Iterator[tuple[int, list[str]]]:
-    for line, content in enumerate(text.split('\n'), 1):
-        yield line, content.removesuffix('\r').split('\t')
-
-
 def _parse_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
     # All readers of a process share the limit. A field is at most as long as its file.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
@@ -324,14 +293,6 @@ def _parse_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f'{quote(path)} line {line} is not CSV: {error}') from error
-
-
-def _name_fields(rows, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, object] | str]]:
-    for line, fields in rows:
-        if len(fields) == len(columns):
-            yield line, dict(zip(columns, fields))
-        else:
-            yield line, f'it has {len(fields)} fields, but there are {len(columns)} columns'
 
 
 def _parse_object(content: str) -> dict[str, object] | str:
@@ -348,10 +309,8 @@ def _read_fields(record: dict[str, object] | str, names, optional) -> tuple[list
     fields = []
     for name in names:
         value = record.get(name)
-        if value is None and name in optional:
-            value = ''
-        if isinstance(value, bool | int | float):
-            value = json.dumps(value)
+        value = '' if value is None and name in optional else value
+        value = json.dumps(value) if isinstance(value, bool | int | float) else value
         if not isinstance(value, str):
             return None, f'{name!r} is not text' if name in record else f'it has no {name!r}'
         if re.search('[\ud800-\udfff]', value):

@@ -5,22 +5,20 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from pad_jax.data.ordering import SCORING, Order
+from pad_jax.data.ordering import HELD_EVERY, SCORING, Order, choose_held
 from pad_jax.data.source import Batch, DataSpec, Source, run_ahead
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
-from pad_jax.errors import BadInput, quote
+from pad_jax.errors import BadInput, check_choice, quote
 
 LAYOUT = f'a file ({", ".join(SUFFIXES)}), or a folder with train and val as such files'
-EVAL_EVERY = 5
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TextSource(Source):
     """Batches of labelled texts, single or in pairs.
 
@@ -38,7 +36,6 @@ class TextSource(Source):
 
     @functools.cached_property
     def spec(self) -> DataSpec:
-        """Properties of the data."""
         return DataSpec(
             num_classes=len(self.class_names) or 1,
             class_names=self.class_names,
@@ -52,35 +49,27 @@ class TextSource(Source):
         """Make the batch of a step (at least 0), a pure function of (seed, step)."""
         return self.train.take(Order(len(self.train), self.seed).indices(step, self.batch_size), rows)
 
-    def train_batches(
-        self, start: int, stop: int, rows: slice | None = None
-    ) -> AbstractContextManager[Iterator[tuple[int, Batch]]]:
-        """Iterate over (step, batch) for the steps in [start, stop) inside a `with` block, prepared ahead of time."""
+    def train_batches(self, start: int, stop: int, rows: slice | None = None):
         return run_ahead(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
-        """Make a batch of training examples for scores, a pure function of (seed, number)."""
         return self.train.take(Order(len(self.train), self.seed, SCORING).indices(number, batch_size), rows)
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
-        """Iterate over `EncodedTexts.iterate` of one of `spec.eval_splits`, or of all in turn."""
-        if split is not None and split not in self.eval:
-            raise ValueError(f'split must be one of {", ".join(self.eval)}, got {split!r}')
+        if split is not None:
+            check_choice('split', split, self.eval)
         for name in self.eval if split is None else [split]:
             yield from self.eval[name].iterate(self.batch_size, rows)
 
     def eval_labels(self, split: str) -> np.ndarray:
-        """Return the labels of an evaluation split, int32[N] or float32[N]."""
         return self.eval[split].labels
 
     @property
     def num_eval_batches(self) -> int:
-        """Number of batches of `eval_batches()`."""
         return sum(-(-len(texts) // self.batch_size) for texts in self.eval.values())
 
     @property
     def run_files(self) -> dict[str, Any]:
-        """The tokenizer as the content of `tokenizer.json`."""
         return {'tokenizer.json': self.pieces.describe()}
 
 
@@ -95,7 +84,7 @@ def open_text_files(
     seed: int = 0,
     on_bad: str = 'stop',
 ) -> TextSource:
-    """Open labelled texts of one's own. The other arguments are those of `pad_jax.data.glue.open_glue`.
+    """Open labelled texts of one's own. The other arguments are those of `open_glue`.
 
     The classes are the sorted labels of the training file. With one file, every fifth example of each class (for
     regression: every fifth example) is for evaluation, for all seeds.
@@ -132,33 +121,24 @@ def open_text_files(
         evaluation = read(open_table(eval_file), parse_label=parse_label)
     else:
         train, evaluation = hold_out(train, quote(train_file))
-    return TextSource(
-        train=pieces.encode(*train),
-        eval={'val': pieces.encode(*evaluation)},
-        pieces=pieces,
-        class_names=class_names,
-        metrics=('pearson', 'spearman') if regression else ('accuracy',),
-        batch_size=batch_size,
-        seed=seed,
-    )
+    metrics = ('pearson', 'spearman') if regression else ('accuracy',)
+    train, evaluation = pieces.encode(*train), {'val': pieces.encode(*evaluation)}
+    return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed)
 
 
 def hold_out(examples: TextExamples, source: str) -> tuple[TextExamples, TextExamples]:
     """Split examples: every fifth of each class for evaluation, the others for training."""
-    labels = examples.labels
-    classes = labels if labels.dtype.kind == 'i' else np.zeros(len(labels), np.int32)
-    held = np.zeros(len(labels), bool)
-    for label in np.unique(classes):
-        held[np.flatnonzero(classes == label)[EVAL_EVERY - 1 :: EVAL_EVERY]] = True
+    held = choose_held(examples.labels if examples.labels.dtype.kind == 'i' else np.zeros(len(examples.labels)))
     if not held.any():
         raise BadInput(
-            f'{source} holds too few examples to set every {EVAL_EVERY}th of a class aside for evaluation. '
+            f'{source} holds too few examples to set every {HELD_EVERY}th of a class aside for evaluation. '
             'Add more, or name a folder with train and val files'
         )
 
     def select(mask):
         return TextExamples(tuple(list(itertools.compress(column, mask)) for column in examples.texts), labels[mask])
 
+    labels = examples.labels
     return select(~held), select(held)
 
 
@@ -175,13 +155,14 @@ def _find_files(path: str | None) -> tuple[pathlib.Path, pathlib.Path | None]:
     root = pathlib.Path(path).expanduser()
     if not root.exists():
         raise BadInput(f'{quote(root)} does not exist: expected {LAYOUT}')
-    return (_find_file(root, 'train'), _find_file(root, 'val')) if root.is_dir() else (root, None)
-
-
-def _find_file(folder: pathlib.Path, stem: str) -> pathlib.Path:
-    names = [stem + suffix for suffix in SUFFIXES]
-    found = [name for name in names if (folder / name).is_file()]
-    if len(found) != 1:
-        listed = ', '.join(found) or f'none of {", ".join(names)}'
-        raise BadInput(f'{quote(folder)} must hold one {stem} file, got {listed}: {LAYOUT}')
-    return folder / found[0]
+    if not root.is_dir():
+        return root, None
+    files = []
+    for stem in ('train', 'val'):
+        names = [stem + suffix for suffix in SUFFIXES]
+        found = [name for name in names if (root / name).is_file()]
+        if len(found) != 1:
+            listed = ', '.join(found) or f'none of {", ".join(names)}'
+            raise BadInput(f'{quote(root)} must hold one {stem} file, got {listed}: {LAYOUT}')
+        files.append(root / found[0])
+    return tuple(files)

@@ -86,10 +86,7 @@ def choose_length(longest: int, max_length: int) -> int:
     >>> [choose_length(longest, 100) for longest in (5, 16, 17, 64, 65)]
     [16, 16, 32, 64, 100]
     """
-    length = SHORTEST
-    while length < longest:
-        length *= 2
-    return min(length, max_length)
+    return min(max(SHORTEST, 1 << (int(longest) - 1).bit_length()), max_length)
 
 
 class WordPieces:
@@ -185,9 +182,7 @@ def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
 
 
 def _read_settings(file: pathlib.Path) -> dict[str, bool]:
-    if not file.is_file():
-        return {}
-    settings = read_own_object(file, 'a folder with a vocabulary')
+    settings = read_own_object(file, 'a folder with a vocabulary') if file.is_file() else {}
     known = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
     for name, value in known.items():
         if type(value) is not bool:

@@ -102,11 +102,6 @@ def choose_plan(
     """Return the plan that 'auto' takes, from the shape of x [B, *S, C], whose B may be symbolic.
 
     Accelerators have not been measured: a loop over samples would leave them idle between its steps.
-
-    Args:
-      num_kernels: K.
-      by_tap: True if there are tap weights.
-      platform: 'cpu', 'gpu', 'tpu'; None is the default backend.
     """
     positions = math.prod(geometry.output_size(x.shape[1:-1]))
     if (platform or jax.default_backend()) != 'cpu':

@@ -136,9 +136,8 @@ class Blocks(Ragged):
     One loop runs over the experts and takes each matrix once. An inner loop runs over the expert's rows: large blocks
     while they last, because a larger product is faster, then small blocks, which leave little padding. Shapes are
     static, trip counts are not, so tokens without experts cost nothing.
-    The gradient is written by hand: the sum for each matrix stays in place, so no block needs a copy of a matrix. The
-    two products below are each other's gradients, so derivatives of any order exist. Tokens are spread inside the loop:
-    writing all rows out would cost a good part of the product.
+    The gradient is written by hand: the sum for each matrix stays in place, so no block needs a copy of a matrix.
+    Tokens are spread inside the loop: writing all rows out would cost a good part of the product.
     """
 
     alignment = BLOCK_SIZES[-1]
@@ -176,14 +175,9 @@ MIXTURE_PLANS = ('auto', *PLANS)
 def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
     """Choose a fast plan from shapes only, at trace time.
 
-    The plan is `dense` for a symbolic number of tokens, and where padding would cost other plans as many rows.
+    The plan is `dense` for a symbolic number N of tokens, and where padding would cost other plans as many rows.
     Otherwise it is `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot
     computes every expert for every token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
-
-    Args:
-      num_tokens: N, or a symbolic dimension.
-      num_experts, num_selected: E and k.
-      platform: 'cpu', 'gpu' or 'tpu'; None is the default backend of this process.
     """
     padded = Blocks.count_rows(num_tokens * num_selected, num_experts)
     if not isinstance(num_tokens, int) or num_tokens * num_experts <= padded:

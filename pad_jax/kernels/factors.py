@@ -128,10 +128,7 @@ def put_entries(
 ) -> jax.Array:
     """Put entries where `index` says, with zeros elsewhere: [..., D, ...] -> [..., size, ...] along `axis`.
 
-    It is the transpose of `take_entries`. Indices must be distinct.
-
-    Args:
-      places: `invert_index(index, size)` if it is known already.
+    It is the transpose of `take_entries`. Indices must be distinct. Known `places` are `invert_index(index, size)`.
 
     >>> put_entries(jnp.array([[1., 3.]]), jnp.array([0, 2]), 3, -1).tolist()
     [[1.0, 0.0, 3.0]]

@@ -129,8 +129,8 @@ def _fused(x, kernels, axis, geometry, precision):
 
 
 def _fused_forward(x, kernels, axis, geometry, precision):
-    if geometry.groups == x.shape[-1] > 1:
-        # Depthwise: nothing is multiplied as matrices, and one pass for each tap is many times faster.
+    if geometry.groups > 1:
+        # A depthwise layer multiplies no matrices, and one pass for each tap is many times faster. Its gradient is not.
         return convolve_shifted(x, kernels, axis, geometry, precision), (x, kernels)
     wide = at_least_float32(x.dtype)
     multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
@@ -138,11 +138,8 @@ def _fused_forward(x, kernels, axis, geometry, precision):
     def convolve_one(sample):
         image, row, weights = sample
         mixed = _mix_one(kernels.dynamic.astype(wide), row)
-        matrix = kernels.make_matrix(mixed, kernels.static, weights, axis, geometry.groups)
-        product = multiply(_unfold_one(image, geometry), matrix.astype(x.dtype))
-        if geometry.groups > 1:  # [G, P, F / G]
-            product = jnp.moveaxis(product, 0, 1).reshape(product.shape[1], geometry.groups * product.shape[2])
-        return product.astype(x.dtype)
+        matrix = kernels.make_matrix(mixed, kernels.static, weights, axis, groups=1)
+        return multiply(unfold(image[None], geometry)[0], matrix.astype(x.dtype)).astype(x.dtype)
 
     total = lax.map(convolve_one, (x, kernels.attention, kernels.tap_weights))
     return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1]), (x, kernels)
@@ -165,7 +162,7 @@ def _fused_backward(axis, geometry, precision, saved, cotangent):
         d_dynamic, d_static = sums
         image, row, weights, d_out = sample
         d_out = _split_groups(d_out, geometry.groups)
-        rows, fold = jax.vjp(lambda image: _unfold_one(image, geometry), image)
+        rows, fold = jax.vjp(lambda image: _split_groups(unfold(image[None], geometry)[0], geometry.groups), image)
         make = functools.partial(kernels.make_matrix, axis=axis, groups=geometry.groups)
         matrix, unmake = jax.vjp(make, _mix_one(dynamic, row), static, weights)
         d_mixed, d_static_one, d_weights = unmake(multiply(jnp.swapaxes(rows, -1, -2), d_out))
@@ -194,11 +191,6 @@ def _mix_one(kernels, row):
     return sum(kernels[k] * row[k].astype(kernels.dtype) for k in range(kernels.shape[0]))
 
 
-def _unfold_one(image, geometry):
-    """[*S, C] -> [P, taps·c], or [G, P, taps·c] with feature groups."""
-    return _split_groups(unfold(image[None], geometry)[0], geometry.groups)
-
-
 def _split_groups(matrix, groups):
     """[rows, G·f] -> [G, rows, f]; a matrix without groups stays as it is."""
     if groups == 1:
@@ -212,14 +204,7 @@ def flatten_taps(kernels):
 
 
 def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
-    """Return the values that each tap of the kernel reads, in C order of the kernel's spatial axes.
-
-    Args:
-      x: [B, *S, C], any dtype; B may be symbolic.
-
-    Returns:
-      One array [B, P, C] for each tap.
-    """
+    """Return the values of [B, *S, C] that each tap reads, [B, P, C] each, in C order of the kernel's spatial axes."""
     size = geometry.output_size(x.shape[1:-1])
     pads = ((*pad, dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
@@ -237,8 +222,6 @@ def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
 def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
     """Put the windows of x side by side: [B, *S, C] -> [B, P, taps·C], ordered by group, tap, channel."""
     windows, groups = tap_windows(x, geometry), geometry.groups
-    if groups == 1:
-        return jnp.concatenate(windows, axis=-1)
     batch, positions, channels = windows[0].shape
     # All sizes are written out: beside an empty axis, -1 would be ambiguous.
     grouped = [window.reshape(batch, positions, groups, channels // groups) for window in windows]
@@ -246,24 +229,16 @@ def unfold(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def multiply_groups(rows: jax.Array, kernels: jax.Array, groups: int, precision=None) -> jax.Array:
-    """Multiply each sample's rows by the same sample's kernel, group by group.
+    """Multiply each sample's rows by its kernel, group by group: [B, P, C], [B, C / groups, F] -> [B, P, F].
 
-    Args:
-      rows: [B, P, C], channels ordered by group.
-      kernels: [B, C / groups, F], outputs ordered by group.
-
-    Returns:
-      [B, P, F], at least float32: the caller rounds the sum over channels and taps once.
+    The result is float32 at least: the caller rounds the sum over channels and taps once.
     """
-    dtype = at_least_float32(rows.dtype)
+    dtype, features = at_least_float32(rows.dtype), kernels.shape[-1]
     batch, positions, channels = rows.shape
-    features = kernels.shape[-1]
-    if groups == 1:
-        return jnp.einsum('bpc,bcf->bpf', rows, kernels, precision=precision, preferred_element_type=dtype)
     inner, outer = channels // groups, features // groups
     rows = rows.reshape(batch, positions, groups, inner)
     kernels = kernels.reshape(batch, inner, groups, outer)
-    if inner == 1:
+    if inner == 1 and groups > 1:
         # A depthwise layer: matrix products would be B · groups products with an inner size of one.
         product = rows.astype(dtype) * kernels.astype(dtype)
     else:

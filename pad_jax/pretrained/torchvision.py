@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pad_jax.pretrained.upcycling import upcycle_convolutions
+from pad_jax.pretrained.upcycling import upcycle
 from pad_jax.pretrained.weights import check_tensors, read_weights
 
 PyTree = Any
@@ -54,7 +54,7 @@ def load_torchvision(
 
     Raises:
       ValueError: if torchvision does not have this network.
-      BadInput: if the file cannot be read. If tensors are missing, extra or of another shape, all of them are listed.
+      BadInput: if the file cannot be read, or with a list of all tensors that do not fit.
     """
     modules = find_layout(name)(static['params'])
     wanted = {
@@ -74,16 +74,12 @@ def load_torchvision(
     )
     if note:
         loaded['params'][CLASSIFIER] = params[CLASSIFIER]
-    filled = upcycle_convolutions(loaded['params'], params, records)
+    filled = upcycle(loaded['params'], params, records)
     return LoadedNetwork(filled, loaded['batch_stats'], (note,) if note else ())
 
 
 def find_layout(name: str) -> Callable[[Mapping[str, PyTree]], dict[ModulePath, str]]:
-    """Find the function that maps the modules of a network to torchvision's names.
-
-    Raises:
-      ValueError: if torchvision does not have this network.
-    """
+    """Find the function that maps the modules of a network to torchvision's names, or raise ValueError."""
     if name not in LAYOUTS:
         raise ValueError(
             f'model.pretrained must be empty for model.name={name}: torchvision has weights of {", ".join(LAYOUTS)} '

@@ -33,13 +33,9 @@ CONVERSION = (
 
 
 def find_weights(name_or_folder: str | Path) -> Path:
-    """Find the folder of pretrained weights, without importing the package that contains it.
+    """Find the folder of pretrained weights: of a key of `PACKAGES`, or the named folder itself.
 
-    Args:
-      name_or_folder: a key of `PACKAGES`, or a folder, which is returned as it is.
-
-    Raises:
-      BadInput: if the package of that name is not installed.
+    The package is not imported. One that is not installed raises `BadInput`.
 
     >>> find_weights('some/folder').as_posix()
     'some/folder'
@@ -57,11 +53,7 @@ def find_weights(name_or_folder: str | Path) -> Path:
 
 
 def find_vocabulary(folder: str | Path) -> Path:
-    """Find the file that turns text into tokens: tokenizer.json, otherwise vocab.txt.
-
-    Raises:
-      BadInput: if the folder has neither.
-    """
+    """Find the file that turns text into tokens: tokenizer.json, otherwise vocab.txt, otherwise `BadInput`."""
     for name in VOCABULARIES:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -84,12 +76,11 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
       BadInput: if the path is missing, has only pickles or several files to choose from, or a file is incomplete.
     """
     path = Path(path).expanduser()
-    if path.is_file():
-        return _read_file(path)
     if not path.exists():
         raise BadInput(f'pretrained weights: {path} does not exist')
-    if (path / WEIGHTS).is_file():
-        return _read_file(path / WEIGHTS)
+    for file in (path, path / WEIGHTS):
+        if file.is_file():
+            return _read_file(file)
     if (path / INDEX).is_file():
         return _read_shards(path)
     files = sorted(file for file in path.iterdir() if file.is_file())
@@ -98,31 +89,21 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         return _read_file(found[0])
     if found:
         names = ', '.join(file.name for file in found)
-        raise BadInput(
-            f'{path} holds {names} and neither {WEIGHTS} nor {INDEX}. Keep one of these files; for a network of images '
-            'you can also name the file itself'
-        )
+        remedy = 'Keep one of these files; for a network of images you can also name the file itself'
+        raise BadInput(f'{path} holds {names} and neither {WEIGHTS} nor {INDEX}. {remedy}')
     pickles = [file.name for file in files if file.suffix in PICKLES]
     if pickles:
         shards = len(pickles) > 1 and all(name.endswith('.bin') for name in pickles)
-        raise BadInput(
-            f'{path} holds weights only as a pickle, '
-            f'{_advise_on_pickle(", ".join(pickles), "pytorch_model*.bin" if shards else pickles[0])}'
-        )
+        advice = _advise_on_pickle(', '.join(pickles), 'pytorch_model*.bin' if shards else pickles[0])
+        raise BadInput(f'{path} holds weights only as a pickle, {advice}')
     raise BadInput(f'{path} holds no weights: {WEIGHTS}, {INDEX} or a single *{SUFFIX} is needed')
 
 
 def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that tensors have the names and shapes of a network, and finite floating-point values.
-
-    Args:
-      where: the file or folder of the tensors, for the message.
-      tensors: by name.
-      needed: shapes by name.
+    """Check that tensors have the needed names and shapes, and finite floating-point values.
 
     Raises:
-      BadInput: one line that lists all tensors that are missing, extra, of a wrong shape, not floating-point or not
-        finite.
+      BadInput: one line that names the file or folder `where`, and lists all tensors that do not fit.
     """
     shared = sorted(needed.keys() & tensors.keys())
     floating = [name for name in shared if jnp.issubdtype(tensors[name].dtype, jnp.floating)]

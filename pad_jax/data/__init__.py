@@ -19,6 +19,11 @@ from pad_jax.data.texts import TextSource, open_text_files
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
 from pad_jax.errors import BadInput, check_choice
 
+
+def _of_photos(view: str) -> Preprocessing:
+    return Preprocessing('RGB, 0 to 255', view, IMAGENET_MEAN, IMAGENET_STD)
+
+
 SOURCES: dict[str, ImageKind] = {
     'digits': ImageKind(
         digits.open_digits,
@@ -27,17 +32,12 @@ SOURCES: dict[str, ImageKind] = {
     ),
     'folder': ImageKind(
         open_folders,
-        Preprocessing(
-            'RGB, 0 to 255', 'the middle square, resized bilinearly with antialiasing', IMAGENET_MEAN, IMAGENET_STD
-        ),
+        _of_photos('the middle square, resized bilinearly with antialiasing'),
     ),
     'imagenet': ImageKind(
         open_imagenet,
-        Preprocessing(
-            'RGB, 0 to 255',
-            'the shorter side resized to 256/224 of the size bilinearly with antialiasing, then the middle square',
-            IMAGENET_MEAN,
-            IMAGENET_STD,
+        _of_photos(
+            'the shorter side resized to 256/224 of the size bilinearly with antialiasing, then the middle square'
         ),
         Middle(margin=256 / 224, is_reduced=False),
         augments=AUGMENTS,

@@ -6,10 +6,9 @@ The filter reaches beyond a part as far as the photo does. So the middle equals 
 
 import io
 import math
-import os
 import re
 import warnings
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -25,7 +24,6 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS
 # A usual progressive JPEG has about ten scans. Each costs time for all pixels, but only a few bytes in the file.
 MOST_SCANS = 100
 
-
 # open_image compares the size itself; Pillow would print a warning too.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Some of ImageNet's photos contain damaged metadata beside an intact picture.
@@ -33,15 +31,10 @@ warnings.filterwarnings('ignore', module='PIL.TiffImagePlugin')
 
 
 class Middle(NamedTuple):
-    """The part of a photo that evaluation sees.
+    """The part of a photo that evaluation sees."""
 
-    Attributes:
-        margin: shorter side of the resized photo / side of the middle square, at least 1.
-        is_reduced: True if a large JPEG is decoded at a fraction of its size, which is faster and nearly the same.
-    """
-
-    margin: float = 1.0
-    is_reduced: bool = True
+    margin: float = 1.0  # shorter side of the resized photo / side of the middle square, at least 1
+    is_reduced: bool = True  # decode a large JPEG at a fraction of its size, which is faster and nearly the same
 
 
 def normalize(
@@ -70,7 +63,7 @@ def decode(data: bytes, size: int, middle: Middle, part: np.ndarray | None = Non
 
     A damaged file raises almost any exception.
     """
-    with open_image(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         image = turn_upright(image)
         width, height = image.size
         box = find_middle(width, height, size, middle.margin) if part is None else choose_part(width, height, part)
@@ -114,25 +107,21 @@ def find_middle(width: int, height: int, size: int, margin: float) -> tuple[floa
     return left, top, right, bottom
 
 
-def open_image(file: BinaryIO) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """Open an image and read its header; pixels are decoded later."""
     limit = Image.MAX_IMAGE_PIXELS or MOST_PIXELS  # another library may have lifted Pillow's limit
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         pixels = image.width * image.height
     except Image.DecompressionBombError as error:
         # Pillow itself refuses at twice its limit: "Image size (N pixels) exceeds limit ..."
         pixels = int(re.search(r'\d+', str(error))[0])
     if pixels > limit:
         raise ValueError(f'{pixels:,} pixels, at most {limit:,} are read. Shrink it')
-    if image.info.get('progressive'):
-        place = file.seek(0, os.SEEK_CUR)
-        file.seek(0)
-        # Within a scan 0xff is followed by a zero or a marker.
-        num_scans = file.read().count(b'\xff\xda')
-        file.seek(place)
-        if num_scans > MOST_SCANS:
-            raise ValueError(f'{num_scans} scans, at most {MOST_SCANS} are decoded. Save it again')
+    # Within a scan 0xff is followed by a zero or a marker.
+    num_scans = data.count(b'\xff\xda') if image.info.get('progressive') else 1
+    if num_scans > MOST_SCANS:
+        raise ValueError(f'{num_scans} scans, at most {MOST_SCANS} are decoded. Save it again')
     return image
 
 

@@ -20,10 +20,7 @@ STD = (6.01852,)
 def open_digits(path: str | None, image_size: int) -> ImageSplits:
     """Return the digits as uint8[N, 8, 8, 1].
 
-    `choose_held` leaves 1,442 scans to train on and 355 to evaluate on.
-
-    Raises:
-        BadInput: `image_size` is not 8, or a path is given.
+    `choose_held` leaves 1,442 scans to train on and 355 to evaluate on. A path or another size raises `BadInput`.
     """
     from sklearn.datasets import load_digits
 

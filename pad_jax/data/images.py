@@ -30,17 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class Preprocessing(NamedTuple):
-    """Preprocessing of an image for evaluation: (pixels − mean) / std of a view of it.
+    """Preprocessing of an image for evaluation: (pixels − mean) / std of a view of it."""
 
-    Attributes:
-        pixels: colours and range of the stored pixels, in words.
-        view: part of the image and its resizing, in words.
-        mean, std: of each channel, in units of the stored pixels.
-    """
-
-    pixels: str
-    view: str
-    mean: tuple[float, ...]
+    pixels: str  # colours and range of the stored pixels, in words
+    view: str  # part of the image and its resizing, in words
+    mean: tuple[float, ...]  # of each channel, in units of the stored pixels, and so is std
     std: tuple[float, ...]
 
 
@@ -102,21 +96,13 @@ class ImageSplits(NamedTuple):
 
 
 class ImageKind(NamedTuple):
-    """A row of `SOURCES`.
-
-    Attributes:
-        open: function of `data.path` and `data.image_size` that returns `ImageSplits`, or raises `BadInput`.
-        preprocessing: preprocessing for evaluation; its mean has one value for each channel.
-        middle: part that evaluation sees of files; unused for `Arrays`.
-        flip: True if training images are mirrored at random unless `data.flip` is set.
-        augments: values of `data.augment` that suit the images.
-    """
+    """A row of `SOURCES`; `open` is a function of `data.path` and `data.image_size`."""
 
     open: Callable[[str | None, int], ImageSplits]
-    preprocessing: Preprocessing
-    middle: Middle = Middle()
-    flip: bool = True
-    augments: tuple[str, ...] = ('crop',)
+    preprocessing: Preprocessing  # for evaluation; its mean has one value for each channel
+    middle: Middle = Middle()  # part that evaluation sees of files; unused for `Arrays`
+    flip: bool = True  # mirror training images at random unless `data.flip` is set
+    augments: tuple[str, ...] = ('crop',)  # values of `data.augment` that suit the images
 
     @property
     def channels(self) -> int:
@@ -308,11 +294,8 @@ def _decode_all(split: Arrays | Photos, name: str, bad: BadImages) -> Arrays:
             except BadInput as error:
                 bad.note(name, index, error)
 
-    pool = ThreadPoolExecutor(len(usable_processors()))
-    try:
-        list(pool.map(read, range(0, count, CHUNK)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(len(usable_processors())) as pool:
+        list(pool.map(read, range(0, count, CHUNK)))  # after an error the others are cancelled
     good = labels >= 0
     return Arrays(pixels, labels) if good.all() else Arrays(pixels[good], labels[good])
 

@@ -41,10 +41,8 @@ def draw_bits(seed: int, number: int, use: int, count: int) -> np.ndarray:
     """Return random words, uint64[count], a pure function of the arguments.
 
     Args:
-        seed: in [0, 2⁶⁴).
-        number: epoch or step that needs the words, in [0, 2⁶⁴).
+        seed, number: in [0, 2⁶⁴); the number is that of the epoch or step that needs the words.
         use: one of the constants above.
-        count: at least 0.
 
     >>> bool((draw_bits(0, 7, ORDER, 3) == draw_bits(0, 7, SCORING, 3)).any())
     False

@@ -35,16 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An open file.
-
-    Attributes:
-      path: of the file.
-      columns: their names.
-      records: (line, value by column) of all rows, to be iterated once; (line, problem) if a row cannot be read.
-    """
+    """An open file."""
 
     path: pathlib.Path
     columns: tuple[str, ...]
+    # (line, value by column) of all rows, to be iterated once; (line, problem) if a row cannot be read.
     records: Iterator[tuple[int, dict[str, object] | str]]
 
     def read_rows(
@@ -161,15 +156,10 @@ def shorten(text: str) -> str:
 
 
 class TextExamples(NamedTuple):
-    """Labelled examples.
+    """Labelled examples."""
 
-    Attributes:
-      texts: one list of N strings, or two for pairs.
-      labels: int32[N]; float32[N] for regression; or object[N] of strings.
-    """
-
-    texts: tuple[list[str], ...]
-    labels: np.ndarray
+    texts: tuple[list[str], ...]  # one list of N strings, or two for pairs
+    labels: np.ndarray  # int32[N]; float32[N] for regression; or object[N] of strings
 
 
 def read_examples(
@@ -216,10 +206,8 @@ def read_examples(
     check_texts(texts, text_columns, quote(table.path))
     if skipped:
         logger.warning('left out %d of %d rows, the first: %s', len(skipped), len(labels) + len(skipped), skipped[0])
-    return TextExamples(texts, np.asarray(labels, _DTYPES[type(labels[0])]))
-
-
-_DTYPES = {int: np.int32, float: np.float32, str: object}
+    dtype = {int: np.int32, float: np.float32, str: object}[type(labels[0])]
+    return TextExamples(texts, np.asarray(labels, dtype))
 
 
 def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]:

@@ -63,9 +63,6 @@ def convolve(
     Returns:
       [B, *S', F] of x's dtype.
 
-    Raises:
-      ValueError: if shapes do not fit each other or the plan does not exist.
-
     >>> x, kernels = jnp.ones((2, 5, 5, 3)), jnp.ones((4, 3, 3, 3, 8))
     >>> geometry = Geometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1))
     >>> convolve(x, Factors((3, 3, 3, 8), kernels), jnp.full((2, 4), .25), geometry).shape
@@ -128,11 +125,10 @@ def _check_arguments(x, factors, attention, geometry, plan, tap_weights):
     if x.ndim != len(factors.shape):
         raise ValueError(f'kernels {factors.shape} need x with {len(factors.shape)} axes, got {x.shape}')
     if x.shape[-1] != channels * geometry.groups or features % geometry.groups:
-        sizes = f'channels {x.shape[-1]} and features {features}'
-        raise ValueError(f'{sizes} do not fit kernels {factors.shape} in {geometry.groups} feature groups')
+        raise ValueError(f'channels {x.shape[-1]} and features {features} do not fit {factors.shape} and {geometry}')
     if attention.shape != (x.shape[0], num_kernels):
-        expected = f'[B, K] = ({x.shape[0]}, {num_kernels})'
-        raise ValueError(f'attention must be {expected} for x {x.shape}, got {attention.shape}')
+        expected = f'[B, K] = ({x.shape[0]}, {num_kernels}) for x {x.shape}'
+        raise ValueError(f'attention must be {expected}, got {attention.shape}')
 
 
 def _run_plan(x, kernels, attention, geometry, plan, precision, tap_weights=None):
@@ -147,15 +143,13 @@ def _run_plan(x, kernels, attention, geometry, plan, precision, tap_weights=None
 def _convolve_masked(x, factors, attention, geometry, plan, precision, tap_weights):
     """Convolve with the merged kernels of masked storage.
 
-    Plan `fused` merges sample by sample, so that neither K merged kernels nor their gradients exist. All others merge
-    first. So does a mask of floats, because its gradient is a score.
+    Plan `fused` merges sample by sample, so that neither K merged kernels nor their gradients exist.
     """
     mask, dynamic_scale, static_scale = factors.mask, factors.dynamic_scale, factors.static_scale
     run = functools.partial(_run_plan, geometry=geometry, precision=precision, tap_weights=tap_weights)
     name = plan if plan != 'auto' else choose_plan(x, factors.dynamic.shape[0], geometry, tap_weights is not None)
-    if mask.dtype != bool:
+    if mask.dtype != bool:  # its gradient is a score
         return run(x, factors.merge(), attention, plan=name)
-    # λd goes to the few weights of attention, as in `convolve`.
     if name != 'fused' or (plan == 'auto' and factors.static.size <= MOST_MERGED):
         divisor = jnp.maximum(dynamic_scale, LEAST_SCALE)
         static = scale_values(static_scale / divisor, factors.static)

@@ -28,15 +28,10 @@ BLOCK_SIZES = (128, 32)
 
 
 class Routing(NamedTuple):
-    """Experts of each token, with their weights.
+    """Experts of each token, with their weights, which sum to one. A token that is not valid has weight zero."""
 
-    Attributes:
-      experts: int32[N, k], best expert first; E throughout for a token that is not valid.
-      weights: float[N, k], at least float32. Each row sums to one, and is zero for a token that is not valid.
-    """
-
-    experts: jax.Array
-    weights: jax.Array
+    experts: jax.Array  # int32[N, k], best expert first; E throughout for a token that is not valid
+    weights: jax.Array  # float[N, k], at least float32
 
 
 def dense_gates(routing: Routing, num_experts: int) -> jax.Array:
@@ -73,21 +68,14 @@ class Dense(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...].
+    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...]."""
 
-    Attributes:
-      experts, weights: see `Routing`.
-      rows: int32[N, k], the row of each slot; M for a slot of a token that is not valid.
-      slots: int32[M], the slot n·k + s in each row; N·k in an empty row.
-      starts, counts: int32[E], first row of each expert, and number of its rows that hold a slot.
-    """
-
-    experts: jax.Array
+    experts: jax.Array  # as in `Routing`, and so are the weights
     weights: jax.Array
-    rows: jax.Array
-    slots: jax.Array
-    starts: jax.Array
-    counts: jax.Array
+    rows: jax.Array  # int32[N, k], the row of each slot; M for a slot of a token that is not valid
+    slots: jax.Array  # int32[M], the slot n·k + s in each row; N·k in an empty row
+    starts: jax.Array  # int32[E], first row of each expert
+    counts: jax.Array  # int32[E], number of its rows that hold a slot
     alignment = 1  # the first row of each expert is a multiple of it
 
     @classmethod
@@ -148,9 +136,8 @@ class Blocks(Ragged):
 
     def read_block(self, values: jax.Array, start: jax.Array, size: int, spread: bool) -> jax.Array:
         """Read rows start to start + size of `values`, which are tokens [N, C] if `spread`."""
-        if not spread:
-            return lax.dynamic_slice_in_dim(values, start, size)
-        return _read_tokens(values, lax.dynamic_slice_in_dim(self.slots, start, size), self.rows.shape)
+        rows = lax.dynamic_slice_in_dim(self.slots if spread else values, start, size)
+        return _read(values, rows // self.rows.shape[1]) if spread else rows
 
     def fold_blocks(self, function, expert: jax.Array, carry):
         """Fold `function(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
@@ -175,9 +162,9 @@ MIXTURE_PLANS = ('auto', *PLANS)
 def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
     """Choose a fast plan from shapes only, at trace time.
 
-    The plan is `dense` for a symbolic number N of tokens, and where padding would cost other plans as many rows.
-    Otherwise it is `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot
-    computes every expert for every token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
+    The plan is `dense` for a symbolic number of tokens, or if padding costs other plans as many rows. Otherwise it is
+    `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes every expert
+    for every token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
     """
     padded = Blocks.count_rows(num_tokens * num_selected, num_experts)
     if not isinstance(num_tokens, int) or num_tokens * num_experts <= padded:
@@ -203,24 +190,17 @@ def rank_slots(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Arr
     return ranks.reshape(experts.shape), passed[-1]
 
 
-def _read_tokens(x, slots, shape):
-    """Read the token of each slot, zero for an empty row: [N, C] and int32[M] -> [M, C]; `shape` is (N, k)."""
-    num_tokens, num_selected = shape
-    tokens = jnp.take(x, slots // num_selected, axis=0, mode='clip')
-    return jnp.where((slots < num_tokens * num_selected)[:, None], tokens, 0)
+def _read(values, indices):
+    """Read rows of values, zero for an index beyond the last."""
+    return jnp.take(values, indices, axis=0, mode='fill', fill_value=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _copy(values, rows, slots, spread):
     """Spread tokens, [N, C] -> [M, C], or sum the rows of each token, [M, F] -> [N, F]."""
     if spread:
-        return _read_tokens(values, slots, rows.shape)
-
-    def read(row):
-        taken = jnp.take(values, row, axis=0, mode='clip')
-        return jnp.where((row < values.shape[0])[:, None], taken, 0)
-
-    return functools.reduce(jnp.add, [read(rows[:, s]) for s in range(rows.shape[1])])
+        return _read(values, slots // rows.shape[1])
+    return functools.reduce(jnp.add, [_read(values, rows[:, s]) for s in range(rows.shape[1])])
 
 
 # Spreading and summing are each other's transposes. With that as the gradient, both directions are gathers; the derived
@@ -255,8 +235,7 @@ def _multiply(x, weights, layout, transposed, spread, combine):
 def _accumulate(left, right, layout, spread_left, spread_right):
     """Sum left·rightᵀ over the rows of each expert: [M, C], [M, F] -> [E, C, F], at least float32."""
     wide = jnp.promote_types(left.dtype, jnp.float32)
-    shape = (left.shape[1], right.shape[1])
-    num_experts = layout.starts.shape[0]
+    shape, num_experts = (left.shape[1], right.shape[1]), layout.starts.shape[0]
     *_, found, nothing = vary_together(left, right, jnp.zeros((num_experts, *shape), wide), jnp.zeros(shape, wide))
 
     def accumulate_expert(expert, found):
@@ -275,10 +254,8 @@ def _multiply_backward(transposed, spread, combine, saved, d_y):
     x, weights, layout = saved
     # Spreading is the transpose of combining, so each replaces the other in the gradient.
     d_x = _multiply(d_y, weights, layout, not transposed, combine, spread)
-    if transposed:
-        d_weights = _accumulate(d_y, x, layout, combine, spread)
-    else:
-        d_weights = _accumulate(x, d_y, layout, spread, combine)
+    sides = (d_y, x, layout, combine, spread) if transposed else (x, d_y, layout, spread, combine)
+    d_weights = _accumulate(*sides)
     return d_x, d_weights.astype(weights.dtype), None
 
 

@@ -14,25 +14,16 @@ class Factors(NamedTuple):
 
     Masked storage holds whole arrays and a mask. Compact storage holds live entries and the index of the dynamic ones.
     Along axis -3 the T taps are flattened in C order: compact arrays are `[K, D, C, F]` and `[T − D, C, F]`.
-
-    Attributes:
-      shape: shape of one factor.
-      dynamic: float[K, *shape]; in compact storage only the D dynamic entries along `axis`.
-      static: float[*shape]; in compact storage only the static entries. None if all positions are dynamic.
-      dynamic_scale, static_scale: λd and λs.
-      mask: bool or float gates that broadcast against `shape`; None in compact storage.
-      index: int32[D], ascending: the dynamic entries; None in masked storage.
-      axis: axis of the entries in compact storage: -1 outputs, -2 inputs, -3 taps.
     """
 
-    shape: tuple[int, ...]
-    dynamic: jax.Array
-    static: jax.Array | None = None
-    dynamic_scale: jax.Array | float = 1.0
-    static_scale: jax.Array | float = 1.0
-    mask: jax.Array | None = None
-    index: jax.Array | None = None
-    axis: int | None = None
+    shape: tuple[int, ...]  # of one factor
+    dynamic: jax.Array  # float[K, *shape]; in compact storage only the D dynamic entries along `axis`
+    static: jax.Array | None = None  # float[*shape], or only the static entries; None if all positions are dynamic
+    dynamic_scale: jax.Array | float = 1.0  # λd
+    static_scale: jax.Array | float = 1.0  # λs
+    mask: jax.Array | None = None  # bool or float gates that broadcast against `shape`; None in compact storage
+    index: jax.Array | None = None  # int32[D], ascending: the dynamic entries; None in masked storage
+    axis: int | None = None  # of the entries in compact storage: -1 outputs, -2 inputs, -3 taps
 
     @property
     def size(self) -> int:
@@ -89,7 +80,6 @@ def invert_index(index: jax.Array, size: int) -> jax.Array:
 # takes XLA on CPU many times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _take(values, index, size, axis):
-    del size
     return _read(values, index, axis)
 
 
@@ -149,14 +139,12 @@ def _read(values, places, axis):
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """Return float32, or the dtype itself if it is a wider float: the dtype in which sums are taken.
 
-    `jnp.promote_types` would refuse bfloat16 with float32 under `jax.numpy_dtype_promotion('strict')`.
-
     >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64)
     (dtype('float32'), dtype('float64'))
     """
-    dtype = jnp.dtype(dtype)
+    # Not `jnp.promote_types`, which strict promotion refuses.
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
-    return dtype if wide else jnp.dtype('float32')
+    return jnp.dtype(dtype if wide else 'float32')
 
 
 def vary_together(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -164,7 +152,7 @@ def vary_together(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     Inside shard_map a gradient must have the type of its argument. A hand-written gradient varies over all axes of all
     arguments. JAX's own differentiation of this function then sums it over the devices that share an argument.
-    XLA removes everything here, because the condition never holds.
     """
+    # XLA removes everything here, because the condition never holds.
     never = functools.reduce(jnp.logical_or, (jnp.any(array != array) for array in arrays)) & False
     return tuple(jnp.where(never, jnp.zeros((), array.dtype), array) for array in arrays)

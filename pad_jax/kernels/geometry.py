@@ -17,23 +17,14 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """A convolution without its numbers, hashable; every tuple has one entry for each spatial axis.
+    """A convolution without its numbers, hashable; every tuple has one entry for each spatial axis."""
 
-    Attributes:
-      kernel_size: taps of the kernel.
-      strides: distance between two windows.
-      padding: (before, after) in places of the dilated input; zeros are added, negative values crop.
-      input_dilation: distance between two values of the input; zeros lie between them.
-      kernel_dilation: distance between two taps of the kernel.
-      groups: feature groups; output group i sees only input group i.
-    """
-
-    kernel_size: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    input_dilation: tuple[int, ...]
-    kernel_dilation: tuple[int, ...]
-    groups: int = 1
+    kernel_size: tuple[int, ...]  # taps of the kernel
+    strides: tuple[int, ...]  # distance between two windows
+    padding: tuple[tuple[int, int], ...]  # (before, after) of the dilated input; adds zeros, negative values crop
+    input_dilation: tuple[int, ...]  # distance between two values of the input; zeros lie between them
+    kernel_dilation: tuple[int, ...]  # distance between two taps of the kernel
+    groups: int = 1  # feature groups; output group i sees only input group i
 
     @property
     def num_taps(self) -> int:

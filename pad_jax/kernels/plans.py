@@ -43,23 +43,14 @@ def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precisi
 
 
 class Kernels(NamedTuple):
-    """Kernels of all samples before they are mixed; taps are flattened.
+    """Kernels of all samples before they are mixed; taps are flattened."""
 
-    Attributes:
-      dynamic: [K, taps, c, F], in compact storage only the dynamic entries.
-      attention: [B, K].
-      tap_weights: [B, taps] or None.
-      static: [taps, c, F], in compact storage only the static entries; None without a static part.
-      mask: bool that broadcasts against [taps, c, F]; None in compact storage.
-      order: (index, places) for `put_entries` if entries must be where they belong, else None.
-    """
-
-    dynamic: jax.Array
-    attention: jax.Array
-    tap_weights: jax.Array | None = None
-    static: jax.Array | None = None
-    mask: jax.Array | None = None
-    order: tuple[jax.Array, jax.Array] | None = None
+    dynamic: jax.Array  # [K, taps, c, F], in compact storage only the dynamic entries
+    attention: jax.Array  # [B, K]
+    tap_weights: jax.Array | None = None  # [B, taps]
+    static: jax.Array | None = None  # [taps, c, F], in compact storage only the static entries
+    mask: jax.Array | None = None  # bool that broadcasts against [taps, c, F]; None in compact storage
+    order: tuple[jax.Array, jax.Array] | None = None  # (index, places) for `put_entries` if it is needed
 
     def join(self, mixed, static, tap_weights, axis):
         """Join both parts: mixed [(B,) taps, c, F] -> the kernel [(B,) taps, c, F] of a sample or of each."""
@@ -74,11 +65,6 @@ class Kernels(NamedTuple):
         if tap_weights is None:
             return mixed
         return mixed * tap_weights[..., None, None].astype(mixed.dtype)
-
-    def make_matrix(self, mixed, static, tap_weights, axis, groups):
-        """Join the parts of one sample: [taps, c, F] -> [taps·c, F], or [G, taps·c, F / G] with feature groups."""
-        kernel = self.join(mixed, static, tap_weights, axis)
-        return _split_groups(kernel.reshape(-1, kernel.shape[-1]), groups)
 
 
 def convolve_outputs(x, kernels, attention, geometry, precision):
@@ -138,7 +124,7 @@ def _fused_forward(x, kernels, axis, geometry, precision):
     def convolve_one(sample):
         image, row, weights = sample
         mixed = _mix_one(kernels.dynamic.astype(wide), row)
-        matrix = kernels.make_matrix(mixed, kernels.static, weights, axis, groups=1)
+        matrix = _split_groups(kernels.join(mixed, kernels.static, weights, axis), 1)
         return multiply(unfold(image[None], geometry)[0], matrix.astype(x.dtype)).astype(x.dtype)
 
     total = lax.map(convolve_one, (x, kernels.attention, kernels.tap_weights))
@@ -155,16 +141,17 @@ def _fused_backward(axis, geometry, precision, saved, cotangent):
     wide = at_least_float32(x.dtype)
     multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
     cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), cotangent.shape[-1])
+    split = functools.partial(_split_groups, groups=geometry.groups)
     # In the wide dtype, so that no gradient is rounded before it is summed.
     dynamic, static = jax.tree.map(lambda part: part.astype(wide), (kernels.dynamic, kernels.static))
 
     def pull_one(sums, sample):
         d_dynamic, d_static = sums
         image, row, weights, d_out = sample
-        d_out = _split_groups(d_out, geometry.groups)
-        rows, fold = jax.vjp(lambda image: _split_groups(unfold(image[None], geometry)[0], geometry.groups), image)
-        make = functools.partial(kernels.make_matrix, axis=axis, groups=geometry.groups)
-        matrix, unmake = jax.vjp(make, _mix_one(dynamic, row), static, weights)
+        d_out = split(d_out)
+        rows, fold = jax.vjp(lambda image: split(unfold(image[None], geometry)[0]), image)
+        parts = _mix_one(dynamic, row), static, weights
+        matrix, unmake = jax.vjp(lambda *parts: split(kernels.join(*parts, axis)), *parts)
         d_mixed, d_static_one, d_weights = unmake(multiply(jnp.swapaxes(rows, -1, -2), d_out))
         d_rows = multiply(d_out, jnp.swapaxes(matrix, -1, -2).astype(x.dtype))
         (d_image,) = fold(d_rows.astype(x.dtype))
@@ -191,11 +178,10 @@ def _mix_one(kernels, row):
     return sum(kernels[k] * row[k].astype(kernels.dtype) for k in range(kernels.shape[0]))
 
 
-def _split_groups(matrix, groups):
-    """[rows, G·f] -> [G, rows, f]; a matrix without groups stays as it is."""
-    if groups == 1:
-        return matrix
-    return jnp.moveaxis(matrix.reshape(matrix.shape[0], groups, matrix.shape[1] // groups), 1, 0)
+def _split_groups(values, groups):
+    """Make a matrix [rows, G·f] of [..., G·f], and split it into [G, rows, f] if there are feature groups."""
+    matrix = values.reshape(-1, values.shape[-1])
+    return matrix if groups == 1 else jnp.moveaxis(matrix.reshape(-1, groups, matrix.shape[1] // groups), 1, 0)
 
 
 def flatten_taps(kernels):
@@ -204,7 +190,7 @@ def flatten_taps(kernels):
 
 
 def tap_windows(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
-    """Return the values of [B, *S, C] that each tap reads, [B, P, C] each, in C order of the kernel's spatial axes."""
+    """Slice x [B, *S, C] into values [B, P, C] for each tap, in C order of the taps."""
     size = geometry.output_size(x.shape[1:-1])
     pads = ((*pad, dilation - 1) for pad, dilation in zip(geometry.padding, geometry.input_dilation))
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])

@@ -45,17 +45,11 @@ LAYER_MODULES = {
 
 
 class Loaded(NamedTuple):
-    """Result of `load_pretrained`.
+    """Result of `load_pretrained`."""
 
-    Attributes:
-      params: with the structure of the initial params.
-      fresh: modules of `HEADS` that the file lacks. They keep their initial values.
-      skipped: tensors of the file that the encoder does not use.
-    """
-
-    params: PyTree
-    fresh: tuple[str, ...]
-    skipped: tuple[str, ...]
+    params: PyTree  # with the structure of the initial params
+    fresh: tuple[str, ...]  # modules of `HEADS` that the file lacks; they keep their initial values
+    skipped: tuple[str, ...]  # tensors of the file that the encoder does not use
 
 
 def load_pretrained(

@@ -25,17 +25,11 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runni
 
 
 class LoadedNetwork(NamedTuple):
-    """Result of `load_torchvision`.
+    """Result of `load_torchvision`."""
 
-    Attributes:
-      params: with the structure of the initial params.
-      batch_stats: running statistics.
-      notes: one line if the classifier keeps its initial values, with the reason; otherwise empty.
-    """
-
-    params: PyTree
+    params: PyTree  # with the structure of the initial params
     batch_stats: PyTree
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # one line if the classifier keeps its initial values, with the reason; otherwise empty
 
 
 def load_torchvision(

@@ -52,7 +52,7 @@ def dense_shapes(params: Mapping[str, PyTree], records: Records) -> dict[str, Py
     """Return the shapes of the dense encoder that `params` can be upcycled from, as jax.ShapeDtypeStructs."""
 
     def shape(params, records):
-        if _has_networks(records):
+        if records.keys() == {'experts'}:
             (record,) = records['experts'].values()
             up, bias, down = split_neurons(params['experts'][record.factors][0])
             return {'up': {'kernel': up, 'bias': bias}, 'down': {'kernel': down.T, 'bias': down[:, 0]}}
@@ -66,20 +66,15 @@ def dense_shapes(params: Mapping[str, PyTree], records: Records) -> dict[str, Py
     return jax.eval_shape(lambda params: shape(params, records), dict(params))
 
 
-def _has_networks(records) -> bool:
-    """Return True for the feed-forward part of an encoder whose experts are whole networks."""
-    return records.keys() == {'experts'}
-
-
 def _is_of_layer(node) -> bool:
-    """Return True for a record of the layer itself, or for those of a module that generates one of its parameters."""
+    """Return True for a record of the layer, or for records of a module that generates one of its parameters."""
     if isinstance(node, PartialParameter):
         return True
     return any(isinstance(below, PartialParameter) and below.layer == '..' for below in node.values())
 
 
 def _fill(static, params, records, path):
-    if _has_networks(records):
+    if records.keys() == {'experts'}:  # whole networks in place of two linears
         (record,) = records['experts'].values()
         up, down = static['up'], static['down']
         neurons = join_neurons(up['kernel'], up['bias'], jnp.transpose(down['kernel']))

@@ -4,9 +4,8 @@ The order is total. A higher score comes first; of equal scores the lower flat i
 jax.tree.leaves, then row-major). NaN never enters. The selection keeps the longest prefix of that order whose positions
 fit the target. So at granularity `element` it keeps exactly the target, and with groups never more.
 
-Nothing is sorted. Two bounds are found bit by bit, by counting: the lowest kept score, as an order-preserving integer
-key, and the end of the gates that tie with it. That is linear in the number of positions. The target is traced, so one
-compilation serves all rounds.
+Nothing is sorted. The score of the last kept gate is found bit by bit, by counting, over order-preserving integer keys.
+That is linear in the number of positions. The target is traced, so one compilation serves all rounds.
 """
 
 import functools
@@ -102,15 +101,13 @@ def _select(scores, masks, target, sizes):
         target = target // sizes[0]
     else:
         weights = jnp.concatenate([jnp.full(length, size) for length, size in zip(lengths, sizes, strict=True)])
-    key = jax.lax.optimization_barrier(_order_preserving_key(score, mask))
-    threshold = _find_largest(lambda bound: _weigh(key >= bound, weights) >= target)
-    better, tied = key > threshold, (key == threshold) & (threshold > 0)
-    remaining = target - _weigh(better, weights)
+    threshold, remaining = _find_threshold(score, mask, weights, target)
+    key = _recomputed_key(score, mask, threshold)
+    tied = (key == threshold) & (threshold > 0)
     # The prefix ends at the first tied gate that doesn't fit: smaller ones behind it stay out too.
-    index = jnp.arange(key.size, dtype=jnp.uint32)
-    end = _find_largest(lambda bound: _weigh(tied & (index < bound), weights) <= remaining)
-    kept = better | (tied & (index < end))
-    ends = itertools.accumulate(lengths)
+    end = _first_beyond(remaining, tied, weights)
+    kept = (key > threshold) | (tied & (jnp.arange(key.size) < end))
+    ends = list(itertools.accumulate(lengths))
     return tuple(kept[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, masks, strict=True))
 
 
@@ -125,22 +122,77 @@ def _order_preserving_key(score, mask):
     return jnp.where(jnp.isnan(score) | ~mask, jnp.uint32(0), key)
 
 
-def _find_largest(holds):
-    """Return the largest uint32 for which `holds` is True, bit by bit; it holds below each number for which it does."""
+def _recomputed_key(score, mask, after):
+    """Compute the keys again, behind a barrier: that is cheaper than writing and reading four bytes a gate."""
+    score, mask, _ = jax.lax.optimization_barrier((score, mask, after))
+    return _order_preserving_key(score, mask)
+
+
+def _find_threshold(score, mask, weights, target):
+    """Return the threshold t, and the target minus the weight of the gates with key > t.
+
+    t is the largest uint32 such that the gates with key >= t weigh at least `target`. It is found a byte at a time,
+    highest first. Keys that share the bytes found so far compete for the next byte. So each count streams one byte
+    a key.
+    """
+    threshold, remaining = jnp.uint32(0), target
+    for shift in (24, 16, 8, 0):
+        key = _recomputed_key(score, mask, threshold)
+        # Keys that start with other bytes count as 0, which no candidate below and no `digit > found` ever takes.
+        digit = jnp.where(((key ^ threshold) >> shift) < 256, key >> shift, jnp.uint32(0)).astype(jnp.uint8)
+        found = _find_digit(digit, weights, remaining)
+        remaining -= jnp.sum(_weigh_rows(digit > found, weights))
+        threshold |= found.astype(jnp.uint32) << shift
+    return threshold, remaining
+
+
+def _find_digit(digit, weights, target):
+    """Return the largest uint8 d such that the gates with digit >= d weigh at least `target`, or 0: bit by bit."""
+
+    def weight_from(byte):
+        return jnp.sum(_weigh_rows(digit >= byte, weights))
 
     def set_bit(step, found):
-        candidate = found | (jnp.uint32(1 << 31) >> jnp.asarray(step, jnp.uint32))
-        return jnp.where(holds(candidate), candidate, found)
+        candidate = found | (jnp.uint8(128) >> jnp.asarray(step, jnp.uint8))
+        return jnp.where(weight_from(candidate) >= target, candidate, found)
 
-    # A zero that varies over mapped axes as `holds` does: inside shard_map that is part of the type of the carry.
-    zero = (holds(jnp.uint32(0)) & False).astype(jnp.uint32)
-    return jax.lax.fori_loop(0, 32, set_bit, zero)
+    # A zero that varies over mapped axes as the weights do: inside shard_map that is part of the type of the carry.
+    nothing = (0 * (weight_from(jnp.uint8(255)) + target)).astype(jnp.uint8)
+    return jax.lax.fori_loop(0, 8, set_bit, nothing)
 
 
-def _weigh(flags, weights):
-    """Return the weight of the True entries of bool[n], or their number without weights."""
+def _in_rows(values):
+    return jnp.pad(values, (0, -values.size % _ROW)).reshape(-1, _ROW)
+
+
+def _weigh_rows(flags, weights):
+    """Return int32[ceil(n / _ROW)]: the weight of the True entries in each row of bool[n], or their number."""
+    if weights is None:  # byte sums vectorise ten times better than int32 ones
+        return jnp.sum(_in_rows(flags), axis=1, dtype=jnp.uint8).astype(jnp.int32)
+    return jnp.sum(_in_rows(jnp.where(flags, weights, 0)), axis=1)
+
+
+def _first_beyond(limit, flags, weights):
+    """Return the first index of bool[n] at which the running weight of True entries exceeds `limit`; n or more without.
+
+    It is narrowed from blocks of rows to a row to an entry, so no running sum is long.
+    """
+    rows = _weigh_rows(flags, weights)
+    blocks = _in_rows(rows)
+    block, limit, any_block = _bin_beyond(limit, jnp.sum(blocks, axis=1))
+    row, limit, _ = _bin_beyond(limit, jax.lax.dynamic_index_in_dim(blocks, block, keepdims=False))
+    start = (block * _ROW + row) * _ROW
+    places = start + jnp.arange(_ROW)
+    entries = flags.at[places].get(mode='fill', fill_value=False).astype(jnp.int32)
     if weights is not None:
-        return jnp.sum(jnp.where(flags, weights, 0))
-    # In rows, whose sums of bytes vectorise ten times better than sums of int32.
-    rows = jnp.pad(flags, (0, -flags.size % _ROW)).reshape(-1, _ROW)
-    return jnp.sum(jnp.sum(rows, axis=1, dtype=jnp.uint8).astype(jnp.int32))
+        entries *= weights.at[places].get(mode='fill', fill_value=0)
+    entry, _, _ = _bin_beyond(limit, entries)
+    return jnp.where(any_block, start + entry, flags.size)
+
+
+def _bin_beyond(limit, weights):
+    """Return (first bin where the running weight exceeds `limit`, rest of `limit` before it, True if it exists)."""
+    ends = jnp.cumsum(weights)
+    beyond = ends > limit
+    index = jnp.argmax(beyond)
+    return index, limit - (ends[index] - weights[index]), beyond[-1]

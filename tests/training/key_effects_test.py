@@ -85,7 +85,6 @@ BOTH = {
     'partition.handoff': ('mean', typed, {'partition.handoff': 'independent'}),
     'partition.scales': ('none', typed, {}),
     'partition.prune': (True, typed, {'partition.handoff': 'independent'}),
-    'partition.compact': (True, typed, {}),
     'partition.keep_dynamic': ('conv1', typed, {}),
     'partition.keep_static': ('conv1', typed, {}),
     'optim.name': ('sgd', typed, {'optim.name': 'adamw'}),
@@ -155,7 +154,7 @@ TEXTS = BOTH | {
 }
 # Observed together in one run.
 OF_A_RUN = {'train.eval_every_steps', 'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_checkpoints'}
-OF_A_RUN |= {'parallel', 'debug'}
+OF_A_RUN |= {'parallel', 'debug', 'partition.compact'}
 
 
 def test_the_tables_have_every_key():
@@ -218,15 +217,17 @@ def test_keys_of_a_run_have_an_effect(monkeypatch, tmp_path, finished_run):
     finish = trainer.Run.finish
 
     def watch(run, signals):
-        seen.append((run.replicas.strategy, jax.config.jax_debug_nans))
-        return finish(run, signals)
+        result = finish(run, signals)
+        is_compact = not jax.tree.leaves(run.state.masks)
+        seen.append((run.replicas.strategy, jax.config.jax_debug_nans, is_compact))
+        return result
 
     monkeypatch.setattr(trainer.Run, 'finish', watch)
     every = {'log': 4, 'eval': 2, 'checkpoint': 1}
     changes = {f'train__{name}_every_steps': steps for name, steps in every.items()} | {'train__keep_checkpoints': 3}
-    config = small_config(**IN_ROUNDS, **changes, parallel='shard_map', debug=True)
+    config = small_config(**IN_ROUNDS, **changes, partition__compact=True, parallel='shard_map', debug=True)
     trainer.train(config, tmp_path / 'run', devices=one_device())
-    assert seen == [('shard_map', True)]
+    assert seen == [('shard_map', True, True)]
     found = [
         (
             [row['step'] for row in read_metrics(workdir) if row['split'] == 'train'],

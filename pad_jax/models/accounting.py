@@ -63,12 +63,10 @@ def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
     dynamic_positions = sum(layer.dynamic_positions for layer in layers)
     dynamic = sum(layer.num_factors * layer.dynamic_positions for layer in layers)
     static = sum(layer.positions - layer.dynamic_positions for layer in layers if not layer.is_pruned)
-    other = sum(layer.other_parameters for layer in layers)
+    kinds = {'static': static, 'dynamic': dynamic, 'other': sum(layer.other_parameters for layer in layers)}
     return {
-        'parameters': static + dynamic + other,
-        'static_parameters': static,
-        'dynamic_parameters': dynamic,
-        'other_parameters': other,
+        'parameters': sum(kinds.values()),
+        **{f'{kind}_parameters': number for kind, number in kinds.items()},
         'positions': positions,
         'dynamic_positions': dynamic_positions,
         'dynamic_fraction': dynamic_positions / positions if positions else 0.0,

@@ -11,9 +11,9 @@ import contextlib
 import errno
 import gc
 import hashlib
-import io
 import itertools
 import json
+import logging
 import re
 import shutil
 import sys
@@ -265,19 +265,29 @@ def _check_fits(where: Path, stored: dict[str, str], wanted: dict[str, str]) -> 
 
 @contextlib.contextmanager
 def _quiet_when_failing() -> Iterator[None]:
-    """Drop what orbax prints if the block raises: of its writer threads one raises, and each prints a traceback."""
-    before, printed = set(threading.enumerate()), io.StringIO()
-    with contextlib.redirect_stderr(printed):
-        try:
-            yield
-        except Exception as error:
-            for thread in set(threading.enumerate()) - before:
-                thread.join(SECONDS_FOR_OTHERS)
-            # Results that are never asked for complain when they are freed, so free them here.
-            traceback.clear_frames(error.__traceback__)
-            gc.collect()
-            raise
-    sys.stderr.write(printed.getvalue())
+    """Silence the other writer threads of orbax when one fails: it raises one error, and each prints a traceback."""
+    before, in_threads, elsewhere = set(threading.enumerate()), threading.excepthook, sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+    threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda found: None if 'Event loop is closed' in str(found.exc_value) else elsewhere(found)
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    except Exception as error:
+        for thread in set(threading.enumerate()) - before:
+            thread.join(SECONDS_FOR_OTHERS)
+        # Results that are never asked for complain when they are freed, so free them here. Writes that end later still
+        # find the loggers and sys.unraisablehook silent.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
+    else:
+        sys.unraisablehook = elsewhere
+        for logger in loggers:
+            logger.disabled = False
+    finally:
+        threading.excepthook = in_threads
 
 
 def _first_words(error: Exception) -> str:

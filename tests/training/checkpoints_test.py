@@ -262,7 +262,6 @@ def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatc
     assert [path.name for path in folder.iterdir()] == ['9']
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_writes_that_fail_leave_one_error_and_no_traceback(two_checkpoints, tmp_path, state, capfd):
     """Here all writer threads of orbax fail, because no file may be larger than 300 bytes."""
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from pad_jax.errors import BadInput
@@ -11,6 +10,7 @@ from pad_jax.reports.demo import compare_networks, run_demo
 from pad_jax.reports.runs import read_network
 from pad_jax.reports.tables import print_table
 from tests.reports.miniature_runs import cells, write_run
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, ROOT, SMALL
 
 CONFIGS = ROOT / 'configs'
@@ -21,9 +21,8 @@ OVERRIDES = [f'{name}={value}' for name, value in (SMALL | SHORT).items()]
 @pytest.fixture
 def quick_compilation():
     """Compile quickly, because there are few steps."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+    with compiled_quickly():
+        yield
 
 
 @pytest.mark.usefixtures('quick_compilation')

@@ -185,7 +185,7 @@ def _convolve_joined(x, factors, attention, geometry, plan, precision, tap_weigh
 def _convolve_apart(x, factors, attention, geometry, plan, precision):
     """Join a static convolution and a dynamic one, each with its own outputs or inputs.
 
-    Taps, and entries of feature groups, stay in whole kernels with zeros: then nothing is saved.
+    Taps and entries of feature groups stay in whole kernels, padded with zeros. For them this strategy saves no work.
     """
     dynamic, static, rows = factors.dynamic, factors.static, [x, x]
     if factors.axis == -3 or geometry.groups > 1:

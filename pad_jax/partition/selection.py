@@ -112,7 +112,7 @@ def _select(scores, masks, target, sizes):
 
 
 def _order_preserving_key(score, mask):
-    """Return uint32[n] that sorts like the float32 scores; 0, the key of no number, if a gate cannot be kept.
+    """Return uint32[n] that sorts like the float32 scores. Gates that cannot be kept get 0, below every other key.
 
     −0.0, whose only bit is the sign, gets the key of 0.0. (XLA would simplify an addition of 0.0 away.)
     """

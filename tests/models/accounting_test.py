@@ -147,11 +147,12 @@ def test_parameters_are_those_of_arrays(name, granularity):
     assert sum(layer.compact_parameters for layer in found) == arrays - copies
 
 
-@pytest.mark.parametrize('granularity', ['element', 'output', 'input', 'layer'])
-@pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
+LAYERS = [(name, kind) for name in (*CONVS, 'linear', 'ffn') for kind in ('element', 'output', 'input', 'layer')]
+LAYERS.remove(('ffn', 'input'))  # neurons have no such granularity
+
+
+@pytest.mark.parametrize('name, granularity', LAYERS)
 def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
-    if (name, granularity) == ('ffn', 'input'):
-        pytest.skip('neurons have no granularity input')
     if name in CONVS:
         model, x = CONVS[name](8, (3, 3), granularity=granularity), IMAGE
     else:

@@ -130,52 +130,39 @@ def both_views(data):
     return decode(data, 16, EXACT), decode(data, 16, EXACT, words)
 
 
-def assert_two_colours(view, left=RED, right=BLUE, tolerance=12):
-    assert abs(view[:, :6].astype(int) - left).max() <= tolerance
-    assert abs(view[:, -6:].astype(int) - right).max() <= tolerance
+def turned(orientation):
+    notes = Image.Exif()
+    notes[ExifTags.Base.Orientation] = orientation
+    return notes
+
+
+# Rec. 601: 0.299 · 200 + 0.587 · 30 + 0.114 · 40 = 82 and 0.299 · 20 + 0.587 · 60 + 0.114 · 220 = 66.
+GREYS = (82,) * 3, (66,) * 3
 
 
 @pytest.mark.parametrize(
-    'mode, format',
+    'content, expected',
     [
-        (lambda image: image.convert('CMYK'), 'JPEG'),
-        (lambda image: image.quantize(16), 'PNG'),
-        (lambda image: image.convert('RGBA'), 'PNG'),
-        (lambda image: image, 'PNG'),
-        (lambda image: image, 'WEBP'),
-        (lambda image: image, 'BMP'),
+        (encode(two_colours().convert('CMYK')), (RED, BLUE)),
+        (encode(two_colours().convert('L')), GREYS),
+        (encode(two_colours().quantize(16), 'PNG'), (RED, BLUE)),
+        (encode(two_colours().convert('RGBA'), 'PNG'), (RED, BLUE)),
+        *((encode(two_colours(), format), (RED, BLUE)) for format in ('PNG', 'WEBP', 'BMP')),
+        (encode(two_colours(), exif=b'Exif\0\0no notes'), (RED, BLUE)),
+        (encode(two_colours(), exif=turned(3)), (BLUE, RED)),  # held upside down
     ],
-    ids=['cmyk', 'palette', 'transparent', 'png', 'webp', 'bmp'],
+    ids=['cmyk', 'grey', 'palette', 'transparent', 'png', 'webp', 'bmp', 'damaged notes', 'turned'],
 )
-def test_every_content_becomes_rgb(mode, format):
-    for view in both_views(encode(mode(two_colours()), format)):
-        assert_two_colours(view)
-
-
-def test_grey_becomes_rgb():
-    # Rec. 601: 0.299 · 200 + 0.587 · 30 + 0.114 · 40 = 82 and 0.299 · 20 + 0.587 · 60 + 0.114 · 220 = 66.
-    for view in both_views(encode(two_colours().convert('L'))):
-        assert_two_colours(view, (82,) * 3, (66,) * 3)
-
-
-def test_it_lies_the_way_its_camera_says():
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 3  # held upside down
-    for view in both_views(encode(two_colours(), exif=turned)):
-        assert_two_colours(view, BLUE, RED)
-
-
-def test_damaged_notes_of_a_camera_leave_the_picture():
-    for view in both_views(encode(two_colours(), exif=b'Exif\0\0no notes')):
-        assert_two_colours(view)
+def test_every_content_becomes_upright_rgb(content, expected):
+    for view in both_views(content):
+        for side, colour in zip((view[:, :6], view[:, -6:]), expected):
+            assert abs(side.astype(int) - colour).max() <= 12
 
 
 def test_parts_are_chosen_of_the_upright_photo():
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6  # to be turned by 90° clockwise
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 30, 3), np.uint8))
-    stored = image.transpose(Image.Transpose.ROTATE_90)
-    found = decode(encode(stored, 'PNG', exif=turned), 16, EXACT, draw_part())
+    stored = image.transpose(Image.Transpose.ROTATE_90)  # to be turned by 90° clockwise
+    found = decode(encode(stored, 'PNG', exif=turned(6)), 16, EXACT, draw_part())
     np.testing.assert_array_equal(found, decode(encode(image, 'PNG'), 16, EXACT, draw_part()))
 
 

@@ -42,17 +42,7 @@ TEST_HEADERS = {
     )
     for task, header in HEADERS.items()
 } | {'cola': 'index\tsentence', 'sst2': 'index\tsentence', 'qqp': 'id\tquestion1\tquestion2'}
-FOLDERS = {
-    'cola': 'CoLA',
-    'sst2': 'SST-2',
-    'mrpc': 'MRPC',
-    'stsb': 'STS-B',
-    'qqp': 'QQP',
-    'mnli': 'MNLI',
-    'qnli': 'QNLI',
-    'rte': 'RTE',
-    'wnli': 'WNLI',
-}
+FOLDERS = dict(zip(TASKS, ('CoLA', 'SST-2', 'MRPC', 'STS-B', 'QQP', 'MNLI', 'QNLI', 'RTE', 'WNLI')))
 TEXTS = {
     'cola': ('sentence',),
     'sst2': ('sentence',),

@@ -20,7 +20,6 @@ from pad_jax.data.glue import (
     read_split,
     write_predictions,
 )
-from pad_jax.data.metrics import METRICS, choose_predictions
 from pad_jax.data.tables import open_table, read_unlabelled
 from pad_jax.data.tokenization import open_vocabulary
 from pad_jax.errors import BadInput
@@ -69,12 +68,7 @@ def test_tasks_agree_with_tfds():
             assert task.label_column == config.label_column
 
 
-def test_every_task_is_complete():
-    for task in GLUE_TASKS.values():
-        assert len(task.class_names) == len(task.file_labels)
-        assert bool(task.class_names) == (task.label_range is None)
-        assert set(task.metrics) <= METRICS.keys()
-        assert len(task.features) == len(task.text_columns) in (1, 2)
+def test_submissions_have_the_names_of_the_benchmark():
     files = [split.submission for task in GLUE_TASKS.values() for split in task.eval_splits]
     names = ['CoLA', 'SST-2', 'MRPC', 'STS-B', 'QQP', 'MNLI-m', 'MNLI-mm', 'QNLI', 'RTE', 'WNLI']
     assert files == [f'{name}.tsv' for name in names]
@@ -254,16 +248,6 @@ def test_a_path_without_the_data_is_refused_with_what_to_do(tmp_path, data_dir, 
 def read(path):
     table = open_table(path)
     return table.columns, [fields for _, fields, _ in table.read_rows(table.columns)]
-
-
-@pytest.mark.parametrize('name', [name for name in GLUE_TASKS if name != 'stsb'])
-def test_submissions_read_back_as_the_predictions(tmp_path, name):
-    task, path = GLUE_TASKS[name], tmp_path / 'out.tsv'
-    logits = np.random.default_rng(0).normal(size=(2, len(task.class_names)))
-    write_predictions(path, task.class_names, ['7', '8'], logits, task)
-    columns, rows = read(path)
-    assert (columns, [row[0] for row in rows]) == (('index', 'prediction'), ['7', '8'])
-    np.testing.assert_array_equal([task.file_labels.index(row[1]) for row in rows], choose_predictions(logits))
 
 
 def test_golden_submissions(tmp_path):

@@ -19,24 +19,22 @@ GUESSES = np.array([1.0, 3.0, 2.0, 6.0])
 
 
 @pytest.mark.parametrize(
-    'name, expected',
+    'name, pair, expected',
     [
-        ('accuracy', 7 / 10),
+        ('accuracy', (LABELS, CHOSEN), 7 / 10),
         # 2 · 2 / (2 · 2 + 2 + 1)
-        ('f1', 4 / 7),
+        ('f1', (LABELS, CHOSEN), 4 / 7),
         # (2 · 5 − 1 · 2) / √((2 + 1)(2 + 2)(5 + 1)(5 + 2))
-        ('matthews', 8 / math.sqrt(3 * 4 * 6 * 7)),
+        ('matthews', (LABELS, CHOSEN), 8 / math.sqrt(3 * 4 * 6 * 7)),
+        # Deviations of the labels −1.5, −0.5, 0.5, 1.5 and of the guesses −2, 0, −1, 3: products sum to 7, squares
+        # to 5 and 14.
+        ('pearson', (NUMBERS, GUESSES), 7 / math.sqrt(5 * 14)),
+        # Ranks 1, 2, 3, 4 against 1, 3, 2, 4: 1 − 6 · (0 + 1 + 1 + 0) / (4 · 15).
+        ('spearman', (NUMBERS, GUESSES), 0.8),
     ],
 )
-def test_golden_values_of_classes(name, expected):
-    assert METRICS[name](LABELS, CHOSEN) == pytest.approx(expected, abs=1e-12)
-
-
-def test_golden_values_of_numbers():
-    # Deviations of the labels −1.5, −0.5, 0.5, 1.5 and of the guesses −2, 0, −1, 3: products sum to 7, squares to
-    # 5 and 14. Ranks 1, 2, 3, 4 against 1, 3, 2, 4: 1 − 6 · (0 + 1 + 1 + 0) / (4 · 15).
-    assert METRICS['pearson'](NUMBERS, GUESSES) == pytest.approx(7 / math.sqrt(5 * 14), abs=1e-12)
-    assert METRICS['spearman'](NUMBERS, GUESSES) == pytest.approx(0.8, abs=1e-12)
+def test_golden_values(name, pair, expected):
+    assert METRICS[name](*pair) == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=30)

@@ -1,7 +1,3 @@
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,25 +39,6 @@ def test_order_is_pure_and_needs_no_history():
         np.testing.assert_array_equal(Order(100, seed=1).indices(step, 32), forward[step])
 
 
-def test_threads_that_come_to_an_epoch_together_compute_it_once(monkeypatch):
-    epochs, together = [], threading.Barrier(8, timeout=10)
-
-    def draw_slowly(seed, epoch, use, count):
-        epochs.append(epoch)
-        time.sleep(0.05)
-        return draw_bits(seed, epoch, use, count)
-
-    def come(position):
-        together.wait()
-        return int(Order(100, seed=17).indices(position, 1)[0])
-
-    monkeypatch.setattr(ordering, 'draw_bits', draw_slowly)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(come, range(100, 108)))
-    assert epochs == [1]
-    assert found == Order(100, seed=17).indices(1, 100)[:8].tolist()
-
-
 def test_golden_order():
     # Fixed for good: a run that resumes under another version of numpy or of this package continues as it began
     np.testing.assert_array_equal(Order(10, seed=0).indices(0, 12), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7, 5, 3])
@@ -93,13 +70,10 @@ def test_permutations_are_uniform_enough():
     assert abs(counts - 750).max() < 6 * 23.7
 
 
-@pytest.mark.parametrize('seed', [-1, 2**64])
-def test_refuses_a_seed_out_of_range(seed):
-    with pytest.raises(BadInput, match=rf'seed must be in \[0, 2\*\*64\), got {seed}'):
-        Order(4, seed)
-
-
 def test_refuses_what_has_no_order():
+    for seed in (-1, 2**64):
+        with pytest.raises(BadInput, match=rf'seed must be in \[0, 2\*\*64\), got {seed}'):
+            Order(4, seed)
     with pytest.raises(BadInput, match='num_examples must be at least 1, got 0'):
         Order(0, seed=0)
     with pytest.raises(ValueError, match='got -1 and 4'):

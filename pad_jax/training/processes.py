@@ -10,13 +10,10 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,8 +27,6 @@ from pad_jax.partition import PartitionError
 AUTO = 'auto'
 HEARTBEAT_SECONDS = 100
 """Seconds without a sign of life after which a process is given up, and the others with it."""
-SECONDS_TO_APPEAR = 60
-"""Seconds until a network file system must show a new file to other machines."""
 _LOST = re.compile(
     r'Gloo [\w-]+ failed: .*(Connection (reset|closed) by peer|Broken pipe)'
     r'|NCCL .* failed: remote process exited or there was a network error',
@@ -63,11 +58,24 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
       BadInput: flags do not go together, or `auto` finds no cluster.
       SystemExit: 2, after one line, if the others have not come within `join_seconds`.
     """
-    _check_flags(coordinator, num_processes, process_id, join_seconds)
+    needs = '--coordinator must be auto, or HOST:PORT with --num-processes=N and --process-id from 0 to N - 1'
+    if coordinator in (None, AUTO):
+        address, is_sound = None, num_processes is process_id is None
+    else:
+        address, (host, _, port) = coordinator, coordinator.rpartition(':')
+        is_sound = host and port.isdecimal() and 0 < int(port) < 2**16
+        is_sound = is_sound and None not in (num_processes, process_id) and 0 <= process_id < num_processes
+    if not is_sound:
+        raise BadInput(f'{needs}; got {coordinator}, {num_processes} and {process_id}')
     if coordinator is None:
         return
-    address = None if coordinator == AUTO else coordinator
-    # JAX's own time-out aborts the process with a page of C++; a thread reports it in one line before.
+    # Where JAX would abort with a page of C++, a line is written before: here and by a thread.
+    try:
+        if address and process_id == 0:
+            socket.create_server(('', int(port))).close()
+    except OSError as error:
+        why = os.strerror(error.errno)
+        raise BadInput(f'process 0 cannot listen on port {port} of --coordinator={coordinator}: {why}') from error
     timer = threading.Timer(join_seconds, _give_up, (join_seconds, coordinator))
     timer.daemon = True
     timer.start()
@@ -77,41 +85,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             num_processes,
             process_id,
             cluster_detection_method='deactivate' if address else None,
-            initialization_timeout=2 * join_seconds + 60,
+            initialization_timeout=2 * max(join_seconds, 0) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         if address:
             raise
-        raise BadInput(
-            f'--coordinator=auto finds no TPU pod, Slurm or Open MPI to ask ({error}). Give --coordinator=HOST:PORT, '
-            '--num-processes and --process-id'
-        ) from error
+        raise BadInput(f'--coordinator=auto finds no TPU pod, Slurm or Open MPI to ask ({error}): {needs}') from error
     finally:
         timer.cancel()
-
-
-def _check_flags(coordinator, num_processes, process_id, join_seconds):
-    if join_seconds < 1:
-        raise BadInput(f'--join-seconds must be at least 1, got {join_seconds}')
-    if coordinator in (None, AUTO):
-        if num_processes is not None or process_id is not None:
-            raise BadInput('--num-processes and --process-id need --coordinator=HOST:PORT')
-        return
-    host, _, port = coordinator.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise BadInput(f'--coordinator must be HOST:PORT or auto, got {coordinator!r}')
-    if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
-        raise BadInput(
-            f'--coordinator={coordinator} needs --num-processes=N and --process-id from 0 to N - 1, got '
-            f'{num_processes} and {process_id}'
-        )
-    try:
-        if process_id == 0:  # JAX would abort
-            socket.create_server(('', int(port))).close()
-    except OSError as error:
-        why = os.strerror(error.errno)
-        raise BadInput(f'process 0 cannot listen on port {port} of --coordinator={coordinator}: {why}') from error
 
 
 def _give_up(seconds: int, coordinator: str) -> None:
@@ -187,7 +169,7 @@ def all_or_none() -> Iterator[None]:
     """Make bad input in the `with` block of one process that of all. All processes must reach its end.
 
     Raises:
-      AgreedProblem: on every process, naming the processes that had it unless all had the same.
+      AgreedProblem: on every process, naming the first process of each problem unless all have the same.
     """
     if jax.process_count() == 1:
         yield
@@ -199,8 +181,8 @@ def all_or_none() -> Iterator[None]:
         problem = str(error)
     problems = gather(problem)
     if len(set(problems)) > 1:
-        others = {line: ' and others' * (problems.count(line) > 1) for line in problems if line}
-        problem = '; '.join(f'on process {problems.index(line)}{more}: {line}' for line, more in others.items())
+        different = filter(None, dict.fromkeys(problems))
+        problem = '; '.join(f'on process {problems.index(line)}: {line}' for line in different)
     if problem:
         raise AgreedProblem(problem)
 
@@ -209,61 +191,14 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     """Refuse processes that differ in JSON values which must be the same. All processes must call it.
 
     Raises:
-      AgreedProblem: naming each key that differs, with the value of process 0 and the first other one.
+      AgreedProblem: naming each key that differs between process 0 and the first other one, with both values.
     """
-    found, problems = gather(dict(values)), []
-    for key in sorted(set().union(*found)):
-        column = [values.get(key, 'missing') for values in found]
-        differing = [process for process, value in enumerate(column) if value != column[0]]
-        for other in differing[:1]:
-            problems.append(f'{key}: {column[0]!r} on process 0, {column[other]!r} on process {other}')
-    if problems:
-        raise AgreedProblem(f'the processes disagree on the {what}: {"; ".join(problems)}')
-
-
-def check_shared(workdir: Path) -> None:
-    """Refuse a workdir that is a different directory for another process. All processes must call it.
-
-    Process 0 writes a file that all must see. It is removed; the workdir stays only if all see the file.
-
-    Raises:
-      AgreedProblem: naming the processes that do not see it.
-    """
-    if jax.process_count() == 1:
-        return
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    marker = workdir / gather(f'.seen-by-all-{secrets.token_hex(8)}')[0]
-    try:
-        with all_or_none():
-            if is_first():
-                _write_marker(marker)
-            if not _appears(marker):
-                raise BadInput(
-                    f'workdir {workdir} on {socket.gethostname()} is not the folder that process 0 writes into. It '
-                    'must be on storage that all processes share'
-                )
-        made = []
-    finally:
-        if is_first():
-            marker.unlink(missing_ok=True)
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-
-
-def _write_marker(marker: Path) -> None:
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError as error:
-        raise BadInput(f'workdir {marker.parent} cannot be written: {error.strerror}') from error
-
-
-def _appears(marker: Path) -> bool:
-    end = time.monotonic() + SECONDS_TO_APPEAR
-    # Listed, because file systems remember names that did not exist when they were asked for.
-    while not (marker.parent.is_dir() and marker.name in os.listdir(marker.parent)):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.5)
-    return True
+    first, *_ = found = gather(dict(values))
+    process, other = next(((index, one) for index, one in enumerate(found) if one != first), (0, first))
+    differing = [
+        f'{key}: {first.get(key, "missing")!r} on process 0, {other.get(key, "missing")!r} on process {process}'
+        for key in sorted(first.keys() | other.keys())
+        if first.get(key, 'missing') != other.get(key, 'missing')
+    ]
+    if differing:
+        raise AgreedProblem(f'the processes disagree on the {what}: {"; ".join(differing)}')

@@ -65,7 +65,7 @@ def train(
                 lock.find()
             source, lengths = _prepare(config, workdir, replicas)
         processes.check_same('data', files.describe_data(source.spec))
-        processes.check_shared(workdir)
+        lock.check_shared()
         source = source.with_threads(processes.count_own_processors())
         with jax.debug_nans(config.debug), StopSignals() as signals:
             run = Run(config, workdir, source, lengths, replicas, label)

@@ -267,7 +267,6 @@ def test_a_second_run_is_refused_while_the_first_lives(refused, tmp_path, monkey
         evaluate(run, step)
 
     monkeypatch.setattr(trainer.Run, 'evaluate', second)
-    monkeypatch.setattr(lock, 'BEAT_SECONDS', 1000)  # only the second run could change a file meanwhile
     trainer.train(small_config(**IN_ROUNDS), tmp_path / 'run', devices=one_device())
     assert f'{tmp_path / "run"} is in use by a run on ' in lines[0] and f'process {os.getpid()}, since 20' in lines[0]
     assert not (tmp_path / 'run' / lock.LOCK).exists()

@@ -5,13 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.training import lock
 from pad_jax.training.lock import LOCK, WorkdirLock
 from tests.training.fixtures import contents
 from tests.training.tiny import ROOT
@@ -25,16 +22,6 @@ with WorkdirLock(Path(sys.argv[1])) as lock:
     print('held', flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.02)
-    monkeypatch.setattr(lock, 'WATCH_SECONDS', 0.4)
-
-
-def write_lock(workdir, host):
-    (workdir / LOCK).write_text(json.dumps({'host': host, 'pid': 7, 'since': '2024-05-06T07:08:09+00:00'}))
 
 
 def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
@@ -78,47 +65,21 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())['pid'] == os.getpid()
 
 
-def test_a_lock_of_another_machine_is_watched(tmp_path, quick, capsys):
-    """Its kernel may keep its locks to itself: a time that moves tells that the run lives."""
-    write_lock(tmp_path, 'elsewhere')
-    ended = threading.Event()
-
-    def beat():
-        while not ended.wait(0.05):
-            os.utime(tmp_path / LOCK)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(BadInput, match='a run on elsewhere, process 7, since 2024'), WorkdirLock(tmp_path) as mine:
-            mine.find()
-    finally:
-        ended.set()
-        thread.join()
-    assert capsys.readouterr().err == (f"{tmp_path}/{LOCK}: held by a run on 'elsewhere'; watching it for 0 s\n")
-    start = time.monotonic()
-    with WorkdirLock(tmp_path) as mine:
-        mine.find()
-        assert time.monotonic() - start >= 0.4
-        mine.take()
-
-
-def test_without_locks_of_the_kernel_the_file_tells(tmp_path, quick, monkeypatch):
+def test_without_locks_of_the_kernel_one_line_warns(tmp_path, monkeypatch, capsys):
     def unknown(number, operation):
         raise OSError(errno.EOPNOTSUPP, 'Operation not supported')
 
     monkeypatch.setattr(fcntl, 'flock', unknown)
     with WorkdirLock(tmp_path) as first:
+        first.find()
         first.take()
-        with pytest.raises(BadInput, match='is in use by a run on'), WorkdirLock(tmp_path) as second:
+        assert capsys.readouterr().err == f'{tmp_path}/{LOCK}: without file locks here, a second run is not noticed\n'
+        with WorkdirLock(tmp_path) as second:
             second.find()
-    write_lock(tmp_path, socket.gethostname())
-    with WorkdirLock(tmp_path) as third:
-        third.take()
 
 
 @pytest.mark.parametrize('content', ['', 'no json', '[]', '{"host": 3}'])
-def test_a_lock_that_says_nothing_is_nobodys(tmp_path, quick, content):
+def test_a_lock_that_says_nothing_is_nobodys(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
     with WorkdirLock(tmp_path) as mine:
         mine.find()

@@ -18,11 +18,12 @@ import pytest
 
 from pad_jax.data.ordering import Order
 from pad_jax.errors import BadInput
-from pad_jax.training import processes
+from pad_jax.training import lock, processes
 from pad_jax.training.cli import OTHERS_ENDED, Parser, exit_status, parse_with_overrides
 from pad_jax.training.config import load_config
 from pad_jax.training.devices import PARALLEL
-from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, check_shared, join
+from pad_jax.training.lock import LOCK, WorkdirLock
+from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, join
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.data.photos import truncate, write_folders
@@ -88,7 +89,7 @@ def test_bad_input_of_one_is_that_of_all(monkeypatch):
         return index
 
     several = Several(monkeypatch, 3)
-    cases = ([1], 'on process 1: no data'), ([1, 2], 'on process 1 and others: no data'), ([0, 1, 2], 'no data')
+    cases = ([1], 'on process 1: no data'), ([1, 2], 'on process 1: no data'), ([0, 1, 2], 'no data')
     for failing, says in cases:
         for found in several.run(lambda index, failing=failing: body(index, failing)):
             assert type(found) is AgreedProblem and str(found) == says
@@ -113,23 +114,38 @@ def test_disagreements_name_the_keys_on_every_process(monkeypatch):
 
 
 def test_a_workdir_has_to_be_the_same_folder_for_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, 'SECONDS_TO_APPEAR', 0.1)
+    def check(index, workdir):
+        with WorkdirLock(workdir) as held:
+            held.check_shared()
+            return several.gather(sorted(path.name for path in workdir.iterdir()))[index]
+
+    monkeypatch.setattr(lock, 'SECONDS_TO_APPEAR', 0.1)
     several = Several(monkeypatch, 3)
-    for found in several.run(lambda index: check_shared(tmp_path / f'disk{index == 2}' / 'a' / 'run')):
+    for found in several.run(lambda index: check(index, tmp_path / f'disk{index == 2}' / 'run')):
         assert isinstance(found, AgreedProblem)
-        assert str(found).startswith(f'on process 2: workdir {tmp_path}/diskTrue/a/run on ')
+        assert str(found).startswith(f'on process 2: workdir {tmp_path}/diskTrue/run on ')
         assert str(found).endswith('is not the folder that process 0 writes into. It must be on storage that all '
                                    'processes share')  # fmt: skip
-    assert not list(tmp_path.iterdir())
-    assert several.run(lambda index: check_shared(tmp_path / 'deep' / 'run')) == [None] * 3
-    assert list(tmp_path.rglob('*')) == [tmp_path / 'deep', tmp_path / 'deep' / 'run']
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'diskFalse', tmp_path / 'diskFalse' / 'run']
+    (tmp_path / LOCK).write_text('{"host": "elsewhere"}')  # that of a run that was killed
+    assert several.run(lambda index: check(index, tmp_path)) == [['diskFalse', LOCK]] * 3
+    assert not (tmp_path / LOCK).exists()
 
 
-def test_a_file_that_appears_late_is_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, 'SECONDS_TO_APPEAR', 10)
-    monkeypatch.setattr(processes, '_write_marker', lambda marker: threading.Timer(0.7, marker.touch).start())
-    assert Several(monkeypatch, 2).run(lambda index: check_shared(tmp_path)) == [None, None]
-    assert not list(tmp_path.iterdir())
+def test_a_lock_that_appears_late_is_waited_for(monkeypatch, tmp_path):
+    several, read, asked = Several(monkeypatch, 2), WorkdirLock._read_holder, []
+
+    def read_late(self):
+        asked.append(several.here.index)
+        return {} if asked[-1] == 1 and asked.count(1) == 1 else read(self)
+
+    def check(index):
+        with WorkdirLock(tmp_path) as held:
+            held.check_shared()
+            several.gather(None)
+
+    monkeypatch.setattr(WorkdirLock, '_read_holder', read_late)
+    assert several.run(check) == [None, None] and asked.count(1) == 2
 
 
 def test_processes_share_the_processors_that_they_may_both_run_on(monkeypatch):
@@ -172,23 +188,23 @@ def test_the_first_process_answers_for_all(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('flags', 'says'),
+    ('flags', 'got'),
     [
-        (['--num-processes=2'], '--num-processes and --process-id need --coordinator=HOST:PORT'),
-        (['--coordinator=auto', '--process-id=0'], '--num-processes and --process-id need --coordinator=HOST:PORT'),
-        (['--coordinator=here:1', '--process-id=0'], '--process-id from 0 to N - 1, got None and 0'),
-        (['--coordinator=here', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here.'),
-        (['--coordinator=here:x', '--num-processes=2', '--process-id=0'], 'must be HOST:PORT or auto, got .here:x.'),
-        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], 'got 0 and 0'),
-        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], 'got 2 and 2'),
-        (['--coordinator=auto', '--join-seconds=0'], '--join-seconds must be at least 1, got 0'),
+        (['--num-processes=2'], 'None, 2 and None'),
+        (['--coordinator=auto', '--process-id=0'], 'auto, None and 0'),
+        (['--coordinator=here:1', '--process-id=0'], 'here:1, None and 0'),
+        (['--coordinator=here', '--num-processes=2', '--process-id=0'], 'here, 2 and 0'),
+        (['--coordinator=here:x', '--num-processes=2', '--process-id=0'], 'here:x, 2 and 0'),
+        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], 'here:1, 0 and 0'),
+        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], 'here:1, 2 and 2'),
     ],
 )
-def test_flags_that_do_not_go_together(flags, says):
+def test_flags_that_do_not_go_together(flags, got):
     parser = Parser()
     add_flags(parser)
     flags, _ = parse_with_overrides(parser, flags)
-    with pytest.raises(BadInput, match=says):
+    says = '--coordinator must be auto, or HOST:PORT with --num-processes=N and --process-id from 0 to N - 1; got '
+    with pytest.raises(BadInput, match=f'{says}{got}$'):
         join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
 
 

@@ -243,7 +243,7 @@ def keep_state(step, state, batch) -> Step:
 def count_multiply_adds(model, *inputs) -> int:
     """Count the multiply-adds of one image through a static network."""
     layers = account_layers(model, inputs, count_layers(abstract_variables(model, inputs)))
-    return sum_multiply_adds(layer.multiply_adds for layer in layers).dense
+    return sum_multiply_adds(layers).dense
 
 
 if __name__ == '__main__':

@@ -14,19 +14,17 @@ from pad_jax.training.config import FREE_KEYS, load_config
 
 def count(arguments: Sequence[str]) -> None:
     """Count parameters and multiply-adds of a config's network, without allocating or training it."""
-    from pad_jax.models import sum_multiply_adds
-    from pad_jax.models.accounting import report_counts
+    from pad_jax.models import report_counts, sum_multiply_adds
     from pad_jax.training.setup import account_network, plan_layers
 
     def report_accounts(layers):
-        products = sum_multiply_adds(layer.multiply_adds for layer in layers)
-        return {**report_counts(layer.count for layer in layers), 'multiply_adds': products.compact}
+        return {**report_counts(layers), 'multiply_adds': sum_multiply_adds(layers).compact}
 
     parser = _make_config_parser('count', count.__doc__)
     flags, overrides = parse_with_overrides(parser, arguments)
     config = load_config(flags.config, overrides)
     layers = account_network(config, plan_layers(config))
-    by_name = {layer.count.name: report_accounts([layer]) for layer in layers}
+    by_name = {layer.name: report_accounts([layer]) for layer in layers}
     print(json.dumps({**report_accounts(layers), 'layers': by_name}, indent=2))
 
 

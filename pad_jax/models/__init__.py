@@ -1,7 +1,6 @@
 """Networks: a choice of which layers are dynamic. The layer class is a field, never a second file."""
 
 from pad_jax.models.accounting import (
-    LayerAccount,
     LayerCount,
     MultiplyAdds,
     account_layers,

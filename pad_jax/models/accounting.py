@@ -11,10 +11,11 @@ A module counts its own multiply-adds, without those of modules inside it, if it
     multiply_adds(x_shape, y_shape, count) -> (dense, masked, compact)
 """
 
-import dataclasses
+import collections
 import math
+import operator
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,22 @@ from pad_jax.partition import PAPER, PartialParameter, Recipe, find_competitions
 from pad_jax.partition.layout import walk_records
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerCount:
-    """Parameters of one module.
+class MultiplyAdds(NamedTuple):
+    """Multiply-adds of one example through one layer, or through a network.
+
+    Attributes:
+      dense: those of the static counterpart.
+      masked: those of masked storage, where every position is treated as dynamic.
+      compact: those of compact storage, where only dynamic positions are mixed, or reach k experts.
+    """
+
+    dense: int = 0
+    masked: int = 0
+    compact: int = 0
+
+
+class LayerCount(NamedTuple):
+    """Parameters and multiply-adds of one module.
 
     Attributes:
       name: its path in the network, joined by '/'.
@@ -38,6 +52,7 @@ class LayerCount:
       other_parameters: routers, biases, norms, scale factors, and all parameters of an ordinary module.
       is_pruned: True if positions that are not dynamic are zero and have no parameter.
       dead_parameters: parameters that are stored with masks, but dead.
+      multiply_adds: of one example; zeros before `account_layers`.
     """
 
     name: str
@@ -47,6 +62,7 @@ class LayerCount:
     other_parameters: int = 0
     is_pruned: bool = False
     dead_parameters: int = 0
+    multiply_adds: MultiplyAdds = MultiplyAdds()
 
 
 def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
@@ -75,7 +91,7 @@ def report_counts(layers: Iterable[LayerCount]) -> dict[str, Any]:
 
 
 def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = None) -> list[LayerCount]:
-    """Count the parameters of every module that holds any, in the order of the params.
+    """Count the parameters of every module that holds any, sorted by name.
 
     Only live parameters count: K at a dynamic position, one at a static position, none there if the layer is pruned.
     Ordinary modules inside a dynamic layer belong to it; dynamic layers inside it are counted by themselves.
@@ -85,40 +101,24 @@ def count_layers(variables: Mapping, num_dynamic: Mapping[str, int] | None = Non
         module, arrays or shapes: `jax.eval_shape(functools.partial(module.init, mutable=True), ...)`.
       num_dynamic: path of a mask -> its number of dynamic positions; if None they are read from the masks.
     """
-    records, stored = {}, {}
+    params, masks = _flatten(variables['params']), _flatten(variables.get('partition', {}))
+    records, stored = collections.defaultdict(dict), collections.Counter()
     for path, record in walk_records(read_records(variables.get('intermediates', {}))):
-        records.setdefault(posixpath.dirname(path), {})[path] = record
-    for module, size in _walk_modules(variables['params']):
-        layer = _find_owner(module, records)
-        stored[layer] = stored.get(layer, 0) + size
-    masks = _flatten(variables.get('partition', {}))
+        records[posixpath.dirname(path)][path] = record
+    for path, leaf in params.items():
+        stored[_find_owner(posixpath.dirname(path), records)] += math.prod(leaf.shape)
     if num_dynamic is None:
-        gates = {path: math.prod(mask.shape) for path, mask in masks.items()}
-        num_dynamic = {
-            path: int(mask.sum()) * math.prod(records[posixpath.dirname(path)][path].shape) // gates[path]
-            for path, mask in masks.items()
-        }
-    params = _flatten(variables['params'])
-    return [_count_layer(name, size, records.get(name, {}), params, num_dynamic) for name, size in stored.items()]
+        shapes = {path: record.shape for layer in records.values() for path, record in layer.items()}
+        num_dynamic = {path: int(mask.sum()) * math.prod(shapes[path]) // mask.size for path, mask in masks.items()}
+    return [_count_layer(name, stored[name], records.get(name), params, num_dynamic) for name in sorted(stored)]
 
 
-def _walk_modules(params, path: str = '') -> Iterator[tuple[str, int]]:
-    """Yield (path, number of own parameters) of the modules that hold any, those around before those inside."""
-    own = [leaf for leaf in params.values() if not isinstance(leaf, Mapping)]
-    if own:
-        yield path, sum(math.prod(leaf.shape) for leaf in own)
-    for name, below in params.items():
-        if isinstance(below, Mapping):
-            yield from _walk_modules(below, posixpath.join(path, name))
-
-
-def _count_layer(name, stored, records: Mapping[str, PartialParameter], params, num_dynamic) -> LayerCount:
+def _count_layer(name, stored, records: Mapping[str, PartialParameter] | None, params, num_dynamic) -> LayerCount:
     if not records:
         return LayerCount(name, other_parameters=stored)
     positions = dynamic_positions = dead = 0
     for path, record in records.items():
-        factors = params[posixpath.join(posixpath.dirname(path), record.factors)]
-        num_factors, size = factors.shape[0], math.prod(record.shape)
+        num_factors, size = params[path].shape[0], math.prod(record.shape)
         dynamic = size if record.granularity is None else num_dynamic[path]
         if record.granularity is not None:
             dead += (num_factors + len(record.beside)) * (size - dynamic) + dynamic * (record.static is not None)
@@ -168,80 +168,23 @@ def plan_dynamic_positions(
     return planned
 
 
-class MultiplyAdds(NamedTuple):
-    """Multiply-adds of one example through one layer, or through a network.
-
-    Attributes:
-      dense: those of the static counterpart.
-      masked: those of masked storage, where every position is treated as dynamic.
-      compact: those of compact storage, where only dynamic positions are mixed, or reach k experts.
-    """
-
-    dense: int = 0
-    masked: int = 0
-    compact: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerAccount:
-    """Parameters and multiply-adds of one layer.
-
-    Attributes:
-      count: its parameters by kind; zeros for a layer without parameters, such as self-attention.
-      multiply_adds: of one example.
-    """
-
-    count: LayerCount
-    multiply_adds: MultiplyAdds
-
-    @property
-    def compact_parameters(self) -> int:
-        """Number of parameters in compact storage."""
-        return report_counts([self.count])['parameters']
-
-    @property
-    def masked_parameters(self) -> int:
-        """Number of parameters in masked storage: dead ones too."""
-        return self.compact_parameters + self.count.dead_parameters
-
-
-def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[LayerCount]) -> list[LayerAccount]:
-    """Account for every layer that holds parameters or multiplies, in the order of `layers`.
+def account_layers(model: nn.Module, inputs: Iterable[Any], layers: Iterable[LayerCount]) -> list[LayerCount]:
+    """Add the multiply-adds of one example to counts of layers; layers without parameters that multiply come last.
 
     Args:
       model: a Flax module.
       inputs: arrays or shapes of one example that it is called with, as [1, H, W, C] or [1, T].
       layers: of `count_layers`, with the numbers of dynamic positions.
     """
-    rows = {layer.name: layer for layer in layers}
-    products = {name: [] for name in rows}
-    for name, (module, x_shape, y_shape) in _trace_calls(model, inputs).items():
-        owner = _find_owner(name, rows)
-        found = _find_rule(module)(x_shape, y_shape, rows.get(name, LayerCount(name)))
-        products.setdefault(owner, []).append(MultiplyAdds(*found))
-        rows.setdefault(owner, LayerCount(owner))
-    return [LayerAccount(count, sum_multiply_adds(products[name])) for name, count in rows.items()]
-
-
-def sum_multiply_adds(found: Iterable[MultiplyAdds]) -> MultiplyAdds:
-    """Sum multiply-adds, storage by storage.
-
-    >>> sum_multiply_adds([MultiplyAdds(1, 2, 3), MultiplyAdds(10, 20, 30)])
-    MultiplyAdds(dense=11, masked=22, compact=33)
-    """
-    return MultiplyAdds(*map(sum, zip(MultiplyAdds(), *found)))
-
-
-def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...]]]:
-    """Return path -> (module, shape of its first input, shape of its first output) of all modules that multiply."""
+    layers = {layer.name: layer for layer in layers}
     found = {}
 
     def note(call, arguments, options, context):
-        result = call(*arguments, **options)
-        if context.method_name == '__call__' and _find_rule(context.module) is not None:
+        result, rule = call(*arguments, **options), _find_rule(context.module)
+        if context.method_name == '__call__' and rule is not None:
+            name, y = '/'.join(context.module.path), jax.tree.leaves(result)[0]
             # A method that calls the method of its base class returns last, so its entry stays.
-            y = jax.tree.leaves(result)[0]
-            found['/'.join(context.module.path)] = context.module, arguments[0].shape, y.shape
+            found[name] = rule(arguments[0].shape, y.shape, layers.get(name, LayerCount(name)))
         return result
 
     def trace(*inputs):
@@ -249,14 +192,28 @@ def _trace_calls(model, inputs) -> dict[str, tuple[nn.Module, tuple[int, ...], t
             return model.init(jax.random.key(0), *inputs)
 
     jax.eval_shape(trace, *inputs)
-    return found
+    for name, products in found.items():
+        owner = _find_owner(name, layers)
+        layer = layers.get(owner, LayerCount(owner))
+        total = MultiplyAdds(*map(operator.add, layer.multiply_adds, products))
+        layers[owner] = layer._replace(multiply_adds=total)
+    return list(layers.values())
 
 
-def _find_owner(name: str, rows) -> str:
-    """Return the layer that a module's products belong to: itself, or the nearest around it that holds parameters."""
+def sum_multiply_adds(layers: Iterable[LayerCount]) -> MultiplyAdds:
+    """Sum the multiply-adds of layers, storage by storage.
+
+    >>> sum_multiply_adds([LayerCount(name, multiply_adds=MultiplyAdds(1, 2, 3)) for name in ('conv1', 'conv2')])
+    MultiplyAdds(dense=2, masked=4, compact=6)
+    """
+    return MultiplyAdds(*map(sum, zip(MultiplyAdds(), *(layer.multiply_adds for layer in layers))))
+
+
+def _find_owner(name: str, layers) -> str:
+    """Return the layer that a module belongs to: itself, or the nearest around it that is one of `layers`."""
     path = name.split('/')
     around = ('/'.join(path[:length]) for length in range(len(path), -1, -1))
-    return next((candidate for candidate in around if candidate in rows), name)
+    return next((candidate for candidate in around if candidate in layers), name)
 
 
 def _find_rule(module) -> Callable[..., tuple[int, int, int]] | None:

@@ -25,8 +25,7 @@ from flax import traverse_util
 
 from pad_jax.errors import BadInput
 from pad_jax.layers import find_records
-from pad_jax.models import LayerAccount, sum_multiply_adds
-from pad_jax.models.accounting import LayerCount, count_layers
+from pad_jax.models import LayerCount, count_layers, report_counts, sum_multiply_adds
 from pad_jax.partition import leaf_names, scale_factors
 from pad_jax.reports.plots import plot_dynamic_fractions, save_figure
 from pad_jax.reports.runs import Partition, read_partition
@@ -89,9 +88,9 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     """
     config = read_workdir_config(workdir, overrides)
     partition = read_partition(workdir)
-    accounts = account_network(config, count_partition(config, partition, workdir))
+    layers = account_network(config, count_partition(config, partition, workdir))
     print_table(tabulate_partition(partition, f'Partition of {workdir}'))
-    print_table(tabulate_accounts(accounts, partition))
+    print_table(tabulate_accounts(layers, partition))
     if not partition['layers']:
         print_line('The network has no dynamic layers.')
         return
@@ -273,23 +272,23 @@ def tabulate_partition(partition: Partition, title: str) -> 'Table':
     return table
 
 
-def tabulate_accounts(accounts: Sequence[LayerAccount], partition: Partition) -> 'Table':
+def tabulate_accounts(layers: Sequence[LayerCount], partition: Partition) -> 'Table':
     """Tabulate stored parameters and multiply-adds of each dynamic layer, the other layers, and the totals."""
 
-    def list_costs(accounts: Iterable[LayerAccount]) -> Iterator[str]:
-        accounts = list(accounts)
-        yield f'{sum(account.masked_parameters for account in accounts):,}'
-        yield f'{sum(account.compact_parameters for account in accounts):,}'
-        yield from map(format_count, sum_multiply_adds(account.multiply_adds for account in accounts))
+    def list_costs(layers: Sequence[LayerCount]) -> Iterator[str]:
+        parameters = report_counts(layers)['parameters']
+        yield f'{parameters + sum(layer.dead_parameters for layer in layers):,}'
+        yield f'{parameters:,}'
+        yield from map(format_count, sum_multiply_adds(layers))
 
     columns = ['stored masked', 'stored compact', '× dense', '× masked', '× compact']
     table = make_table('Parameters stored, and multiply-adds (×) of one example', ['layer'], columns)
-    by_name = {account.count.name: account for account in accounts}
+    by_name = {layer.name: layer for layer in layers}
     for layer in partition['layers']:
         table.add_row(layer['name'], *list_costs([by_name.pop(layer['name'])]))
-    table.add_row('other layers', *list_costs(by_name.values()))
+    table.add_row('other layers', *list_costs(list(by_name.values())))
     table.add_section()
-    table.add_row('total', *list_costs(accounts), style='bold')
+    table.add_row('total', *list_costs(layers), style='bold')
     return table
 
 

@@ -204,8 +204,8 @@ def _read_outcome(run: SweepRun) -> Outcome:
     found = {name: float(files.evaluated[name]) for name in files.metric_names}
     if len(found) > 1:  # as in GLUE, a task with several metrics counts with their mean
         found = {f'mean of {", ".join(found)}': sum(found.values()) / len(found)} | found
-    accounts = account_network(config, count_partition(config, files.partition, run.workdir))
-    products = sum_multiply_adds(account.multiply_adds for account in accounts).compact
+    layers = account_network(config, count_partition(config, files.partition, run.workdir))
+    products = sum_multiply_adds(layers).compact
     seconds = math.nan if files.seconds_per_step is None else files.seconds_per_step
     costs = *(files.partition['totals'][name] for name in COSTS[:3]), products, seconds
     values = found | {'loss': float(files.evaluated['loss'])} | dict(zip(COSTS, costs, strict=True))

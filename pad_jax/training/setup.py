@@ -16,7 +16,7 @@ from flax import linen as nn
 from pad_jax.data import SOURCES, TEXT_SOURCES, Source, WordPieces, list_names, make_source, open_vocabulary
 from pad_jax.errors import BadInput
 from pad_jax.layers.factors import read_records
-from pad_jax.models import LayerAccount, account_layers, build_encoder, build_model
+from pad_jax.models import account_layers, build_encoder, build_model
 from pad_jax.models.accounting import LayerCount, count_layers, plan_dynamic_positions
 from pad_jax.partition import Layout, Recipe, find_competitions, group_size, num_dynamic_positions, positions_of
 from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained, load_torchvision
@@ -249,8 +249,8 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
     return count_layers(variables, planned)
 
 
-def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerAccount]:
-    """Count parameters and multiply-adds of a config's network for one image, or one text of data.max_length tokens.
+def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:
+    """Add the multiply-adds of a config's network to the counts, for one image or one text of data.max_length tokens.
 
     Args:
       layers: dynamic positions of each layer, from `plan_layers`.

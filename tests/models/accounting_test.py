@@ -20,7 +20,7 @@ from pad_jax.layers import (
     find_records,
 )
 from pad_jax.layers.factors import read_records
-from pad_jax.models import account_layers, build_encoder, build_model, count_layers, sum_multiply_adds
+from pad_jax.models import account_layers, build_encoder, build_model, count_layers, report_counts, sum_multiply_adds
 from pad_jax.partition import Layout, leaf_names, positions_of
 from tests.models.product_twin import count_products
 
@@ -43,8 +43,10 @@ def account(model, *inputs, num_dynamic=None):
     return account_layers(model, inputs, count_layers(variables, num_dynamic))
 
 
-def total(accounts):
-    return sum_multiply_adds(layer.multiply_adds for layer in accounts)
+def stored(layers):
+    """Parameters (masked, compact), dead ones in masked storage too."""
+    alive = report_counts(layers)['parameters']
+    return alive + sum(layer.dead_parameters for layer in layers), alive
 
 
 def products_of(model, *inputs, temperature=()):
@@ -56,7 +58,7 @@ def products_of(model, *inputs, temperature=()):
 def test_static_networks_of_images_multiply_what_their_programs_do(name):
     model = build_model(name, num_classes=7, conv='static', width_multiplier=0.25)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    found = total(account(model, image))
+    found = sum_multiply_adds(account(model, image))
     assert found.dense == found.masked == found.compact == products_of(model, image)
 
 
@@ -64,13 +66,16 @@ def test_static_networks_of_images_multiply_what_their_programs_do(name):
 @pytest.mark.parametrize(('name', 'millions'), [('resnet18', 1814), ('resnet50', 4089), ('mobilenet_v2', 301)])
 def test_the_papers_networks(name, millions):
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    assert round(total(account(build_model(name, num_classes=1000, conv='static'), image)).dense / 1e6) == millions
+    assert (
+        round(sum_multiply_adds(account(build_model(name, num_classes=1000, conv='static'), image)).dense / 1e6)
+        == millions
+    )
 
 
 def test_a_dynamic_network_beside_its_static_counterpart():
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    static = total(account(build_model('resnet10', num_classes=10, conv='static'), image))
-    dynamic = total(account(build_model('resnet10', num_classes=10), image))
+    static = sum_multiply_adds(account(build_model('resnet10', num_classes=10, conv='static'), image))
+    dynamic = sum_multiply_adds(account(build_model('resnet10', num_classes=10), image))
     assert static.dense == dynamic.dense < dynamic.masked == dynamic.compact
 
 
@@ -80,11 +85,11 @@ def test_a_dense_encoder_multiplies_what_its_program_does(remat):
     tokens = jax.ShapeDtypeStruct((1, 12), jnp.int32)
     valid = jax.ShapeDtypeStruct((1, 12), bool)
     found = account(model, tokens, tokens, valid)
-    assert total(found).dense == products_of(model, tokens, tokens, valid)
-    by_name = {layer.count.name: layer for layer in found}
+    assert sum_multiply_adds(found).dense == products_of(model, tokens, tokens, valid)
+    by_name = {layer.name: layer for layer in found}
     # 12² pairs of tokens, 128 features, weights and what they weigh; it holds no parameters of its own.
     assert by_name['layer_1/attention'].multiply_adds.dense == 2 * 12 * 12 * 128
-    assert by_name['layer_1/attention'].masked_parameters == 0
+    assert stored([by_name['layer_1/attention']]) == (0, 0)
 
 
 @pytest.mark.parametrize('strides', [1, 2])
@@ -96,7 +101,7 @@ def test_dynamic_convolutions_multiply_what_their_programs_do(name, strides):
     model = CONVS[name](8, (3, 3), strides=strides, use_bias=False, feature_group_count=2, **fields)
     # Two groups of eight: sums over a single channel would be no matrix products, and not be found.
     image = jax.ShapeDtypeStruct((1, 9, 9, 16), jnp.float32)
-    found = total(account(model, image))
+    found = sum_multiply_adds(account(model, image))
     assert found.masked == found.compact == products_of(model, image)
     static = StaticConv(8, (3, 3), strides=strides, feature_group_count=2)
     assert found.dense == products_of(static, image)
@@ -109,8 +114,7 @@ def test_a_partially_dynamic_convolution_by_hand():
     attention = 6 * 2 + 2 * 4  # hidden width 6 // 3
     assert layer.multiply_adds == (static, static + attention + 4 * 432, static + attention + 4 * 100)
     # 6·2 + 2·4 + 4 of the attention, one φ; masked K + 1 copies.
-    assert layer.masked_parameters == 5 * 432 + 25
-    assert layer.compact_parameters == 4 * 100 + 332 + 25
+    assert stored([layer]) == (5 * 432 + 25, 4 * 100 + 332 + 25)
 
 
 @pytest.mark.parametrize('layer', [MixtureLinear, MixtureFFN])
@@ -141,10 +145,9 @@ def test_parameters_are_those_of_arrays(name, granularity):
         model, x = kind(8, num_experts=4, granularity=granularity), TOKENS
     found = account(model, x)
     arrays = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(model, x)['params']))
-    assert sum(layer.masked_parameters for layer in found) == arrays
     # All positions are dynamic: without dead entries the static copies are gone, and a fully dynamic layer is whole.
-    copies = sum(layer.count.positions for layer in found) if granularity else 0
-    assert sum(layer.compact_parameters for layer in found) == arrays - copies
+    copies = sum(layer.positions for layer in found) if granularity else 0
+    assert stored(found) == (arrays, arrays - copies)
 
 
 LAYERS = [(name, kind) for name in (*CONVS, 'linear', 'ffn') for kind in ('element', 'output', 'input', 'layer')]
@@ -165,12 +168,9 @@ def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
     found = account_layers(
         model, [x], count_layers(variables | {'intermediates': shapes_of(model, x)['intermediates']})
     )
-    stored = compact(variables, find_records(model, x), allow_dynamic=True)
-    for params, size in (
-        (stored['params'], sum(layer.compact_parameters for layer in found)),
-        (variables['params'], sum(layer.masked_parameters for layer in found)),
-    ):
-        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+    small = compact(variables, find_records(model, x), allow_dynamic=True)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(one['params'])) for one in (variables, small)]
+    assert stored(found) == tuple(sizes)
 
 
 def test_products_within_a_dynamic_layer_belong_to_it():
@@ -180,7 +180,7 @@ def test_products_within_a_dynamic_layer_belong_to_it():
             x = ODConv(8, (3, 3), name='conv')(x)
             return nn.Dense(3, name='classifier')(x.mean((1, 2)))
 
-    found = {layer.count.name: layer.multiply_adds for layer in account(Network(), IMAGE)}
+    found = {layer.name: layer.multiply_adds for layer in account(Network(), IMAGE)}
     assert list(found) == ['classifier', 'conv', 'conv/channel', 'conv/filter', 'conv/spatial']
     assert found['classifier'] == (24, 24, 24)
     # 9·9 outputs, 4 kernels of 432 positions to mix, 6 channels to 16 units, these to 4 logits.

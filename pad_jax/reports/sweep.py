@@ -20,6 +20,7 @@ stop a run, and the system does so if the sweep is killed.
 import collections
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -40,7 +41,7 @@ from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals, exit_status, make_line
 from pad_jax.training.config import call_file, differing_keys, flatten, is_partial, load_config
 from pad_jax.training.lock import LOCK, WorkdirLock
-from pad_jax.training.progress import Progress, format_duration
+from pad_jax.training.progress import Progress
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import check_data, check_workdir, compare_data, disk_faults_stop, write_json
@@ -317,10 +318,10 @@ class _Runner(Progress):
     def __init__(
         self, folder: Path, runs: Mapping[SweepRun, ml_collections.ConfigDict], jobs: int, command: Sequence[str]
     ):
-        super().__init__('sweep')
         self.folder, self.runs, self.jobs, self.command = folder, runs, jobs, command
         self.waiting = [run for run in runs if not run.is_finished]
         self.kept = len(runs) - len(self.waiting)
+        super().__init__('sweep', len(runs), self.kept)
         self.running: dict[SweepRun, tuple[subprocess.Popen, float]] = {}  # with the time of their start
         self.seconds: list[float] = []  # duration of each run that has finished here
         self.failed: dict[SweepRun, str] = {}
@@ -339,6 +340,9 @@ class _Runner(Progress):
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
                     for run in [run for run, (process, _) in self.running.items() if process.poll() is not None]:
                         self._collect(run)
+                    self.show(
+                        self.kept + len(self.seconds), f'{len(self.failed)} failed: {", ".join(map(str, self.running))}'
+                    )
             finally:
                 for process, _ in self.running.values():
                     _close(process)
@@ -385,7 +389,7 @@ class _Runner(Progress):
             self._note(run, f'{how}: {run.read_last_line() or "without output"}')
         else:
             self.seconds.append(time.monotonic() - start)
-            self.say(f'{self._count()}; {run} done in {format_duration(self.seconds[-1])}')
+            self.say(f'{self._count()}; {run} done in {_format_duration(self.seconds[-1])}')
 
     def _note(self, run: SweepRun, problem: str) -> None:
         self.failed[run] = problem
@@ -398,11 +402,11 @@ class _Runner(Progress):
             return said
         left = len(self.runs) - done - len(self.failed)
         mean = sum(self.seconds) / len(self.seconds)
-        return f'{said}, {format_duration(mean * left / min(self.jobs, max(left, 1)))} left'
+        return f'{said}, {_format_duration(mean * left / min(self.jobs, max(left, 1)))} left'
 
-    def line(self):
-        """Draw the live line of a terminal: the counts, and the runs in progress."""
-        return f'{self._count()}: {", ".join(map(str, self.running))}'
+
+def _format_duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _close(process: subprocess.Popen) -> None:

@@ -153,7 +153,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
         'sweep: failed: vanishes seed 0: exit 1: without output',
         f'sweep: failed: blocked seed 0: cannot start: File exists: {folder}/blocked',
     ]
-    assert '3/7 runs, 4 failed, 0:00 left; last seed 0 done in ' in said
+    assert '3/7 runs, 4 failed, 0:00:00 left; last seed 0 done in ' in said
 
 
 def test_a_run_without_its_checkpoints_is_trained_again(tmp_path):

@@ -1,16 +1,17 @@
 """Compaction against a loop over positions, and its inverse bit for bit; entries and their gradients against NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_jax import compact, compact_params, expand, expand_params, index_masks
+from pad_jax import compact, compact_params, expand, index_masks
 from pad_jax.kernels.factors import complement_index, put_entries, take_entries
-from pad_jax.layers.compact import read_masks
-from pad_jax.partition import GRANULARITIES, PartialParameter, mask_granularity, mask_shape
+from pad_jax.partition import GRANULARITIES, PartialParameter, mask_shape
 from tests.layers.compiling import jit_quickly
 
 FRACTIONS = (0.0, 1e-9, 0.1, 0.3, 1.0)
@@ -36,7 +37,7 @@ def draw_variables(seed, granularity, fraction, kernel, dead=False):
     masks = draw_masks(rng, shapes, granularity, fraction)
 
     def draw(shape, mask=None):
-        values = rng.normal(size=shape).astype(np.float32)
+        values = rng.normal(size=shape).astype(jnp.bfloat16 if len(shape) == 2 else np.float32)
         return jax.device_put(values if mask is None or dead else np.where(mask, values, 0))
 
     def parts(name, shape, mask):
@@ -71,31 +72,21 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-cases = given(
+@settings(max_examples=25)
+@given(
     seed=st.integers(0, 9999),
     granularity=st.sampled_from(GRANULARITIES),
     fraction=st.sampled_from(FRACTIONS),
-    kernel=st.tuples(*map(st.sampled_from, ((1, 3), (1, 2, 3), (1, 2, 7), (1, 2, 5, 8, 17)))),
+    kernel=st.sampled_from([(1, 1, 1, 1), (3, 2, 7, 17), (3, 3, 2, 8)]),
 )
-
-
-@cases
-def test_expand_undoes_compact_bit_for_bit(seed, granularity, fraction, kernel):
+def test_expand_undoes_compact_and_dead_entries_are_zero(seed, granularity, fraction, kernel):
     variables, records = draw_variables(seed, granularity, fraction, kernel)
     small = compact(variables, records, allow_dynamic=True)
     assert sorted(small) == ['batch_stats', 'index', 'params']
     assert_same(expand(small, records), variables)
     assert_same(compact(expand(small, records), records, allow_dynamic=True), small)
-
-
-@cases
-def test_live_entries_come_back_and_dead_ones_are_zero(seed, granularity, fraction, kernel):
-    masked, records = draw_variables(seed, granularity, fraction, kernel)
     full, _ = draw_variables(seed, granularity, fraction, kernel, dead=True)
-    index = index_masks(masked['partition'], with_elements=True)
-    small = compact_params(full['params'], masked['partition'], records)
-    assert_same(small, compact_params(full['params'], index, records))
-    assert_same(expand_params(small, index, records), masked['params'])
+    assert_same(compact_params(full['params'], small['index'], records), small['params'])
 
 
 @pytest.mark.parametrize('granularity', GRANULARITIES)
@@ -155,17 +146,21 @@ def test_the_index_of_masks():
     np.testing.assert_array_equal(bits, np.packbits(masks['element']['kernel'], axis=-1))
 
 
-@pytest.mark.parametrize('granularity', GRANULARITIES)
-def test_under_a_trace_it_is_the_same(granularity):
-    for fraction in (0.0, 0.3, 1.0):
-        # More bytes than one row of counts has.
-        variables, records = draw_variables(1, granularity, fraction, (3, 3, 20, 65))
-        small = compact(variables, records, allow_dynamic=True)
-        assert_same(jit_quickly(expand)(small, records), variables)
-        assert_same(jit_quickly(read_masks)(small['index'], records), variables['partition'])
-        if granularity not in ('element', 'spatial'):  # of matrices by element
-            found = jit_quickly(compact_params)(variables['params'], small['index'], records)
-            assert_same(found, small['params'])
+@pytest.mark.parametrize(
+    ('granularity', 'fraction'),
+    [
+        pytest.param(*case, marks=[] if case in (('element', 0.3), ('output', 0.3)) else pytest.mark.slow)
+        for case in itertools.product(GRANULARITIES, (0.0, 0.3, 1.0))
+    ],
+)
+def test_under_a_trace_it_is_the_same(granularity, fraction):
+    # More bytes than one row of counts has.
+    variables, records = draw_variables(1, granularity, fraction, (3, 3, 20, 65))
+    small = compact(variables, records, allow_dynamic=True)
+    assert_same(jit_quickly(expand)(small, records), variables)
+    if granularity not in ('element', 'spatial'):  # of matrices by element
+        found = jit_quickly(compact_params)(variables['params'], small['index'], records)
+        assert_same(found, small['params'])
 
 
 @pytest.mark.parametrize('axis', [-1, -2, -3])
@@ -194,14 +189,6 @@ def test_take_and_put_are_numpy_and_one_anothers_transpose(chosen, axis):
         np.testing.assert_array_equal(d_taken, values[index])
 
 
-def test_other_dtypes_stay():
-    params = {'kernel': jnp.ones((2, 3, 4), jnp.bfloat16), 'static_kernel': jnp.ones((3, 4), jnp.bfloat16)}
-    masks, records = {'kernel': jnp.eye(3, 4, dtype=bool)}, make_records('element', {'kernel': (3, 4)})
-    small = compact_params(params, masks, records)
-    again = expand_params(small, index_masks(masks, with_elements=True), records)
-    assert {leaf.dtype for leaf in jax.tree.leaves((small, again))} == {jnp.dtype('bfloat16')}
-
-
 def test_what_is_refused():
     variables, records = draw_variables(0, 'output', 0.5, (3, 3, 4, 8))
     small = compact(variables, records)
@@ -218,10 +205,3 @@ def test_what_is_refused():
     for gates in ((1, 4, 5), (1, 1, 4)):
         with pytest.raises(ValueError, match=r'mask of kernel must have the shape \(1, 1, 5\) of granularity'):
             compact_params(odd, {'kernel': jnp.ones(gates, bool)}, make_records('output', {'kernel': (3, 4, 5)}))
-
-
-@pytest.mark.parametrize('shape', [(3, 3, 4, 8), (4, 8), (2, 3, 3, 4, 8)])
-def test_a_mask_tells_its_granularity(shape):
-    for granularity in GRANULARITIES:
-        if granularity != 'spatial' or len(shape) > 2:
-            assert mask_granularity(mask_shape(shape, granularity)) == granularity

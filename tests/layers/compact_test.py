@@ -1,4 +1,7 @@
-"""Compact = masked with an index = masked = slow twin, for every layer: outputs, gradients, one optimizer step."""
+"""Compact = masked with an index = masked = slow twin, for every layer: outputs, gradients, one optimizer step.
+
+The contract of both storages; other tests of layers use the masked one.
+"""
 
 import functools
 
@@ -8,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pad_jax import compact, compact_params, find_records, index_masks
+from pad_jax import compact, compact_params, expand, find_records, index_masks
 from pad_jax.kernels.geometry import resolve_geometry
 from pad_jax.layers import CONVS, MixtureFFN, MixtureLinear
 from pad_jax.layers.compact import expand_elements
+from pad_jax.models import count_layers, report_counts
+from pad_jax.partition import Layout, hand_off_means
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_layers_twin import convolve_layer
@@ -26,6 +31,7 @@ CONV_CASES = {
     'odconv': {'kernel_size': (1, 3), 'features': 9, 'use_bias': False},
     'dcd': {'kernel_size': (3,), 'features': 9, 'feature_group_count': 3},
 }
+PRUNED = 'pruned '  # before the name of a layer without static parameters
 CHANNELS = 6
 MIXTURES = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
 FRACTIONS = {'none': 0.0, 'tiny': 1e-9, '0.1': 0.1, '0.3': 0.3, '1': 1.0}
@@ -33,8 +39,11 @@ OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum
 
 
 def make_layer(name, granularity, **arguments):
+    if name.startswith(PRUNED):
+        return make_layer(name.removeprefix(PRUNED), granularity, prune=True, **arguments)
     if name in MIXTURES:
-        fields = {'num_experts': 3, 'noisy': False, 'plan': 'dense', 'param_dtype': jnp.float64, **arguments}
+        plan = 'blocks' if name == 'ffn' else 'dense'
+        fields = {'num_experts': 3, 'noisy': False, 'plan': plan, 'param_dtype': jnp.float64, **arguments}
         return MIXTURES[name][0](9, granularity=granularity, **fields)
     plan = 'shift' if name == 'odconv' else 'outputs'
     fields = {'num_kernels': 2, 'reduction': 2, 'plan': plan, 'param_dtype': jnp.float64, **CONV_CASES[name]}
@@ -47,7 +56,7 @@ def setting(name, granularity):
     """(layer, records, params, shapes of masks, x, cotangent, the jitted step): everything away from its start."""
     layer = make_layer(name, granularity)
     rng = np.random.default_rng(len(name) + len(granularity))
-    spatial = (5,) if name in MIXTURES else (4, 3)[: len(layer.kernel_size)]
+    spatial = (4, 3)[: len(layer.kernel_size)] if hasattr(layer, 'kernel_size') else (5,)
     x = rng.normal(size=(2, *spatial, CHANNELS))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     params, momentum = (
@@ -93,8 +102,19 @@ def draw_masks(shapes, fraction):
     return jax.tree.map(draw, shapes)
 
 
+def with_zeros(params, masks):
+    """The parameters of the ordinary layer whose static ones are zero."""
+    flat = flatten_dict(params)
+    added = {(*path[:-1], f'static_{path[-1]}'): np.zeros(flat[path].shape[1:]) for path in flatten_dict(masks)}
+    return unflatten_dict({**flat, **added})
+
+
 def compute_twin(name, layer, params, masks, x, cotangent):
     """(y, gradients of x and params or None)."""
+    if name.startswith(PRUNED):
+        name, params = name.removeprefix(PRUNED), with_zeros(params, masks)
+        y, found = compute_twin(name, layer, params, masks, x, cotangent)
+        return y, found and ({key: leaf for key, leaf in found[0].items() if not key.startswith('static_')}, found[1])
     if name in MIXTURES:
         tokens = x.reshape(-1, x.shape[-1])
         rows = cotangent.reshape(len(tokens), -1)
@@ -132,6 +152,8 @@ def check(name, granularity, fraction):
 GRID = [
     *((name, granularity) for name in CONV_CASES for granularity in GRANULARITIES),
     *((name, granularity) for name, (kind, _) in MIXTURES.items() for granularity in kind.granularities if granularity),
+    *((f'{PRUNED}{name}', 'element') for name in (*CONV_CASES, *MIXTURES)),
+    *((f'{PRUNED}dynamic', granularity) for granularity in GRANULARITIES if granularity != 'element'),
 ]
 # Every layer, and the extremes where they are hardest; compiling is what takes the time.
 QUICK = {
@@ -140,7 +162,8 @@ QUICK = {
     ('condconv', 'output', '0.3'),
     ('odconv', 'spatial', '0.1'),
     ('dcd', 'element', 'none'),
-    ('linear', 'element', 'none'),
+    ('linear', 'input', '0.3'),
+    ('pruned dynamic', 'output', '0.3'),
     ('ffn', 'output', '0.3'),
 }
 
@@ -174,7 +197,6 @@ def test_dead_entries_cost_nothing(granularity):
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes['params'])
         masks = draw_masks(shapes['partition'], fraction)
         variables = {'params': params, 'partition': masks}
-
         records = find_records(layer, x)
 
         def loss(params, others):
@@ -195,14 +217,13 @@ def test_dead_entries_cost_nothing(granularity):
 
 def test_bfloat16_computes_from_compact_float32():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6), jnp.bfloat16)
-    for granularity in ('element', 'output'):
-        layer = CONVS['dynamic'](9, (3,), granularity=granularity, dtype=jnp.bfloat16, plan='outputs')
-        variables = jit_quickly(layer.init)(jax.random.key(1), x)
-        variables['partition'] = draw_masks(variables['partition'], 0.3)
-        run = jit_quickly(functools.partial(apply, layer, find_records(layer, x)))
-        y, found = run(variables, x), run(compact(variables, find_records(layer, x)), x)
-        assert found.dtype == jnp.bfloat16
-        np.testing.assert_allclose(found.astype(jnp.float32), y.astype(jnp.float32), rtol=0.05, atol=0.05)
+    layer = CONVS['dynamic'](9, (3,), granularity='output', dtype=jnp.bfloat16, plan='outputs')
+    variables = jit_quickly(layer.init)(jax.random.key(1), x)
+    variables['partition'] = draw_masks(variables['partition'], 0.3)
+    run = jit_quickly(layer.apply)
+    y, found = run(variables, x), run(compact(variables, find_records(layer, x)), x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), y.astype(jnp.float32), rtol=0.05, atol=0.05)
 
 
 def test_compact_parameters_of_another_layer_are_refused():
@@ -218,63 +239,46 @@ def test_compact_parameters_of_another_layer_are_refused():
             jax.eval_shape(make_layer('condconv', param_dtype=jnp.float32, **other).apply, small, x)
 
 
-class Branches(nn.Module):
-    """One of everything that trains: factors, generators, a mixture, statistics and dropout."""
-
-    granularity: str
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        fields = {'num_kernels': 2, 'granularity': self.granularity, 'plan': 'shift', 'reduction': 2}
-        x = CONVS['odconv'](6, (3,), **fields, name='od')(x, 2.0)
-        x = nn.BatchNorm(use_running_average=not train, name='norm')(x)
-        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
-        fields = {'num_experts': 3, 'granularity': self.granularity, 'noisy': False, 'plan': 'dense'}
-        return x + MixtureFFN(5, **fields, name='ffn')(x, train=train)[0]
+# Layers without static parameters: what is not dynamic is zero for every input.
+LAYERS = (*CONV_CASES, *MIXTURES)
 
 
-@pytest.mark.parametrize(
-    ('granularity', 'through'),
-    [
-        ('output', 'shard_map'),
-        pytest.param('output', 'pmap', marks=pytest.mark.slow),
-        pytest.param('element', 'shard_map', marks=pytest.mark.slow),
-    ],
-)
-def test_a_compact_network_trains_as_a_masked_one_on_two_devices(granularity, through):
-    model = Branches(granularity)
-    x = jax.random.normal(jax.random.key(0), (2, 2, 5, 6))
-    variables = jit_quickly(model.init)(jax.random.key(1), x[0])
-    variables['partition'] = draw_masks(variables['partition'], 0.4)
-    records = find_records(model, x[0])
-    small = compact(variables, records)
+@pytest.mark.parametrize('name', ['dynamic', *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS[1:])])
+def test_the_gate_gradient_of_a_pruned_layer_is_that_of_static_zeros(name):
+    """It is of what each position adds, not of a difference."""
+    with jax.enable_x64(True):
+        layer, records, params, _, shapes, x, *_ = setting(PRUNED + name, 'element')
+        gates = jax.tree.map(lambda mask: mask.astype(float), draw_masks(shapes, 0.3))
 
-    def train(params, others, x):
-        def loss(params):
-            rngs = {'dropout': jax.random.key(2)}
-            found = expand_elements({'params': params, **others}, records)
-            y, updates = model.apply(found, x, True, mutable=['batch_stats'], rngs=rngs)
-            return jnp.mean(jnp.sin(y)), updates
+        def differentiate(layer, params):
+            def loss(gates):
+                return jnp.sum(jnp.sin(apply(layer, records, {'params': params, 'partition': gates}, x)))
 
-        (value, updates), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        return jax.lax.pmean((value, updates, gradients), 'batch')
+            return jit_quickly(jax.grad(loss))(gates)
 
-    mesh = jax.make_mesh((2,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    spec = jax.sharding.PartitionSpec
+        expected = differentiate(layer.clone(prune=False), with_zeros(params, gates))
+        chex.assert_trees_all_close(differentiate(layer, params), expected, rtol=1e-9, atol=1e-12)
 
-    def train_shard(params, others, x):
-        params, others = jax.lax.pcast((params, others), 'batch', to='varying')
-        return train(params, others, x[0])
 
-    sharded = jax.shard_map(train_shard, mesh=mesh, in_specs=(spec(), spec(), spec('batch')), out_specs=spec())
-    if through == 'pmap':
-        function = jax.pmap(train, 'batch', in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:2])
-    else:
-        function = jit_quickly(sharded)
+@pytest.mark.parametrize('granularity', ['element', 'output'])
+@pytest.mark.parametrize('fraction', [0.0, 0.3, 1.0])
+def test_a_pruned_layer_stores_what_counts_and_expands_again(granularity, fraction):
+    with jax.enable_x64(True):
+        for name in LAYERS:
+            _, records, params, _, shapes, *_ = setting(PRUNED + name, granularity)
+            masked = {'params': params, 'partition': draw_masks(shapes, fraction)}
+            small = compact(masked, records, allow_dynamic=True)
+            again = expand(small, records)
+            chex.assert_trees_all_equal(again['partition'], masked['partition'])
+            chex.assert_trees_all_equal_structs(again['params'], params)
+            chex.assert_trees_all_equal(compact(again, records, allow_dynamic=True), small)
+            counted = report_counts(count_layers({**masked, 'intermediates': records}))
+            assert counted['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(small['params']))
+            assert counted['static_parameters'] == 0 and (counted['dynamic_share'] > 0) == (fraction > 0)
 
-    def split(variables):
-        return variables['params'], {name: of for name, of in variables.items() if name != 'params'}
 
-    value, updates, gradients = function(*split(variables), x)
-    expected = value, updates, compact_params(gradients, variables['partition'], records)
-    chex.assert_trees_all_close(function(*split(small), x), expected, rtol=1e-4, atol=1e-5)
+def test_a_pruned_layer_has_nothing_to_hand_over_to():
+    _, records, params, _, shapes, *_ = setting(PRUNED + 'dynamic', 'element')
+    masks = draw_masks(shapes, 0.3)
+    with jax.enable_x64(True), pytest.raises(ValueError, match='kernel is pruned: it has no static parameter'):
+        hand_off_means(params, jax.tree.map(np.ones_like, masks), masks, Layout.of(records))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import PLANS
-from pad_jax.layers import MixtureFFN, MixtureLinear, compact, compact_params, find_records, index_masks
+from pad_jax.layers import MixtureFFN, MixtureLinear, compact, find_records
 from pad_jax.layers.mixture import apply_neurons
+from pad_jax.layers.router import Router
 from pad_jax.partition import scale_factors
 from pad_jax.partition.masks import SCALES
 from tests.layers.compiling import jit_quickly
@@ -57,17 +58,11 @@ def make_variables(layer, kind, route, seed=2):
     return params, masks
 
 
-def compact_if_indexed(layer, variables, x):
-    if 'index' not in variables:
-        return variables
-    return variables | {'params': compact_params(variables['params'], variables['index'], find_records(layer, x))}
-
-
 @functools.cache
 def compiled(layer):
     def value_and_gradients(x, params, others, valid, cotangent):
         def loss(x, params):
-            y, aux = layer.apply(compact_if_indexed(layer, {'params': params, **others}, x), x, valid)
+            y, aux = layer.apply({'params': params, **others}, x, valid)
             return jnp.sum(y * cotangent), (y, aux)
 
         (_, outputs), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
@@ -77,24 +72,19 @@ def compiled(layer):
 
 
 def run(layer, variables, *inputs, **options):
-    return jit_quickly(
-        lambda variables, *inputs: layer.apply(compact_if_indexed(layer, variables, inputs[0]), *inputs, **options)
-    )(variables, *inputs)
+    return jit_quickly(functools.partial(layer.apply, **options))(variables, *inputs)
 
 
 def start(layer, x):
     return jit_quickly(layer.init)(jax.random.key(1), x)
 
 
-def check_layer(layer, kind, num_tokens, route, num_open=None):
-    """Compare one layer with the twin: output, gradients, statistics; in compact storage if `num_open` is a count."""
+def check_layer(layer, kind, num_tokens, route):
+    """Compare one layer with the twin: output, gradients, statistics."""
     x, valid = make_tokens(route, num_tokens)
     params, masks = make_variables(layer, kind, route)
     cotangent = draw(3, num_tokens, 6 if kind == 'linear' else WIDTH)
     others = {'partition': masks} if masks else {}
-    if num_open is not None:
-        masks = jax.tree.map(lambda mask: (np.arange(mask.size) < num_open).reshape(mask.shape), masks)
-        others = {'partition': masks, 'index': index_masks(masks)}
     mask = masks[LAYERS[kind][1]] if masks else None
     expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
     batch = (x[None], params, others, valid[None], cotangent[None])
@@ -119,24 +109,6 @@ def test_every_plan_is_the_loop_over_tokens_and_experts(plan, kind):
                     assert sorted(aux['load'])[-num_selected:] == pytest.approx([1 / num_selected] * num_selected)
 
 
-CASES = [(kind, granularity) for kind, (layer, _) in LAYERS.items() for granularity in layer.granularities]
-PARTIAL = [case for case in CASES if case[1]]
-CORNERS = [('linear', 'element'), ('linear', 'input'), ('ffn', 'output')]
-APART = [case for case in PARTIAL if case[1] in ('output', 'input')]
-
-
-@pytest.mark.parametrize(
-    ('kind', 'granularity'),
-    [case if case in CORNERS else pytest.param(*case, marks=pytest.mark.slow) for case in PARTIAL],
-)
-def test_partially_dynamic_is_the_loop_over_tokens_and_experts(kind, granularity):
-    with jax.enable_x64(True):
-        layer = make_layer(kind, num_experts=4, granularity=granularity, plan='blocks')
-        check_layer(layer, kind, 37, 'padding')
-        if (kind, granularity) in APART:
-            check_layer(layer, kind, 37, 'padding', num_open=3)
-
-
 @pytest.mark.parametrize('scales', [pytest.param(scales, marks=pytest.mark.slow) for scales in SCALES[1:3]] + ['none'])
 def test_scales_are_those_of_the_loop(scales):
     with jax.enable_x64(True):
@@ -154,7 +126,10 @@ def release_each_case():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('release_each_case')
-@pytest.mark.parametrize(('kind', 'granularity'), CASES)
+@pytest.mark.parametrize(
+    ('kind', 'granularity'),
+    [(kind, granularity) for kind, (layer, _) in LAYERS.items() for granularity in layer.granularities],
+)
 @pytest.mark.parametrize('plan', PLANS)
 def test_the_whole_contract(plan, kind, granularity):
     with jax.enable_x64(True):
@@ -165,26 +140,9 @@ def test_the_whole_contract(plan, kind, granularity):
                 for num_tokens in (7, 167):
                     for route in ROUTES:
                         check_layer(layer, kind, num_tokens, route)
-                    if (kind, granularity) in APART:
-                        check_layer(layer, kind, num_tokens, 'padding', num_open=3)
 
 
-@pytest.mark.parametrize(
-    ('kind', 'granularity', 'num_open'),
-    [
-        ('linear', 'output', 0),
-        ('ffn', 'output', 0),
-        *(pytest.param(*case, count, marks=pytest.mark.slow) for case in APART for count in (0, 1, 5)),
-        *(pytest.param(kind, 'layer', count, marks=pytest.mark.slow) for kind in LAYERS for count in (0, 1)),
-    ],
-)
-def test_extreme_counts_of_dynamic_entries(kind, granularity, num_open):
-    with jax.enable_x64(True):
-        layer = make_layer(kind, num_experts=3, granularity=granularity, plan='blocks')
-        check_layer(layer, kind, 9, 'padding', num_open=num_open)
-
-
-@pytest.mark.parametrize(('kind', 'granularity'), APART)
+@pytest.mark.parametrize(('kind', 'granularity'), [('linear', 'output'), ('linear', 'input'), ('ffn', 'output')])
 def test_experts_multiply_only_their_dynamic_columns(kind, granularity):
     """Every product with a stack of matrices has the size of the dynamic part; the other products are plain."""
     layer = LAYERS[kind][0](8, num_experts=4, granularity=granularity, plan='dense')
@@ -208,7 +166,7 @@ def test_elements_of_a_single_feature_are_columns():
         variables = start(layer, x)
         variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0
         expected, _ = run(layer, variables, x)
-        found, _ = run(layer, variables | {'index': index_masks(variables['partition'])}, x)
+        found, _ = run(layer, compact(variables, find_records(layer, x)), x)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -373,6 +331,9 @@ def test_what_a_mixture_refuses(arguments, message):
     for kind, _ in LAYERS.values():
         with pytest.raises(ValueError, match=message):
             kind(4, **arguments)
+    if arguments.keys() <= Router.__dataclass_fields__.keys():
+        with pytest.raises(ValueError, match=message):
+            Router(**({'num_experts': 8, 'num_selected': 2} | arguments))
     with pytest.raises(ValueError, match="must be one of None, element, output, layer, got 'input'"):
         MixtureFFN(4, granularity='input')
     with pytest.raises(ValueError, match=r'x \[\*batch, T, C\] and valid'):

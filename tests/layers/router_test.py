@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import dense_gates
-from pad_jax.layers.router import Router, count_load, cv_squared, estimate_load, route_top_k
+from pad_jax.layers.router import Router, count_load, cv_squared, route_top_k
 from tests.layers.compiling import jit_quickly
 
 VALID = np.array([True, False, True, True, False, True, True])
@@ -25,25 +25,6 @@ def test_top_k_by_hand():
     # Importance is the sum of the columns; every expert that is chosen counts once in the load.
     np.testing.assert_allclose(gates.sum(0), [0.619203, 0.5, 0.880797], rtol=1e-5)
     assert count_load(route_top_k(logits, 2, jnp.array([True, True, False])), 3).tolist() == [2, 1, 1]
-
-
-@pytest.mark.parametrize('num_selected', [1, 2, 4])
-def test_load_is_the_chance_to_stay_selected_when_ones_own_noise_is_drawn_again(num_selected):
-    rng = np.random.default_rng(0)
-    clean, drawn = rng.normal(size=(7, 4)), rng.normal(size=(7, 4))
-    scale = rng.uniform(0.3, 1.5, size=(7, 4))
-    noisy = clean + scale * drawn
-    expected = np.zeros(4)
-    for n in np.flatnonzero(VALID):
-        for e in range(4):
-            others = sorted(np.delete(noisy[n], e), reverse=True)
-            if num_selected == 4:
-                expected[e] += 1
-            else:
-                z = (clean[n, e] - others[num_selected - 1]) / scale[n, e]
-                expected[e] += 0.5 * (1 + math.erf(z / math.sqrt(2)))
-    found = estimate_load(clean, noisy, scale, num_selected, VALID)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_losses_by_hand():
@@ -71,15 +52,7 @@ def standard_normal_cdf(values):
 
 @pytest.mark.parametrize(
     ('num_selected', 'routing', 'train'),
-    [
-        *((1, 'token', True), (2, 'sentence', True), (2, 'token', False), (4, 'sentence', False)),
-        *(
-            pytest.param(num_selected, routing, train, marks=pytest.mark.slow)
-            for num_selected in (1, 2, 4)
-            for routing in ('token', 'sentence')
-            for train in (False, True)
-        ),
-    ],
+    [(1, 'token', True), (2, 'sentence', True), (2, 'token', False), (4, 'sentence', False), (4, 'token', True)],
 )
 def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
@@ -175,20 +148,6 @@ def test_nan_in_padding_reaches_neither_gradient_nor_statistic(routing):
     params = {name: jax.random.normal(jax.random.key(2), (5, 4)) for name in ('gate', 'noise')}
     value, slopes = jit_quickly(jax.value_and_grad(loss))(params)
     assert np.isfinite(value) and all(np.isfinite(slope).all() for slope in slopes.values())
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ((3, 0), r'num_selected must be in \[1, 3\], got 0'),
-        ((4, 5), r'num_selected must be in \[1, 4\], got 5'),
-        ((0, 1), 'num_experts must be at least 1, got 0'),
-        ((4, 2, 'word'), "routing must be one of token, sentence, got 'word'"),
-    ],
-)
-def test_what_a_router_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Router(*arguments)
 
 
 def test_router_loss_reaches_the_routers_parameters():

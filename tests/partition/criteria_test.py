@@ -38,48 +38,6 @@ def test_scores_have_the_structure_and_shapes_of_the_masks(criterion):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(score(criterion, 'output')))
 
 
-@pytest.mark.parametrize('criterion', CRITERIA)
-def test_the_same_with_and_without_jit_and_twice(criterion):
-    scores = score(criterion, 'output')
-    jax.tree.map(np.testing.assert_array_equal, scores, score(criterion, 'output'))
-    with jax.disable_jit():
-        assert_close(score(criterion, 'output'), scores)
-
-
-def permute(tree, orders, inverse=False):
-    """Reorders the last two axes of each leaf; an axis of length one, where a gate stands for a group, stays."""
-
-    def one(leaf, order):
-        for axis, places in zip((-2, -1), order, strict=True):
-            if leaf.shape[axis] > 1:
-                leaf = jnp.take(leaf, np.argsort(places) if inverse else places, axis=axis)
-        return leaf
-
-    return {name: one(leaf, orders[name]) for name, leaf in tree.items()}
-
-
-# `random` is left out: its scores belong to places, not to what stands there, which is why it is the control.
-@pytest.mark.parametrize('criterion', [name for name in CRITERIA if name != 'random'])
-def test_permuted_positions_have_permuted_scores(criterion):
-    rng = np.random.default_rng(0)
-    orders = {name: [rng.permutation(size) for size in leaf.shape[-2:]] for name, leaf in POSITIONS.items()}
-
-    def in_order(function):
-        def permuted(params, gates, batch):
-            restored = {name: permute(params[name], orders, inverse=True) for name in ('dynamic', 'static')}
-            return function({**params, **restored}, permute(gates, orders, inverse=True), batch)
-
-        return permuted
-
-    problem = Problem(
-        in_order(problems.loss_fn), problems.SCALED, in_order(problems.output_fn), in_order(problems.routing_fn)
-    )
-    shuffled = {**PARAMS, **{name: permute(PARAMS[name], orders) for name in ('dynamic', 'static')}}
-    # At granularity `output`: the gates move with the outputs, and sum over inputs that have moved too.
-    found = score(criterion, 'output', params=shuffled, problem=problem)
-    assert_close(found, permute(score(criterion, 'output'), orders))
-
-
 def test_random_depends_on_the_key_alone():
     first, again, other = score('random', seed=1), score('random', seed=1, batches=[]), score('random', seed=2)
     jax.tree.map(np.testing.assert_array_equal, first, again)

@@ -27,6 +27,7 @@ def test_mask_shape(granularity, index):
             masks_lib.mask_shape(POSITIONS[index], granularity)
     else:
         assert masks_lib.mask_shape(POSITIONS[index], granularity) == expected
+        assert masks_lib.mask_granularity(expected) == granularity
 
 
 def test_mask_shape_of_vectors_and_scalars():
@@ -80,14 +81,10 @@ def test_split_and_merge_are_what_a_loop_gives(granularity, soft):
 
 def test_merge_at_the_limits():
     dynamic, static = jnp.arange(12.0).reshape(2, 2, 3), -jnp.arange(6.0).reshape(2, 3)
-    everywhere = jnp.ones((2, 3), bool)
+    dynamic, static, everywhere = dynamic.astype(jnp.bfloat16), static.astype(jnp.bfloat16), jnp.ones((2, 3), bool)
+    assert masks_lib.merge(dynamic, static, everywhere).dtype == jnp.bfloat16
     np.testing.assert_array_equal(masks_lib.merge(dynamic, static, everywhere), dynamic)
     np.testing.assert_array_equal(masks_lib.merge(dynamic, static, ~everywhere), jnp.stack([static, static]))
-
-
-def test_the_dtype_of_the_factors_is_kept():
-    dynamic, static = jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3, jnp.bfloat16)
-    assert masks_lib.merge(dynamic, static, jnp.ones(3, bool)).dtype == jnp.bfloat16
 
 
 def test_routing_weights_that_sum_to_one_make_merge_right():

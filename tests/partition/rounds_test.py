@@ -15,7 +15,6 @@ from pad_jax.partition import (
     PLAIN,
     SCALES,
     Layout,
-    NothingSelected,
     PartialParameter,
     Problem,
     Recipe,
@@ -40,13 +39,8 @@ POSITIONS = PARAMS['static']  # 30 and 10 positions
 
 
 def partition(dynamic_fraction=0.3, batches=BATCHES, loss_fn=problems.loss_fn, params=PARAMS, **options):
-    return iterative_mode_partition(
-        dataclasses.replace(problems.PROBLEM, loss=loss_fn),
-        params,
-        batches,
-        dynamic_fraction=dynamic_fraction,
-        **options,
-    )
+    problem = dataclasses.replace(problems.PROBLEM, loss=loss_fn)
+    return iterative_mode_partition(problem, params, batches, dynamic_fraction=dynamic_fraction, **options)
 
 
 def assert_same(found, expected):
@@ -111,15 +105,6 @@ def test_handoff():
         np.testing.assert_array_equal(mean.params['static'][name][~turned], POSITIONS[name][~turned])
 
 
-def test_the_handoff_mean_moves_the_loss_less():
-    before = problems.loss_fn(PARAMS, init_masks(POSITIONS), BATCHES[0])
-    shock = {}
-    for handoff in ('independent', 'mean'):
-        masks, params = partition(0.3, handoff=handoff)
-        shock[handoff] = abs(problems.loss_fn(params, masks, BATCHES[0]) - before)
-    assert shock['mean'] < shock['independent'] / 2
-
-
 def test_exclusions():
     masks = partition(0.3, keep_dynamic='^second$').masks
     assert {name: int(leaf.sum()) for name, leaf in masks.items()} == {'first': 9, 'second': 10}
@@ -141,7 +126,8 @@ def test_exclusions():
         ({'handoff': 'random'}, "handoff must be one of independent, mean, got 'random'"),
         ({'criterion': 'snip'}, "criterion must be one of sensitivity, .*, got 'snip'"),
         ({'granularity': 'row'}, "granularity must be one of element, .*, got 'row'"),
-        ({'schedule': 'cosine'}, "schedule must be one of .*, got 'cosine'"),
+        ({'schedule': 'cosine'}, "schedule must be one of exponential, linear, one_shot, got 'cosine'"),
+        ({'schedule': 'one_shot', 'rounds': 2}, "schedule 'one_shot' has a single round, got rounds = 2"),
         ({'dynamic_fraction': 0}, r'dynamic_fraction must be in \(0, 1\], got 0'),
         ({'rounds': 0}, 'rounds must be at least 1, got 0'),
         ({'batches': []}, "criterion 'sensitivity' needs at least one scoring batch, got none"),
@@ -195,20 +181,8 @@ def test_identical_copies_are_refused_with_advice():
 
 def test_a_layer_that_is_static_already_is_no_copy():
     start = init_masks(POSITIONS) | {'first': jnp.zeros(problems.SHAPES['first'], bool)}
-    for scope in ('global', 'layer'):
-        assert (
-            count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == {'global': 4, 'layer': 1}[scope]
-        )
-
-
-def test_scores_of_zero_are_refused_with_advice():
-    with pytest.raises(UninformativeScores, match=r'the same score \(0\).*train some steps first'):
-        partition(loss_fn=lambda *arguments: 0 * problems.loss_fn(*arguments))
-
-
-def test_a_loss_that_is_no_number_is_refused_with_advice():
-    with pytest.raises(UninformativeScores, match=r"'sensitivity' gave NaN for 40 of the 40 .*: look for NaN"):
-        partition(loss_fn=lambda *arguments: problems.loss_fn(*arguments) * jnp.nan)
+    for scope, expected in {'global': 4, 'layer': 1}.items():
+        assert count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == expected
 
 
 def test_rounds_and_fractions_trace_the_loss_once():
@@ -313,32 +287,12 @@ def test_all_replicas_score_as_one_device_does():
 
 
 def test_groups_of_different_size_compete_per_position():
-    # Mean |W|: the small parameter's group has 3 a position (9 in all), the large one's 2 (20 in all). 10 of the 13
-    # positions may stay dynamic: the small group comes first, and the large one doesn't fit any more.
-    params = {'dynamic': {'large': jnp.full((2, 10), 2.0), 'small': jnp.full((2, 3), 3.0)}}
+    # Mean |W|: the second parameter's group has 3 a position (9 in all), the first one's 2 (20 in all). 10 of the 13
+    # positions may stay dynamic: the second group comes first, and the first one doesn't fit any more.
+    params = {'dynamic': {'first': jnp.full((2, 10), 2.0), 'second': jnp.full((2, 3), 3.0)}}
     params['static'] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), params['dynamic'])
-    found = iterative_mode_partition(
-        lambda params, gates, batch: 0.0,
-        params,
-        [],
-        dynamic_fraction=10 / 13,
-        criterion='magnitude',
-        granularity='layer',
-    )
-    assert {name: bool(mask.all()) for name, mask in found.masks.items()} == {'large': False, 'small': True}
-
-
-def test_a_fraction_below_one_group_is_refused():
-    params = {'dynamic': jnp.arange(20.0).reshape(2, 2, 5), 'static': jnp.zeros((2, 5))}
-    with pytest.raises(NothingSelected, match='group of positions, in the parameter, has 2 of them, and 1 are'):
-        iterative_mode_partition(  # one of ten positions, in groups of two
-            lambda params, gates, batch: 0.0,
-            params,
-            [],
-            dynamic_fraction=0.1,
-            criterion='magnitude',
-            granularity='output',
-        )
+    found = partition(10 / 13, [], params=params, criterion='magnitude', granularity='layer')
+    assert {name: bool(mask.all()) for name, mask in found.masks.items()} == {'first': False, 'second': True}
 
 
 def random_masks(positions, seed=0, density=0.6):
@@ -422,22 +376,6 @@ def test_golden_fractions():
     np.testing.assert_allclose(round_fractions(0.125, 3), [0.5, 0.25, 0.125], rtol=1e-12)
     np.testing.assert_allclose(round_fractions(0.25, 3, 'linear'), [0.75, 0.5, 0.25], rtol=1e-12)
     assert round_fractions(0.3, 1, 'one_shot') == (0.3,)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ((0.0,), r'dynamic_fraction must be in \(0, 1\], got 0.0'),
-        ((1.5,), r'dynamic_fraction must be in \(0, 1\], got 1.5'),
-        ((float('nan'),), r'dynamic_fraction must be in \(0, 1\], got nan'),
-        ((0.5, 0), 'rounds must be at least 1, got 0'),
-        ((0.5, 2, 'cosine'), "schedule must be one of exponential, linear, one_shot, got 'cosine'"),
-        ((0.5, 2, 'one_shot'), "schedule 'one_shot' has a single round, got rounds = 2"),
-    ],
-)
-def test_what_round_fractions_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        round_fractions(*arguments)
 
 
 def test_round_steps():

@@ -79,19 +79,9 @@ def test_the_whole_tree_equals_a_sorted_list(kind, data):
     found = select_positions(scores, masks, target, structs(kind))
     leaves = [jax.tree.leaves(tree) for tree in (scores, masks, structs(kind))]
     assert_same_masks(found, select_by_sorting(leaves[0], leaves[1], target, leaves[2]))
-    # What follows from the twin, said by itself.
-    kept = jax.tree.map(np.asarray, found)
-    assert not any(jax.tree.leaves(jax.tree.map(lambda new, old: (new & ~old).any(), kept, masks))), 'nested'
-    assert not any(jax.tree.leaves(jax.tree.map(lambda new, score: np.isnan(score[new]).any(), kept, scores)))
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), kept) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), masks
-    )
-    sizes = [struct.size // mask.size for mask, struct in zip(leaves[1], leaves[2], strict=True)]
-    held = sum(size * leaf.sum() for size, leaf in zip(sizes, jax.tree.leaves(kept), strict=True))
-    assert held <= target
-    if kind == 'elements':
+    if kind == 'elements':  # the number is exact
         there = sum((mask & ~np.isnan(score)).sum() for score, mask in zip(*leaves[:2], strict=True))
-        assert held == min(target, there)
+        assert sum(leaf.sum() for leaf in jax.tree.leaves(found)) == min(target, there)
 
 
 @hypothesis.given(data=st.data())
@@ -103,37 +93,6 @@ def test_each_layer_equals_a_sorted_list(data):
     for name, position in structs('groups').items():
         expected = select_by_sorting([scores[name]], [masks[name]], targets[name], [position])
         assert_same_masks([found[name]], expected)
-
-
-@hypothesis.given(
-    levels=st.integers(2, 9),
-    seed=st.integers(0, 2**32 - 1),
-    tables=st.lists(
-        st.sets(st.floats(width=32, allow_nan=False), min_size=9, max_size=9).map(sorted), min_size=2, max_size=2
-    ),
-    target=st.integers(0, 180),
-)
-@hypothesis.settings(max_examples=30)
-def test_only_the_order_of_the_scores_matters(levels, seed, tables, target):
-    rng = np.random.default_rng(seed)
-    ranks = [rng.integers(0, levels, shape) for shape in MASKS['groups'].values()]
-    masks = [rng.random(shape) < 0.8 for shape in MASKS['groups'].values()]
-    positions = list(structs('groups').values())
-    found = [
-        select_positions([np.float32(table)[leaf] for leaf in ranks], masks, target, positions) for table in tables
-    ]
-    assert_same_masks(found[0], found[1])
-
-
-@hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=20)
-def test_a_smaller_target_keeps_a_subset(data):
-    scores, masks, target = data.draw(contents('groups'))
-    smaller = data.draw(st.integers(0, target))
-    more = select_positions(scores, masks, target, structs('groups'))
-    fewer = select_positions(scores, masks, smaller, structs('groups'))
-    again = select_positions(scores, more, smaller, structs('groups'))
-    assert_same_masks(fewer, jax.tree.leaves(again))
 
 
 GOLDEN = [
@@ -156,12 +115,6 @@ GOLDEN = [
 def test_golden_selections(scores, masks, target, kept):
     found = select_positions(jnp.array(scores, jnp.float32), jnp.array(masks, bool), target, jnp.zeros(4))
     assert found.tolist() == [bool(value) for value in kept]
-
-
-@pytest.mark.parametrize(('scores', 'masks', 'target', 'kept'), GOLDEN[4:5])
-def test_golden_selections_without_jit(scores, masks, target, kept):
-    with jax.disable_jit():
-        test_golden_selections(scores, masks, target, kept)
 
 
 def test_a_group_that_does_not_fit_ends_the_prefix():
@@ -192,7 +145,7 @@ def test_parameters_of_one_layer_compete_with_each_other():
     }
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_scores_of_other_dtypes(dtype):
     scores = jnp.array([0.5, -2, 3, 0.25], dtype)
     assert select_positions(scores, jnp.ones(4, bool), 2, jnp.zeros(4)).tolist() == [True, False, True, False]

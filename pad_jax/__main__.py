@@ -20,7 +20,8 @@ def count(arguments: Sequence[str]) -> None:
     def report_accounts(layers):
         return {**report_counts(layers), 'multiply_adds': sum_multiply_adds(layers).compact}
 
-    parser = _make_config_parser('count', count.__doc__)
+    parser = _make_parser(count)
+    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     flags, overrides = parse_with_overrides(parser, arguments)
     config = load_config(flags.config, overrides)
     layers = account_network(config, plan_layers(config))
@@ -37,7 +38,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         'If the data has moved, name its new place with --config.data.path=PATH. It must have the classes that the run '
         f'was trained on. These keys may be changed too: {", ".join(sorted(FREE_KEYS - {"data.path"}))}.'
     )
-    parser = _make_workdir_parser('evaluate', evaluate.__doc__, epilog)
+    parser = _make_parser(evaluate, 'run', epilog)
     flags, overrides = parse_with_overrides(parser, arguments)
     print(encode_row(evaluate_workdir(flags.workdir, overrides)), end='')
 
@@ -46,7 +47,7 @@ def predict(arguments: Sequence[str]) -> None:
     """Predict the texts of a file: a submission for a GLUE task, labels and scores for your own texts."""
     from pad_jax.training.evaluate import predict_file
 
-    parser = _make_workdir_parser('predict', predict.__doc__)
+    parser = _make_parser(predict, 'run')
     parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
     parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a directory is enough')
     flags = parser.parse_args(arguments)
@@ -59,7 +60,7 @@ def inspect(arguments: Sequence[str]) -> None:
     from pad_jax.reports.inspect import inspect_workdir
 
     epilog = 'If the data has moved, add --config.data.path=PATH; without data only the partition is shown.'
-    flags, overrides = parse_with_overrides(_make_workdir_parser('inspect', inspect.__doc__, epilog), arguments)
+    flags, overrides = parse_with_overrides(_make_parser(inspect, 'run', epilog), arguments)
     inspect_workdir(flags.workdir, overrides)
 
 
@@ -70,7 +71,7 @@ def export(arguments: Sequence[str]) -> None:
     from pad_jax.reports.tables import make_table, print_line, print_table
 
     epilog = 'The export is verified on the data of the run. If that has moved, add --config.data.path=PATH.'
-    parser = _make_workdir_parser('export', export.__doc__, epilog)
+    parser = _make_parser(export, 'run', epilog)
     parser.add_argument('--out', type=Path, required=True, help='directory to write')
     parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
@@ -91,7 +92,7 @@ def demo(arguments: Sequence[str]) -> None:
     """Train static, dynamic and partially dynamic networks on embedded digits, and compare them."""
     from pad_jax.reports.demo import run_demo
 
-    parser = Parser(prog='python -m pad_jax demo', description=demo.__doc__)
+    parser = _make_parser(demo)
     parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='directory of the runs and pictures')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
     parser.add_argument('--configs', type=Path, default=Path('configs'), help='directory of the config files')
@@ -104,9 +105,8 @@ def sweep(arguments: Sequence[str]) -> None:
     from pad_jax.reports.sweep import run_sweep
 
     epilog = '--config.section.key=value changes a key of the base, before the changes of the variants.'
-    parser = Parser(prog='python -m pad_jax sweep', description=sweep.__doc__, epilog=epilog)
+    parser = _make_parser(sweep, 'sweep', epilog)
     parser.add_argument('file', type=Path, help='a file of configs/ablations/')
-    parser.add_argument('--workdir', type=Path, required=True, help='directory of the runs')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each variant, with the seeds 0, 1, ...')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     flags, overrides = parse_with_overrides(parser, arguments)
@@ -119,7 +119,7 @@ def report(arguments: Sequence[str]) -> None:
     from pad_jax.reports.sweep import BASE
     from pad_jax.reports.sweep_report import report_sweep
 
-    parser = Parser(prog='python -m pad_jax report', description=report.__doc__)
+    parser = _make_parser(report)
     parser.add_argument('workdir', type=Path, metavar='DIR', help='directory of a sweep')
     parser.add_argument('--base', default=BASE, metavar='VARIANT', help='variant that the others are compared with')
     flags = parser.parse_args(arguments)
@@ -134,15 +134,10 @@ def _leave_accelerator() -> None:
     jax.config.update('jax_platforms', 'cpu')
 
 
-def _make_config_parser(verb: str, description: str) -> Parser:
-    parser = Parser(prog=f'python -m pad_jax {verb}', description=description)
-    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
-    return parser
-
-
-def _make_workdir_parser(verb: str, description: str, epilog: str = '') -> Parser:
-    parser = Parser(prog=f'python -m pad_jax {verb}', description=description, epilog=epilog)
-    parser.add_argument('--workdir', type=Path, required=True, help='directory of a run')
+def _make_parser(verb: Callable, workdir_of: str | None = None, epilog: str = '') -> Parser:
+    parser = Parser(prog=f'python -m pad_jax {verb.__name__}', description=verb.__doc__, epilog=epilog)
+    if workdir_of:
+        parser.add_argument('--workdir', type=Path, required=True, help=f'directory of a {workdir_of}')
     return parser
 
 

@@ -71,26 +71,15 @@ def read_own_object(path: Path, folder_is: str) -> dict[str, Any]:
     return content
 
 
-def check_vacant(folder: Path, overwrite: bool) -> None:
-    """Raise `BadInput` if `folder` exists and must not be overwritten."""
-    try:
-        present = folder.exists()
-    except OSError as error:
-        raise BadInput(f'{quote(folder)} cannot be reached: {error.strerror}') from error
-    if present and not overwrite:
-        raise BadInput(f'{quote(folder)} is there already: --overwrite puts a new one in its place')
-
-
 @contextlib.contextmanager
-def fill_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+def fill_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into, which replaces `folder` at the end of the block.
 
     If the block raises, the former folder stays and the new one is removed.
 
     Raises:
-        BadInput: `folder` exists and must stay, or the files cannot be written.
+        BadInput: the files cannot be written.
     """
-    check_vacant(folder, overwrite)
     incomplete = folder.with_name(f'{folder.name}.incomplete')
     made = next((parent for parent in reversed(incomplete.parents) if not parent.exists()), incomplete)
     try:

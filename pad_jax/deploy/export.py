@@ -23,7 +23,7 @@ from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.verify import verify
 from pad_jax.errors import BadInput, quote
-from pad_jax.files import check_vacant, fill_folder
+from pad_jax.files import fill_folder
 from pad_jax.layers.compact import compact, expand_elements
 from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import walk_records
@@ -121,7 +121,7 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
     trained = read_network(run)
     network, shapes = shrink_network(trained, config), abstract_variables(trained.model, make_inputs(config))
     counts = report_counts(count_layers({**shapes, 'partition': trained.variables.get('partition', {})}))
-    with fill_folder(out, overwrite) as folder:
+    with fill_folder(out) as folder:
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
         (folder / NETWORK).write_bytes(lower(network, config).serialize())
         if is_text(config):
@@ -136,10 +136,11 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
     """Raise BadInput unless `out` is free, or an export or empty folder that may be replaced."""
-    check_vacant(out, overwrite)
-    if not out.exists():
-        return
     try:
+        if not out.exists():
+            return
+        if not overwrite:
+            raise BadInput(f'{quote(out)} is there already: --overwrite puts a new one in its place')
         found = {path.name for path in out.iterdir()}
     except OSError as error:
         raise BadInput(f'{quote(out)} cannot be read: {error.strerror}') from error

@@ -23,23 +23,26 @@ def pool_space(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=at_least_float32(x.dtype))
 
 
-def squeeze_space(x: jax.Array, squeeze: jax.Array) -> jax.Array:
-    """Compute hidden units that several heads share: relu(mean over space · squeeze).
+def squeeze_width(layer: nn.Module, channels: int) -> int:
+    """Return the width of the hidden units that all heads of a layer share."""
+    return max(layer.least_width, channels // layer.reduction)
+
+
+def squeeze_space(layer: nn.Module, x: jax.Array) -> jax.Array:
+    """Compute the hidden units that all heads of a layer share: relu(mean over space · squeeze).
 
     Products are tiny and a mixture is as sharp as its logits are exact, so the precision is the highest.
 
     Args:
+      layer: gets the parameter `squeeze` [C, width]; its `reduction` and `least_width` tell the width.
       x: [B, *S, C].
-      squeeze: [C, width].
 
     Returns:
       [B, width], at least float32.
-
-    >>> squeeze_space(jnp.ones((1, 2, 2, 3)), jnp.array([[1., -1.]] * 3)).tolist()
-    [[3.0, 0.0]]
     """
-    pooled = pool_space(x)
-    return jax.nn.relu(jnp.dot(pooled, squeeze.astype(pooled.dtype), precision=jax.lax.Precision.HIGHEST))
+    shape, pooled = (x.shape[-1], squeeze_width(layer, x.shape[-1])), pool_space(x)
+    squeeze = layer.param('squeeze', EXPAND_INIT, shape, layer.param_dtype).astype(pooled.dtype)
+    return jax.nn.relu(jnp.dot(pooled, squeeze, precision=jax.lax.Precision.HIGHEST))
 
 
 def normalize_units(hidden: jax.Array) -> jax.Array:
@@ -97,6 +100,7 @@ class Attention(Head):
     """
 
     reduction: int = 16
+    least_width = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
@@ -104,17 +108,12 @@ class Attention(Head):
 
         The higher the temperature (> 0, may be traced), the nearer each weight is to 1/K.
         """
-        channels = x.shape[-1]
-        squeeze = self.param('squeeze', EXPAND_INIT, (channels, self._width(channels)), self.param_dtype)
-        logits = super().__call__(squeeze_space(x, squeeze))
+        logits = super().__call__(squeeze_space(self, x))
         return jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
-
-    def _width(self, channels):
-        return max(1, channels // self.reduction)
 
     def multiply_adds(self, x_shape, y_shape, count):
         """Return multiply-adds of one example as (dense, masked, compact)."""
-        products = self._width(x_shape[-1]) * (x_shape[-1] + self.num_kernels)
+        products = squeeze_width(self, x_shape[-1]) * (x_shape[-1] + self.num_kernels)
         return 0, products, products
 
 

@@ -114,13 +114,12 @@ def compact_params(params: Mapping[str, Any], index: Mapping[str, Any], records:
       index: the collection 'index' or the masks. Only an index without bits may be traced.
       records: of `find_records`.
     """
-
-    return _change_params(_Entries.take, params, index, records)
+    return _change_params(Entries.take, params, index, records)
 
 
 def expand_params(params: Mapping[str, Any], index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
     """Invert `compact_params`, with zeros for dead entries; jittable. `index` may also hold masks."""
-    return _change_params(_Entries.put, params, index, records)
+    return _change_params(Entries.put, params, index, records)
 
 
 def _change_params(change, params, index, records):
@@ -131,7 +130,7 @@ def _change_params(change, params, index, records):
         if isinstance(leaf, Mapping):
             changed[name] = _change_params(change, params[name], leaf, record)
             continue
-        entries = _Entries.read(leaf, record, params[record.factors])
+        entries = Entries.read(leaf, record, params[record.factors])
         for own in {record.factors, record.static, *record.beside} & params.keys():
             changed[own] = change(entries, params[own], own != record.static)
     return changed
@@ -139,25 +138,35 @@ def _change_params(change, params, index, records):
 
 def read_masks(index: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
     """Return the masks that an index was made of; jittable."""
-    masks = {}
-    for name, leaf in index.items():
-        if isinstance(leaf, Mapping):
-            masks[name] = read_masks(leaf, records[name])
-            continue
-        shape, granularity = records[name].shape, records[name].granularity
-        gates = mask_shape(shape, granularity)
-        if leaf.dtype == np.uint8:
-            masks[name] = jnp.unpackbits(leaf, axis=-1, count=shape[-1]).astype(bool)
-        else:
-            masks[name] = jnp.zeros(math.prod(gates), bool).at[leaf].set(True).reshape(gates)
-    return masks
+    return {
+        name: read_masks(leaf, records[name])
+        if isinstance(leaf, Mapping)
+        else jnp.asarray(_read_mask(leaf, records[name]))
+        for name, leaf in index.items()
+    }
 
 
-class _Entries(NamedTuple):
+def _read_mask(leaf, record):
+    """Return the mask, on the host if it is known: there each shape would be a compilation."""
+    array, gates = np if not _any_traced(leaf) else jnp, mask_shape(record.shape, record.granularity)
+    leaf = array.asarray(leaf)
+    if leaf.dtype == np.uint8:
+        leaf = array.unpackbits(leaf, axis=-1, count=gates[-1]).astype(bool)
+    if leaf.dtype != bool:
+        return array.isin(array.arange(math.prod(gates)), leaf).reshape(gates)
+    if leaf.shape != gates:
+        raise ValueError(
+            f'the mask of {record.factors} must have the shape {gates} of granularity {record.granularity!r}, '
+            f'got {leaf.shape}'
+        )
+    return leaf
+
+
+class Entries(NamedTuple):
     """Dynamic and static entries of one parameter, along an axis of a view of its shape.
 
     Attributes:
-      dynamic, static: int32[D] and int32[size − D], ascending; ascending.
+      dynamic, static: int32[D] and int32[size − D], ascending.
       places: int32[size], place of each entry among the dynamic ones and among the static ones, or None.
     """
 
@@ -169,30 +178,24 @@ class _Entries(NamedTuple):
     places: tuple[jax.Array, jax.Array] | None = None
 
     @classmethod
-    def read(cls, leaf, record: PartialParameter, factors) -> '_Entries':
+    def read(cls, leaf, record: PartialParameter, factors=None) -> 'Entries':
         """Read a mask, an index or bits. Traced bits need the compact factors, whose shape tells their number."""
-        gates = mask_shape(record.shape, record.granularity)
-        granularity = mask_granularity(gates)
+        granularity = mask_granularity(mask_shape(record.shape, record.granularity))
         view, axis = gate_axis(record.shape, granularity)
         size = view[axis]
-        if leaf.dtype == np.uint8 and isinstance(leaf, jax.core.Tracer):
-            return cls(record, view, axis, *_locate_bits(leaf, record.shape, factors.shape[-1]))
+        if not _any_traced(leaf):
+            mask = np.broadcast_to(_read_mask(leaf, record).reshape(-1), size)  # a layer has one gate for all
+            return cls(record, view, axis, *(np.flatnonzero(one).astype(np.int32) for one in (mask, ~mask)))
         if leaf.dtype == np.uint8:
-            leaf = np.unpackbits(np.asarray(leaf), axis=-1, count=record.shape[-1]).astype(bool)
-        if leaf.dtype == bool:
-            if leaf.shape != gates:
-                raise ValueError(
-                    f'the mask of {record.factors} must have the shape {gates} of granularity {record.granularity!r}, '
-                    f'got {leaf.shape}'
-                )
-            leaf = np.flatnonzero(np.asarray(leaf)).astype(np.int32)
+            return cls(record, view, axis, *_locate_bits(leaf, record.shape, factors.shape[-1]))
         if granularity == 'layer':
-            leaf = np.arange(size * leaf.shape[0], dtype=np.int32)
-        if isinstance(leaf, jax.core.Tracer):
-            return cls(record, view, axis, leaf, complement_index(leaf, size))
-        is_static = np.ones(size, bool)
-        is_static[np.asarray(leaf)] = False
-        return cls(record, view, axis, leaf, np.flatnonzero(is_static).astype(np.int32))
+            leaf = jnp.arange(size * leaf.shape[0], dtype=jnp.int32)
+        return cls(record, view, axis, leaf, complement_index(leaf, size))
+
+    def shape(self, is_dynamic: bool) -> tuple[int, ...]:
+        """Return the shape of the dynamic entries of one factor, or of the static ones."""
+        count = (self.dynamic if is_dynamic else self.static).shape[0]
+        return (*self.view[: self.axis], count, *self.view[self.axis :][1:])
 
     def take(self, values, is_dynamic: bool):
         """Take live entries: [*stack, *shape] -> [*stack, *entries]."""
@@ -224,28 +227,16 @@ def _any_traced(*arrays):
 def _locate_bits(bits, shape, num_dynamic):
     """Return (dynamic, static, places) of traced bits uint8[*shape[:-1], ceil(shape[-1] / 8)], D of them set."""
     mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool).reshape(-1)
-    ranks = _rank_bits(bits)[..., : shape[-1]].reshape(-1)
+    # Set bits before each byte, and before each bit inside it. XLA on CPU sums slowly over millions of bits.
+    octets = bits.reshape(-1, 1)
+    counts = jax.lax.population_count(octets).astype(jnp.int32)
+    heads = jnp.asarray([[256 - (1 << (8 - bit)) for bit in range(8)]], jnp.uint8)
+    inside = jax.lax.population_count(octets & heads).astype(jnp.int32)
+    ranks = jnp.cumsum(counts, axis=0, dtype=jnp.int32) - counts + inside
+    ranks = ranks.reshape(*bits.shape[:-1], -1)[..., : shape[-1]].reshape(-1)
     positions = jnp.arange(mask.shape[0], dtype=jnp.int32)
     places = jnp.where(mask, ranks, num_dynamic), jnp.where(mask, mask.shape[0] - num_dynamic, positions - ranks)
     # One scatter of integers for both: it takes about as long as reading the K factors.
     order = jnp.where(mask, places[0], num_dynamic + places[1])
     index = jnp.zeros_like(positions).at[order].set(positions, unique_indices=True)
     return index[:num_dynamic], index[num_dynamic:], places
-
-
-def _rank_bits(bits):
-    """Return the number of set bits before each bit, over all axes in C order: uint8[..., b] -> int32[..., 8b].
-
-    Bytes are counted first, in rows: XLA on CPU makes many passes for a sum that runs over millions of elements.
-    """
-    counts = jax.lax.population_count(bits).astype(jnp.int32).reshape(-1)
-    rows = jnp.pad(counts, (0, -counts.shape[0] % _BYTES_IN_ROW)).reshape(-1, _BYTES_IN_ROW)
-    within = jnp.cumsum(rows, axis=1)
-    before = within - rows + (jnp.cumsum(within[:, -1]) - within[:, -1])[:, None]
-    before = before.reshape(-1)[: counts.shape[0]].reshape(*bits.shape, 1)
-    heads = jnp.asarray([256 - (1 << (8 - bit)) for bit in range(8)], jnp.uint8)  # the bits before each bit
-    inside = jax.lax.population_count(bits[..., None] & heads.reshape((1,) * bits.ndim + (8,)))
-    return (before + inside.astype(jnp.int32)).reshape(*bits.shape[:-1], -1)
-
-
-_BYTES_IN_ROW = 256

@@ -16,13 +16,13 @@ from pad_jax.kernels.convolution import PLAN_NAMES, PLAN_NAMES_BY_TAP, convolve
 from pad_jax.kernels.factors import Factors
 from pad_jax.kernels.geometry import Geometry, Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.attention import (
-    EXPAND_INIT,
     Attention,
     GeneratedTensor,
     Head,
     normalize_units,
     pool_space,
     squeeze_space,
+    squeeze_width,
 )
 from pad_jax.layers.factors import declare_factors, stack_init
 from pad_jax.partition.masks import GRANULARITIES, SCALES
@@ -120,15 +120,6 @@ class ConvLayer(nn.Module):
         """Cast x to the dtype of the computation."""
         (x,) = dtypes.promote_dtype(x, dtype=dtypes.canonicalize_dtype(x, *parameters, dtype=self.dtype))
         return x
-
-    def hidden_width(self, channels: int) -> int:
-        """Return the width of the hidden units that several heads share."""
-        return max(self.least_width, channels // self.reduction)
-
-    def declare_hidden(self, x: jax.Array) -> jax.Array:
-        """Declare `squeeze` [C, width] and map [B, *S, C] to normalised hidden units [B, width]."""
-        shape = x.shape[-1], self.hidden_width(x.shape[-1])
-        return normalize_units(squeeze_space(x, self.param('squeeze', EXPAND_INIT, shape, self.param_dtype)))
 
     def declare_generator(self, shape: tuple[int, ...], start: float, name: str, **arguments: Any) -> GeneratedTensor:
         """Make a `GeneratedTensor` that is partially dynamic as this layer is."""
@@ -297,7 +288,7 @@ class ODConv(MixingConv):
         sizes, ones = geometry.kernel_size, (1,) * len(geometry.kernel_size)
         kernels, bias = self.declare_kernels(x, geometry)
         x = self.promote(x, kernels.dynamic, bias)
-        hidden = self.declare_hidden(x)
+        hidden = normalize_units(squeeze_space(self, x))
         attention = self.attend(hidden, temperature)
         self.sow('intermediates', 'routing', attention)
         # Each vector has the shape in which it broadcasts against the kernel, so that its mask has a granularity.
@@ -321,7 +312,7 @@ class ODConv(MixingConv):
     def multiply_adds(self, x_shape, y_shape, count):
         """Return multiply-adds of one example as (dense, masked, compact)."""
         dense, *dynamic = super().multiply_adds(x_shape, y_shape, count)
-        return dense, *(products + x_shape[-1] * self.hidden_width(x_shape[-1]) for products in dynamic)
+        return dense, *(products + x_shape[-1] * squeeze_width(self, x_shape[-1]) for products in dynamic)
 
 
 def add_bias(y: jax.Array, attention: jax.Array, bias: jax.Array | None) -> jax.Array:

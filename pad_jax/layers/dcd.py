@@ -13,6 +13,7 @@ from pad_jax.kernels.convolution import convolve_static
 from pad_jax.kernels.factors import at_least_float32
 from pad_jax.kernels.geometry import Geometry, pad_by_copying
 from pad_jax.kernels.plans import tap_windows
+from pad_jax.layers.attention import normalize_units, squeeze_space, squeeze_width
 from pad_jax.layers.conv import CONVS, ConvLayer, count_products
 
 # Each group's matrix is its own draw. Qᵀ keeps the size of its input: the authors' code has a norm behind it instead,
@@ -55,7 +56,7 @@ class DCDConv(ConvLayer):
         out_of = self.param('out_of_latent', FROM_INIT, (groups, latent, features // groups), self.param_dtype)
         bias = self.param('bias', self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x = self.promote(x, kernel, into, out_of, bias)
-        hidden = self.declare_hidden(x)
+        hidden = normalize_units(squeeze_space(self, x))
         generate = self.declare_generator
         scaling = generate((*ones, 1, features), 1.0, 'scaling', activation=scale_activation)(hidden)
         fusion = generate((groups, latent, latent), 0.0, 'fusion', activation=lambda logits: logits)(hidden)
@@ -72,7 +73,7 @@ class DCDConv(ConvLayer):
         latent = latent_width(channels)
         residual = math.prod(y_shape[:-1]) * groups * latent * (channels + latent + features)
         dense = count_products(self, x_shape, y_shape)
-        dynamic = dense + residual + x_shape[-1] * self.hidden_width(x_shape[-1])
+        dynamic = dense + residual + x_shape[-1] * squeeze_width(self, x_shape[-1])
         return dense, dynamic, dynamic
 
 

@@ -10,9 +10,10 @@ from flax import linen as nn
 from flax.typing import Initializer
 
 from pad_jax.kernels.factors import Factors
+from pad_jax.layers.compact import Entries
 from pad_jax.partition.criteria import as_gates
 from pad_jax.partition.layout import Layout, PartialParameter, Problem, sown_routing
-from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape, scale_factors
+from pad_jax.partition.masks import mask_granularity, mask_shape, scale_factors
 from pad_jax.partition.rounds import Partition, iterative_mode_partition
 
 Records = Mapping[str, Any]
@@ -194,21 +195,18 @@ def _declare_scales(module, record):
 
 def _declare_compact(module, record, num_factors, index) -> Factors:
     """Read live entries, whose shapes follow from the masks that they were made with."""
-    granularity = mask_granularity(mask_shape(record.shape, record.granularity))
-    view, axis = gate_axis(record.shape, granularity)
-    if granularity == 'element':
+    if mask_granularity(mask_shape(record.shape, record.granularity)) == 'element':
         raise ValueError(f'{record.factors} is compact by element: call `expand` on the variables before the layer')
-    if granularity == 'layer':
-        index = jnp.arange(view[axis] * index.shape[0], dtype=jnp.int32)
-
-    num_dynamic = index.shape[0]
-    shapes = [(*view[:axis], count, *view[axis:][1:]) for count in (num_dynamic, view[axis] - num_dynamic)]
+    entries = Entries.read(index, record)
+    shapes = (num_factors, *entries.shape(True)), entries.shape(False)
     dynamic, static = module.get_variable('params', record.factors), jnp.zeros(shapes[1], module.param_dtype)
     if record.static is not None:
         static = module.get_variable('params', record.static)
-    if (dynamic.shape, static.shape) != ((num_factors, *shapes[0]), shapes[1]):
+    if (dynamic.shape, static.shape) != shapes:
         raise ValueError(
             f'{record.factors} {dynamic.shape} and its static parameter {static.shape} must have the shapes '
-            f'{(num_factors, *shapes[0])} and {shapes[1]} for {num_dynamic} of {view[axis]} dynamic entries'
+            f'{shapes[0]} and {shapes[1]} for {len(entries.dynamic)} of {entries.view[entries.axis]} dynamic entries'
         )
-    return Factors(record.shape, dynamic, static, *_declare_scales(module, record), index=index, axis=axis)
+    return Factors(
+        record.shape, dynamic, static, *_declare_scales(module, record), index=entries.dynamic, axis=entries.axis
+    )

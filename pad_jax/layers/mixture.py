@@ -13,7 +13,7 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
 from pad_jax.errors import check_choice
-from pad_jax.kernels.dispatch import MIXTURE_PLANS, Routing, arrange, dense_gates
+from pad_jax.kernels.dispatch import MIXTURE_PLANS, arrange, dense_gates
 from pad_jax.kernels.factors import put_entries, take_entries
 from pad_jax.layers.factors import Factors, declare_factors, stack_init
 from pad_jax.layers.router import Router, check_routing
@@ -52,6 +52,7 @@ class Mixture(nn.Module, kw_only=True):
     """
 
     granularities = MIXTURE_GRANULARITIES
+    use_bias = True
 
     num_experts: int = 8
     num_selected: int = 2
@@ -76,49 +77,54 @@ class Mixture(nn.Module, kw_only=True):
         check_choice('scales', self.scales, SCALES)
         check_choice('plan', self.plan, MIXTURE_PLANS)
 
-    @nn.nowrap
-    def multiply_adds(self, x_shape, y_shape, count):
-        """Count the products of each token's experts; see `models.accounting`."""
-        positions, dynamic = (
-            self._count_weights(x_shape[-1], size) for size in (count.positions, count.dynamic_positions)
-        )
-        # By element the static part cannot be computed apart: each expert multiplies by a whole matrix.
-        static = 0 if self.granularity in (None, 'element') else positions - dynamic
-        tokens, selected = math.prod(x_shape[:-1]), self.num_selected
-        masked = tokens * selected * positions
-        return tokens * positions, masked, masked - tokens * (selected - 1) * static
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Apply the experts to each token.
 
-    @nn.nowrap
-    def _count_weights(self, width: int, positions: int) -> int:
-        """Count the positions that multiply: all, except the biases of neurons."""
-        return positions
+        Args:
+          x: [*batch, T, C].
+          valid: bool[*batch, T], False for padding, whose output is zero; None: all are valid.
+          train: draw the router's noise, from the stream 'routing'.
 
-    def _route(self, x: jax.Array, valid: jax.Array | None, train: bool) -> tuple[Routing, dict[str, jax.Array]]:
-        """Route x [*batch, T, C], and sow the gates [N, E] as 'routing'."""
+        Returns:
+          (y [*batch, T, F], aux of the router: float32 `router_loss`, to be added to the loss, and for the log `load`
+          [E], `load_cv` and `router_entropy`)
+        """
         if x.ndim < 2 or (valid is not None and valid.shape != x.shape[:-1]):
             shape = None if valid is None else valid.shape
             raise ValueError(f'a mixture needs x [*batch, T, C] and valid [*batch, T], got {x.shape} and {shape}')
         fields = ('num_experts', 'num_selected', 'routing', 'noisy', 'balance_coefficient', 'z_coefficient')
         fields = {name: getattr(self, name) for name in (*fields, 'param_dtype', 'axis_name')}
         routing, aux = Router(**fields, name='router')(x, valid, train)
-        self.sow('intermediates', 'routing', dense_gates(routing, self.num_experts))
-        return routing, aux
-
-    def _declare(self, name: str, init: Initializer, shape: tuple[int, int]) -> Factors:
-        return declare_factors(self, name, shape, self.num_experts, stack_init(init), init, experts=True)
-
-    def _declare_bias(self, features: int) -> jax.Array:
-        """Declare the bias [E, F], never masked."""
-        return self.param('bias', stack_init(self.bias_init), (self.num_experts, features), self.param_dtype)
-
-    def _finish(self, y, bias, routing: Routing, x, valid) -> jax.Array:
-        """Add the biases, set padding to zero: [N, F] -> [*batch, T, F] as x has them."""
-        if bias is not None:
-            gates = dense_gates(routing, self.num_experts).astype(y.dtype)
-            y += jnp.dot(gates, bias.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
+        gates = dense_gates(routing, self.num_experts)
+        self.sow('intermediates', 'routing', gates)
+        name, shape, init = self._describe(x.shape[-1])
+        factors = declare_factors(self, name, shape, self.num_experts, stack_init(init), init, experts=True)
+        y = self._apply(x, factors, arrange(routing, self.num_experts, self.plan))
+        if self.use_bias:
+            bias = self.param('bias', stack_init(self.bias_init), (self.num_experts, y.shape[-1]), self.param_dtype)
+            y += jnp.dot(gates.astype(y.dtype), bias.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
         if valid is not None:
             y = jnp.where(valid.reshape(-1, 1), y, 0)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y.reshape(*x.shape[:-1], y.shape[-1]), aux
+
+    def _describe(self, width: int) -> tuple[str, tuple[int, int], Initializer]:
+        """Return name, shape and initializer of an expert's parameter for tokens of width C."""
+        raise NotImplementedError
+
+    def _apply(self, x: jax.Array, factors: Factors, layout) -> jax.Array:
+        """Apply the experts without their biases: [*batch, T, C] -> [N, F]."""
+        raise NotImplementedError
+
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count the products of each token's experts; see `models.accounting`."""
+        # By element the static part cannot be computed apart: each expert multiplies by a whole matrix.
+        static = 0 if self.granularity in (None, 'element') else count.positions - count.dynamic_positions
+        tokens, selected = math.prod(x_shape[:-1]), self.num_selected
+        masked = tokens * selected * count.positions
+        return tokens * count.positions, masked, masked - tokens * (selected - 1) * static
 
 
 class MixtureLinear(Mixture):
@@ -140,34 +146,13 @@ class MixtureLinear(Mixture):
     features: int
     use_bias: bool = True
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Apply the experts to each token.
+    def _describe(self, width):
+        return 'kernel', (width, self.features), self.kernel_init
 
-        Args:
-          x: [*batch, T, C].
-          valid: bool[*batch, T], False for padding, whose output is zero; None: all are valid.
-          train: draw the router's noise, from the stream 'routing'.
-
-        Returns:
-          (y [*batch, T, F], aux of the router: float32 `router_loss`, to be added to the loss, and for the log `load`
-          [E], `load_cv` and `router_entropy`)
-        """
-        routing, aux = self._route(x, valid, train)
-        kernel = self._declare('kernel', self.kernel_init, (x.shape[-1], self.features))
-        bias = self._declare_bias(self.features) if self.use_bias else None
-        layout = arrange(routing, self.num_experts, self.plan)
-        if kernel.index is not None:
-            y = self._apply_apart(x, kernel, layout)
-        else:
+    def _apply(self, x, kernel, layout):
+        if kernel.index is None:
             # The weights of a token's experts sum to one, so each expert may add the static part.
-            y = multiply_experts(*_cast(self.dtype, x, kernel.merge()), layout)
-        return self._finish(y, bias, routing, x, valid), aux
-
-    def _apply_apart(self, x, kernel: Factors, layout) -> jax.Array:
-        """Apply experts to dynamic entries, the static kernel to the others: [*batch, T, C] -> [N, F]."""
+            return multiply_experts(*_cast(self.dtype, x, kernel.merge()), layout)
         dynamic, static, size = kernel.index, kernel.static_index, kernel.size
         tokens, experts, shared = _cast(self.dtype, x, kernel.dynamic, kernel.static)
         # Scaling the tokens takes fewer products than scaling the parameters.
@@ -201,28 +186,22 @@ class MixtureFFN(Mixture):
 
     hidden: int
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Apply the experts to each token: as `MixtureLinear`, with y [*batch, T, C]."""
-        routing, aux = self._route(x, valid, train)
-        width = x.shape[-1]
-        neurons = self._declare('neurons', self._draw_neurons, (2 * width + 1, self.hidden))
-        bias = self._declare_bias(width)
-        layout = arrange(routing, self.num_experts, self.plan)
-        if neurons.index is not None:
-            tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
-            y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
-            y += apply_neurons(tokens, shared, neurons.static_scale)
-        else:
-            # A neuron may act on the sum of both parts, so the experts compute the static part too.
-            y = apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
-        return self._finish(y, bias, routing, x, valid), aux
+    def _describe(self, width):
+        return 'neurons', (2 * width + 1, self.hidden), self._draw_neurons
 
-    @nn.nowrap
-    def _count_weights(self, width, positions):
-        return positions * 2 * width // (2 * width + 1)
+    def _apply(self, x, neurons, layout):
+        if neurons.index is None:
+            # A neuron may act on the sum of both parts, so the experts compute the static part too.
+            return apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
+        tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
+        y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
+        return y + apply_neurons(tokens, shared, neurons.static_scale)
+
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count all positions except the biases of neurons; see `models.accounting`."""
+        products = 2 * x_shape[-1]
+        positions, dynamic = (n * products // (products + 1) for n in (count.positions, count.dynamic_positions))
+        return super().multiply_adds(x_shape, y_shape, count._replace(positions=positions, dynamic_positions=dynamic))
 
     def _draw_neurons(self, key, shape, dtype):
         """Draw [2C + 1, F], each matrix by `kernel_init` in the orientation in which it multiplies."""

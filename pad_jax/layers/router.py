@@ -143,13 +143,12 @@ class Router(nn.Module):
           `router_entropy` (nats).
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        units, used = x.astype(dtype), valid
+        valid = jnp.ones(x.shape[:-1], bool) if valid is None else valid
+        units, used = jnp.where(valid[..., None], x, 0).astype(dtype), valid  # so NaN in padding reaches no gradient
         if self.routing == 'sentence':
-            units, used = _mean_sentences(units, valid)
-        units = units.reshape(-1, x.shape[-1])
-        if used is not None:
-            used = used.reshape(-1)
-            units = jnp.where(used[:, None], units, 0)  # no value of padding, NaN included, reaches a gradient
+            units = jnp.sum(units, axis=-2) / jnp.maximum(jnp.sum(valid, axis=-1), 1)[..., None]
+            used = jnp.any(valid, axis=-1)
+        units, used = units.reshape(-1, x.shape[-1]), used.reshape(-1)
 
         clean = noisy = _project(units, self._matrix('gate', x.shape[-1]))
         noise = self._matrix('noise', x.shape[-1]) if self.noisy else None
@@ -167,7 +166,7 @@ class Router(nn.Module):
         log_shares = jax.nn.log_softmax(clean, axis=-1)
         entropy = -jnp.sum(jnp.exp(log_shares) * log_shares, axis=-1)
         sums = {
-            'units': jnp.asarray(units.shape[0] if used is None else jnp.sum(used), dtype),
+            'units': jnp.sum(used).astype(dtype),
             'importance': jnp.sum(dense_gates(chosen, self.num_experts), axis=0),  # equation 6
             'load': load,
             'slots': count_load(routing, self.num_experts),
@@ -199,14 +198,6 @@ class Router(nn.Module):
 
 def _project(units, matrix):
     return jnp.dot(units, matrix.astype(units.dtype), precision=jax.lax.Precision.HIGHEST)
-
-
-def _mean_sentences(x, valid):
-    """Mean over valid tokens: [*batch, T, C] -> [*batch, C], and bool[*batch], False without any (None: all have)."""
-    if valid is None:
-        return jnp.mean(x, axis=-2), None
-    total = jnp.sum(jnp.where(valid[..., None], x, 0), axis=-2)
-    return total / jnp.maximum(jnp.sum(valid, axis=-1), 1)[..., None], jnp.any(valid, axis=-1)
 
 
 def _mask_routing(routing, valid, num_experts):

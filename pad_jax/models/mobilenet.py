@@ -4,39 +4,13 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2
 the dropout that some implementations have before the classifier.
 """
 
-from typing import NamedTuple
-
 import jax
 from flax import linen as nn
 
 from pad_jax.models.resnet import PAD, ImageNetwork, MakeConv, MakeNorm
 
-
-class Stage(NamedTuple):
-    """One row of the paper's table: t, c, n and s.
-
-    Attributes:
-      expansion: inner channels of a block / input channels.
-      features: output channels of a block, before the width multiplier.
-      num_blocks: blocks of the stage.
-      strides: strides of its first block; all others have 1.
-    """
-
-    expansion: int
-    features: int
-    num_blocks: int
-    strides: int
-
-
-STAGES = (
-    Stage(1, 16, 1, 1),
-    Stage(6, 24, 2, 2),
-    Stage(6, 32, 3, 2),
-    Stage(6, 64, 4, 2),
-    Stage(6, 96, 3, 1),
-    Stage(6, 160, 3, 2),
-    Stage(6, 320, 1, 1),
-)
+# By stage (t, c, n, s): inner channels / input channels, output channels, blocks, strides of the first block.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 STEM_FEATURES, LAST_FEATURES = 32, 1280
 # By stem (a key of `resnet.STEMS`): strides of the stem's convolution and of the second stage.
 FIRST_STRIDES = {'imagenet': (2, 2), 'cifar': (1, 1)}
@@ -84,13 +58,13 @@ class MobileNetV2(ImageNetwork):
     """MobileNetV2; every convolution after the stem is `conv`, the depthwise ones and the last included.
 
     Attributes:
-      stages: the blocks.
+      stages: t, c, n and s of each stage, a row of the paper's table each; see `STAGES`.
       ...: see `resnet.ImageNetwork`. Channels are scaled by `scale_features`, those of the last convolution only by a
         width_multiplier above 1. The stem of cifar is for small images: neither the stem nor the second stage has
         strides.
     """
 
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
 
     def extract(self, x, temperature, conv, norm, stem_conv):
         """Apply stem, blocks and the last convolution."""
@@ -98,12 +72,12 @@ class MobileNetV2(ImageNetwork):
         features = scale_features(STEM_FEATURES, self.width_multiplier)
         x = stem_conv(features, (3, 3), strides=stem_strides, padding=PAD, name='stem_conv')(x)
         x = nn.relu6(norm(name='stem_norm')(x))
-        for number, stage in enumerate(self.stages, start=1):
-            strides = second_strides if number == 2 else stage.strides
-            for index in range(stage.num_blocks):
+        for number, (expansion, features, num_blocks, strides) in enumerate(self.stages, start=1):
+            strides = second_strides if number == 2 else strides
+            for index in range(num_blocks):
                 block = InvertedResidual(
-                    features=scale_features(stage.features, self.width_multiplier),
-                    expansion=stage.expansion,
+                    features=scale_features(features, self.width_multiplier),
+                    expansion=expansion,
                     strides=strides if index == 0 else 1,
                     conv=conv,
                     norm=norm,

@@ -8,16 +8,13 @@ import pytest
 from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.layers import CONVS, find_records
 from pad_jax.models import BasicBlock, BottleneckBlock, MobileNetV2, ResNet, make_conv_spec
-from pad_jax.models.mobilenet import Stage
 from tests.deploy.drawing import draw_variables
 from tests.layers.compiling import jit_quickly
 
 NETWORKS = {
     'basic': lambda **fields: ResNet((1,), BasicBlock, width_multiplier=1 / 16, **fields),
     'bottleneck': lambda **fields: ResNet((1,), BottleneckBlock, width_multiplier=1 / 16, **fields),
-    'inverted': lambda **fields: MobileNetV2(
-        width_multiplier=0.1, stages=(Stage(1, 16, 1, 1), Stage(2, 16, 2, 2)), **fields
-    ),
+    'inverted': lambda **fields: MobileNetV2(width_multiplier=0.1, stages=((1, 16, 1, 1), (2, 16, 2, 2)), **fields),
 }
 
 

@@ -9,7 +9,6 @@ from safetensors.numpy import save_file
 from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS, find_records
 from pad_jax.models import MODELS, BasicBlock, BottleneckBlock, MobileNetV2, ResNet, build_model, make_conv_spec
-from pad_jax.models.mobilenet import Stage
 from pad_jax.pretrained import LAYOUTS, find_layout, load_torchvision
 from tests.layers.compiling import jit_quickly
 from tests.pretrained import torchvision_twin as twin
@@ -17,7 +16,7 @@ from tests.pretrained import torchvision_twin as twin
 STATIC = make_conv_spec('static')
 DYNAMIC = [name for name in CONVS if name != 'static']
 # Two kinds of blocks, with and without strides, shortcuts and expansion; 8 channels are the fewest.
-STAGES = (Stage(1, 8, 1, 1), Stage(2, 8, 2, 2), Stage(3, 16, 1, 2))
+STAGES = ((1, 8, 1, 1), (2, 8, 2, 2), (3, 16, 1, 2))
 
 
 def basic(num_classes=3):

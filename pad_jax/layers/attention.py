@@ -112,7 +112,6 @@ class Attention(Head):
         return jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
 
     def multiply_adds(self, x_shape, y_shape, count):
-        """Return multiply-adds of one example as (dense, masked, compact)."""
         products = squeeze_width(self, x_shape[-1]) * (x_shape[-1] + self.num_kernels)
         return 0, products, products
 

@@ -310,7 +310,6 @@ class ODConv(MixingConv):
         return jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
 
     def multiply_adds(self, x_shape, y_shape, count):
-        """Return multiply-adds of one example as (dense, masked, compact)."""
         dense, *dynamic = super().multiply_adds(x_shape, y_shape, count)
         return dense, *(products + x_shape[-1] * squeeze_width(self, x_shape[-1]) for products in dynamic)
 

@@ -67,7 +67,6 @@ class DCDConv(ConvLayer):
         return y if bias is None else y + bias.astype(y.dtype).reshape(1, *ones, features)
 
     def multiply_adds(self, x_shape, y_shape, count):
-        """Return multiply-adds of one example as (dense, masked, compact)."""
         groups = self.feature_group_count
         channels, features = x_shape[-1] // groups, y_shape[-1] // groups
         latent = latent_width(channels)

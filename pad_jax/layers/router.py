@@ -175,7 +175,6 @@ class Router(nn.Module):
         }
         return routing, self._report(sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name))
 
-    @nn.nowrap
     def multiply_adds(self, x_shape, y_shape, count):
         """Count the scores of each token, or sentence, for each expert; see `models.accounting`."""
         units = math.prod(x_shape[:-1] if self.routing == 'token' else x_shape[:-2])

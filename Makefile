@@ -36,12 +36,12 @@ test: lint
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-all: lint
-	@$(PY) -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --ignore=tests/chaos --ignore=tests/hostile
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --ignore=tests/chaos --ignore=tests/hostile
 	@$(MAKE) chaos
 
 # One process, with output: the moments of the kills come from a fixed seed.
 chaos: $(TEST)
-	@$(PY) -m pytest -m '' --capture=no tests/chaos tests/hostile
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m '' --capture=no tests/chaos tests/hostile
 
 lint: $(TEST)
 	@$(PY) -m ruff check

@@ -39,6 +39,9 @@ from tests.training.fixtures import (  # noqa: E402, F401
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tests compile much longer than they compute. `make test-all` and the processes that tests start optimise.
+if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
+    jax.config.update('jax_disable_most_optimizations', True)
 jax.config.update('jax_compilation_cache_dir', os.environ[CACHE])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -1,24 +1,19 @@
 """Kill runs, start them again, and compare their files with those of a run that was never killed.
 
 Metrics and partition must be equal to the byte; parameters, masks and the optimizer's state to the bit.
-
-    make chaos
-    python -m tests.chaos.chaos --kills=100 --seed=0
-
 Runs are whole processes of train.py, with a network of one block or one layer. Compiled programs are cached, so most of
 a run is training.
 """
 
-import argparse
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -145,35 +140,24 @@ def _as_words(leaf):
     return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def kill_again_and_again(
-    name: str,
-    root: Path,
-    kills: int,
-    seed: int,
-    say: Callable[[str], None] = lambda line: None,
-    twice: bool = True,
-) -> dict[str, int]:
+def kill_again_and_again(name: str, root: Path, kills: int, seed: int) -> dict[str, int]:
     """Kill runs of a network at random moments, start each until it ends, and compare them with an undisturbed run.
 
-    Args:
-      twice: repeat the undisturbed run, which must be the same and measures the duration with warm caches.
+    The undisturbed run is repeated. The repetition must be equal, and its duration, with all programs compiled, is
+    that of the other runs.
 
     Returns:
-      Numbers of kills in each of `PHASES`, and of compared `runs`.
+      Numbers of kills in each of `PHASES`.
     """
     runs, draw = Runs(root / name, NETWORKS[name](root)), random.Random(seed)
     straight = root / name / 'straight'
-    status, errors, seconds = runs.finish(straight)
-    assert not status, errors
-    if twice:  # with all that is compiled: so long are the others
-        status, errors, seconds = runs.finish(root / name / 'again')
+    for workdir in (straight, root / name / 'again'):
+        status, errors, seconds = runs.finish(workdir)
         assert not status, errors
-        compare(root / name / 'again', straight)
+        compare(workdir, straight)
     phases = collections.Counter(dict.fromkeys(PHASES, 0))
-    number, begun = 0, time.monotonic()
-    while (done := phases.total()) < kills:
-        workdir = root / name / f'killed{number}'
-        number += 1
+    for number in itertools.count():
+        workdir, before = root / name / f'killed{number}', phases.total()
         # Kills come after the first third of a run: earlier ones would only test the start.
         while phases.total() < kills:
             start = time.monotonic()
@@ -182,54 +166,28 @@ def kill_again_and_again(
                 seconds = min(seconds, time.monotonic() - start)  # the machine was busier when it was measured
                 break
             phases[phase] += 1
-            say(f'{name}: kill {phases.total()} of {kills}, {phase}, {time.monotonic() - begun:.0f} s')
         status, errors, _ = runs.finish(workdir)
         assert not status, errors
         compare(workdir, straight)
-        say(f'{name}: run {number}, killed {phases.total() - done} times, ends like one that never was')
-    return {**phases, 'runs': number}
+        print(f'{name}: run {number}, killed {phases.total() - before} times, equals the undisturbed run', flush=True)
+        if phases.total() == kills:
+            return dict(phases)
 
 
-def kill_at_every_write(name: str, root: Path, step: int = 1, say: Callable[[str], None] = lambda line: None) -> int:
+def kill_at_every_write(name: str, root: Path) -> int:
     """Kill a run before each file operation in its workdir, one later in each start; return their number.
 
     `killer.py` counts them: files opened to be written, renamed, removed, made. The same folder is used again, so
     resumes are killed before each of their writes too.
-
-    Args:
-      step: 1 for each operation, n for every n-th.
     """
-    killer = Path(__file__).with_name('killer.py')
-    runs, straight = Runs(root / name, NETWORKS[name](root), killer), root / name / 'straight'
-    if not straight.exists():
-        status, errors, _ = runs.finish(straight)
-        assert not status, errors
-    workdir, kills, at = root / name / 'at_writes', 0, 1
-    while True:
+    runs = Runs(root / name, NETWORKS[name](root), Path(__file__).with_name('killer.py'))
+    straight, workdir = root / name / 'straight', root / name / 'at_writes'
+    status, errors, _ = runs.finish(straight)
+    assert not status, errors
+    for at in itertools.count(1):
         status, errors, _ = runs.finish(workdir, KILL_AT=str(at), KILL_IN=str(workdir))
         if not status:
-            break
+            compare(workdir, straight)
+            return at - 1
         assert status == -signal.SIGKILL, f'exit {status}: {errors}'
-        kills, at = kills + 1, at + step
-        say(f'{name}: killed at write {at - step} of a start, {describe_phase(workdir)}')
-    compare(workdir, straight)
-    return kills
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0])
-    parser.add_argument('--kills', type=int, default=100, help='at random moments, of all networks together')
-    parser.add_argument('--seed', type=int, default=0)
-    flags = parser.parse_args()
-    print(f'seed {flags.seed}, {flags.kills} kills', flush=True)
-    say = lambda line: print(line, flush=True)  # noqa: E731
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(NETWORKS):
-            share = (flags.kills + number) // len(NETWORKS)
-            say(f'{name}: {kill_again_and_again(name, Path(folder), share, flags.seed + number, say)}')
-        for name in NETWORKS:
-            say(f'{name}: {kill_at_every_write(name, Path(folder), say=say)} kills, each at another write')
-
-
-if __name__ == '__main__':
-    main()
+        print(f'{name}: killed at write {at} of a start, {describe_phase(workdir)}', flush=True)

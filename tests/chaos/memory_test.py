@@ -7,7 +7,6 @@ import pytest
 
 from pad_jax.training import trainer
 from pad_jax.training.trainer import train
-from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import one_device, small_config
 
 LONG = {'train__steps': 12_000, 'train__log_every_steps': 10, 'train__eval_every_steps': 500}
@@ -35,9 +34,8 @@ def test_memory_does_not_grow_over_ten_thousand_steps(monkeypatch, tmp_path):
         inner(run, step, batch)
 
     monkeypatch.setattr(trainer.Run, 'train', noted)
-    with compiled_quickly():
-        config = small_config(**LONG, train__checkpoint_every_steps=500, model__width_multiplier=1 / 64)
-        train(config, tmp_path / 'run', devices=one_device())
+    config = small_config(**LONG, train__checkpoint_every_steps=500, model__width_multiplier=1 / 64)
+    train(config, tmp_path / 'run', devices=one_device())
     growth = sizes[12_000] - sizes[2000]
     # A leak of a kilobyte a step would be ten times that.
     assert growth < 2**20, f'{growth / 2**20:.2f} MiB more after 10,000 steps: {sizes}'

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pad_jax.partition import CRITERIA, count_dynamic
-from tests.training.fixtures import compiled_quickly
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'compose.md'
 
@@ -38,8 +37,7 @@ def run():
     def run_section(title):
         (code,) = [code for name, code in SECTIONS.items() if name.startswith(title)]
         namespace = {'__name__': 'compose'}
-        with compiled_quickly():
-            exec(compile(code, str(PAGE), 'exec'), namespace)
+        exec(compile(code, str(PAGE), 'exec'), namespace)
         return namespace
 
     yield run_section

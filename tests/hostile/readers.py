@@ -188,7 +188,8 @@ def write_rte(folder):
 @cache
 def original_rte() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        return list_files(glue_miniatures.write_original(Path(folder), 'rte'))
+        where = glue_miniatures.write_original(Path(folder), 'rte')
+        return {path.name: path.read_bytes() for path in where.iterdir()}
 
 
 # Images.
@@ -215,44 +216,6 @@ def write_photos(folder):
 
 def open_photos(folder):
     make_source('folder', path=str(folder), batch_size=2, image_size=8)
-
-
-# Data sets of TFDS.
-def list_files(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-@cache
-def prepared_rte() -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        return list_files(glue_miniatures.write_prepared(folder, 'rte'))
-
-
-@cache
-def prepared_photos() -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = photos.write_folders(Path(folder) / 'folders')
-        return list_files(photos.write_prepared(Path(folder) / 'tfds', paths))
-
-
-def read_prepared_photos(folder):
-    source = make_source('imagenet', path=str(folder), batch_size=2, image_size=8, augment='resized_crop')
-    source.scoring_batch(0, source.spec.num_train)
-
-
-def of_set(place, files, read, part) -> Reader:
-    name = next(name for name in sorted(files()) if part in name)
-    return Reader(f'{place}/{name}', read, lambda: [files()[name]], partial(write_files, place, files))
-
-
-def readers_of_sets() -> list[Reader]:
-    """Readers that need a data set of TFDS, which takes seconds to make."""
-    parts = ('dataset_info.json', 'features.json', 'label.labels.txt', 'train.array_record')
-    found = [of_set('glue/rte/2.0.0', prepared_rte, partial(open_task, 'rte'), part) for part in parts]
-    place = 'imagenet2012/5.1.0'
-    return found + [
-        of_set(place, prepared_photos, read_prepared_photos, part) for part in parts if 'labels' not in part
-    ]
 
 
 SETTINGS = {'do_lower_case': True, 'strip_accents': None, 'tokenize_chinese_chars': True}

@@ -8,7 +8,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput, Stopped
@@ -54,45 +53,27 @@ def test_the_whole_state_comes_back(tmp_path, state):
     saved.close()
     found = Checkpoints(folder).restore_newest(like())
     assert jax.tree.structure(found) == jax.tree.structure(state)
-    assert jax.dtypes.issubdtype(found.key.dtype, jax.dtypes.prng_key)
-
-    def compare(path, one, other):
-        assert one.dtype == other.dtype, path
-        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        np.testing.assert_array_equal(one, other, err_msg=str(path))
-
-    jax.tree_util.tree_map_with_path(compare, found, state)
-    assert found.masks['conv']['kernel'].dtype == bool
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        assert one.dtype == other.dtype and jnp.array_equal(one, other)
 
 
 def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
     """Another set of names is another format. The index follows from the masks, so it is not kept."""
     saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
     saved.save(state.replace(index={'conv': jnp.arange(3)}))
-    saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 8))
+    for _ in range(2):  # as when a signal comes in a step that is saved anyway
+        saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 10))
     names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
     describe = saved._checkpointer.metadata
     assert FORMAT == 3 and set(describe((saved.folder / '7').absolute()).item_metadata.state) == names
-    assert set(describe(saved.folder / '8').item_metadata.state) == names | {'average'}
+    assert set(describe(saved.folder / '10').item_metadata.state) == names | {'average'}
     manifest = json.loads((saved.folder / '7' / MANIFEST).read_text())
     assert list(manifest) == ['format', 'skipped', 'in_a_row', 'files', 'sha256']
     assert (manifest['format'], manifest['skipped'], manifest['in_a_row']) == (3, 3, 2)
     with pytest.raises(
-        BadInput, match=r'8 does not fit the model: average/params/.* in the checkpoint, missing in the m'
+        BadInput, match=r'10 does not fit the model: average/params/.* in the checkpoint, missing in the m'
     ):
         saved.restore_newest(like())
-
-
-def test_the_newest_is_restored_and_the_oldest_go(tmp_path, state):
-    saved = Checkpoints(tmp_path / 'checkpoints', keep=2)
-    for step in (2, 4, 10, 10):  # twice, as when a signal comes in the step that is saved anyway
-        saved.save(at(state, step))
-    assert saved.latest_step() == 10
-    saved.close()
-    assert sorted(path.name for path in saved.folder.iterdir() if path.is_dir()) == ['10', '4']
-    read = Checkpoints(saved.folder)
-    assert int(read.restore_newest(like()).step) == 10
 
 
 def test_reading_changes_nothing_and_writing_removes_half_written_checkpoints(two_checkpoints, tmp_path, state):
@@ -111,14 +92,6 @@ def test_reading_changes_nothing_and_writing_removes_half_written_checkpoints(tw
     assert sorted(path.name for path in folder.iterdir()) == ['010', '5', '7', '9.mine', '٩']
     found.save(at(state, 9))
     assert sorted(path.name for path in folder.iterdir()) == ['010', '9', '9.mine', '٩']
-
-
-def test_no_checkpoint_is_bad_input(tmp_path):
-    with pytest.raises(BadInput, match=re.escape(f'{tmp_path}/nowhere holds no checkpoint')):
-        Checkpoints(tmp_path / 'nowhere').restore_newest(like())
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(BadInput, match='holds no checkpoint'):
-        Checkpoints(tmp_path / 'empty').restore_newest(like())
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_names(tmp_path, state):
@@ -162,13 +135,11 @@ DAMAGES = {
     'a bit of an array': (lambda folder: flip(largest(folder)), 'has changed: its sha256 differs'),
     'a bit of the list of arrays': (lambda folder: flip(folder / 'state' / '_METADATA'), 'sha256 differs'),
     'a pipe': (lambda folder: os.mkfifo(folder / 'state' / 'pipe'), 'state/pipe is not a plain file'),
-    'all is gone': (lambda folder: (shutil.rmtree(folder), folder.mkdir()), 'No such file or directory: manifest.json'),
     'a bit of the manifest': (lambda folder: flip(folder / MANIFEST), ''),
     'another format, without a sha256 that fits': (
         lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(': 3', ': 7', 1)),
         'manifest.json has changed',
     ),
-    'the manifest is torn': (lambda folder: (folder / MANIFEST).write_text('{"files"'), 'manifest.json is not as w'),
     'the manifest is not text': (lambda folder: (folder / MANIFEST).write_bytes(b'\xff'), 'UnicodeDecodeError'),
     'the manifest is a list': (lambda folder: (folder / MANIFEST).write_text('[]'), 'manifest.json is not as written'),
     'the manifest is gone': (lambda folder: (folder / MANIFEST).unlink(), 'No such file or directory: manifest.json'),
@@ -230,19 +201,18 @@ def test_nothing_sound_is_refused_and_left_as_it_is(two_checkpoints, tmp_path):
     assert contents(folder) == before
 
 
+TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: writing "x": No space left on device [tensorstore_spec=...]')
+
+
 @pytest.mark.parametrize(
-    ('error', 'says'),
+    ('name', 'error', 'says'),
     [
-        (OSError(errno.ENOSPC, 'No space left on device'), 'No space left on device'),
-        (OSError(errno.EROFS, 'Read-only file system'), 'Read-only file system'),
-        (
-            ValueError('RESOURCE_EXHAUSTED: writing "x": No space left on device [tensorstore_spec=...]'),
-            'No space left',
-        ),
+        ('save', OSError(errno.EROFS, 'Read-only file system'), 'Read-only file system'),
+        ('save', TENSORSTORE, 'No space left'),
+        ('write_json', OSError(errno.ENOSPC, 'No space left on device'), 'No space left on device'),
     ],
 )
-@pytest.mark.parametrize('at_step', ['save', 'manifest'])
-def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatch, state, error, says, at_step):
+def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatch, state, name, error, says):
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
     before = contents(folder)
     writer = Checkpoints(folder, keep=1)
@@ -251,10 +221,7 @@ def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatc
         raise error
 
     with monkeypatch.context() as patch:
-        if at_step == 'save':
-            patch.setattr(writer._checkpointer, 'save', fails)
-        else:
-            patch.setattr(checkpoints, 'write_json', fails)
+        patch.setattr(writer._checkpointer if name == 'save' else checkpoints, name, fails)
         with pytest.raises(Stopped, match=rf'^checkpoint {folder}/9 cannot be written: {says}.*; once that is mended'):
             writer.save(at(state, 9))
     assert contents(folder) == before

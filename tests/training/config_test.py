@@ -104,34 +104,30 @@ def test_only_texts_take_any_value():
     ],
 )
 def test_overrides_of_every_type(override, value):
-    found = flatten(load(override))[override.split('=')[0]]
+    name = override.split('=')[0]
+    found = flatten(load(f'{name}=replaced by the last override', override))[name]
     assert found == value and type(found) is type(value)
 
 
-def test_the_last_override_of_a_key_wins():
-    assert load('train.seed=1', 'train.seed=2').train.seed == 2
-
-
 @pytest.mark.parametrize(
-    ('name', 'nearest'),
+    ('override', 'says'),
     [
-        ('partition.dynamic_fracton', 'partition.dynamic_fraction'),
-        ('partiton.scope', 'partition.scope'),
-        ('optim.lerning_rate', 'optim.learning_rate'),
-        ('paralel', 'parallel'),
-        ('batch_size', 'data.batch_size'),
+        (
+            'partition.dynamic_fracton=1',
+            'unknown config key partition.dynamic_fracton, did you mean partition.dynamic_f',
+        ),
+        ('partiton.scope=1', 'unknown config key partiton.scope, did you mean partition.scope?'),
+        ('paralel=1', 'unknown config key paralel, did you mean parallel?'),
+        ('batch_size=1', 'unknown config key batch_size, did you mean data.batch_size?'),
+        ('zzz=1', 'unknown config key zzz'),
+        ('model=resnet10', 'unknown config key model'),
+        ('model.name.x=1', 'unknown config key model.name.x'),
+        ('=1', "an override must name a key, as in train.steps=100, got '=1'"),
+        ('  =1', "an override must name a key, as in train.steps=100, got '  =1'"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest(name, nearest):
-    assert refused(f'{name}=1') == f'unknown config key {name}, did you mean {nearest}?'
-
-
-def test_an_unknown_key_like_no_other_has_no_nearest():
-    assert refused('zzz=1') == 'unknown config key zzz'
-    assert refused('=1') == "an override must name a key, as in train.steps=100, got '=1'"
-    assert "got '  =1'" in refused('  =1')
-    assert 'unknown config key model' in refused('model=resnet10')
-    assert 'unknown config key model.name.x' in refused('model.name.x=1')
+def test_an_unknown_key_is_named_with_the_nearest(override, says):
+    assert refused(override) == says
 
 
 def test_all_wrong_keys_are_reported_in_one_line():
@@ -155,29 +151,6 @@ def test_combinations_are_checked_once_every_key_is_valid():
     assert message.count('; ') >= 2 and '\n' not in message
     texts = refused('model.num_selected=9', 'data.max_length=513', 'data.task=mnli', 'model.num_classes=2', file=GLUE)
     assert texts.count('; ') == 2 and 'num_selected' in texts and 'data.max_length' in texts and 'must be 3' in texts
-
-
-@pytest.mark.parametrize(
-    ('file', 'overrides', 'says'),
-    [
-        (DIGITS, 'train.steps=0 train.epochs=0', 'train.steps or train.epochs must be above 0, got 0'),
-        (DIGITS, 'train.steps=50 partition.start_step=50', 'the last round of the partition comes after 50 steps'),
-        (
-            DIGITS,
-            'train.steps=50 partition.start_step=10 partition.rounds=3 partition.every_steps=20',
-            'the last round of the partition comes after 50 steps, the run has 50',
-        ),
-        (DIGITS, 'partition.prune=True partition.handoff=mean', 'partition.handoff=mean needs static parameters'),
-        (DIGITS, 'partition.prune=True partition.scales=static', 'partition.scales=static needs static parameters'),
-        (DIGITS, 'model.stem=imagenet', "at least 64 for stem 'imagenet', got 8; stem 'cifar' takes it"),
-        (GLUE, 'model.num_experts=1', 'model.num_selected must be at most model.num_experts = 1, got 2'),
-        (GLUE, 'train.steps=10', 'comes after 10 steps, the run has 10: lower partition.'),
-        (GLUE, 'model.conv=static', 'unknown config key model.conv'),
-        (GLUE, 'train.temperature=30', 'unknown config key train.temperature'),
-    ],
-)
-def test_keys_that_contradict_one_another(file, overrides, says):
-    assert says in refused(*overrides.split(), file=file)
 
 
 RESNET18 = ('model.name=resnet18', 'model.pretrained=FILE')
@@ -219,21 +192,16 @@ BASE = 'def get_config():\n    config = base.get_config()\n    '
     ('body', 'says'),
     [
         (BASE + 'config.modle = ConfigDict()\n    config.modle.width = 3\n    return config', 'unknown config key mod'),
-        (
-            BASE + 'config.model.widht_multiplier = 3\n    return config',
-            'widht_multiplier, did you mean model.width_multiplier?',
-        ),
+        (BASE + 'config.model.stam = 3\n    return config', 'model.stam, did you mean model.stem?'),
         (BASE + 'del config.optim.name\n    return config', 'config key optim.name is missing'),
         (BASE + 'config.unlock()\n    config.model = ConfigDict()\n    return config', 'model.name is missing; config'),
         (BASE + 'config.model.name = "resnet11"\n    return config', 'model.name must be one of resnet10'),
         (BASE + 'config.ignore_type()\n    return {}', 'must return a ConfigDict, got dict'),
-        (BASE + 'return None', 'must return a ConfigDict, got NoneType'),
         (BASE + '1 / 0', 'fails: ZeroDivisionError: division by zero'),
         (BASE + 'raise SystemExit(3)', 'fails: SystemExit: 3'),
         ('def get_config(:', 'fails: SyntaxError'),
         ('import a_module_that_is_not_there', 'fails: ModuleNotFoundError'),
         ('config = 1', "fails: KeyError: 'get_config'"),
-        ('def get_config(x):\n    return x', 'fails: TypeError'),
     ],
 )
 def test_files_that_are_wrong(tmp_path, body, says):
@@ -303,24 +271,19 @@ FREE = {
 }
 
 
-def test_a_workdirs_config_comes_back(tmp_path):
-    config = load('optim.learning_rate=1e-3')
-    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
-    assert read_workdir_config(tmp_path).to_dict() == config.to_dict()
+OLDER = json.dumps(load().to_dict()).replace('width_multiplier', 'width')
 
 
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
-        ('{"model": {', 'config.json is damaged'),
         ('', 'config.json is damaged'),
         ('[]', 'config.json is damaged: it holds no object'),
-        ('{}', 'model.name, model.num_classes'),
-        ('{"model": 3}', 'differs in data.augment'),
         ('{"model": 3, "a.b": 2}', "differs in 'a.b', data."),
         ('{"model": {}, "model.name": "resnet10"}', "differs in 'model.name', data."),
         ('{"model": {"name": {"a": 1}}}', 'model.name.a, model.num_classes'),
-        pytest.param('[' * 100_000, 'config.json is damaged', id='deep'),
+        # A width of 64 is not a multiplier of 64.
+        (OLDER, 'differs in model.width, model.width_multiplier: use the version that made it, or train in another w'),
         ('\x00\xff', 'config.json is damaged'),
     ],
 )
@@ -331,21 +294,9 @@ def test_a_damaged_workdir_config(tmp_path, content, says):
     assert says in str(caught.value)
 
 
-def test_a_workdir_of_another_version_is_not_to_be_edited(tmp_path):
-    """A width of 64 is not a multiplier of 64."""
-    content = load().to_dict()
-    content['model']['width'] = content['model'].pop('width_multiplier')
-    (tmp_path / 'config.json').write_text(json.dumps(content))
-    with pytest.raises(BadInput) as caught:
-        read_workdir_config(tmp_path)
-    assert str(caught.value) == (
-        f'{tmp_path}/config.json has not the keys of this version of pad_jax, but differs in model.width, '
-        'model.width_multiplier: use the version that made it, or train in another workdir'
-    )
-
-
 def test_the_config_of_a_workdir_with_overrides(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(load().to_dict()))
+    assert read_workdir_config(tmp_path).to_dict() == load().to_dict()
     found = read_workdir_config(tmp_path, [f'{name}={value}' for name, value in FREE.items()])
     assert differing_keys(flatten(load()), flatten(found)) == []
     assert {name: flatten(found)[name] for name in FREE} == FREE
@@ -353,12 +304,6 @@ def test_the_config_of_a_workdir_with_overrides(tmp_path):
         read_workdir_config(tmp_path, ['train.seed=1', 'data.path=x', 'model.width_multiplier=8'])
     with pytest.raises(BadInput, match='parallel must be one of pmap, shard_map'):
         read_workdir_config(tmp_path, ['parallel=xmap'])
-
-
-def test_a_folder_that_is_no_workdir(tmp_path):
-    for folder in (tmp_path, tmp_path / 'nowhere', DIGITS):
-        with pytest.raises(BadInput, match='is not the workdir of a run'):
-            read_workdir_config(folder)
 
 
 def test_the_base_files_have_every_key_and_no_problem():

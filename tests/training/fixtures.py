@@ -1,9 +1,11 @@
 """Fixtures of whole runs, and commands inside of this process; tests/conftest.py has all tests know them."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
+import os
 import sys
 
 import jax
@@ -27,10 +29,8 @@ def one_block(monkeypatch):
 
 @pytest.fixture
 def one_layer(monkeypatch):
-    """Runs of the tiny BERT train an encoder of one narrow layer instead, compiled in a third of the time."""
+    """Runs of the tiny BERT train an encoder of one narrow layer instead, which compiles three times faster."""
     monkeypatch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
-    with compiled_quickly():
-        yield
 
 
 @contextlib.contextmanager
@@ -51,14 +51,29 @@ def traced_once():
         yield
 
 
+def make_once(tmp_path_factory, name, make):
+    """Call `make(path)` in the first process of tests that needs it; return the path."""
+    root = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        root = root.parent  # of all workers
+    with (root / f'{name}.made').open('a') as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        if not (root / f'{name}.made').stat().st_size:
+            make(root / name)
+            marker.write('yes')
+    return root / name
+
+
 @pytest.fixture(scope='session')
 def finished_run(tmp_path_factory):
     """The workdir of a finished run with a round of the partition in the middle of it. Tests must not change it."""
-    workdir = tmp_path_factory.mktemp('finished') / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
-        train(small_config(**IN_ROUNDS), workdir, devices=one_device())
-    return workdir
+
+    def make(workdir):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(MODELS, 'resnet10', ONE_BLOCK)
+            train(small_config(**IN_ROUNDS), workdir, devices=one_device())
+
+    return make_once(tmp_path_factory, 'finished_run', make)
 
 
 IN_ROUNDS = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__every_steps': 2}
@@ -67,17 +82,19 @@ IN_ROUNDS = {'partition__rounds': 2, 'partition__start_step': 3, 'partition__eve
 @pytest.fixture(scope='session')
 def texts(tmp_path_factory):
     """A folder of everything that `tiny_texts` can write. Tests must not change it."""
-    return write_texts(tmp_path_factory.mktemp('texts'))
+    return make_once(tmp_path_factory, 'texts', write_texts)
 
 
 @pytest.fixture(scope='session')
 def finished_text_run(tmp_path_factory, texts):
     """As `finished_run`, of texts of one's own in two classes."""
-    workdir = tmp_path_factory.mktemp('finished') / 'run'
-    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
-        patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
-        train(small_text_config(texts, **TEXT_ROUNDS), workdir, devices=one_device())
-    return workdir
+
+    def make(workdir):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
+            train(small_text_config(texts, **TEXT_ROUNDS), workdir, devices=one_device())
+
+    return make_once(tmp_path_factory, 'finished_text_run', make)
 
 
 def contents(folder):

@@ -11,17 +11,11 @@ from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.data.photos import CLASSES, truncate, write_folders
-from tests.training.fixtures import compiled_quickly, run_command
+from tests.training.fixtures import run_command
 from tests.training.tiny import DIGITS, SMALL, one_device, small_config
 from tests.training.tiny_photos import PHOTOS
 
 pytestmark = pytest.mark.usefixtures('one_block')
-
-
-@pytest.fixture(autouse=True)
-def quickly():
-    with compiled_quickly():
-        yield
 
 
 @pytest.fixture
@@ -71,13 +65,3 @@ def test_a_run_stops_at_a_damaged_photo_with_its_name(photos, tmp_path):
     last = err.splitlines()[-1]
     assert last.startswith(f"error: cannot read the image '{path}': ")
     assert last.endswith('(data.on_bad=skip leaves such images out)') and 'Traceback' not in err
-
-
-def test_the_number_of_classes_is_that_of_the_photos(photos, tmp_path):
-    flags = [f'--config.{name}={value}' for name, value in (SMALL | PHOTOS | {'model.num_classes': 1000}).items()]
-    status, _, err = run_command(
-        'train', f'--config={DIGITS}', f'--workdir={tmp_path}/run', f'--config.data.path={photos}', *flags
-    )
-    assert status == 2 and err.startswith('error: model.num_classes is 1000, the data has 3 classes (')
-    assert err.endswith('): --config.model.num_classes=3\n') and err.count('\n') == 1
-    assert not (tmp_path / 'run').exists()

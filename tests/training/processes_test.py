@@ -1,7 +1,5 @@
 """Several processes: what they agree on, by threads that stand in for them, and real ones that train together."""
 
-import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -16,18 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from pad_jax.data.ordering import Order
 from pad_jax.errors import BadInput
 from pad_jax.training import lock, processes
 from pad_jax.training.cli import OTHERS_ENDED, Parser, exit_status, parse_with_overrides
 from pad_jax.training.config import load_config
-from pad_jax.training.devices import PARALLEL
 from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, join
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.data.photos import truncate, write_folders
-from tests.training.fixtures import IN_ROUNDS, compiled_quickly
+from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
 from tests.training.tiny_photos import PHOTOS
 from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags
@@ -80,7 +76,10 @@ class Several:
 
 
 def test_bad_input_of_one_is_that_of_all(monkeypatch):
-    """If all have the same it is said once, and if none has any, nothing."""
+    """If all have the same, it is said once. One process keeps its own error."""
+    with pytest.raises(BadInput) as caught, all_or_none():
+        raise BadInput('mine')
+    assert type(caught.value) is BadInput
 
     def body(index, failing):
         with all_or_none():
@@ -94,13 +93,6 @@ def test_bad_input_of_one_is_that_of_all(monkeypatch):
         for found in several.run(lambda index, failing=failing: body(index, failing)):
             assert type(found) is AgreedProblem and str(found) == says
     assert several.run(lambda index: body(index, [])) == [0, 1, 2]
-
-
-def test_one_process_keeps_its_own_error():
-    with pytest.raises(BadInput) as caught, all_or_none():
-        raise BadInput('mine')
-    assert type(caught.value) is BadInput
-    check_same('config', {'seed': 1})
 
 
 def test_disagreements_name_the_keys_on_every_process(monkeypatch):
@@ -190,29 +182,21 @@ def test_the_first_process_answers_for_all(monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'got'),
     [
-        (['--num-processes=2'], 'None, 2 and None'),
-        (['--coordinator=auto', '--process-id=0'], 'auto, None and 0'),
-        (['--coordinator=here:1', '--process-id=0'], 'here:1, None and 0'),
-        (['--coordinator=here', '--num-processes=2', '--process-id=0'], 'here, 2 and 0'),
-        (['--coordinator=here:x', '--num-processes=2', '--process-id=0'], 'here:x, 2 and 0'),
-        (['--coordinator=here:1', '--num-processes=0', '--process-id=0'], 'here:1, 0 and 0'),
-        (['--coordinator=here:1', '--num-processes=2', '--process-id=2'], 'here:1, 2 and 2'),
+        ('--num-processes=2', 'None, 2 and None'),
+        ('--coordinator=auto --process-id=0', 'auto, None and 0'),
+        ('--coordinator=here:1 --process-id=0', 'here:1, None and 0'),
+        ('--coordinator=here --num-processes=2 --process-id=0', 'here, 2 and 0'),
+        ('--coordinator=here:x --num-processes=2 --process-id=0', 'here:x, 2 and 0'),
+        ('--coordinator=here:1 --num-processes=2 --process-id=2', 'here:1, 2 and 2'),
     ],
 )
 def test_flags_that_do_not_go_together(flags, got):
     parser = Parser()
     add_flags(parser)
-    flags, _ = parse_with_overrides(parser, flags)
+    flags, _ = parse_with_overrides(parser, flags.split())
     says = '--coordinator must be auto, or HOST:PORT with --num-processes=N and --process-id from 0 to N - 1; got '
     with pytest.raises(BadInput, match=f'{says}{got}$'):
         join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
-
-
-def test_no_flags_leave_a_process_alone():
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    join(**vars(parser.parse_args([])))
-    assert not jax.distributed.is_initialized()
 
 
 def test_a_port_that_is_taken():
@@ -235,7 +219,6 @@ GLOO = (
     [
         (jax.errors.JaxRuntimeError(f'{GLOO}Read error [127.0.0.1]:2454: Connection reset by peer'), True),
         (jax.errors.JaxRuntimeError(f'{GLOO}Connection closed by peer [127.0.0.1]:2454'), True),
-        (jax.errors.JaxRuntimeError(f'{GLOO}something else'), False),
         (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'), False),
         (OSError('Gloo all-reduce failed: Connection reset by peer'), False),
     ],
@@ -292,17 +275,15 @@ def end(running, timeout=240):
     return [(process.returncode, said.splitlines()) for process, said in zip(running, found, strict=True)]
 
 
-def run_two(workdir, changes=None, **options):
+def run_two(workdir, changes, **options):
     port = free_port()
-    each = changes if isinstance(changes, list) else [changes or {}] * 2
+    each = changes if isinstance(changes, list) else [changes] * 2
     return end([start(workdir, index, each[index], port=port, **options) for index in range(2)])
 
 
-def run_one(workdir, changes=None):
-    """The same in this process, on as many devices."""
-    config = small(changes)
-    with compiled_quickly():
-        train(config, workdir, devices=jax.local_devices()[:2])
+def run_one(workdir, changes, devices=2):
+    """The same in this process."""
+    train(small(changes), workdir, devices=jax.local_devices()[:devices])
 
 
 def small(changes=None):
@@ -345,19 +326,23 @@ def test_two_processes_train_what_one_trains(finished_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
-@pytest.mark.parametrize('form', PARALLEL)
-def test_two_processes_of_two_devices_train_what_one_trains(tmp_path, form):
-    changes = {'parallel': form, 'partition.compact': form == 'shard_map'}
-    assert [status for status, _ in run_two(tmp_path / 'two', changes, devices=2)] == [0, 0]
-    with compiled_quickly():
-        train(small(changes), tmp_path / 'one', devices=jax.local_devices()[:4])
-    assert_close(tmp_path / 'two', tmp_path / 'one')
+def test_two_processes_of_two_devices_train_compact_what_one_trains(tmp_path):
+    """By shard_map; checkpoints move from two processes to one and back, masked as they are stored."""
+    changes = {'parallel': 'shard_map', 'partition.compact': True}
+    run_one(tmp_path / 'one', changes, devices=4)
+    for name, begin, resume in (('two_one', run_two, run_one), ('one_two', run_one, run_two)):
+        workdir = tmp_path / name
+        begin(workdir, changes, devices=2)
+        assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['2', '3']
+        shutil.rmtree(workdir / 'checkpoints' / '3')
+        resume(workdir, changes, devices=2)
+        assert_close(workdir, tmp_path / 'one')
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('one_block')
 def test_two_processes_skip_what_one_skips(tmp_path):
-    """One bad photo to evaluate on among the rows of each process; what training met is said once."""
+    """One bad photo to evaluate on among the rows of each process; a bad one to train on is said once."""
     paths = write_folders(tmp_path / 'photos')
     bad = [paths['train'][5], paths['val'][0], paths['val'][5]]
     for path in bad:
@@ -366,7 +351,6 @@ def test_two_processes_skip_what_one_skips(tmp_path):
     (first, said), (second, others) = run_two(tmp_path / 'two', changes)
     assert first == second == 0, (said, others)
     assert said[-1] == 'train: 3 images could not be read and were skipped'
-    assert all(any(str(path) in line for line in said + others) for path in bad)
     assert str(bad[1]) in '\n'.join(said) and str(bad[2]) in '\n'.join(others)
     run_one(tmp_path / 'one', changes)
     last = read_metrics(tmp_path / 'two')[-1]
@@ -386,38 +370,22 @@ def test_two_processes_fine_tune_what_one_fine_tunes(texts, tmp_path):
     assert_same_rows(tmp_path / 'two', tmp_path / 'one')
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures('one_block')
-def test_checkpoints_go_from_two_processes_to_one_and_back(tmp_path):
-    """Compact after the first step: what is stored in between is masked."""
-    changes = {'partition.compact': True}
-    run_one(tmp_path / 'one', changes)
-    for name, begin, go_on in (('two_one', run_two, run_one), ('one_two', run_one, run_two)):
-        workdir = tmp_path / name
-        begin(workdir, changes)
-        assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['2', '3']
-        shutil.rmtree(workdir / 'checkpoints' / '3')
-        go_on(workdir, changes)
-        assert_close(workdir, tmp_path / 'one')
-
-
-def wait_for_steps(workdir, running):
-    """Until the first row is written."""
-    end = time.monotonic() + 120
-    while not (workdir / 'metrics.jsonl').exists() or not read_metrics(workdir):
+def start_endless(workdir):
+    """Two processes that have written their first row."""
+    changes = {'train.steps': 10**6, 'train.checkpoint_every_steps': 10**6, 'train.eval_every_steps': 10**6}
+    port, end = free_port(), time.monotonic() + 120
+    running = [start(workdir, index, changes, port=port) for index in range(2)]
+    while not read_metrics(workdir):
         assert time.monotonic() < end and all(process.poll() is None for process in running)
         time.sleep(0.2)
-
-
-ENDLESS = {'train.steps': 10**6, 'train.checkpoint_every_steps': 10**6, 'train.eval_every_steps': 10**6}
+    return running
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('victim', 'number'), [(1, signal.SIGTERM), (0, signal.SIGINT)])
 def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, victim, number):
-    port, workdir = free_port(), tmp_path / 'run'
-    running = [start(workdir, index, ENDLESS, port=port) for index in range(2)]
-    wait_for_steps(workdir, running)
+    workdir = tmp_path / 'run'
+    running = start_endless(workdir)
     running[victim].send_signal(number)
     (first, said), (second, _) = end(running)
     assert first == second == 143
@@ -428,27 +396,12 @@ def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, victim, number)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_who_loses_the_other_ends_too(tmp_path, victim):
-    port, workdir = free_port(), tmp_path / 'run'
-    running = [start(workdir, index, ENDLESS, port=port) for index in range(2)]
-    wait_for_steps(workdir, running)
+def test_a_process_ends_after_the_death_of_the_other(tmp_path, victim):
+    running = start_endless(tmp_path / 'run')
     running[victim].kill()
     status, said = end(running, timeout=processes.HEARTBEAT_SECONDS + 60)[1 - victim]
     assert status in (1, -signal.SIGABRT)
     assert any(OTHERS_ENDED in line or 'another task died' in line for line in said)
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_alone_says_why_and_the_other_that_it_was_left(tmp_path):
-    """Process 1 meets a damaged photo in the second step, after a checkpoint."""
-    workdir, paths = tmp_path / 'run', write_folders(tmp_path / 'photos')['train']
-    changes = SMALL | PHOTOS | {'data.path': tmp_path / 'photos', 'data.on_bad': 'stop', 'data.batch_size': 4}
-    changes['train.checkpoint_every_steps'] = 1
-    bad = paths[Order(len(paths), seed=0).index_at(7)]
-    truncate(bad)
-    (first, said), (second, why) = run_two(workdir, changes)
-    print(first, chr(10).join(said), second, chr(10).join(why), sep='\n')
-    assert (first, second) == (1, 2)
 
 
 DISAGREE = 'the processes disagree on the config: data.batch_size: 16 on process 0, 31 on process 1; train.seed: 1 on p'
@@ -484,11 +437,7 @@ def test_a_process_that_waits_for_others_in_vain(tmp_path, index):
 
 @pytest.mark.slow
 def test_a_command_that_finds_no_cluster(tmp_path):
-    with contextlib.chdir(ROOT):
-        found = subprocess.run(
-            [sys.executable, 'train.py', f'--config={DIGITS}', f'--workdir={tmp_path}/run', '--coordinator=auto'],
-            capture_output=True,
-            text=True,
-        )
+    command = ['train.py', f'--config={DIGITS}', f'--workdir={tmp_path}/run', '--coordinator=auto']
+    found = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.count('\n') == 1
     assert '--coordinator=auto finds no TPU pod, Slurm or Open MPI' in found.stderr

@@ -3,17 +3,11 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from pad_jax.training import rounds as rounds_module
-from pad_jax.training import trainer
 from pad_jax.training.evaluate import evaluate_workdir, predict_file
 from pad_jax.training.progress import StepProgress
-from pad_jax.training.rounds import to_trained_storage
-from pad_jax.training.setup import Lengths, make_inputs, make_model, make_run_optimizer, make_task, open_source
-from pad_jax.training.state import init_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import run_command
@@ -27,7 +21,7 @@ from tests.training.tiny_texts import (
     small_text_config,
     small_text_flags,
 )
-from tests.training.trainer_test import Killed, assert_same_run, kill_before, load_state
+from tests.training.trainer_test import Killed, assert_same_run, kill_before
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
@@ -74,32 +68,32 @@ def test_a_run_on_texts_of_ones_own_leaves_what_evaluate_finds(finished_text_run
     assert partition['totals']['dynamic_fraction'] == 0.5
 
 
-def test_a_run_of_regression(texts, tmp_path):
-    """Without mixtures, so that nothing of routers is there; a file of its own and a task of GLUE."""
-    for name, changes in (('own', REGRESSION), ('stsb', glue('stsb'))):
-        workdir = tmp_path / name
-        config = small_text_config(texts, **changes, model__ffn='dense')
-        last = train(config, workdir, devices=one_device())
-        assert last.keys() == {'step', 'split', 'examples', 'loss', 'pearson', 'spearman'}
-        assert all(row.keys() == TRAINED for row in rows_of(workdir, 'train'))
-        assert json.loads((workdir / 'data.json').read_text())['class_names'] == []
-        found = evaluate_workdir(workdir)
-        assert {key: found[key] for key in ('loss', 'pearson', 'spearman')} == {
-            key: last[key] for key in ('loss', 'pearson', 'spearman')
-        }
-        assert not rows_of(workdir, 'partition')
+SPLITS = {'validation_matched/accuracy', 'validation_mismatched/accuracy'}
 
 
-def test_each_split_of_mnli_has_its_own_metrics_in_all_that_is_shown(texts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('changes', 'metrics'),
+    [
+        (REGRESSION, {'pearson', 'spearman'}),
+        pytest.param(glue('stsb'), {'pearson', 'spearman'}, marks=pytest.mark.slow),
+        (glue('mnli'), SPLITS),
+    ],
+)
+def test_each_kind_of_task_has_its_metrics_in_all_that_is_shown(texts, tmp_path, monkeypatch, changes, metrics):
+    """Without mixtures, so that nothing of routers is there."""
     shown = {}
     monkeypatch.setattr(StepProgress, 'update', lambda progress, step, **values: shown.update(values))
-    config = small_text_config(texts, **glue('mnli'), model__ffn='dense', train__steps=2)
+    config = small_text_config(texts, **changes, model__ffn='dense', train__steps=2)
     last = train(config, tmp_path, devices=one_device())
-    names = {'validation_matched/accuracy', 'validation_mismatched/accuracy'}
-    assert last.keys() == {'step', 'split', 'examples', 'loss'} | names
-    assert {name: shown[f'eval_{name}'] for name in names} == {name: last[name] for name in names}
+    assert last.keys() == {'step', 'split', 'examples', 'loss'} | metrics
+    regression = 'pearson' in metrics
+    trained = TRAINED if regression else TRAINED | {'accuracy'}
+    assert all(row.keys() == trained for row in rows_of(tmp_path, 'train'))
+    assert len(json.loads((tmp_path / 'data.json').read_text())['class_names']) == 3 * (not regression)
     found = evaluate_workdir(tmp_path)
-    assert found['examples'] == 6 and {name: found[name] for name in names} == {name: last[name] for name in names}
+    for name in metrics:
+        assert shown[f'eval_{name}'] == found[name] == last[name]
+    assert not rows_of(tmp_path, 'partition')
 
 
 def interrupt(monkeypatch, config, workdir, name, step):
@@ -116,30 +110,6 @@ def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_t
         interrupt(monkeypatch, config, tmp_path, 'train', step)
     train(config, tmp_path, devices=one_device())
     assert_same_run(tmp_path, finished_text_run, config)
-
-
-@pytest.mark.slow
-def test_resumed_equals_uninterrupted_where_experts_have_an_index(monkeypatch, texts, tmp_path):
-    """No checkpoint holds the index: it follows from the masks."""
-    rounds = TEXT_ROUNDS | {'partition__rounds': 1, 'partition__start_step': 2}
-    config = small_text_config(texts, **rounds, partition__granularity='output', model__plan='blocks', train__steps=5)
-    seen = []
-
-    def index(state, rounds, compact):
-        found = to_trained_storage(state, rounds, compact)
-        seen.append((int(state.step), jax.tree.map(len, found.index)))
-        return found
-
-    monkeypatch.setattr(trainer, 'to_trained_storage', index)
-    train(config, tmp_path / 'straight', devices=one_device())
-    state = load_state(tmp_path / 'straight', config)
-    counts = jax.tree.map(lambda mask: int(mask.sum()), state.masks)
-    assert state.index == {} and sum(jax.tree.leaves(counts)) > 0
-    assert seen == [(0, {}), (2, counts)]
-    interrupt(monkeypatch, config, tmp_path / 'broken', 'train', 5)
-    train(config, tmp_path / 'broken', devices=one_device())
-    assert seen[2:] == [(0, {}), (2, counts), (4, counts)]
-    assert_same_run(tmp_path / 'broken', tmp_path / 'straight', config)
 
 
 def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch, texts, tmp_path):
@@ -204,31 +174,3 @@ def test_rounds_of_an_upcycled_network_do_not_move_its_loss(texts, tmp_path):
     # Copies at first, and now no more.
     similar = [row['expert_similarity'] for row in rows_of(tmp_path, 'eval')]
     assert all(0.5 < value < 0.9999 for value in similar), similar
-
-
-@pytest.mark.parametrize('granularity', [pytest.param('element', marks=pytest.mark.slow), 'output'])
-def test_only_the_mean_of_the_experts_takes_over_without_a_jump(texts, granularity):
-    """On experts that are one dense layer with a little noise each, beside an independent static layer."""
-    config = small_text_config(texts, partition__granularity=granularity, partition__batch_size=32)
-    model, source, task = make_model(config), open_source(config), make_task(config)
-    state = init_state(model, make_run_optimizer(config, Lengths(6, 0)), make_inputs(config), seed=3)
-    generator = np.random.default_rng(0)
-
-    def perturb(path, leaf):
-        draw = lambda *shape: generator.normal(size=shape).astype(np.float32)  # noqa: E731
-        names = [part.key for part in path]
-        if names[-1] == 'kernel' and leaf.ndim == 3:
-            return draw(*leaf.shape[1:]) + 0.05 * draw(*leaf.shape)
-        if names[0] in ('pooler', 'classifier') and names[-1] == 'kernel':
-            return 3 * draw(*leaf.shape)
-        return draw(*leaf.shape) if names[-1] in ('static_kernel', 'gate') else leaf
-
-    state = state.replace(params=jax.tree_util.tree_map_with_path(perturb, state.params))
-    jumps = {}
-    for handoff in ('mean', 'independent'):
-        config.partition.handoff = handoff
-        rounds = rounds_module.Rounds(config, source, task=task, model=model, temperature=None)
-        after, values = rounds.run(state, 0.5)
-        assert values['dynamic_fraction'] == pytest.approx(0.5, abs=0.02) and int(after.round) == 1
-        jumps[handoff] = abs(values['loss_after'] - values['loss_before'])
-    assert 0 < jumps['mean'] < 0.1 * jumps['independent'] and jumps['independent'] > 0.1, jumps

@@ -82,6 +82,7 @@ def write_texts(root):
     It has vocab.txt; texts of one's own with classes (own/) and with numbers (numbers.tsv), and some to predict
     (new.jsonl); tasks of GLUE (glue/); and weights of the encoder of one layer (weights/).
     """
+    root.mkdir(exist_ok=True)
     write_vocabulary(root)
     (root / 'own').mkdir()
     for stem, count, seed in (('train', NUM_TRAIN, 0), ('val', NUM_VAL, 1)):

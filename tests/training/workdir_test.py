@@ -19,39 +19,27 @@ def kept(workdir):
 
 
 def test_a_row_is_one_json_object_a_line_and_an_event(tmp_path):
+    """A number that is not finite is null."""
     writer = MetricWriter(tmp_path)
-    writer.write(3, 'train', {'loss': 0.5, 'accuracy': 0.25})
+    writer.write(3, 'train', {'loss': 0.5, 'accuracy': float('nan'), 'norm': float('inf')})
     writer.write_board(3, 'train/steps_per_second', 9.0)
-    # Before it is closed: a run that is killed has written what it logged.
-    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "split": "train", "loss": 0.5, "accuracy": 0.25}\n'
+    # Before it is closed: a killed run has written its rows.
+    row = '{"step": 3, "split": "train", "loss": 0.5, "accuracy": null, "norm": null}\n'
+    assert (tmp_path / 'metrics.jsonl').read_text() == row
     writer.close()
     (events,) = tmp_path.rglob('events.out.tfevents*')
     content = events.read_bytes()
     assert b'train/loss' in content and b'train/steps_per_second' in content
+    assert math.isnan(read_metrics(tmp_path)[0]['accuracy'])
+    MetricWriter(tmp_path, 3).close()
+    assert (tmp_path / 'metrics.jsonl').read_text() == row
 
 
-def test_a_number_that_is_not_finite_is_null(tmp_path):
-    writer = MetricWriter(tmp_path)
-    writer.write(1, 'eval', {'pearson': float('nan'), 'loss': float('inf')})
-    writer.close()
-    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1, "split": "eval", "pearson": null, "loss": null}\n'
-    assert math.isnan(read_metrics(tmp_path)[0]['pearson'])
-    MetricWriter(tmp_path, 1).close()
-    assert '"pearson": null' in (tmp_path / 'metrics.jsonl').read_text()
-
-
-def test_a_torn_last_line_is_dropped(tmp_path):
-    write_rows(tmp_path, (1, 'train'), (2, 'train'), torn='{"step": 3, "spl')
-    assert kept(tmp_path) == [(1, 'train'), (2, 'train')]
-    writer = MetricWriter(tmp_path, resumed_step=2)
-    writer.write(3, 'train', {})
-    writer.close()
-    assert kept(tmp_path) == [(1, 'train'), (2, 'train'), (3, 'train')]
-
-
-def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+def test_rows_after_the_resumed_step_and_a_torn_one_are_dropped(tmp_path):
     # The round after two steps was taken once the checkpoint of two steps was written: it comes again.
-    write_rows(tmp_path, (1, 'train'), (2, 'train'), (2, 'eval'), (2, 'partition'), (3, 'train'))
+    rows = [(1, 'train'), (2, 'train'), (2, 'eval'), (2, 'partition'), (3, 'train')]
+    write_rows(tmp_path, *rows, torn='{"step": 3, "spl')
+    assert kept(tmp_path) == rows
     MetricWriter(tmp_path, resumed_step=2).close()
     assert kept(tmp_path) == [(1, 'train'), (2, 'train'), (2, 'eval')]
     MetricWriter(tmp_path).close()

@@ -1,4 +1,4 @@
-"""Setup: its check of groups and the partition itself agree for every convolution; schedules are shared objects."""
+"""The check of groups before a run and the partition itself agree for every convolution."""
 
 import itertools
 import re

@@ -9,69 +9,61 @@ import pytest
 
 import train as train_command
 from pad_jax import __main__ as commands
-from pad_jax.errors import BadInput
 from pad_jax.training.cli import exit_status
-from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
+from tests.training.fixtures import run_command
 from tests.training.tiny import DIGITS, ROOT, SMALL, one_device, small_config
 from tests.training.tiny_photos import write_classes
 
 FLAGS = [f'--config.{name}={value}' for name, value in SMALL.items()]
 
 
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """`call(main, *flags)`: stdout of a command that must succeed."""
-
-    def run(main, *flags):
-        monkeypatch.setattr(sys, 'argv', ['program', *map(str, flags)])
-        capfd.readouterr()
-        assert exit_status(main) == 0
-        return capfd.readouterr().out
-
-    return run
+def call(command, *flags):
+    """Return stdout of a command that must succeed."""
+    status, out, err = run_command(command, *flags)
+    assert status == 0, err
+    return out
 
 
 @pytest.mark.usefixtures('one_block')
-def test_train_evaluate_count_and_inspect(call, tmp_path):
+def test_train_evaluate_count_and_inspect(tmp_path):
     """On the eight devices of this process."""
     workdir = tmp_path / 'deep' / 'run'
-    assert call(train_command.main, f'--config={DIGITS}', f'--workdir={workdir}', *FLAGS) == ''
-    found = json.loads(call(commands.main, 'evaluate', f'--workdir={workdir}'))
+    assert call('train', f'--config={DIGITS}', f'--workdir={workdir}', *FLAGS) == ''
+    found = json.loads(call('evaluate', f'--workdir={workdir}'))
     last = read_metrics(workdir)[-1]
     assert last['split'] == 'eval' and found['step'] == last['step'] == 6
     assert found['accuracy'] == last['accuracy']
     # Added up on one device instead of eight.
     assert found['loss'] == pytest.approx(last['loss'], rel=1e-5)
-    counted = json.loads(call(commands.main, 'count', f'--config={DIGITS}', *FLAGS))
+    counted = json.loads(call('count', f'--config={DIGITS}', *FLAGS))
     partition = json.loads((workdir / 'partition.json').read_text())
     assert counted['parameters'] == partition['totals']['parameters']
     assert counted['dynamic_fraction'] == partition['totals']['dynamic_fraction']
-    shown = call(commands.main, 'inspect', f'--workdir={workdir}')
+    shown = call('inspect', f'--workdir={workdir}')
     assert 'stage1_block1/conv1' in shown and list(workdir.glob('*.png'))
 
 
 @pytest.mark.usefixtures('one_block')
-def test_data_that_has_moved(call, tmp_path):
+def test_data_that_has_moved(tmp_path):
     write_classes(tmp_path / 'here', 8, 3)
     flags = [f'--config={DIGITS}', f'--workdir={tmp_path}/run', *FLAGS, '--config.model.num_classes=2']
     flags += ['--config.data.name=folder', '--config.train.steps=2', '--config.partition.batch_size=8']
     flags += ['--config.train.temperature_epochs=4']
-    call(train_command.main, *flags, f'--config.data.path={tmp_path}/here')
-    before = call(commands.main, 'evaluate', f'--workdir={tmp_path}/run')
+    call('train', *flags, f'--config.data.path={tmp_path}/here')
+    before = call('evaluate', f'--workdir={tmp_path}/run')
     (tmp_path / 'here').rename(tmp_path / 'there')
     moved = f'--config.data.path={tmp_path}/there'
-    call(train_command.main, *flags, moved)  # goes on, and finds that it is finished
+    call('train', *flags, moved)  # goes on, and finds that it is finished
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['path'] == f'{tmp_path}/there'
     # Fewer to train on: the temperature of the step that is evaluated is still that of the run.
     for name in ('cat', 'dog'):
         shutil.rmtree(tmp_path / 'there' / 'train' / name)
         shutil.copytree(tmp_path / 'there' / 'val' / name, tmp_path / 'there' / 'train' / name)
-    assert call(commands.main, 'evaluate', f'--workdir={tmp_path}/run', moved) == before
-    overrides = [flag.removeprefix('--config.') for flag in [*flags[2:], moved]]
-    with pytest.raises(BadInput, match='num_train: 16 -> 6'):
-        train(load_config(str(DIGITS), overrides), tmp_path / 'run')
+    assert call('evaluate', f'--workdir={tmp_path}/run', moved) == before
+    status, _, err = run_command('train', *flags, moved)
+    assert status == 2 and 'num_train: 16 -> 6' in err
     assert json.loads((tmp_path / 'run' / 'data.json').read_text())['num_train'] == 16
 
 

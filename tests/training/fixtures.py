@@ -117,18 +117,13 @@ def run_command(command, *flags):
 
 
 @pytest.fixture
-def refused(monkeypatch, capfd, tmp_path):
+def refused(tmp_path):
     """`refused(command, *flags)`: runs it, checks how it is refused and that tmp_path is unchanged; the line."""
 
     def run(command, *flags):
-        main = train_command.main if command == 'train' else commands.main
-        monkeypatch.setattr(sys, 'argv', ['program', *([] if command == 'train' else [command]), *map(str, flags)])
         before = contents(tmp_path)
-        capfd.readouterr()
-        status = exit_status(main)
-        out, err = capfd.readouterr()
-        assert status == 2, err
-        assert out == ''
+        status, out, err = run_command(command, *flags)
+        assert status == 2 and out == '', err
         assert err.count('\n') == 1 and err.startswith('error: ') and len(err) > 20, err
         assert contents(tmp_path) == before
         return err

@@ -41,7 +41,7 @@ def test_a_variant_is_the_diff_that_it_says_and_has_an_effect(path):
         differing = {key: new[key] for key in new if new[key] != old[key]}
         assert differing == change and 1 <= len(change) <= 3
         seen.append(typed(config))
-    # Not from the base alone, from one another as well.
+    # All variants differ from one another, not only from the base.
     assert not any(one == other for number, one in enumerate(seen) for other in seen[:number])
 
 

@@ -27,7 +27,7 @@ PODS = (ROOT / 'docs' / 'pods.md').read_text()
 
 @pytest.fixture
 def tables():
-    """What a page adds to them is gone afterwards."""
+    """Remove the rows that a page adds."""
     tables = (CONVS, CRITERIA, MODELS, data.SOURCES)
     before = [dict(table) for table in tables]
     yield

@@ -243,9 +243,7 @@ FINDINGS = [
     (WEIGHTS, struct.pack('<Q', 2**60) + b'{"a": 1}', ''),
     (WEIGHTS, safetensors({'a': entry(offsets=(0, 2**60), shape=(2**58,))}), BROKEN),
     (WEIGHTS, safetensors({'a': entry(offsets=(-8, 0))}), BROKEN),
-    (WEIGHTS, safetensors({'a': entry(), 'b': entry(offsets=(4, 12))}, bytes(12)), BROKEN),
     (WEIGHTS, safetensors({'a': entry(shape=(2**32, 2**32, 2))}), BROKEN),
-    (WEIGHTS, safetensors({'a': entry('object')}), BROKEN),
     (WEIGHTS, safetensors(b'{"a":' * 10_000), BROKEN),
     (WEIGHTS, weights()[0][:-1], BROKEN),
 ]

@@ -55,7 +55,7 @@ def test_data_that_has_moved(tmp_path):
     before = call('evaluate', f'--workdir={tmp_path}/run')
     (tmp_path / 'here').rename(tmp_path / 'there')
     moved = f'--config.data.path={tmp_path}/there'
-    call('train', *flags, moved)  # goes on, and finds that it is finished
+    call('train', *flags, moved)  # resumes, and finds that it is finished
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['path'] == f'{tmp_path}/there'
     # Fewer to train on: the temperature of the step that is evaluated is still that of the run.
     for name in ('cat', 'dog'):

@@ -1,7 +1,7 @@
 """Every config key has an effect: a table of key -> (changed value, what it changes).
 
-An observation is a function of a config whose result differs between a base config and one with that key changed. Most
-keys end in a typed part of a run, which needs no training; all keys of one run are changed together.
+An observation is a function of a config. Its result differs between a base config and one with that key changed.
+Most keys end in a typed part of a run, which needs no training; all keys of one run are changed together.
 """
 
 import shutil

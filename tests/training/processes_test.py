@@ -56,7 +56,7 @@ class Several:
         return found
 
     def run(self, function):
-        """What `function(index)` returns or raises on each of them."""
+        """Results or errors of `function(index)` on each of them."""
         found = [None] * self.count
 
         def one(index):

@@ -146,16 +146,9 @@ UPCYCLED = {'model__pretrained': '{texts}/weights', 'model__dropout': 0.0}
 
 
 def test_copies_of_one_layer_are_refused_with_advice(texts, tmp_path):
-    """An upcycled network whose partition comes before training: nothing tells its experts apart.
-
-    By the configuration; and where that can't know whether they compete, at the first step.
-    """
-    flags = [f'--config.{flag}' for flag in small_text_flags(texts, **UPCYCLED)]
-    command = 'train', f'--config={GLUE}', f'--workdir={tmp_path}/run', *flags
-    status, out, err = run_command(*command)
-    assert status == 2 and out == ''
-    assert err.splitlines()[-1].startswith('error: partition.start_step must be above 0 for model.pretrained')
-    status, out, err = run_command(*command, '--config.partition.keep_static=up')
+    """The configuration can't know whether they compete, so this comes at the first step."""
+    flags = [f'--config.{flag}' for flag in small_text_flags(texts, **UPCYCLED, partition__keep_static='up')]
+    status, out, err = run_command('train', f'--config={GLUE}', f'--workdir={tmp_path}/run', *flags)
     line = err.splitlines()[-1]
     assert status == 2 and out == ''
     assert line.startswith('error: the dynamic factors of layer_0/ffn/') and 'all equal its static parameters' in line

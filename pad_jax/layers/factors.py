@@ -12,7 +12,7 @@ from flax.typing import Initializer
 from pad_jax.kernels.factors import Factors
 from pad_jax.layers.compact import Entries
 from pad_jax.partition.criteria import as_gates
-from pad_jax.partition.layout import Layout, PartialParameter, Problem, sown_routing
+from pad_jax.partition.layout import Layout, PartialParameter, Problem
 from pad_jax.partition.masks import mask_granularity, mask_shape, scale_factors
 from pad_jax.partition.rounds import Partition, iterative_mode_partition
 
@@ -119,6 +119,18 @@ def read_records(intermediates: Mapping) -> dict[str, Any]:
     return found
 
 
+def read_routing(intermediates: Mapping) -> dict[str, Any]:
+    """Read the `routing` of a `Problem`, with the rows of all calls of a layer, from a collection 'intermediates'."""
+    found = {}
+    for name, node in intermediates.items():
+        if isinstance(node, Mapping):
+            below = read_routing(node)
+            found |= {name: below} if below else {}
+        elif isinstance(node, PartialParameter) and node.granularity is not None:
+            found[name] = jnp.concatenate(intermediates['values' if node.generated else 'routing'])
+    return found
+
+
 def partition_flax(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -172,7 +184,7 @@ def partition_flax(
     records = read_records(sown[0])
 
     def routing(params, gates, batch):
-        calls = [sown_routing(sown) for sown in run(params, gates, batch)[2]]
+        calls = [read_routing(sown) for sown in run(params, gates, batch)[2]]
         return jax.tree.map(lambda *rows: jnp.concatenate(rows), *calls)
 
     problem = Problem(

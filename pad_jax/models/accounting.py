@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from pad_jax.layers.conv import count_products
 from pad_jax.layers.factors import read_records
-from pad_jax.partition import PAPER, PartialParameter, Recipe, find_competitions, leaf_names, selection_targets
+from pad_jax.partition import PAPER, PartialParameter, Recipe, find_competitions, leaf_names, num_dynamic_positions
 from pad_jax.partition.layout import walk_records
 
 
@@ -155,13 +155,11 @@ def plan_dynamic_positions(
     roles = recipe.find_roles(positions)
     sizes = {name: leaf.size for name, leaf in _flatten(positions).items()}
     planned = {name: sizes[name] * bool(role) for name, role in roles.items()}
-    competing = {name: size for name, size in sizes.items() if roles[name] is None}
-    targets = selection_targets(competing, dynamic_fraction, recipe.scope, layer_of)
-    names = list(competing)
-    for layer, members in find_competitions(names, recipe.scope, layer_of).items():
-        target = targets if recipe.scope == 'global' else targets[layer]
-        total, passed = sum(competing[names[member]] for member in members), 0
-        for name in (names[member] for member in members):
+    competing = [name for name, role in roles.items() if role is None]
+    for members in find_competitions(competing, recipe.scope, layer_of).values():
+        total, passed = sum(sizes[name] for name in members), 0
+        target = num_dynamic_positions(total, dynamic_fraction)
+        for name in members:
             # Rounded running totals: every parameter within one of its proportion, and their sum the target itself.
             planned[name] = round(target * (passed + sizes[name]) / total) - round(target * passed / total)
             passed += sizes[name]

@@ -3,23 +3,12 @@
 - masks: their granularity, merge and split.
 - criteria: scores of positions.
 - selection: an exact number of the best positions.
-- rounds: one round, all rounds, their schedules, and the handoff.
-- advice: checks whose errors say what to do.
+- rounds: one round, all rounds, their schedules, the handoff, and advice on scores that tell nothing.
 - layout: the network as the partition sees it.
 """
 
-from pad_jax.partition.advice import NothingSelected, PartitionError, UninformativeScores, check_informative
 from pad_jax.partition.criteria import CRITERIA, Criterion, as_gates, score_positions
-from pad_jax.partition.layout import (
-    PLAIN,
-    Layout,
-    Part,
-    PartialParameter,
-    Problem,
-    positions_of,
-    sown_routing,
-    walk_records,
-)
+from pad_jax.partition.layout import Layout, Part, PartialParameter, Problem, positions_of, walk_records
 from pad_jax.partition.masks import (
     GRANULARITIES,
     SCALES,
@@ -42,14 +31,16 @@ from pad_jax.partition.rounds import (
     HANDOFFS,
     PAPER,
     SCHEDULES,
+    NothingSelected,
     Partition,
+    PartitionError,
     Recipe,
+    UninformativeScores,
+    check_informative,
     hand_off_means,
     iterative_mode_partition,
     partition_round,
     partition_step,
     round_fractions,
-    round_steps,
-    selection_targets,
 )
 from pad_jax.partition.selection import SCOPES, find_competitions, num_dynamic_positions, select_positions

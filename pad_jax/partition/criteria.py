@@ -14,20 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.layout import Problem, is_part, positions_of
+from pad_jax.partition.layout import Problem, positions_of
 from pad_jax.partition.masks import group_size
 
-LATER = "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
-NO_GRADIENT = (
-    'dynamic factors that equal each other and the static parameters have no gradient through the mask; ' + LATER
-)
 _EXACT = jax.lax.Precision.HIGHEST
-_LEAST_SIZE = 1e-30  # of SynFlow's input
-
-
-def finish_unchanged(problem: Problem, params, masks, total):
-    """Return the summed measurements as the scores."""
-    return total
 
 
 class Criterion(NamedTuple):
@@ -35,19 +25,20 @@ class Criterion(NamedTuple):
 
     Attributes:
       measure: `(problem, params, gates, batch, key) -> pytree`, summed over batches and devices.
-      finish: `(problem, params, masks, total) -> scores`, float[*mask] each; by default the sum itself.
-      reads_data: False if `measure` is called once, with batch None.
-      needs: the optional fields of `Problem` that it reads.
-      adds_up: True if `finish` gives a group the sum of its positions, to be divided by their number.
+      finish: `(problem, params, masks, total) -> scores`, float[*mask] each; None if the sum itself is the score.
+      needs: the functions of `Problem` that it calls. Without any it reads no data: the only batch is None.
+      adds_up: True if a group gets the sum of its positions, to be divided by their number.
       hint: explanation and remedy in the error for scores that are all equal.
     """
 
     measure: Callable
-    finish: Callable = finish_unchanged
-    reads_data: bool = True
-    needs: tuple[str, ...] = ()
+    finish: Callable | None = None
+    needs: tuple[str, ...] = ('loss',)
     adds_up: bool = True
-    hint: str = NO_GRADIENT
+    hint: str = (
+        'dynamic factors that equal each other and the static parameters have no gradient through the mask; train some '
+        "steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
+    )
 
 
 def measure_sensitivity(problem: Problem, params, gates, batch, key):
@@ -57,6 +48,19 @@ def measure_sensitivity(problem: Problem, params, gates, batch, key):
     (Reference: dyconv/pruners.py, SNIP; connection sensitivity of Lee et al. 2019, arXiv:1810.02340.)
     """
     return jax.grad(problem.loss, argnums=1)(params, gates, batch)
+
+
+def measure_magnitude(problem: Problem, params, gates, batch, key):
+    """Return the mean over the factors of |W_k|, summed over the positions of each group."""
+    factors = problem.layout.dynamic(params, gates)
+    return jax.tree.map(lambda gate, leaf: _sum_by_gate(jnp.abs(leaf).mean(0), gate), gates, factors)
+
+
+def measure_random(problem: Problem, params, gates, batch, key):
+    """Return uniform numbers in [0, 1): the control that every other criterion has to beat."""
+    leaves, structure = jax.tree.flatten(gates)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
 
 
 def measure_gradient_flow(problem: Problem, params, gates, batch, key):
@@ -77,88 +81,40 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
     """Return ∂R/∂gate for R = the sum of the outputs with |params| on an input of ones.
 
     SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) through the gate. It reads only the shapes of the data;
-    integers (token ids) and scalars (a temperature) stay as they are. A deep network without effective norms
-    overflows, above all if it multiplies generated values with its input. Then the ones are made smaller, which keeps
-    the order of the scores in a linear network.
+    integers (token ids) and scalars (a temperature) stay as they are. R of a deep network without effective norms may
+    overflow, and then its scores are refused.
     """
 
-    def is_float(leaf):
-        return jnp.issubdtype(leaf.dtype, jnp.floating)
+    def change_floats(change, tree):
+        return jax.tree.map(lambda leaf: change(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
-    positive = jax.tree.map(lambda leaf: jnp.abs(leaf) if is_float(leaf) else leaf, params)
-
-    def shrink(state):
-        size = state[0] / 16
-        inputs = jax.tree.map(lambda leaf: jnp.full_like(leaf, size) if is_float(leaf) and leaf.ndim else leaf, batch)
-        return size, jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, inputs)))(gates)
-
-    def overflows(state):
-        size, flow = state
-        finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), flow)
-        return ~jnp.all(jnp.stack(jax.tree.leaves(finite))) & (size > _LEAST_SIZE)
-
-    start = jax.tree.map(lambda gate: jnp.full_like(gate, jnp.nan), gates)
-    return jax.lax.while_loop(overflows, shrink, (jnp.float32(16), start))[1]
-
-
-def measure_random(problem: Problem, params, gates, batch, key):
-    """Return uniform numbers in [0, 1): the control that every other criterion has to beat."""
-    leaves, structure = jax.tree.flatten(gates)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
-
-
-class Moments(NamedTuple):
-    """Sums over rows of mixing weights, centred at 1/K so that float32 sums keep their digits, or of generated values.
-
-    Attributes:
-      count: number of rows that are routed.
-      first: float[K], or float[*shape].
-      second: float[K, K] of products, or float[*shape] of squares.
-    """
-
-    count: jax.Array
-    first: jax.Array
-    second: jax.Array
+    positive = change_floats(jnp.abs, params)
+    ones = change_floats(lambda leaf: jnp.ones_like(leaf) if leaf.ndim else leaf, batch)
+    return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, ones)))(gates)
 
 
 def measure_routing(problem: Problem, params, gates, batch, key):
-    """Return the `Moments` of the mixing weights (or values) behind every mask, over all routed rows.
+    """Return (count, first, second) behind every mask: the number of routed rows, and two sums over them.
 
-    A row of zero weights is padding.
+    They are sums of mixing weights float[K] and their products float[K, K], centred at 1/K so that float32 keeps their
+    digits. For generated values float[*shape] they are plain sums of values and squares. A row of zero weights is
+    padding.
     """
 
-    def moments(part, rows):
+    def moments(gate, part, rows):
         rows = rows.astype(jnp.float32)
         if part.generated:
-            return Moments(jnp.float32(rows.shape[0]), rows.sum(0), jnp.square(rows).sum(0))
+            return jnp.float32(rows.shape[0]), rows.sum(0), jnp.square(rows).sum(0)
         routed = jnp.any(rows != 0, axis=-1)
         centred = jnp.where(routed[:, None], rows - 1 / rows.shape[-1], 0)
-        second = jnp.einsum('nk,nl->kl', centred, centred, precision=_EXACT)
-        return Moments(jnp.sum(routed).astype(jnp.float32), jnp.sum(centred, axis=0), second)
+        return jnp.sum(routed, dtype=jnp.float32), centred.sum(0), jnp.dot(centred.T, centred, precision=_EXACT)
 
-    parts = problem.layout.read(params, gates)
-    return jax.tree.map(moments, parts, problem.routing(params, gates, batch), is_leaf=is_part)
-
-
-def mean_routing(problem: Problem, params, masks, total):
-    """Return the means behind every mask from `measure_routing`: weights float[K], or values float[*shape]."""
-
-    def mean(part, moments):
-        return moments.first / moments.count + (0 if part.generated else 1 / moments.first.shape[0])
-
-    return jax.tree.map(mean, problem.layout.read(params, masks), total, is_leaf=is_part)
+    return jax.tree.map(moments, gates, problem.layout.read(params, gates), problem.routing(params, gates, batch))
 
 
 def finish_absolute(problem: Problem, params, masks, total):
     """Return the absolute sums."""
     return jax.tree.map(jnp.abs, total)
-
-
-def finish_magnitude(problem: Problem, params, masks, total):
-    """Return the mean over the factors of |W_k|, summed over the positions of each group."""
-    factors = problem.layout.dynamic(params, masks)
-    return jax.tree.map(lambda leaf, mask: _sum_by_gate(jnp.abs(leaf).mean(0), mask), factors, masks)
 
 
 def finish_variance(problem: Problem, params, masks, total):
@@ -171,24 +127,22 @@ def finish_variance(problem: Problem, params, masks, total):
     are the same for all rows, or if the factors are copies.
     """
 
-    def variance(part, mask, moments):
-        factors = part.dynamic.astype(jnp.float32)
-        mean, second = moments.first / moments.count, moments.second / moments.count
+    def contract(matrix, factors):
+        return jnp.sum(jnp.tensordot(matrix, factors, axes=1, precision=_EXACT) * factors, axis=0)
+
+    def variance(mask, part, moments):
+        count, first, second = moments
+        mean, second = first / count, second / count
         if part.generated:
-            return _sum_by_gate(jnp.maximum(_unless_rounding(second - mean**2, second, 4), 0), mask)
-        covariance = _unless_rounding(second - jnp.outer(mean, mean), second, moments.second.shape[0])
-        varied = jnp.tensordot(covariance, factors, axes=1, precision=_EXACT)
-        summed = jnp.tensordot(jnp.abs(covariance), jnp.abs(factors), axes=1, precision=_EXACT)
-        total = jnp.sum(varied * factors, axis=0)
-        bound = jnp.sum(summed * jnp.abs(factors), axis=0)
-        return _sum_by_gate(jnp.maximum(_unless_rounding(total, bound, factors.shape[0]), 0), mask)
+            varied, terms = second - mean**2, second
+        else:
+            factors = part.dynamic.astype(jnp.float32)
+            varied = contract(second - jnp.outer(mean, mean), factors)
+            terms = contract(jnp.abs(second), jnp.abs(factors))
+        rounding = 4 * part.dynamic.shape[0] * jnp.finfo(jnp.float32).eps * terms
+        return _sum_by_gate(jnp.where(varied > rounding, varied, 0), mask)
 
-    return jax.tree.map(variance, problem.layout.read(params, masks), masks, total, is_leaf=is_part)
-
-
-def _unless_rounding(values, terms, num_terms):
-    """Return `values`, with 0 where they are within the rounding of sums over `num_terms` terms as large as `terms`."""
-    return jnp.where(jnp.abs(values) > 4 * num_terms * jnp.finfo(jnp.float32).eps * jnp.abs(terms), values, 0)
+    return jax.tree.map(variance, masks, problem.layout.read(params, masks), total)
 
 
 def _sum_by_gate(values, mask):
@@ -197,16 +151,10 @@ def _sum_by_gate(values, mask):
     return jnp.sum(values, axis=grouped, keepdims=True)
 
 
-def _measure_nothing(problem: Problem, params, gates, batch, key):
-    return ()
-
-
 CRITERIA = {
     'sensitivity': Criterion(measure_sensitivity, finish_absolute),
-    'magnitude': Criterion(
-        _measure_nothing, finish_magnitude, reads_data=False, hint="take criterion 'sensitivity' or 'random'"
-    ),
-    'random': Criterion(measure_random, reads_data=False, adds_up=False),
+    'magnitude': Criterion(measure_magnitude, needs=(), hint="take criterion 'sensitivity' or 'random'"),
+    'random': Criterion(measure_random, needs=(), adds_up=False),
     'grasp': Criterion(measure_gradient_flow),
     'synflow': Criterion(measure_synaptic_flow, finish_absolute, needs=('output',)),
     'variance': Criterion(
@@ -229,20 +177,13 @@ def get_criterion(name: str, problem: Problem) -> Criterion:
     return CRITERIA[name]
 
 
-def as_gates(masks):
-    """Return float copies of the masks, to be differentiated."""
-    return jax.tree.map(lambda mask: mask.astype(jnp.float32), masks)
-
-
 def score_positions(
     problem: Problem, params, masks, batches: Iterable, criterion: str = 'sensitivity', key=None, axis_name=None
 ):
     """Score every gate under a criterion: float[*mask] per position, higher stays dynamic.
 
     Args:
-      problem: the network.
-      params: its parameters.
-      masks: the masks so far; scores are taken at their gates.
+      problem, params: the network; scores are taken at the gates of its `masks` so far.
       batches: scoring batches, as `problem.loss` takes them.
       criterion: a row of `CRITERIA`.
       key: jax.random.key, for `random`; key(0) if None.
@@ -253,45 +194,58 @@ def score_positions(
       ValueError: on an unknown criterion, or no batches for one that reads data.
     """
     row = get_criterion(criterion, problem)
-    key = jax.random.key(0) if key is None else key
-    if not row.reads_data:
+    if not row.needs:
         batches, axis_name = [None], None
-    total = measure_batches(row.measure, problem, params, masks, batches, key, axis_name)
-    if total is None:
-        raise ValueError(f'criterion {criterion!r} needs at least one scoring batch, got none')
-    return _finish(row, problem, params, masks, total)
+    return _evaluate(row, f'criterion {criterion!r}', problem, params, masks, batches, key, axis_name)
 
 
-def measure_batches(measure, problem, params, masks, batches, key, axis_name=None):
-    """Sum a measurement over batches (and devices); None without batches."""
-    total = None
+def mean_routing(problem: Problem, params, masks, batches: Iterable):
+    """Return the means over batches behind every mask: mixing weights float[K], or generated values float[*shape]."""
+    row = Criterion(measure_routing, _finish_means, adds_up=False)
+    return _evaluate(row, "handoff 'mean'", problem, params, masks, batches)
+
+
+def _finish_means(problem, params, masks, total):
+    def mean(mask, part, moments):
+        count, first, _ = moments
+        return first / count + (0 if part.generated else 1 / first.shape[0])
+
+    return jax.tree.map(mean, masks, problem.layout.read(params, masks), total)
+
+
+def _evaluate(row, user, problem, params, masks, batches, key=None, axis_name=None):
+    """Sum the measurements of a criterion over batches (and devices), and finish."""
+    key, total = jax.random.key(0) if key is None else key, None
     for batch in batches:
-        found = _measure(measure, problem, params, masks, batch, key, axis_name)
+        found = _measure(row.measure, problem, params, masks, batch, key, axis_name)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
-    return total
+    if total is None:
+        raise ValueError(f'{user} needs at least one scoring batch, got none')
+    return _finish(row, problem, params, masks, total)
 
 
 # Each is compiled once for all rounds: masks and parameters are traced.
 @functools.partial(jax.jit, static_argnames=('measure', 'problem', 'axis_name'))
-def _measure(measure, problem, params, masks, batch, key, axis_name=None):
+def _measure(measure, problem, params, masks, batch, key, axis_name):
     gates = as_gates(masks)
-    if axis_name is not None:
-        # Each replica computes its own measurement before the sum. Otherwise shard_map would sum the gradient of shared
-        # arrays early, and pmap would not. That differs for measurements that are not linear in the gradient.
-        params, gates = jax.tree.map(functools.partial(_vary, axis_name=axis_name), (params, gates))
-    found = measure(problem, params, gates, batch, key)
-    return found if axis_name is None else jax.lax.psum(found, axis_name)
+    if axis_name is None:
+        return measure(problem, params, gates, batch, key)
+    # Each replica computes its own measurement before the sum. Otherwise shard_map would sum the gradient of shared
+    # arrays early, and pmap would not. That differs for measurements that are not linear in the gradient.
+    mine = jax.lax.axis_index(axis_name) >= 0
+    params, gates = jax.tree.map(lambda leaf: jnp.where(mine, leaf, leaf), (params, gates))
+    return jax.lax.psum(measure(problem, params, gates, batch, key), axis_name)
 
 
-def _vary(leaf, axis_name):
-    """Return the same values, typed as different on each replica."""
-    return jnp.where(jax.lax.axis_index(axis_name) >= 0, leaf, leaf)
-
-
-@functools.partial(jax.jit, static_argnames=('criterion', 'problem'))
-def _finish(criterion, problem, params, masks, total):
-    scores = criterion.finish(problem, params, masks, total)
-    if not criterion.adds_up:
+@functools.partial(jax.jit, static_argnames=('row', 'problem'))
+def _finish(row, problem, params, masks, total):
+    scores = total if row.finish is None else row.finish(problem, params, masks, total)
+    if not row.adds_up:
         return scores
     sizes = jax.tree.map(group_size, masks, positions_of(problem.layout, params, masks))
     return jax.tree.map(jnp.divide, scores, sizes)
+
+
+def as_gates(masks):
+    """Return float copies of the masks, to be differentiated."""
+    return jax.tree.map(lambda mask: mask.astype(jnp.float32), masks)

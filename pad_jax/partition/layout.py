@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
+from operator import getitem
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pad_jax.partition.masks import leaf_names, scale_factors
+from pad_jax.partition.masks import group_size, leaf_names, scale_factors
 
 PyTree = Any
 
@@ -105,15 +106,13 @@ class Layout:
 
     def dynamic(self, params: PyTree, masks: PyTree) -> PyTree:
         """Return the factors float[K, *shape] of every mask, of params or their gradients."""
-        return jax.tree.map(lambda part: part.dynamic, self.read(params, masks), is_leaf=is_part)
+        parts = self.read(params, masks)
+        return jax.tree.map(lambda part: part.dynamic, parts, is_leaf=lambda node: isinstance(node, Part))
 
     @staticmethod
     def of(records: Mapping[str, Any]) -> 'Layout':
         """Make the layout of nested params and masks from their records; equal records give equal layouts."""
         return _Recorded(tuple(walk_records(records)))
-
-
-PLAIN = Layout()
 
 
 def walk_records(records: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, PartialParameter]]:
@@ -130,22 +129,21 @@ class _Recorded(Layout):
     records: tuple[tuple[str, PartialParameter], ...]
 
     def _locate(self, params, masks):
-        """Yield (path, record, params of its module) for each mask."""
+        """Return (record, params of its module) for each mask."""
         if masks is None:
             raise ValueError("the masks of a Flax network are needed: give masks=variables['partition']")
-        records = dict(self.records)
-        for path in leaf_names(masks):
-            yield path, records[path], functools.reduce(lambda node, name: node[name], path.split('/')[:-1], params)
+        paths, records = leaf_names(masks), dict(self.records)
+        return [(records[path], functools.reduce(getitem, path.split('/')[:-1], params)) for path in paths]
 
     def read(self, params, masks):
-        parts = [read_part(record, module) for _, record, module in self._locate(params, masks)]
+        parts = [read_part(record, module) for record, module in self._locate(params, masks)]
         return jax.tree.unflatten(jax.tree.structure(masks), parts)
 
     def write(self, params, masks, static):
         params = jax.tree.map(lambda leaf: leaf, params)  # new dicts, the same arrays
-        for (path, record, module), leaf in zip(self._locate(params, masks), jax.tree.leaves(static)):
+        for (record, module), leaf in zip(self._locate(params, masks), jax.tree.leaves(static), strict=True):
             if record.static is None:
-                raise ValueError(f'{path} is pruned: it has no static parameter that could take over a mean')
+                raise ValueError(f'{record.factors} is pruned: it has no static parameter that could take over a mean')
             module[record.static] = leaf
         return params
 
@@ -160,9 +158,26 @@ def positions_of(layout: Layout, params, masks):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), factors)
 
 
-def is_part(node) -> bool:
-    """True for a `Part`: a leaf of the trees that `Layout.read` returns."""
-    return isinstance(node, Part)
+def check_layout(layout: Layout, params, masks) -> None:
+    """Raise ValueError, with the name of the parameter, if params, masks and layout don't fit each other."""
+    try:
+        parts = jax.tree.structure(masks).flatten_up_to(layout.read(params, masks))
+    except KeyError as error:
+        raise ValueError(f'params hold no {error}, which the layout reads') from None
+    except ValueError as error:
+        raise ValueError(f'the parameters and the masks are trees of different structure: {error}') from None
+    for name, mask, part in zip(leaf_names(masks), jax.tree.leaves(masks), parts, strict=True):
+        factors, shape = part.dynamic.shape, part.static.shape
+        if mask.dtype != bool:
+            raise ValueError(f'masks must be bool, that of {name} is {mask.dtype}')
+        if factors[1:] != shape:
+            raise ValueError(
+                f'{name}: factors must be [K, *shape], static parameters [*shape], got {factors} and {shape}'
+            )
+        try:
+            group_size(mask, part.static)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,21 +194,6 @@ class Problem:
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
-    layout: Layout = PLAIN
+    layout: Layout = Layout()
     output: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None
     routing: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
-
-
-def sown_routing(intermediates: Mapping) -> dict[str, Any]:
-    """Read the `routing` of a `Problem` from a collection 'intermediates', which also holds the records.
-
-    A layer that was called several times has the rows of all calls.
-    """
-    found = {}
-    for name, node in intermediates.items():
-        if isinstance(node, Mapping):
-            below = sown_routing(node)
-            found |= {name: below} if below else {}
-        elif isinstance(node, PartialParameter) and node.granularity is not None:
-            found[name] = jnp.concatenate(intermediates['values' if node.generated else 'routing'])
-    return found

@@ -18,15 +18,13 @@ SCALES = ('both', 'static', 'dynamic', 'none')
 
 
 def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
-    """Return the shape of the mask of a position tensor.
+    """Return the shape of the mask of a parameter [*shape], without its stack axis.
 
-    Args:
-      shape: shape of one copy of the parameter, without the stack axis.
-      granularity: one of `GRANULARITIES`. `element` has a gate for every position, `layer` a single one. `output` has
-        a gate for every entry of the last axis. `input` has one for the axis before it, `spatial` for all other axes.
+    `element` has a gate for every position, `layer` a single one. `output` has a gate for every entry of the last axis,
+    `input` for the axis before it, `spatial` for all other axes.
 
     Raises:
-      ValueError: on an unknown granularity, or one that needs axes that the tensor lacks.
+      ValueError: on an unknown granularity, or one that needs axes that the parameter lacks.
 
     >>> mask_shape((3, 3, 16, 32), 'output')
     (1, 1, 1, 32)
@@ -35,19 +33,12 @@ def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity must be one of {", ".join(GRANULARITIES)}, got {granularity!r}')
-    num_axes = len(shape)
-    gated, needed = {
-        'element': (range(num_axes), 0),
-        'output': ([num_axes - 1], 1),
-        'input': ([num_axes - 2], 2),
-        'spatial': (range(num_axes - 2), 3),
-        'layer': ([], 0),
-    }[granularity]
-    if num_axes < needed:
-        raise ValueError(
-            f'granularity {granularity!r} needs a parameter of at least {needed} axes, got shape {tuple(shape)}'
-        )
-    return tuple(size if axis in gated else 1 for axis, size in enumerate(shape))
+    shape, needed = tuple(shape), {'output': 1, 'input': 2, 'spatial': 3}.get(granularity, 0)
+    if len(shape) < needed:
+        raise ValueError(f'granularity {granularity!r} needs a parameter of at least {needed} axes, got shape {shape}')
+    axes = range(-len(shape), 0)
+    gated = {'element': axes, 'output': [-1], 'input': [-2], 'spatial': axes[:-2], 'layer': []}[granularity]
+    return tuple(size if axis in gated else 1 for axis, size in zip(axes, shape, strict=True))
 
 
 def mask_granularity(gates: Sequence[int]) -> str:
@@ -56,14 +47,9 @@ def mask_granularity(gates: Sequence[int]) -> str:
     >>> mask_granularity((1, 1, 1, 32)), mask_granularity((3, 3, 1, 32)), mask_granularity((1, 1))
     ('output', 'element', 'layer')
     """
-    gated = [axis - len(gates) for axis, size in enumerate(gates) if size != 1]
-    if not gated:
-        return 'layer'
-    if gated == [-1]:
-        return 'output'
-    if gated == [-2]:
-        return 'input'
-    return 'spatial' if max(gated) < -2 else 'element'
+    gated = tuple(axis - len(gates) for axis, size in enumerate(gates) if size != 1)
+    by_axes = {(): 'layer', (-1,): 'output', (-2,): 'input'}
+    return by_axes.get(gated) or ('spatial' if gated[-1] < -2 else 'element')
 
 
 def gate_axis(shape: Sequence[int], granularity: str) -> tuple[tuple[int, ...], int]:
@@ -95,15 +81,13 @@ def leaf_names(tree) -> list[str]:
 
 def init_masks(positions, granularity: str = 'element'):
     """Make all-dynamic masks for a pytree of position tensors (arrays, or objects with a `.shape`)."""
-
-    def init_mask(path, leaf):
+    masks = []
+    for name, leaf in zip(leaf_names(positions), jax.tree.leaves(positions), strict=True):
         try:
-            return jnp.ones(mask_shape(leaf.shape, granularity), bool)
+            masks.append(jnp.ones(mask_shape(leaf.shape, granularity), bool))
         except ValueError as error:
-            name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise ValueError(f'{name}: {error}' if name else str(error)) from None
-
-    return jax.tree_util.tree_map_with_path(init_mask, positions)
+    return jax.tree.unflatten(jax.tree.structure(positions), masks)
 
 
 def scale_factors(phi, scales: str = 'both'):

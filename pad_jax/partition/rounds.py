@@ -8,23 +8,18 @@ Scoring and selection compile once: parameters, masks and the number of position
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pad_jax.partition.advice import check_informative, check_layout, find_copies
-from pad_jax.partition.criteria import (
-    get_criterion,
-    mean_routing,
-    measure_batches,
-    measure_routing,
-    score_positions,
-)
-from pad_jax.partition.layout import Layout, Problem, positions_of
-from pad_jax.partition.masks import init_masks, leaf_names
+from pad_jax.partition.criteria import Criterion, get_criterion, mean_routing, score_positions
+from pad_jax.partition.layout import Layout, Problem, check_layout, positions_of
+from pad_jax.partition.masks import group_size, init_masks, leaf_names
 from pad_jax.partition.selection import (
     SCOPES,
     check_fraction,
@@ -126,31 +121,16 @@ def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'e
     return (*fractions, float(dynamic_fraction))
 
 
-def round_steps(start_step: int = 0, every_steps: int = 0, rounds: int = 1) -> tuple[int, ...]:
-    """Return the training steps before which the rounds come: `start_step`, then every `every_steps` steps.
-
-    With `every_steps = 0` all rounds come at `start_step`; with `start_step = 0` before training, as in the paper.
-
-    >>> round_steps(start_step=100, every_steps=50, rounds=3)
-    (100, 150, 200)
-    """
-    if start_step < 0 or every_steps < 0:
-        raise ValueError(f'start_step and every_steps must be at least 0, got {start_step} and {every_steps}')
-    return tuple(start_step + every_steps * index for index in range(rounds))
+class PartitionError(ValueError):
+    """A partition is not possible with these scores or groups."""
 
 
-def selection_targets(sizes: dict[str, int], dynamic_fraction: float, scope: str, layer_of=str):
-    """Return the targets of `select_positions`: one number, or under scope `layer` a dict of them by layer.
+class NothingSelected(PartitionError):
+    """The best-scored group of positions is larger than the number of positions that stay dynamic."""
 
-    Args:
-      sizes: path -> number of positions of every parameter that competes.
-    """
-    names = list(sizes)
-    targets = {
-        layer: num_dynamic_positions(sum(sizes[names[index]] for index in members), dynamic_fraction)
-        for layer, members in find_competitions(names, scope, layer_of).items()
-    }
-    return targets if scope == 'layer' else next(iter(targets.values()), 0)
+
+class UninformativeScores(PartitionError):
+    """The scores cannot tell which positions to keep dynamic."""
 
 
 def partition_step(
@@ -182,13 +162,7 @@ def partition_step(
 
 
 def partition_round(
-    problem: Problem,
-    params,
-    masks,
-    batches: Iterable,
-    dynamic_fraction: float,
-    recipe: Recipe = PAPER,
-    key=None,
+    problem: Problem, params, masks, batches: Iterable, dynamic_fraction: float, recipe: Recipe = PAPER, key=None
 ) -> Partition:
     """Compute one round on the host: scores over scoring batches, then selection, then the handoff.
 
@@ -204,32 +178,33 @@ def partition_round(
       NothingSelected: if the best-scored group is larger than the dynamic fraction.
       ValueError: on a dynamic fraction out of range, params and masks that don't fit each other, or no batches.
     """
-    check_layout(problem.layout, params, masks)
+    layout, roles, structure = problem.layout, recipe.find_roles(masks), jax.tree.structure(masks)
+    check_layout(layout, params, masks)
     batches = _keep(batches) if recipe.handoff == 'mean' else batches
-    layout, scope, structure = problem.layout, recipe.scope, jax.tree.structure(masks)
-    roles = recipe.find_roles(masks)
 
     def by_path(tree):
         """Return path -> leaf for the parameters that compete."""
-        leaves = zip(roles.items(), structure.flatten_up_to(tree), strict=True)
-        return {path: leaf for (path, role), leaf in leaves if role is None}
+        leaves = zip(roles, structure.flatten_up_to(tree), strict=True)
+        return {path: leaf for path, leaf in leaves if roles[path] is None}
 
-    found = zip(roles.items(), jax.tree.leaves(masks), strict=True)
-    new = {path: mask if role is None else mask & role for (path, role), mask in found}
+    leaves = zip(roles.items(), jax.tree.leaves(masks), strict=True)
+    new = {path: mask if role is None else mask & role for (path, role), mask in leaves}
     candidates, positions = by_path(masks), by_path(positions_of(layout, params, masks))
-    sizes = {path: leaf.size for path, leaf in positions.items()}
-    targets = selection_targets(sizes, dynamic_fraction, scope, layout.layer_of)
+    competitions = find_competitions(candidates, recipe.scope, layout.layer_of)
+    sizes = {layer: sum(positions[path].size for path in paths) for layer, paths in competitions.items()}
+    targets = {layer: num_dynamic_positions(size, dynamic_fraction) for layer, size in sizes.items()}
     if dynamic_fraction < 1 and candidates:
-        row, name = get_criterion(recipe.criterion, problem), f'criterion {recipe.criterion!r}'
-        scores = by_path(score_positions(problem, params, masks, batches, recipe.criterion, key))
-        copies = candidates.keys() & find_copies(layout, params, masks) if row.reads_data else ()
-        scores |= {path: jnp.zeros_like(scores[path]) for path in copies}
-        competition = (candidates, targets, positions, scope)
-        check_informative(scores, *competition, name, row.hint, layout.layer_of, copies)
-        new |= select_positions(scores, *competition, layout.layer_of)
+        row = get_criterion(recipe.criterion, problem)
+        scores = score_positions(problem, params, masks, batches, recipe.criterion, key)
+        scores = by_path(silence_copies(scores, params, masks, layout) if row.needs else scores)
+        targets = targets if recipe.scope == 'layer' else targets.popitem()[1]
+        competition = scores, candidates, targets, positions, recipe.scope, layout.layer_of
+        check_informative(*competition, f'criterion {recipe.criterion!r}', row.hint)
+        new |= select_positions(*competition)
     new_masks = structure.unflatten(new.values())
     if recipe.handoff == 'mean':
-        params = hand_off_means(params, masks, new_masks, layout, _measure_means(problem, params, masks, batches))
+        routing = mean_routing(problem, params, masks, batches) if problem.routing else None
+        params = hand_off_means(params, masks, new_masks, layout, routing)
     return Partition(new_masks, params)
 
 
@@ -262,9 +237,6 @@ def iterative_mode_partition(
       key: jax.random.key.
       recipe: fields of `Recipe`: criterion, scope, handoff, keep_dynamic, keep_static.
 
-    Returns:
-      Partition(masks, params).
-
     Raises:
       UninformativeScores, ValueError: see `partition_round` and `round_fractions`.
 
@@ -278,14 +250,13 @@ def iterative_mode_partition(
     recipe, fractions = Recipe(**recipe), round_fractions(dynamic_fraction, rounds, schedule)
     if masks is None:
         masks = init_masks(positions_of(problem.layout, params, None), granularity)
-    if rounds > 1 and (recipe.handoff == 'mean' or get_criterion(recipe.criterion, problem).reads_data):
+    if rounds > 1 and (recipe.handoff == 'mean' or get_criterion(recipe.criterion, problem).needs):
         batches = _keep(batches)
     key = jax.random.key(0) if key is None else key
-    found = Partition(masks, params)
     for index, fraction in enumerate(fractions):
         round_key = jax.random.fold_in(key, index)
-        found = partition_round(problem, found.params, found.masks, batches, fraction, recipe, round_key)
-    return found
+        masks, params = partition_round(problem, params, masks, batches, fraction, recipe, round_key)
+    return Partition(masks, params)
 
 
 def _keep(batches):
@@ -293,14 +264,77 @@ def _keep(batches):
     return list(batches) if batches is not None and iter(batches) is batches else batches
 
 
-def _measure_means(problem, params, masks, batches):
-    """Return the mean mixing weights or values over the batches; None if the problem has no routing."""
-    if problem.routing is None:
-        return None
-    total = measure_batches(measure_routing, problem, params, masks, batches, jax.random.key(0))
-    if total is None:
-        raise ValueError("handoff 'mean' needs at least one batch to measure the routing with, got none")
-    return mean_routing(problem, params, masks, total)
+@functools.partial(jax.jit, static_argnames='layout')
+def silence_copies(scores, params, masks, layout: Layout):
+    """Set the scores to zero where all factors of a parameter are copies of its static one, at every dynamic position.
+
+    They are zero except for rounding errors, which would pass as different scores.
+    """
+
+    def silence(mask, part, score):
+        dynamic = part.dynamic_scale * part.dynamic
+        copy = (part.copies_at * part.static_scale * part.static)[None]
+        # A copy at another scale than 1 has been rounded.
+        tolerance = 0 if part.copies_at == 1 else 4 * jnp.finfo(part.static.dtype).eps
+        is_copy = (jnp.abs(dynamic - copy) <= tolerance * jnp.abs(copy)) | ~mask[None]
+        return jnp.where(jnp.all(is_copy), 0, score)
+
+    return jax.tree.map(silence, masks, layout.read(params, masks), scores)
+
+
+def check_informative(
+    scores,
+    masks,
+    targets,
+    positions,
+    scope: str = 'global',
+    layer_of: Callable[[str], str] = str,
+    criterion: str = 'the criterion',
+    hint: str = Criterion._field_defaults['hint'],
+) -> None:
+    """Raise an error with advice if the scores would not decide a selection, or if it would keep nothing.
+
+    Under scope `layer` each layer is checked. A single score passes. Values are read, so call it outside of jit.
+
+    Args:
+      scores, masks, targets, positions, scope, layer_of: as `select_positions` takes them.
+      criterion: its name in the message.
+      hint: the cause of equal scores and its remedy, in the message.
+
+    Raises:
+      UninformativeScores: if all competing scores are equal (zero, above all), or if NaN leaves fewer than the target.
+      NothingSelected: if the best-scored group has more positions than the target.
+    """
+    paths, structure = leaf_names(masks), jax.tree.structure(masks)
+    sizes = dict(zip(paths, jax.tree.leaves(jax.tree.map(group_size, masks, positions)), strict=True))
+    leaves = zip(structure.flatten_up_to(scores), jax.tree.leaves(masks), strict=True)
+    competing = [np.asarray(score, np.float32)[np.asarray(mask, bool)] for score, mask in leaves]
+    competing = {path: values for path, values in zip(paths, competing, strict=True) if values.size}
+    for layer, members in find_competitions(competing, scope, layer_of).items():
+        total = sum(sizes[path] * competing[path].size for path in members)
+        missing = sum(sizes[path] * int(np.isnan(competing[path]).sum()) for path in members)
+        target = int(targets if scope == 'global' else targets[layer])
+        wanted = max(1, min(target, total))
+        if total - missing < wanted:
+            raise UninformativeScores(
+                f'{criterion} gave NaN for {missing} of the {total} positions of {layer}, and {wanted} are to stay '
+                'dynamic: look for NaN in the loss, lower the temperature or the learning rate, or take criterion '
+                "'magnitude'"
+            )
+        values = np.concatenate([competing[path] for path in members])
+        low, high = np.nanmin(values), np.nanmax(values)
+        if low == high and np.count_nonzero(values == high) > 1:
+            overflow = "look for an overflow in the loss, lower the learning rate, or take criterion 'magnitude'"
+            raise UninformativeScores(
+                f'{criterion} gave every position of {layer} the same score ({low:g}), so it cannot tell which to keep '
+                f'dynamic: {overflow if np.isinf(low) else hint}'
+            )
+        first = next(path for path in members if np.any(competing[path] == high))
+        if sizes[first] > target:
+            raise NothingSelected(
+                f'the best-scored group of positions, in {first or "the parameter"}, has {sizes[first]} of them, and '
+                f'{target} are to stay dynamic: take a finer granularity or a larger dynamic_fraction'
+            )
 
 
 def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
@@ -320,18 +354,17 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
     Raises:
       ValueError: for a generated parameter without routing, because its mean does not follow from the factors.
     """
-    structure = jax.tree.structure(new_masks)
 
-    def take_over(path, part, old, new, weights):
-        if weights is None and part.generated:
-            raise ValueError(f'the mean of {path} needs the values of scoring batches: give the routing')
-        num_factors, dtype = part.dynamic.shape[0], part.dynamic.dtype
-        weights = jnp.full(num_factors, 1 / num_factors, dtype) if weights is None else weights.astype(dtype)
-        mean = weights if part.generated else jnp.tensordot(weights, part.dynamic, axes=1)
+    def take_over(old, new, part, mean):
+        if mean is None and part.generated:
+            raise ValueError('the mean of a generated parameter needs the values of scoring batches: give the routing')
+        if mean is None:
+            mean = part.dynamic.mean(0)
+        elif not part.generated:
+            mean = jnp.tensordot(mean.astype(part.dynamic.dtype), part.dynamic, axes=1)
         mean = (part.dynamic_scale / part.static_scale * mean).astype(part.static.dtype)
         return jnp.where(old & ~new, mean, part.static)
 
-    weights = [None] * structure.num_leaves if routing is None else structure.flatten_up_to(routing)
-    parts = structure.flatten_up_to(layout.read(params, new_masks))
-    rows = zip(leaf_names(new_masks), parts, jax.tree.leaves(old_masks), jax.tree.leaves(new_masks), weights)
-    return layout.write(params, new_masks, structure.unflatten([take_over(*row) for row in rows]))
+    routing = jax.tree.map(lambda mask: None, new_masks) if routing is None else routing
+    static = jax.tree.map(take_over, old_masks, new_masks, layout.read(params, new_masks), routing)
+    return layout.write(params, new_masks, static)

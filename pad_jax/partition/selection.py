@@ -40,21 +40,21 @@ def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
     return max(1, round(dynamic_fraction * num_positions))
 
 
-def find_competitions(names: Iterable[str], scope: str, layer_of: Callable[[str], str] = str) -> dict[str, list[int]]:
-    """Return the indices of the parameters that compete with each other, by the name of their layer.
+def find_competitions(paths: Iterable[str], scope: str, layer_of: Callable[[str], str] = str) -> dict[str, list[str]]:
+    """Return the paths of the parameters that compete with each other, by the name of their layer.
 
     By default every parameter is a layer.
 
     >>> find_competitions(['a/kernel', 'a/vector', 'b/kernel'], 'layer', lambda path: path.split('/')[0])
-    {'a': [0, 1], 'b': [2]}
+    {'a': ['a/kernel', 'a/vector'], 'b': ['b/kernel']}
     >>> find_competitions(['a', 'b'], 'global')
-    {'all parameters': [0, 1]}
+    {'all parameters': ['a', 'b']}
     """
     if scope not in SCOPES:
         raise ValueError(f'scope must be one of {", ".join(SCOPES)}, got {scope!r}')
     found = {}
-    for index, name in enumerate(names):
-        found.setdefault('all parameters' if scope == 'global' else layer_of(name), []).append(index)
+    for path in paths:
+        found.setdefault('all parameters' if scope == 'global' else layer_of(path), []).append(path)
     return found
 
 
@@ -76,27 +76,22 @@ def select_positions(scores, masks, targets, positions, scope='global', layer_of
     >>> select_positions(jnp.array([3., 1., 3., 2.]), jnp.ones(4, bool), 2, jnp.zeros(4)).tolist()
     [True, False, True, False]
     """
-    competitions = find_competitions(leaf_names(masks), scope, layer_of)
-    leaves, structure = jax.tree.flatten(masks)
-    scores = structure.flatten_up_to(scores)
-    sizes = tuple(group_size(mask, leaf) for mask, leaf in zip(leaves, structure.flatten_up_to(positions), strict=True))
-    kept = list(leaves)
-    for name, members in competitions.items():
-        score, mask, size = (tuple(tree[index] for index in members) for tree in (scores, leaves, sizes))
-        selected = _select(score, mask, targets if scope == 'global' else targets[name], size)
-        for index, leaf in zip(members, selected, strict=True):
-            kept[index] = leaf
-    return structure.unflatten(kept)
+    structure, sizes = jax.tree.structure(masks), jax.tree.map(group_size, masks, positions)
+    kept, rows = {}, zip(*map(structure.flatten_up_to, (scores, masks, sizes)), strict=True)
+    rows = dict(zip(leaf_names(masks), rows, strict=True))
+    for layer, paths in find_competitions(rows, scope, layer_of).items():
+        target = targets if scope == 'global' else targets[layer]
+        kept |= zip(paths, _select(*zip(*(rows[path] for path in paths), strict=True), target), strict=True)
+    return structure.unflatten([kept[path] for path in rows])
 
 
-@functools.partial(jax.jit, static_argnames='sizes')
-def _select(scores, masks, target, sizes):
+@functools.partial(jax.jit, static_argnums=2)
+def _select(scores, masks, sizes, target):
     """Select from tuples: all leaves as one vector, because compile time grows with the number of arrays."""
     lengths = [mask.size for mask in masks]
     score = jnp.concatenate([leaf.astype(jnp.float32).ravel() for leaf in scores])
     mask = jnp.concatenate([leaf.ravel() for leaf in masks])
-    target = jnp.asarray(target, jnp.int32)
-    weights = None
+    target, weights = jnp.asarray(target, jnp.int32), None
     if len(set(sizes)) == 1:
         target = target // sizes[0]
     else:

@@ -22,7 +22,7 @@ from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
 from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MIXTURE_PLANS, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_size
-from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions, round_steps
+from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions
 from pad_jax.pretrained import find_layout
 from pad_jax.training.devices import PARALLEL
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
@@ -322,7 +322,7 @@ def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
         # Pruned copies differ from the start; and where layers are excluded, the network may have no competition.
         copies = model.pretrained and not (partition.prune or partition.keep_dynamic or partition.keep_static)
         check(
-            not copies or partition.start_step or not CRITERIA[partition.criterion].reads_data,
+            not copies or partition.start_step or not CRITERIA[partition.criterion].needs,
             f'partition.start_step must be above 0 for model.pretrained with criterion {partition.criterion!r}, got 0. '
             'Dynamic factors begin as copies, which need some steps of training before their scores differ: use '
             "handoff 'mean' with it, or criterion 'magnitude' or 'random'",
@@ -344,7 +344,7 @@ def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
 def find_length_problems(config, total: int) -> list[str]:
     """Describe the keys that do not fit a run of `total` steps: warm-up and rounds of the partition."""
     partition, warmup = config.partition, config.optim.warmup_steps
-    last = round_steps(partition.start_step, partition.every_steps, partition.rounds)[-1] if is_partial(config) else -1
+    last = partition.start_step + partition.every_steps * (partition.rounds - 1) if is_partial(config) else -1
     length = 'train.steps' if config.train.steps else 'train.epochs'
     rows = (
         (warmup, f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}'),

@@ -29,7 +29,6 @@ from pad_jax.partition import (
     partition_round,
     positions_of,
     round_fractions,
-    round_steps,
 )
 from pad_jax.partition.layout import Part, read_part
 from pad_jax.training.config import is_partial
@@ -108,7 +107,7 @@ def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
         return []
     partition = config.partition
     fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
-    return list(zip(round_steps(partition.start_step, partition.every_steps, partition.rounds), fractions, strict=True))
+    return [(partition.start_step + done * partition.every_steps, fraction) for done, fraction in enumerate(fractions)]
 
 
 @jax.jit(static_argnums=0)

@@ -277,7 +277,7 @@ def _check_groups_fit(config, layer_of, positions, masks) -> None:
             f'wholly {side} network use --config.{change}'
         )
     for layer, members in find_competitions(groups, scope, layer_of).items():
-        competing = [list(groups.items())[member] for member in members]
+        competing = [(name, groups[name]) for name in members]
         target = num_dynamic_positions(sum(total for _, (_, total) in competing), partition.dynamic_fraction)
         name, (size, _) = (min if scope == 'global' else max)(competing, key=lambda item: item[1][0])
         if size > target:

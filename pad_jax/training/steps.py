@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from pad_jax.partition import Layout, Problem, sown_routing
+from pad_jax.layers.factors import read_routing
+from pad_jax.partition import Layout, Problem
 from pad_jax.training.optimizer import update_average
 from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.tasks import Task, summarize_routers
@@ -185,7 +186,7 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
         return apply(params, gates, batch, train=False)[0]
 
     def routing(params, gates, batch):
-        return sown_routing(apply(params, gates, batch, task.scored_in_training_mode)[1]['intermediates'])
+        return read_routing(apply(params, gates, batch, task.scored_in_training_mode)[1]['intermediates'])
 
     return Problem(loss, layout, output, routing)
 

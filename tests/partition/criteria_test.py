@@ -211,10 +211,11 @@ def test_rows_that_are_routed_nowhere_do_not_count():
     params = {'dynamic': jnp.ones((3, 1)), 'static': jnp.zeros(1)}
     for padding in (0, 5):
         padded = np.concatenate([routing, np.zeros((padding, 3), np.float32)])
-        moments = CRITERIA['variance'].measure(problem, params, None, padded, None)
-        assert moments.count == 7
-        np.testing.assert_allclose(mean_routing(problem, params, None, moments), routing.mean(0), rtol=1e-6)
-        covariance = moments.second / 7 - np.outer(moments.first, moments.first) / 49
+        count, first, second = CRITERIA['variance'].measure(problem, params, jnp.ones(1), padded, None)
+        assert count == 7
+        means = mean_routing(problem, params, jnp.ones(1, bool), [padded])
+        np.testing.assert_allclose(means, routing.mean(0), rtol=1e-6)
+        covariance = second / 7 - np.outer(first, first) / 49
         np.testing.assert_allclose(covariance, np.cov(routing.T, ddof=0), atol=1e-6)
 
 

@@ -12,7 +12,6 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pad_jax.partition import (
     CRITERIA,
-    PLAIN,
     SCALES,
     Layout,
     PartialParameter,
@@ -27,7 +26,6 @@ from pad_jax.partition import (
     partition_round,
     partition_step,
     round_fractions,
-    round_steps,
     scale_factors,
     score_positions,
 )
@@ -131,7 +129,7 @@ def test_exclusions():
         ({'dynamic_fraction': 0}, r'dynamic_fraction must be in \(0, 1\], got 0'),
         ({'rounds': 0}, 'rounds must be at least 1, got 0'),
         ({'batches': []}, "criterion 'sensitivity' needs at least one scoring batch, got none"),
-        ({'batches': [], 'criterion': 'magnitude', 'handoff': 'mean'}, "handoff 'mean' needs at least one batch"),
+        ({'batches': [], 'criterion': 'magnitude', 'handoff': 'mean'}, "handoff 'mean' needs at least one scoring"),
     ],
 )
 def test_what_is_refused(options, message):
@@ -325,8 +323,8 @@ def test_golden_values_and_uniform_routing():
     params = {'dynamic': jnp.array([[1.0, 10, 100], [3, 30, 300]]), 'static': jnp.array([-1.0, -2, -3])}
     old, new = jnp.array([True, True, False]), jnp.array([False, True, False])
     # The first position turns static: (1 + 3) / 2 = 2, or 0.25 · 1 + 0.75 · 3 = 2.5.
-    assert hand_off_means(params, old, new, PLAIN)['static'].tolist() == [2, -2, -3]
-    assert hand_off_means(params, old, new, PLAIN, jnp.array([0.25, 0.75]))['static'].tolist() == [2.5, -2, -3]
+    assert hand_off_means(params, old, new, Layout())['static'].tolist() == [2, -2, -3]
+    assert hand_off_means(params, old, new, Layout(), jnp.array([0.25, 0.75]))['static'].tolist() == [2.5, -2, -3]
 
 
 def test_groups_and_the_flax_layout():
@@ -351,7 +349,7 @@ def test_groups_and_the_flax_layout():
 
 def test_the_dtype_of_the_static_parameters_is_kept():
     params = {'dynamic': jnp.ones((2, 3), jnp.bfloat16), 'static': jnp.zeros(3, jnp.bfloat16)}
-    handed = hand_off_means(params, jnp.ones(3, bool), jnp.zeros(3, bool), PLAIN)
+    handed = hand_off_means(params, jnp.ones(3, bool), jnp.zeros(3, bool), Layout())
     assert handed['static'].dtype == jnp.bfloat16
     assert handed['static'].tolist() == [1, 1, 1]
 
@@ -376,12 +374,3 @@ def test_golden_fractions():
     np.testing.assert_allclose(round_fractions(0.125, 3), [0.5, 0.25, 0.125], rtol=1e-12)
     np.testing.assert_allclose(round_fractions(0.25, 3, 'linear'), [0.75, 0.5, 0.25], rtol=1e-12)
     assert round_fractions(0.3, 1, 'one_shot') == (0.3,)
-
-
-def test_round_steps():
-    assert round_steps() == (0,)
-    assert round_steps(start_step=7, rounds=3) == (7, 7, 7)
-    assert round_steps(start_step=7, every_steps=5, rounds=3) == (7, 12, 17)
-    for wrong in [(-1, 0), (0, -5)]:
-        with pytest.raises(ValueError, match='must be at least 0, got'):
-            round_steps(*wrong)

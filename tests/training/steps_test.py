@@ -9,7 +9,7 @@ import pytest
 
 from pad_jax.errors import BadInput
 from pad_jax.models import count_layers, report_counts
-from pad_jax.partition import PLAIN
+from pad_jax.partition import Layout
 from pad_jax.training.devices import Replicas
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
@@ -200,7 +200,7 @@ def test_evaluation_uses_and_keeps_running_statistics(source):
 
 
 def test_equal_networks_share_one_scoring_problem(one_block):
-    first, second = (make_problem(IMAGES, make_model(small_config()), PLAIN) for _ in range(2))
+    first, second = (make_problem(IMAGES, make_model(small_config()), Layout()) for _ in range(2))
     assert first is second
 
 

@@ -151,7 +151,7 @@ def test_copies_of_one_layer_are_refused_with_advice(texts, tmp_path):
     status, out, err = run_command('train', f'--config={GLUE}', f'--workdir={tmp_path}/run', *flags)
     line = err.splitlines()[-1]
     assert status == 2 and out == ''
-    assert line.startswith('error: the dynamic factors of layer_0/ffn/') and 'all equal its static parameters' in line
+    assert "'sensitivity' gave every position" in line and 'equal each other and the static parameters' in line
     assert "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude'" in line
 
 

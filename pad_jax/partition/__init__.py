@@ -17,7 +17,6 @@ from pad_jax.partition.masks import (
     count_positions,
     dynamic_fraction,
     dynamic_share,
-    gate_axis,
     group_size,
     init_masks,
     leaf_names,

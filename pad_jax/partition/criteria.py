@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from pad_jax.partition.layout import Problem, positions_of
 from pad_jax.partition.masks import group_size
 
+NO_GRADIENT = (
+    'dynamic factors that equal each other and the static parameters have no gradient through the mask; train some '
+    "steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
+)
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -25,8 +29,8 @@ class Criterion(NamedTuple):
 
     Attributes:
       measure: `(problem, params, gates, batch, key) -> pytree`, summed over batches and devices.
-      finish: `(problem, params, masks, total) -> scores`, float[*mask] each; None if the sum itself is the score.
-      needs: the functions of `Problem` that it calls. Without any it reads no data: the only batch is None.
+      finish: `(problem, params, masks, total) -> scores`, float[*mask] each; by default the sum itself.
+      needs: the functions of `Problem` that it calls. Without any it reads no data and gets None as its only batch.
       adds_up: True if a group gets the sum of its positions, to be divided by their number.
       hint: explanation and remedy in the error for scores that are all equal.
     """
@@ -35,10 +39,7 @@ class Criterion(NamedTuple):
     finish: Callable | None = None
     needs: tuple[str, ...] = ('loss',)
     adds_up: bool = True
-    hint: str = (
-        'dynamic factors that equal each other and the static parameters have no gradient through the mask; train some '
-        "steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude' or 'random'"
-    )
+    hint: str = NO_GRADIENT
 
 
 def measure_sensitivity(problem: Problem, params, gates, batch, key):
@@ -96,9 +97,9 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
 def measure_routing(problem: Problem, params, gates, batch, key):
     """Return (count, first, second) behind every mask: the number of routed rows, and two sums over them.
 
-    They are sums of mixing weights float[K] and their products float[K, K], centred at 1/K so that float32 keeps their
-    digits. For generated values float[*shape] they are plain sums of values and squares. A row of zero weights is
-    padding.
+    They are sums of mixing weights float[K] and of their products float[K, K]. Weights are centred at 1/K, so float32
+    keeps their digits. For generated values they are sums of the values and of their squares, float[*shape] each. A row
+    of zero weights is padding.
     """
 
     def moments(gate, part, rows):
@@ -167,16 +168,6 @@ CRITERIA = {
 }
 
 
-def get_criterion(name: str, problem: Problem) -> Criterion:
-    """Return the row of `CRITERIA`, after a check that the problem has all functions that it needs."""
-    if name not in CRITERIA:
-        raise ValueError(f'criterion must be one of {", ".join(CRITERIA)}, got {name!r}')
-    for field in CRITERIA[name].needs:
-        if getattr(problem, field) is None:
-            raise ValueError(f'criterion {name!r} needs the function {field!r}, which was not given')
-    return CRITERIA[name]
-
-
 def score_positions(
     problem: Problem, params, masks, batches: Iterable, criterion: str = 'sensitivity', key=None, axis_name=None
 ):
@@ -191,9 +182,14 @@ def score_positions(
         one device on the whole batch. `grasp` is an exception, because it is not linear in the gradient.
 
     Raises:
-      ValueError: on an unknown criterion, or no batches for one that reads data.
+      ValueError: on an unknown criterion, a function that it needs and `problem` lacks, or no batches to read.
     """
-    row = get_criterion(criterion, problem)
+    if criterion not in CRITERIA:
+        raise ValueError(f'criterion must be one of {", ".join(CRITERIA)}, got {criterion!r}')
+    row = CRITERIA[criterion]
+    for field in row.needs:
+        if getattr(problem, field) is None:
+            raise ValueError(f'criterion {criterion!r} needs the function {field!r}, which was not given')
     if not row.needs:
         batches, axis_name = [None], None
     return _evaluate(row, f'criterion {criterion!r}', problem, params, masks, batches, key, axis_name)

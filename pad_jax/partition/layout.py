@@ -61,11 +61,8 @@ class PartialParameter:
 class Part(NamedTuple):
     """One partially dynamic parameter, read from params.
 
-    Attributes:
-      dynamic: the factors, float[K, *shape].
-      static: the static parameter, float[*shape]; zeros if it is pruned.
-      dynamic_scale, static_scale: λd and λs.
-      copies_at, generated: see `PartialParameter`.
+    It holds the factors float[K, *shape] and the static parameter float[*shape], zeros if it is pruned. λd and λs and
+    two fields of its `PartialParameter` follow.
     """
 
     dynamic: jax.Array
@@ -167,14 +164,12 @@ def check_layout(layout: Layout, params, masks) -> None:
     except ValueError as error:
         raise ValueError(f'the parameters and the masks are trees of different structure: {error}') from None
     for name, mask, part in zip(leaf_names(masks), jax.tree.leaves(masks), parts, strict=True):
-        factors, shape = part.dynamic.shape, part.static.shape
-        if mask.dtype != bool:
-            raise ValueError(f'masks must be bool, that of {name} is {mask.dtype}')
-        if factors[1:] != shape:
-            raise ValueError(
-                f'{name}: factors must be [K, *shape], static parameters [*shape], got {factors} and {shape}'
-            )
+        factors, static = part.dynamic.shape, part.static.shape
         try:
+            if mask.dtype != bool:
+                raise ValueError(f'masks must be bool, got {mask.dtype}')
+            if factors[1:] != static:
+                raise ValueError(f'factors must be [K, *shape], static parameters [*shape], got {factors} and {static}')
             group_size(mask, part.static)
         except ValueError as error:
             raise ValueError(f'{name}: {error}') from None

@@ -20,8 +20,8 @@ SCALES = ('both', 'static', 'dynamic', 'none')
 def mask_shape(shape: Sequence[int], granularity: str) -> tuple[int, ...]:
     """Return the shape of the mask of a parameter [*shape], without its stack axis.
 
-    `element` has a gate for every position, `layer` a single one. `output` has a gate for every entry of the last axis,
-    `input` for the axis before it, `spatial` for all other axes.
+    `element` has a gate for every position, `layer` a single one. `output` has a gate for every entry of the last axis.
+    `input` has one for the axis before it, `spatial` for all other axes.
 
     Raises:
       ValueError: on an unknown granularity, or one that needs axes that the parameter lacks.

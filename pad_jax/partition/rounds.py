@@ -10,23 +10,17 @@ Scoring and selection compile once: parameters, masks and the number of position
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pad_jax.partition.criteria import Criterion, get_criterion, mean_routing, score_positions
+from pad_jax.partition.criteria import CRITERIA, NO_GRADIENT, mean_routing, score_positions
 from pad_jax.partition.layout import Layout, Problem, check_layout, positions_of
 from pad_jax.partition.masks import group_size, init_masks, leaf_names
-from pad_jax.partition.selection import (
-    SCOPES,
-    check_fraction,
-    find_competitions,
-    num_dynamic_positions,
-    select_positions,
-)
+from pad_jax.partition.selection import SCOPES, find_competitions, num_dynamic_positions, select_positions
 
 SCHEDULES = ('exponential', 'linear', 'one_shot')
 HANDOFFS = ('independent', 'mean')
@@ -34,7 +28,7 @@ HANDOFFS = ('independent', 'mean')
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Settings of a partition that all of its rounds share.
+    """Settings of a partition that all of its rounds share; the defaults are those of the paper.
 
     Attributes:
       criterion: a row of `CRITERIA`.
@@ -52,7 +46,7 @@ class Recipe:
     keep_static: str = ''
 
     def __post_init__(self):
-        for name, allowed in (('scope', SCOPES), ('handoff', HANDOFFS)):
+        for name, allowed in (('criterion', CRITERIA), ('scope', SCOPES), ('handoff', HANDOFFS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, got {getattr(self, name)!r}')
 
@@ -79,7 +73,6 @@ class Recipe:
 
 
 PAPER = Recipe()
-"""The settings of the paper."""
 
 
 class Partition(NamedTuple):
@@ -106,7 +99,7 @@ def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'e
     >>> round_fractions(0.5, rounds=2, schedule='linear')
     (0.75, 0.5)
     """
-    check_fraction(dynamic_fraction)
+    num_dynamic_positions(1, dynamic_fraction)  # refuses other numbers
     if rounds < 1 or rounds != int(rounds):
         raise ValueError(f'rounds must be at least 1{"" if rounds < 1 else " and whole"}, got {rounds}')
     if schedule not in SCHEDULES:
@@ -115,10 +108,8 @@ def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'e
         raise ValueError(f"schedule 'one_shot' has a single round, got rounds = {rounds}")
     passed = [done / rounds for done in range(1, rounds)]
     if schedule == 'exponential':
-        fractions = [dynamic_fraction**part for part in passed]
-    else:
-        fractions = [1 - (1 - dynamic_fraction) * part for part in passed]
-    return (*fractions, float(dynamic_fraction))
+        return (*(dynamic_fraction**part for part in passed), float(dynamic_fraction))
+    return (*(1 - (1 - dynamic_fraction) * part for part in passed), float(dynamic_fraction))
 
 
 class PartitionError(ValueError):
@@ -180,7 +171,8 @@ def partition_round(
     """
     layout, roles, structure = problem.layout, recipe.find_roles(masks), jax.tree.structure(masks)
     check_layout(layout, params, masks)
-    batches = _keep(batches) if recipe.handoff == 'mean' else batches
+    if recipe.handoff == 'mean' and isinstance(batches, Iterator):
+        batches = list(batches)
 
     def by_path(tree):
         """Return path -> leaf for the parameters that compete."""
@@ -194,7 +186,7 @@ def partition_round(
     sizes = {layer: sum(positions[path].size for path in paths) for layer, paths in competitions.items()}
     targets = {layer: num_dynamic_positions(size, dynamic_fraction) for layer, size in sizes.items()}
     if dynamic_fraction < 1 and candidates:
-        row = get_criterion(recipe.criterion, problem)
+        row = CRITERIA[recipe.criterion]
         scores = score_positions(problem, params, masks, batches, recipe.criterion, key)
         scores = by_path(silence_copies(scores, params, masks, layout) if row.needs else scores)
         targets = targets if recipe.scope == 'layer' else targets.popitem()[1]
@@ -250,8 +242,9 @@ def iterative_mode_partition(
     recipe, fractions = Recipe(**recipe), round_fractions(dynamic_fraction, rounds, schedule)
     if masks is None:
         masks = init_masks(positions_of(problem.layout, params, None), granularity)
-    if rounds > 1 and (recipe.handoff == 'mean' or get_criterion(recipe.criterion, problem).needs):
-        batches = _keep(batches)
+    reads_data = recipe.handoff == 'mean' or CRITERIA[recipe.criterion].needs
+    if rounds > 1 and reads_data and isinstance(batches, Iterator):
+        batches = list(batches)
     key = jax.random.key(0) if key is None else key
     for index, fraction in enumerate(fractions):
         round_key = jax.random.fold_in(key, index)
@@ -259,16 +252,11 @@ def iterative_mode_partition(
     return Partition(masks, params)
 
 
-def _keep(batches):
-    """Return the batches in a form that can be read twice."""
-    return list(batches) if batches is not None and iter(batches) is batches else batches
-
-
 @functools.partial(jax.jit, static_argnames='layout')
 def silence_copies(scores, params, masks, layout: Layout):
-    """Set the scores to zero where all factors of a parameter are copies of its static one, at every dynamic position.
+    """Set the scores of a parameter to zero if its factors are copies of the static one.
 
-    They are zero except for rounding errors, which would pass as different scores.
+    They are rounding errors, which would pass as different scores. Only dynamic positions are compared.
     """
 
     def silence(mask, part, score):
@@ -290,7 +278,7 @@ def check_informative(
     scope: str = 'global',
     layer_of: Callable[[str], str] = str,
     criterion: str = 'the criterion',
-    hint: str = Criterion._field_defaults['hint'],
+    hint: str = NO_GRADIENT,
 ) -> None:
     """Raise an error with advice if the scores would not decide a selection, or if it would keep nothing.
 

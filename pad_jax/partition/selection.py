@@ -21,12 +21,6 @@ SCOPES = ('global', 'layer')
 _ROW = 128  # at most 255: its count must fit a byte
 
 
-def check_fraction(dynamic_fraction: float) -> None:
-    """Raise ValueError unless κ is in (0, 1]."""
-    if not 0 < dynamic_fraction <= 1:
-        raise ValueError(f'dynamic_fraction must be in (0, 1], got {dynamic_fraction}')
-
-
 def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
     """Return the target of a selection: κ·n to the nearest integer, and at least one position.
 
@@ -36,7 +30,8 @@ def num_dynamic_positions(num_positions: int, dynamic_fraction: float) -> int:
     >>> num_dynamic_positions(10, 0.3), num_dynamic_positions(10, 1e-6)
     (3, 1)
     """
-    check_fraction(dynamic_fraction)
+    if not 0 < dynamic_fraction <= 1:
+        raise ValueError(f'dynamic_fraction must be in (0, 1], got {dynamic_fraction}')
     return max(1, round(dynamic_fraction * num_positions))
 
 

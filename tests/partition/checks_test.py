@@ -142,7 +142,7 @@ def test_params_and_masks_that_do_not_fit():
         {key: value for key, value in PARAMS.items() if key != 'static'},
     )
     refuse('the parameters and the masks are trees of different structure', masks={'first': MASKS['first']})
-    refuse('masks must be bool, that of first is float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
+    refuse('first: masks must be bool, got float32', masks=MASKS | {'first': jnp.ones((2, 3, 5))})
     refuse(
         r'second: factors must be .*, static parameters \[\*shape\], got \(3, 1, 5, 2\) and \(1, 5, 3\)',
         {**PARAMS, 'static': {**POSITIONS, 'second': jnp.zeros((1, 5, 3))}},

@@ -125,16 +125,7 @@ class UninformativeScores(PartitionError):
 
 
 def partition_step(
-    problem: Problem,
-    params,
-    masks,
-    batch,
-    targets,
-    *,
-    criterion='sensitivity',
-    scope='global',
-    key=None,
-    axis_name=None,
+    problem, params, masks, batch, targets, *, criterion='sensitivity', scope='global', key=None, axis_name=None
 ):
     """Compute one round on one batch as a pure function: jit it, pmap it, or call it inside shard_map.
 
@@ -142,6 +133,7 @@ def partition_step(
     the scores under a trace: see `check_informative`.
 
     Args:
+      problem: a `Problem`.
       targets: as `select_positions` takes them, traced.
 
     Returns:

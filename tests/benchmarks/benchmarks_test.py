@@ -1,17 +1,14 @@
 """The benchmarks run, and their rows are of comparable networks."""
 
 import importlib
-import io
 import json
 import math
 import re
 
 import jax
 import pytest
-from PIL import Image
 
 from pad_jax.models import MODELS
-from tests.data.photos import make_photo
 from tests.models.product_twin import count_products
 from tests.training.tiny import ONE_BLOCK, ROOT
 
@@ -39,17 +36,6 @@ def test_input_has_a_speed_and_a_ratio_of_every_row(load, capsys):
     assert rows[0][2] == '1.00' and all(int(row[1]) > 0 for row in rows)
     for _, speed, ratio in rows:
         assert float(ratio) == pytest.approx(int(speed) / int(rows[0][1]), rel=0.05, abs=0.02)
-
-
-def test_without_draft_a_photo_is_decoded_whole(load):
-    def size_of_draft():
-        photo = Image.open(io.BytesIO(make_photo(0, (64, 48))))
-        photo.draft(None, (32, 24))
-        return photo.size
-
-    with load('input').whole_photos():
-        assert size_of_draft() == (64, 48)
-    assert size_of_draft() == (32, 24)
 
 
 @pytest.mark.slow
@@ -106,12 +92,3 @@ def test_the_twin_in_plain_flax_has_as_many_parameters_and_products(load):
     assert theirs == sorted(leaf.shape for leaf in jax.tree.leaves(expected))
     apply = lambda variables, image: twin.apply(variables, image, train=False)  # noqa: E731
     assert count_products(apply, variables, image) == models.count_multiply_adds(ours, image)
-
-
-@pytest.mark.parametrize(
-    ('name', 'flag'), [('conv', '--plans=fast'), ('deployment', '--image-size=32'), ('models', '--rows=fast')]
-)
-def test_a_wrong_flag_says_what_is_allowed(load, capsys, name, flag):
-    with pytest.raises(SystemExit):
-        load(name).parse_options([flag])
-    assert flag.split('=')[0] + ' must be' in capsys.readouterr().err

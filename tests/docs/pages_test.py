@@ -126,6 +126,7 @@ def test_commands_of_pods_make_the_folder_of_their_logs():
     assert len(logged) == 2 and all('mkdir -p runs\n' in block.split('runs/log')[0] for block in logged)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_by_its_code():
     drawing = runpy.run_path(str(ROOT / 'docs' / 'figures' / 'concepts.py'))
     kernels, scores, mask = drawing['partition']()

@@ -1,7 +1,7 @@
 """Every config key has an effect: a table of key -> (changed value, what it changes).
 
 An observation is a function of a config. Its result differs between a base config and one with that key changed.
-Most keys end in a typed part of a run, which needs no training; all keys of one run are changed together.
+Most keys end in a typed part of a run, which needs no training.
 """
 
 import shutil
@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from pad_jax.errors import BadInput
 from pad_jax.layers import PLAN_NAMES
 from pad_jax.models import MODELS
-from pad_jax.training import trainer
 from pad_jax.training.config import keys_of, load_config
 from pad_jax.training.rounds import Rounds
 from pad_jax.training.setup import (
@@ -27,10 +26,8 @@ from pad_jax.training.setup import (
     start_from_pretrained,
 )
 from pad_jax.training.state import init_state
-from pad_jax.training.workdir import read_metrics
 from tests.pretrained.torchvision_twin import make_resnet
-from tests.training.fixtures import IN_ROUNDS
-from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL, one_device, small_config
+from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL
 from tests.training.tiny_photos import write_classes
 from tests.training.tiny_texts import glue, small_text_config
 
@@ -152,7 +149,7 @@ TEXTS = BOTH | {
     'data.max_length': (8, batches, {}),
     'data.on_bad': ('skip', batches, {'data.path': '{texts_broken}'}),
 }
-# Observed together in one run.
+# Effects that only whole runs show: trainer_test.py and commands_test.py test them.
 OF_A_RUN = {'train.eval_every_steps', 'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_checkpoints'}
 OF_A_RUN |= {'parallel', 'debug', 'partition.compact'}
 
@@ -209,32 +206,3 @@ def test_observations_repeat_themselves(places, load):
     """Otherwise every key would seem to have an effect."""
     for observe in (typed, batches):
         assert observe(load(places, {})) == observe(load(places, {}))
-
-
-def test_keys_of_a_run_have_an_effect(monkeypatch, tmp_path, finished_run):
-    """The other run, `finished_run`, logs 1, evaluates every 3 and keeps 2 checkpoints of every 2 of its 6 steps."""
-    seen = []
-    finish = trainer.Run.finish
-
-    def watch(run, signals):
-        result = finish(run, signals)
-        is_compact = not jax.tree.leaves(run.state.masks)
-        seen.append((run.replicas.strategy, jax.config.jax_debug_nans, is_compact))
-        return result
-
-    monkeypatch.setattr(trainer.Run, 'finish', watch)
-    every = {'log': 4, 'eval': 2, 'checkpoint': 1}
-    changes = {f'train__{name}_every_steps': steps for name, steps in every.items()} | {'train__keep_checkpoints': 3}
-    config = small_config(**IN_ROUNDS, **changes, partition__compact=True, parallel='shard_map', debug=True)
-    trainer.train(config, tmp_path / 'run', devices=one_device())
-    assert seen == [('shard_map', True, True)]
-    found = [
-        (
-            [row['step'] for row in read_metrics(workdir) if row['split'] == 'train'],
-            [row['step'] for row in read_metrics(workdir) if row['split'] == 'eval'],
-            sorted(path.name for path in (workdir / 'checkpoints').iterdir()),
-        )
-        for workdir in (finished_run, tmp_path / 'run')
-    ]
-    assert found[0] == ([1, 2, 3, 4, 5, 6], [3, 6], ['4', '6'])
-    assert found[1] == ([4, 6], [2, 4, 6], ['4', '5', '6'])

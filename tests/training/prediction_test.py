@@ -13,6 +13,7 @@ from pad_jax.data.tables import open_table
 from pad_jax.training import evaluate
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
+from pad_jax.training.workdir import read_metrics
 from tests.data.glue_miniatures import rows
 from tests.training.fixtures import run_command
 from tests.training.tiny import one_device
@@ -55,7 +56,10 @@ def test_labels_and_scores_of_texts_of_ones_own(finished_text_run, texts, tmp_pa
 def test_numbers_of_regression(texts, tmp_path):
     workdir, path = tmp_path / 'run', tmp_path / 'out.csv'
     config = small_text_config(texts, **REGRESSION, model__ffn='dense', train__steps=2)
-    train(config, workdir, devices=one_device())
+    last = train(config, workdir, devices=one_device())
+    assert last.keys() == {'step', 'split', 'examples', 'loss', 'pearson', 'spearman'}
+    assert not any('accuracy' in row for row in read_metrics(workdir))
+    assert json.loads((workdir / 'data.json').read_text())['class_names'] == []
     predict(workdir, texts / 'numbers.tsv', path)
     assert open_table(path).columns == ('id', 'label')
     ids, numbers = read(path, 'id', 'label')

@@ -22,10 +22,8 @@ from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.processes import AgreedProblem, add_flags, all_or_none, check_same, join
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
-from tests.data.photos import truncate, write_folders
 from tests.training.fixtures import IN_ROUNDS
 from tests.training.tiny import DIGITS, GLUE, ROOT, SMALL
-from tests.training.tiny_photos import PHOTOS
 from tests.training.tiny_texts import TEXT_ROUNDS, small_text_config, small_text_flags
 from tests.training.trainer_test import load_state
 
@@ -337,25 +335,6 @@ def test_two_processes_of_two_devices_train_compact_what_one_trains(tmp_path):
         shutil.rmtree(workdir / 'checkpoints' / '3')
         resume(workdir, changes, devices=2)
         assert_close(workdir, tmp_path / 'one')
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures('one_block')
-def test_two_processes_skip_what_one_skips(tmp_path):
-    """One bad photo to evaluate on among the rows of each process; a bad one to train on is said once."""
-    paths = write_folders(tmp_path / 'photos')
-    bad = [paths['train'][5], paths['val'][0], paths['val'][5]]
-    for path in bad:
-        truncate(path)
-    changes = PHOTOS | {'data.path': tmp_path / 'photos'}
-    (first, said), (second, others) = run_two(tmp_path / 'two', changes)
-    assert first == second == 0, (said, others)
-    assert said[-1] == 'train: 3 images could not be read and were skipped'
-    assert str(bad[1]) in '\n'.join(said) and str(bad[2]) in '\n'.join(others)
-    run_one(tmp_path / 'one', changes)
-    last = read_metrics(tmp_path / 'two')[-1]
-    assert (last['examples'], last['skipped']) == (4, 2)
-    assert_same_rows(tmp_path / 'two', tmp_path / 'one')
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import collections
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -87,6 +88,7 @@ def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     data = json.loads((finished_run / 'data.json').read_text())
     assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
     assert list(finished_run.rglob('events.out.tfevents*'))
+    assert sorted(path.name for path in (finished_run / 'checkpoints').iterdir()) == ['4', '6']
     rows = [(row['step'], row['split']) for row in read_metrics(finished_run)]
     others = [(3, 'eval'), (3, 'partition'), (5, 'partition'), (6, 'eval')]
     assert sorted(rows) == sorted([(step, 'train') for step in range(1, 7)] + others)
@@ -312,14 +314,10 @@ def test_a_resumed_compact_run_equals_an_uninterrupted_one(monkeypatch, compact_
 HEADS = {'condconv': {''}, 'odconv': {'', '/channel', '/filter', '/spatial'}, 'dcd': {'/scaling', '/fusion'}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('conv', 'fraction'),
-    [
-        ('condconv', 0.3),
-        *(pytest.param(conv, 0.3, marks=pytest.mark.slow) for conv in CONVS if conv not in ('static', 'condconv')),
-        *(pytest.param(conv, 1.0, marks=pytest.mark.slow) for conv in CONVS if conv != 'static'),
-        pytest.param('static', 0.0, marks=pytest.mark.slow),
-    ],
+    [('static', 0.0), *itertools.product([conv for conv in CONVS if conv != 'static'], [0.3, 1.0])],
 )
 def test_a_run_of_each_convolution_from_its_config_to_its_report(conv, fraction, tmp_path):
     changes = {'partition__dynamic_fraction': fraction} if fraction else {}

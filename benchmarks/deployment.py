@@ -169,7 +169,7 @@ def serialize(network: Held) -> bytes:
 
 def count_theoretical_bytes(network: Held) -> float:
     """Four bytes for each live parameter; with a mask by element, also a bit for each position."""
-    by_element = network.variables['index'] and network.config.partition.granularity == 'element'
+    by_element = bool(network.variables['index']) and network.config.partition.granularity == 'element'
     return 4 * network.counts['parameters'] + by_element * network.counts['positions'] / 8
 
 

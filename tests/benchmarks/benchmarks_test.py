@@ -56,7 +56,7 @@ def test_conv_measures_every_plan_and_granularity(load, monkeypatch, tmp_path, c
 @pytest.mark.slow
 def test_deployment_prints_every_table(load, capsys):
     deployment = load('deployment')
-    deployment.main(['--model=resnet10', '--image-size=64', '--repeats=1', '--plans=shift,patches'])
+    deployment.main(['--model=resnet10', '--image-size=64', '--repeats=1', '--plans=shift,outputs'])
     rows = read_cells(capsys.readouterr().out)
     memory, files, latency = rows[:4], rows[4:8], rows[8:]
     assert [row[0] for row in memory] == [row[0] for row in files] == list(deployment.FORMS)

@@ -36,7 +36,6 @@ class Replicas:
         self.devices = tuple(devices or sorted(jax.devices(), key=lambda device: device.process_index))
         here = jax.process_index()
         self.local_devices = tuple(device for device in self.devices if device.process_index == here)
-        self.num_processes = len({device.process_index for device in self.devices})
 
     def rows(self, batch_size: int) -> slice:
         """Rows of a global batch that this process places; `batch_size` is a multiple of the number of devices."""
@@ -73,18 +72,12 @@ class Replicas:
         """Spread this process' rows of arrays [B, ...] over its devices; B is a multiple of the number of devices."""
         if self.strategy == 'pmap':
             return jax.tree.map(lambda leaf: leaf.reshape(len(self.local_devices), -1, *leaf.shape[1:]), batch)
-        sharding = NamedSharding(_mesh(self.devices), PartitionSpec(AXIS))
-        if self.num_processes == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+        return jax.make_array_from_process_local_data(NamedSharding(_mesh(self.devices), PartitionSpec(AXIS)), batch)
 
     def fetch(self, tree) -> Any:
         """One replica's copy of a state or of metrics, on the first device of this process."""
-        if self.strategy == 'pmap':
-            return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
-        if self.num_processes == 1:
-            return jax.device_put(tree, self.devices[0])
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+        copies = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+        return jax.tree.map(lambda leaf: leaf[0], copies) if self.strategy == 'pmap' else copies
 
 
 def share(state):

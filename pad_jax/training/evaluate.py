@@ -1,5 +1,6 @@
 """A stored run, opened to be evaluated or exported: its latest checkpoint, on one device. Its data may be gone."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,14 @@ class RestoredRun(NamedTuple):
     lengths: setup.Lengths
     state: TrainState
 
+    def place(self) -> tuple[Callable, TrainState, Replicas]:
+        """Map the evaluation step over one device, and place the state on it."""
+        config, replicas = self.config, Replicas(self.config.parallel, jax.local_devices()[:1])
+        arguments = {'task': setup.make_task(config), 'temperature': setup.make_temperature(config, self.lengths)}
+        step = replicas.map_step(eval_step, donate=False, model=setup.make_model(config), **arguments)
+        state = to_trained_storage(self.state, config.partition.rounds, config.partition.compact)
+        return step, replicas.place_state(state), replicas
+
 
 def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     """Read the run in workdir, with the latest sound checkpoint.
@@ -49,21 +58,11 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     lengths = setup.measure_lengths(config, record.num_train)
     optimizer, averaged = setup.make_run_optimizer(config, lengths), config.optim.ema_decay > 0
     like = abstract_state(setup.make_model(config), optimizer, setup.make_inputs(config), averaged)
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    state = checkpoints.restore_newest(like)
-    for line in checkpoints.describe_damage():
-        logger.warning(line)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
+        state = checkpoints.restore_newest(like)
+        for line in checkpoints.describe_damage():
+            logger.warning(line)
     return RestoredRun(config, record, lengths, state)
-
-
-def _place(run: RestoredRun) -> tuple[Callable, TrainState, Replicas]:
-    """Map the evaluation step over one device, and place the state on it."""
-    config, replicas = run.config, Replicas(run.config.parallel, jax.local_devices()[:1])
-    arguments = {'task': setup.make_task(config), 'temperature': setup.make_temperature(config, run.lengths)}
-    step = replicas.map_step(eval_step, donate=False, model=setup.make_model(config), **arguments)
-    state = to_trained_storage(run.state, config.partition.rounds, config.partition.compact)
-    return step, replicas.place_state(state), replicas
 
 
 def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
-    step, state, replicas = _place(run)
+    step, state, replicas = run.place()
     with jax.debug_nans(run.config.debug):
         values = evaluate_state(step, state, source, replicas, run.config.data.on_bad)
     return {'step': int(run.state.step), **values}
@@ -159,7 +158,7 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
 
 def _apply(run: RestoredRun, texts: EncodedTexts) -> np.ndarray:
     """Compute the outputs float32[N, F] for encoded texts."""
-    step, state, replicas = _place(run)
+    step, state, replicas = run.place()
     outputs = []
     for batch in texts.iterate(run.config.data.batch_size):
         labels = np.zeros(len(batch['weight']), np.int32)  # the step computes a loss, which is not used here

@@ -37,6 +37,7 @@ def decay_mask(params, scales: frozenset[str] = frozenset()):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+@functools.lru_cache
 def make_rate_schedule(learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Learning rate over steps: linear warm-up from 0 to the peak, then a schedule over the remaining steps.
 
@@ -75,25 +76,17 @@ def make_temperature_schedule(temperature: float, steps: int) -> optax.Schedule:
 
 @functools.lru_cache
 def make_optimizer(
-    name: str,
-    learning_rate: float,
-    schedule: str,
-    warmup_steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    total_steps: int,
-    scales: frozenset[str] = frozenset(),
+    name: str, rate: optax.Schedule, weight_decay: float, clip_norm: float, scales: frozenset[str] = frozenset()
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.9 or AdamW; equal arguments give the same object, so jitted steps are shared.
 
     Args:
       name: one of `OPTIMIZERS`. `sgd` adds the decay to the gradient (L2), `adamw` decouples it.
-      learning_rate, schedule, warmup_steps, total_steps: see `make_rate_schedule`.
+      rate: of `make_rate_schedule`.
       weight_decay: at least 0; on weights only.
       clip_norm: global gradient norm above which gradients are scaled down; 0 = never.
       scales: of `find_scales`.
     """
-    rate = make_rate_schedule(learning_rate, schedule, warmup_steps, total_steps)
     mask = functools.partial(decay_mask, scales=scales)
     if name == 'sgd':
         main = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), optax.sgd(rate, momentum=0.9))

@@ -102,11 +102,11 @@ class StepProgress(Progress):
         self._arrive(step)
         self._values |= values
         shown = (f'{name.replace("accuracy", "acc")} {value:.3g}' for name, value in self._values.items())
-        self._note = ' '.join([f'{self.rate:.3g}/s', *shown])
+        self._note = ' '.join([f'{self.rate:.3g}/s' if self.rate else 'compiled', *shown])
         if not self._console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
-            left = f'{self._task.time_remaining:.0f} s left' if self.rate else 'compiled'
-            self.say(f'step {step}/{self._task.total}, {left}, {self._note}')
+            left = f'{self._task.time_remaining:.0f} s left, ' if self.rate else ''
+            self.say(f'step {step}/{self._task.total}, {left}{self._note}')
 
     @contextlib.contextmanager
     def paused(self, step: int, state):

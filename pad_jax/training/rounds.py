@@ -6,6 +6,8 @@ it into the storage that is trained. That is compact if the config asks for it a
 full parameters, masks, and the index of whole dynamic outputs, inputs or taps.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from pad_jax.data import Source
 from pad_jax.layers.compact import compact_params, expand_params, index_masks, read_masks
@@ -29,8 +32,9 @@ from pad_jax.partition import (
     partition_round,
     positions_of,
     round_fractions,
+    walk_records,
 )
-from pad_jax.partition.layout import Part, read_part
+from pad_jax.partition.layout import read_part
 from pad_jax.training.config import is_partial
 from pad_jax.training.optimizer import follow_handoff
 from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
@@ -45,23 +49,23 @@ class Rounds:
     """Rounds of the partition of one run.
 
     Attributes:
-      plan: of `plan_rounds`.
-      model, inputs: the network without a mapped axis, and the shapes it is initialised with.
+      plan: (steps done before it, dynamic fraction after it) of each round; [] without a partition.
 
     Args:
       config: of the run.
       source: its scoring batches are a pure function of its seed and the round.
       task, temperature: see `steps.train_step`.
+      model: the network without a mapped axis.
     """
 
     def __init__(self, config, source: Source, *, task: Task, model: nn.Module, temperature: optax.Schedule | None):
-        self.plan = plan_rounds(config)
-        self.model, self.inputs = model, make_inputs(config)
-        self._shapes = abstract_variables(model, self.inputs)
-        self._problem = make_problem(task, model, Layout.of(read_records(self._shapes.get('intermediates', {}))))
-        self._recipe = make_recipe(config)
-        self._scoring = config.partition.batches, config.partition.batch_size
-        self._granularity = config.partition.granularity if is_partial(config) else 'none'
+        partition, self.plan = config.partition, []
+        if is_partial(config):
+            fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
+            self.plan = [(partition.start_step + i * partition.every_steps, part) for i, part in enumerate(fractions)]
+        records = read_records(abstract_variables(model, make_inputs(config)).get('intermediates', {}))
+        self._problem = make_problem(task, model, Layout.of(records))
+        self._recipe, self._scoring = make_recipe(config), (partition.batches, partition.batch_size)
         self._source, self._temperature = source, temperature
 
     def due(self, step: int) -> list[float]:
@@ -96,19 +100,6 @@ class Rounds:
             average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
         return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
 
-    def summarize(self, state: TrainState) -> dict[str, Any]:
-        """Contents of partition.json for a masked state."""
-        return summarize_partition(self._shapes, state.masks, self._granularity, int(state.round), len(self.plan))
-
-
-def plan_rounds(config: ml_collections.ConfigDict) -> list[tuple[int, float]]:
-    """Plan the rounds of a run: (steps done before it, dynamic fraction after it) of each; [] without a partition."""
-    if not is_partial(config):
-        return []
-    partition = config.partition
-    fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
-    return [(partition.start_step + done * partition.every_steps, fraction) for done, fraction in enumerate(fractions)]
-
 
 @jax.jit(static_argnums=0)
 def _loss(problem: Problem, params, masks, batch):
@@ -116,63 +107,44 @@ def _loss(problem: Problem, params, masks, batch):
 
 
 def summarize_partition(
-    shapes: Mapping[str, Any], masks, granularity: str, rounds_done: int, rounds: int
+    config: ml_collections.ConfigDict, shapes: Mapping[str, Any], masks: PyTree, rounds_done: int
 ) -> dict[str, Any]:
     """Contents of partition.json: every dynamic layer, the totals, and the rounds done.
 
     Args:
       shapes: of `setup.abstract_variables`.
       masks: their values.
-      granularity: of the masks; 'none' if no layer is partially dynamic.
     """
+    partition = config.partition
+    granularity, rounds = (partition.granularity, partition.rounds) if is_partial(config) else ('none', 0)
     layers = count_layers({**shapes, 'partition': jax.device_get(masks)})
     dynamic = [layer for layer in layers if layer.num_factors]
     rows = [{'name': layer.name, 'granularity': granularity, **report_counts([layer])} for layer in dynamic]
     return {'layers': rows, 'totals': report_counts(layers), 'rounds_done': rounds_done, 'rounds': rounds}
 
 
-def compare_experts(state: TrainState) -> dict[str, float]:
-    """Measure `expert_similarity` of a state, the mean over all mixtures; {} without mixtures."""
-    state = to_masked_storage(state)
-    found = _measure_similarity(state.params, state.masks, state.records)
-    return {'expert_similarity': float(jnp.mean(jnp.stack(found)))} if found else {}
-
-
 @jax.jit
-def _measure_similarity(params, masks, records):
-    found = []
-    for name, record in records.items():
-        if isinstance(record, Mapping):
-            found += _measure_similarity(params[name], masks.get(name, {}), record)
-        elif record.experts:
-            found.append(expert_similarity(read_part(record, params), masks.get(name)))
-    return found
+def compare_experts(state: TrainState) -> dict[str, jax.Array]:
+    """Measure `expert_similarity`: the mean over pairs of experts of the cosine of their effective parameters.
 
+    It is 1 for copies or a single expert, near 0 for independent draws, and a mean over all mixtures.
 
-def expert_similarity(part: Part, mask: jax.Array | None = None) -> jax.Array:
-    """Compute the mean over pairs of experts of the cosine of their effective parameters, float32 in [−1, 1].
-
-    It is 1 for copies or a single expert, and near 0 for independent draws.
-
-    Args:
-      part: experts float[E, *shape], static parameter and scale factors.
-      mask: of the dynamic positions, or None for a fully dynamic layer.
-
-    >>> experts = jnp.array([[1., 0.], [1., 0.], [0., 1.]])  # cosines of the pairs: 1, 0, 0
-    >>> round(float(expert_similarity(Part(experts, jnp.zeros(2)))), 6)
-    0.333333
+    Returns:
+      {} without mixtures.
     """
-    factors, num_experts = part.dynamic, part.dynamic.shape[0]
-    if num_experts == 1:
-        return jnp.ones((), jnp.float32)
-    if mask is not None:
-        factors = merge(factors, part.static, mask, part.dynamic_scale, part.static_scale)
-    flat = factors.reshape(num_experts, -1).astype(jnp.float32)
-    products = jnp.dot(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
-    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(products), jnp.finfo(jnp.float32).tiny))
-    cosines = products / lengths[:, None] / lengths[None, :]
-    off_diagonal = 1 - jnp.eye(num_experts)
-    return jnp.sum(cosines * off_diagonal) / (num_experts * (num_experts - 1))
+    state = to_masked_storage(state)
+    masks, found = flatten_dict(state.masks, sep='/'), []
+    for path, record in walk_records(state.records):
+        if record.experts:
+            part = read_part(record, functools.reduce(operator.getitem, path.split('/')[:-1], state.params))
+            experts, num_pairs = part.dynamic, len(part.dynamic) * (len(part.dynamic) - 1)
+            if path in masks:
+                experts = merge(experts, part.static, masks[path], part.dynamic_scale, part.static_scale)
+            flat = experts.reshape(len(experts), -1).astype(jnp.float32)
+            unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+            cosines = jnp.sum(jnp.square(unit.sum(0))) - jnp.sum(jnp.square(unit))
+            found.append(cosines / num_pairs if num_pairs else 1.0)
+    return {'expert_similarity': sum(found) / len(found)} if found else {}
 
 
 def to_trained_storage(state: TrainState, rounds: int, compact: bool) -> TrainState:

@@ -26,8 +26,6 @@ from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.workdir import find_tokenizer
 
-_STEP_KEYS = ('accumulate_steps', 'ema_decay')
-"""Keys of `optim` that belong to the train step."""
 _TEXT_KEYS = {'glue': ('task',), 'text': ('text_columns', 'label_column', 'regression')}
 """Keys of `data` that only one source of texts has."""
 
@@ -163,9 +161,9 @@ def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Sche
 
 def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """Make the optimizer of a config for a run of that length."""
-    arguments = {name: value for name, value in config.optim.items() if name not in _STEP_KEYS}
+    optim, rate = config.optim, make_rate(config, lengths)
     records = read_records(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
-    return make_optimizer(**arguments, total_steps=lengths.total, scales=find_scales(records))
+    return make_optimizer(optim.name, rate, optim.weight_decay, optim.clip_norm, find_scales(records))
 
 
 def make_step_arguments(
@@ -181,7 +179,7 @@ def make_step_arguments(
         'model': make_model(config, axis_name),
         'optimizer': make_run_optimizer(config, lengths),
         'temperature': make_temperature(config, lengths),
-        **{name: config.optim[name] for name in _STEP_KEYS},
+        **{name: config.optim[name] for name in ('accumulate_steps', 'ema_decay')},
         **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')},
         'most_nonfinite': config.train.max_nonfinite if config.train.on_nonfinite == 'skip' else 1,
     }

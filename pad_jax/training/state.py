@@ -23,7 +23,7 @@ class Faults:
     Attributes:
       skipped: int32, number of such steps so far.
       in_a_row: int32, number of such steps at the end.
-      first: int32, index into `steps.name_checked` of the first entry that was not finite, at the last such step.
+      first: int32, index into `steps.check_finite` of the first value that was not finite, at the last such step.
     """
 
     skipped: jax.Array
@@ -66,6 +66,11 @@ class TrainState:
     records: Any = struct.field(default_factory=dict)
     average: Any = struct.field(default_factory=dict)
     faults: Faults = struct.field(default_factory=Faults.none)
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """Fields that a step learns, and that a step which is not finite leaves unchanged."""
+        return {name: getattr(self, name) for name in ('params', 'batch_stats', 'optimizer_state', 'average')}
 
     @property
     def variables(self) -> dict[str, Any]:

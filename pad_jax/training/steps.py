@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 
 from pad_jax.layers.factors import read_routing
-from pad_jax.partition import Layout, Problem
+from pad_jax.partition import Layout, Problem, leaf_names
 from pad_jax.training.optimizer import update_average
 from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.tasks import Task, summarize_routers
@@ -24,8 +24,6 @@ from pad_jax.training.tasks import Task, summarize_routers
 PyTree = Any
 ON_NONFINITE = ('stop', 'skip')
 PARTNER = 'partner_label'
-# Fields of the state that a step learns, and that a step which is not finite leaves unchanged.
-LEARNED = ('params', 'batch_stats', 'optimizer_state', 'average')
 # Folded into a step's key for mixup: a number that no replica has.
 _MIXUP_STREAM = 2**32 - 1
 
@@ -65,7 +63,7 @@ def train_step(
     # Random numbers differ between steps, replicas and microbatches; those of mixup only between steps.
     step_key = jax.random.fold_in(state.key, state.step)
     if mixup:
-        share = draw_share(step_key, mixup)
+        share = jax.random.beta(jax.random.fold_in(step_key, _MIXUP_STREAM), mixup, mixup)
         batch = mix_neighbours(batch, share)
     if axis_name is not None:
         step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
@@ -111,8 +109,8 @@ def train_step(
         return {**learned, 'optimizer_state': optimizer_state, 'average': average}
 
     # These are means over all replicas, so all replicas decide alike.
-    is_finite = check_finite(values['loss'], gradients, batch_stats)
-    return accept_finite(state, learn, is_finite, most_nonfinite), metrics
+    checked = check_finite(values['loss'], gradients, batch_stats)
+    return accept_finite(state, learn, checked, most_nonfinite), metrics
 
 
 def accumulate(differentiate: Callable, batch_stats: PyTree, batch, key: jax.Array, num_parts: int):
@@ -191,11 +189,6 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
     return Problem(loss, layout, output, routing)
 
 
-def draw_share(step_key: jax.Array, concentration: float) -> jax.Array:
-    """Draw a step's share λ ~ Beta(α, α) for mixup, equal on all replicas if their `step_key` is."""
-    return jax.random.beta(jax.random.fold_in(step_key, _MIXUP_STREAM), concentration, concentration)
-
-
 def mix_neighbours(batch, share: jax.Array | float):
     """Mix each image with its neighbour: the first with the second, the third with the fourth.
 
@@ -221,43 +214,36 @@ def mix_neighbours(batch, share: jax.Array | float):
     return {**batch, 'image': share * image + (1 - share) * swap(image), PARTNER: swap(label)}
 
 
-def check_finite(loss: jax.Array, gradients: PyTree, batch_stats: PyTree) -> jax.Array:
-    """Check the loss, each gradient, and the running statistics together: bool, one entry a check, True = finite.
+def check_finite(loss: jax.Array, gradients: PyTree, batch_stats: PyTree) -> dict[str, jax.Array]:
+    """Check the loss, each gradient, and the running statistics together: a bool by name, True = finite.
 
     A gradient counts by its squared norm, which is computed anyway; a norm beyond float32 is not finite either. Updates
     are not checked, because that would take another pass over all parameters: see `find_nonfinite`.
 
-    >>> check_finite(jnp.float32(1), {'a': jnp.ones(2), 'b': jnp.array([1, jnp.inf])}, {}).tolist()
-    [True, True, False, True]
+    >>> found = check_finite(jnp.float32(1), {'a': jnp.ones(2), 'b': jnp.array([1, jnp.inf])}, {})
+    >>> [name for name, is_finite in found.items() if not is_finite]
+    ['the gradient of b']
     """
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)]
-    statistics = [jnp.ravel(leaf) for leaf in jax.tree.leaves(batch_stats)]
-    kept = jnp.all(jnp.isfinite(jnp.concatenate(statistics))) if statistics else jnp.bool_(True)
-    return jnp.stack([jnp.isfinite(loss), *map(jnp.isfinite, squares), kept])
-
-
-def name_checked(params: PyTree) -> list[str]:
-    """Name the entries of `check_finite`.
-
-    >>> name_checked({'a': 1})
-    ['the loss', 'the gradient of a', 'a running statistic']
-    """
-    paths = (_name(path) for path, _ in jax.tree.leaves_with_path(params))
-    return ['the loss', *(f'the gradient of {path}' for path in paths), 'a running statistic']
+    squares = (jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients))
+    names = (f'the gradient of {name}' for name in leaf_names(gradients))
+    statistics = jnp.concatenate([jnp.zeros(0), *map(jnp.ravel, jax.tree.leaves(batch_stats))])
+    found = {'the loss': loss, **dict(zip(names, squares, strict=True)), 'a running statistic': statistics}
+    return {name: jnp.all(jnp.isfinite(values)) for name, values in found.items()}
 
 
 def accept_finite(
-    state: TrainState, learn: Callable[[], dict[str, PyTree]], is_finite: jax.Array, most_in_a_row: int
+    state: TrainState, learn: Callable[[], dict[str, PyTree]], checked: dict[str, jax.Array], most_in_a_row: int
 ) -> TrainState:
     """Return the state after a step; if anything is not finite, only its counts change.
 
     Args:
-      learn: returns the new values of the fields `LEARNED`. A branch, not a choice between two finished states: that
+      learn: returns the new values of `TrainState.learned`. A branch, not a choice between two finished states: that
         would read and write all parameters once more.
-      is_finite: of `check_finite`, equal on all replicas.
+      checked: of `check_finite`, equal on all replicas.
       most_in_a_row: at least 1. After so many such steps the state does not change any more, until a host looks.
     """
-    faults, is_sound = state.faults, jnp.all(is_finite)
+    faults, is_finite = state.faults, jnp.stack(list(checked.values()))
+    is_sound = jnp.all(is_finite)
     runs = faults.in_a_row < most_in_a_row
     fails = runs & ~is_sound
     counted = Faults(
@@ -265,8 +251,7 @@ def accept_finite(
         in_a_row=jnp.where(runs & is_sound, 0, faults.in_a_row + fails),
         first=jnp.where(fails, jnp.argmin(is_finite).astype(jnp.int32), faults.first),
     )
-    before = {name: getattr(state, name) for name in LEARNED}
-    learned = jax.lax.cond(runs & is_sound, learn, lambda: before)
+    learned = jax.lax.cond(runs & is_sound, learn, lambda: state.learned)
     return state.replace(step=state.step + runs, faults=counted, **learned)
 
 
@@ -278,9 +263,5 @@ def find_nonfinite(state: TrainState) -> str | None:
     >>> find_nonfinite(state)
     'params/b/c'
     """
-    learned = jax.tree.leaves_with_path({name: getattr(state, name) for name in LEARNED})
-    return next((_name(path) for path, leaf in learned if not np.all(np.isfinite(leaf))), None)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator='/')
+    leaves = zip(leaf_names(state.learned), jax.tree.leaves(state.learned), strict=True)
+    return next((name for name, leaf in leaves if not np.all(np.isfinite(leaf))), None)

@@ -1,8 +1,8 @@
 """The training loop: it calls pure steps from the host and writes all files of a run."""
 
-import functools
-import traceback
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from pad_jax.training.devices import AXIS, Replicas, share
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
-from pad_jax.training.rounds import Rounds, compare_experts, to_masked_storage, to_trained_storage
+from pad_jax.training.rounds import Rounds, compare_experts, summarize_partition, to_masked_storage, to_trained_storage
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
-from pad_jax.training.steps import eval_step, find_nonfinite, name_checked, train_step
-
-_NO_MEASURES = ('step', 'split', 'examples', 'skipped')
+from pad_jax.training.steps import check_finite, eval_step, find_nonfinite, train_step
 
 
 def train(
@@ -67,20 +65,17 @@ def train(
         processes.check_same('data', files.describe_data(source.spec))
         lock.check_shared()
         source = source.with_threads(processes.count_own_processors())
-        with jax.debug_nans(config.debug), StopSignals() as signals:
-            run = Run(config, workdir, source, lengths, replicas, label)
-            try:
-                run.open(lock)
-                return run.finish(signals)
-            finally:
-                run.close()
+        run = Run(config, workdir, source, lengths, replicas, label)
+        with jax.debug_nans(config.debug), StopSignals() as signals, contextlib.closing(run):
+            run.open(lock)
+            return run.finish(signals)
 
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.Lengths]:
     """Open the data and measure the run, after all checks that read nothing but the input."""
     *_, source = check_together(
         lambda: files.check_workdir(workdir, config),
-        lambda: _check_devices(config, replicas),
+        lambda: _check_batch(config, replicas),
         lambda: is_partial(config) and setup.plan_layers(config),  # refuses exclusions that do not fit the network
         lambda: setup.open_source(config, workdir),
     )
@@ -88,18 +83,16 @@ def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.L
     return source, setup.measure_lengths(config, source.spec.num_train)
 
 
-def _check_devices(config, replicas: Replicas) -> None:
-    size, devices = config.data.batch_size, f'{len(replicas.local_devices)} devices'
-    if replicas.num_processes > 1:
-        devices = f'{replicas.num_processes} processes × {devices}'
-    parts = config.optim.accumulate_steps
-    rules = [(parts, f'optim.accumulate_steps = {parts})')]
-    if config.train.get('mixup'):
-        rules.append((2, '2), because train.mixup mixes neighbouring examples of a device'))
-    for factor, why in rules:
-        multiple = factor * len(replicas.devices)
-        if size % multiple:
-            raise BadInput(f'data.batch_size must be a multiple of {multiple} ({devices} × {why}, got {size}')
+def _check_batch(config, replicas: Replicas) -> None:
+    """Raise BadInput unless all microbatches of all devices have as many examples, and pairs of them for mixup."""
+    parts, pair = config.optim.accumulate_steps, 2 if config.train.get('mixup') else 1
+    multiple = len(replicas.devices) * math.lcm(parts, pair)
+    if config.data.batch_size % multiple:
+        pairs = ', in pairs for train.mixup' if pair > 1 else ''
+        raise BadInput(
+            f'data.batch_size must be a multiple of {multiple} ({len(replicas.devices)} devices × '
+            f'optim.accumulate_steps = {parts}{pairs}), got {config.data.batch_size}'
+        )
 
 
 class Run:
@@ -108,11 +101,12 @@ class Run:
     def __init__(self, config, workdir: Path, source: Source, lengths, replicas: Replicas, label: str):
         self.config, self.workdir, self.source, self.replicas = config, workdir, source, replicas
         self.last_step, self.label = lengths.total, label
-        self.step_arguments = setup.make_step_arguments(config, lengths, AXIS)
+        arguments = setup.make_step_arguments(config, lengths, AXIS)
+        self.optimizer, self.most_nonfinite = arguments['optimizer'], arguments['most_nonfinite']
         # Rounds and evaluation run the network on single devices too, so it has no axis there.
-        alone = {name: self.step_arguments[name] for name in ('task', 'temperature')}
-        alone['model'] = setup.make_model(config)
-        self.train_step = replicas.map_step(train_step, donate=True, **self.step_arguments)
+        self.model = setup.make_model(config)
+        alone = {'task': arguments['task'], 'temperature': arguments['temperature'], 'model': self.model}
+        self.train_step = replicas.map_step(train_step, donate=True, **arguments)
         self.eval_step = replicas.map_step(eval_step, donate=False, **alone)
         self.rounds = Rounds(config, source, **alone)
         self.rate = setup.make_rate(config, lengths)
@@ -125,8 +119,9 @@ class Run:
             steps_found = self.checkpoints.steps_here()
             state, notes = self._begin()
             self.start, self.skipped = int(state.step), int(state.faults.skipped)
-            if int(state.faults.in_a_row) >= self.step_arguments['most_nonfinite']:  # it skipped before, and now stops
-                state = state.replace(faults=Faults.none(self.skipped))
+            # A run that has skipped steps may now stop at the first one.
+            in_a_row = min(int(state.faults.in_a_row), self.most_nonfinite - 1)
+            state = state.replace(faults=Faults.none(self.skipped, in_a_row))
             self.evaluated = self._read_last_evaluation() if self.start >= self.last_step else None
             if processes.is_first():
                 notes += self._open_workdir(lock, steps_found)
@@ -137,12 +132,12 @@ class Run:
 
     def _begin(self) -> tuple[TrainState, list[str]]:
         """Return the state of the latest checkpoint or before the first step, and notes for the user."""
-        model, optimizer, inputs = self.rounds.model, self.step_arguments['optimizer'], self.rounds.inputs
+        arguments = self.model, self.optimizer, setup.make_inputs(self.config)
         averaged = self.config.optim.ema_decay > 0
         if self.checkpoints.latest_step() is not None:
-            return self.checkpoints.restore_newest(abstract_state(model, optimizer, inputs, averaged)), []
-        state = init_state(model, optimizer, inputs, self.config.train.seed, averaged)
-        return setup.start_from_pretrained(self.config, model, state)
+            return self.checkpoints.restore_newest(abstract_state(*arguments, averaged)), []
+        state = init_state(*arguments, self.config.train.seed, averaged)
+        return setup.start_from_pretrained(self.config, self.model, state)
 
     def _open_workdir(self, lock: WorkdirLock, steps_found: list[int]) -> list[str]:
         try:
@@ -163,19 +158,30 @@ class Run:
 
     def _read_last_evaluation(self) -> dict[str, Any]:
         rows = [row for row in files.read_metrics(self.workdir) if (row['step'], row['split']) == (self.start, 'eval')]
-        for row in rows[-1:]:
-            values = [value for name, value in row.items() if name not in _NO_MEASURES]
-            if 'loss' in row and all(type(value) is float for value in values):
-                return row
+        measures = _select_measures(rows[-1]) if rows else {}
+        if 'loss' in measures and all(type(value) is float for value in measures.values()):
+            return rows[-1]
         raise BadInput(f'{self.workdir} contains a finished run, but its metrics.jsonl has lost the last evaluation')
 
     def finish(self, signals: StopSignals) -> dict[str, Any]:
         """Run the remaining steps, or those until a signal comes; return the last evaluated row."""
-        if self.evaluated is not None:
-            if not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
-                self.writer.write_file('timing.json', {'seconds_per_step': None})
-            self._say_result('is finished already')
-            return self.evaluated
+        is_finished = self.evaluated is not None
+        if not is_finished:
+            self._run_steps(signals)
+        if not is_finished or not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
+            self.writer.write_file('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
+        values = ', '.join(f'{name} {value:.4f}' for name, value in _select_measures(self.evaluated).items())
+        how = 'is finished already' if is_finished else 'done'
+        self.progress.say(f'{how}: {self.evaluated["step"]} steps, {values}, in {self.workdir}')
+        if self.skipped:
+            self.progress.say(f'{self.skipped} steps were not finite and were skipped')
+        # Metrics do not count images: those met in training depend on the start and on the prefetching.
+        if skipped := set().union(*processes.gather(self.source.skipped)):
+            since = f' since step {self.start}' if self.start else ''
+            self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
+        return self.evaluated
+
+    def _run_steps(self, signals: StopSignals) -> None:
         rows = self.replicas.rows(self.config.data.batch_size)
         with self.progress, self.source.train_batches(self.start, self.last_step, rows) as batches:
             if self.start:
@@ -188,16 +194,6 @@ class Run:
                     self.save(step + 1)
                     self.progress.say(f'{signals.received.name}: checkpoint of step {step + 1} is written')
                     raise SystemExit(128 + signals.received)
-        self.writer.write_file('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
-        self._say_result('done')
-        if self.skipped:
-            self.progress.say(f'{self.skipped} steps were not finite and were skipped')
-        # Metrics do not count images: those met in training depend on the start and on the prefetching.
-        skipped = set().union(*processes.gather(self.source.skipped))
-        if skipped:
-            since = f' since step {self.start}' if self.start else ''
-            self.progress.say(f'{len(skipped)} images could not be read and were skipped{since}')
-        return self.evaluated
 
     def partition(self, step: int) -> None:
         """Run the rounds due after `step` steps. The host decides, so the train step contains no condition."""
@@ -219,7 +215,8 @@ class Run:
 
     def _place(self, state: TrainState) -> None:
         """Put a masked state on the devices, and write partition.json."""
-        self.summary = self.rounds.summarize(state)
+        shapes = setup.abstract_variables(self.model, setup.make_inputs(self.config))
+        self.summary = summarize_partition(self.config, shapes, state.masks, int(state.round))
         self.writer.write_file('partition.json', self.summary)
         state = to_trained_storage(state, len(self.rounds.plan), self.config.partition.compact)
         self.state = self.replicas.place_state(state)
@@ -227,13 +224,8 @@ class Run:
     def train(self, step: int, batch) -> None:
         """Take the step of this number, counted from 1, and log, evaluate and save where they are due."""
         every, is_last = self.config.train, step == self.last_step
-        try:
-            self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
-        except FloatingPointError as error:  # with config.debug, under which jax does not donate the state
-            arguments = self.step_arguments | {'model': self.rounds.model, 'accumulate_steps': 1}
-            found = find_nan(functools.partial(train_step, **arguments), self.replicas.fetch(self.state), batch)
-            raise FloatingPointError(f'step {step} makes a NaN: {found}') from error
-        counts = (every.log_every_steps, every.eval_every_steps, every.checkpoint_every_steps)
+        self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
+        counts = every.log_every_steps, every.eval_every_steps, every.checkpoint_every_steps
         logs, evaluates, saves = (step % count == 0 or is_last for count in counts)
         if logs or evaluates or saves:
             self._check_finite()
@@ -263,7 +255,7 @@ class Run:
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
             # Not the whole state: its largest part belongs to the optimizer.
             state = self.state.replace(optimizer_state=(), average={}, **self.state.average)
-            values |= compare_experts(self.replicas.fetch(state))
+            values |= {name: float(value) for name, value in compare_experts(self.replicas.fetch(state)).items()}
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
@@ -276,7 +268,7 @@ class Run:
 
     def _store(self, state: TrainState) -> None:
         if broken := find_nonfinite(state):
-            raise processes.AgreedStop(f'after step {int(state.step)} {broken} is not finite; {self._describe_kept()}')
+            raise self._stop_with(f'after step {int(state.step)} {broken} is not finite')
         self.writer.sync()
         self.checkpoints.save(to_masked_storage(state))
 
@@ -284,37 +276,30 @@ class Run:
         """Read the faults of the steps since the last call, before anything reports these steps.
 
         Raises:
-          AgreedStop: on all processes, because all have the same faults.
+          AgreedStop: on all processes, because all have the same faults. A checkpoint of the last finite step exists.
         """
-        faults = self.replicas.fetch(self.state.faults)
-        if int(faults.in_a_row) >= self.step_arguments['most_nonfinite']:
-            raise processes.AgreedStop(self._keep_last_finite())
-        skipped, self.skipped = self.skipped, int(faults.skipped)
-        if self.skipped > skipped:
-            self.progress.say(f'{self.skipped} steps so far were not finite and were skipped')
-
-    def _keep_last_finite(self) -> str:
-        """Write the checkpoint of the last finite step, and describe the steps after it."""
+        faults = jax.tree.map(int, self.replicas.fetch(self.state.faults))
+        if faults.in_a_row < self.most_nonfinite:
+            if faults.skipped > self.skipped:
+                self.progress.say(f'{faults.skipped} steps so far were not finite and were skipped')
+            self.skipped = faults.skipped
+            return
         state = self.replicas.fetch(self.state)
-        faults = jax.tree.map(int, state.faults)
         failed, finite = int(state.step), int(state.step) - faults.in_a_row
-        text = f'{name_checked(state.params)[faults.first]} is not finite'
-        if faults.in_a_row > 1:
-            text += f', the last of {faults.in_a_row} such steps in a row'
         # A round after that step has changed the state since: it runs again from an earlier checkpoint.
         has_round = any(self.rounds.due(step) for step in range(finite, failed))
         if (self.checkpoints.latest_step() or 0) < finite and not has_round:
             self._store(state.replace(step=jnp.int32(finite), faults=Faults.none(faults.skipped - faults.in_a_row)))
-        return f'step {failed}: {text}; {self._describe_kept()}, train.on_nonfinite=skip leaves such steps out'
+        before = f', the last of {faults.in_a_row} such steps in a row' if faults.in_a_row > 1 else ''
+        broken = list(check_finite(0.0, state.params, {}))[faults.first]
+        stop = self._stop_with(f'step {failed}: {broken} is not finite{before}')
+        raise processes.AgreedStop(f'{stop}, train.on_nonfinite=skip leaves such steps out')
 
-    def _describe_kept(self) -> str:
+    def _stop_with(self, problem: str) -> processes.AgreedStop:
         newest = self.checkpoints.latest_step()
         kept = f'the checkpoint of step {newest} is kept' if newest else 'no checkpoint exists yet'
-        return f'{kept}; debug=True names the operation, a smaller optim.learning_rate or optim.clip_norm may help'
-
-    def _say_result(self, how: str) -> None:
-        values = ', '.join(f'{name} {value:.4f}' for name, value in self.evaluated.items() if name not in _NO_MEASURES)
-        self.progress.say(f'{how}: {self.evaluated["step"]} steps, {values}, in {self.workdir}')
+        advice = 'debug=True names the operation, a smaller optim.learning_rate or optim.clip_norm may help'
+        return processes.AgreedStop(f'{problem}; {kept}; {advice}')
 
     def close(self) -> None:
         self.writer.close()
@@ -322,14 +307,5 @@ class Run:
             self.checkpoints.close()
 
 
-def find_nan(function: Callable, *arguments) -> str:
-    """Name the first operation of `function(*arguments)` that makes a NaN, and its line."""
-    try:
-        with jax.debug_nans(True):
-            function(*arguments)
-    except FloatingPointError as error:
-        # In a backward pass, the cause has the line of the forward pass. Libraries and Python lie in lib/python*.
-        frames = traceback.extract_tb(getattr(error.__cause__, '__traceback__', None) or error.__traceback__)
-        frame = ([frame for frame in frames if '/lib/python' not in frame.filename] or frames)[-1]
-        return f'{error}, in {frame.name} ({frame.filename}, line {frame.lineno})'
-    return 'but not on one device, operation by operation'
+def _select_measures(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ('step', 'split', 'examples', 'skipped')}

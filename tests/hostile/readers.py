@@ -21,7 +21,7 @@ from pad_jax.pretrained.weights import read_config, read_weights
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import read_workdir_config
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_rate_schedule
 from pad_jax.training.state import init_state
 from pad_jax.training.tasks import image_inputs
 from pad_jax.training.workdir import MetricWriter, read_data, read_metrics, read_versions
@@ -80,7 +80,8 @@ def resume_metrics(folder):
 
 @cache
 def empty_state():
-    return init_state(NormFree(), make_optimizer('sgd', 0.1, 'cosine', 1, 0.0, 1.0, 5), image_inputs((8, 8, 1)), seed=0)
+    optimizer = make_optimizer('sgd', make_rate_schedule(0.1, 'cosine', 1, 5), 0.0, 1.0)
+    return init_state(NormFree(), optimizer, image_inputs((8, 8, 1)), seed=0)
 
 
 @cache

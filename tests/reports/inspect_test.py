@@ -35,16 +35,15 @@ def write_run(tmp_path, monkeypatch):
     """Return `write_run(**changes)`, which writes a run of one block with the first half of each mask dynamic."""
     monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
 
-    def write(rounds=1, **changes):
+    def write(**changes):
         config = small_config(**changes)
         shapes = abstract_variables(make_model(config), make_inputs(config))
         half = lambda mask: (np.arange(mask.size) < mask.size // 2).reshape(mask.shape)  # noqa: E731
         masks = jax.tree.map(half, shapes.get('partition', {}))
-        granularity = config.partition.granularity if masks else 'none'
         workdir = tmp_path / 'run'
         workdir.mkdir()
         (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
-        (workdir / 'partition.json').write_text(json.dumps(summarize_partition(shapes, masks, granularity, 1, rounds)))
+        (workdir / 'partition.json').write_text(json.dumps(summarize_partition(config, shapes, masks, 1)))
         return workdir
 
     return write
@@ -119,7 +118,7 @@ def test_a_network_without_dynamic_layers_says_so(write_run, capsys):
 
 
 def test_a_partition_under_way_says_how_far_it_is(write_run, capsys):
-    inspect_workdir(write_run(rounds=4))
+    inspect_workdir(write_run(partition__rounds=4))
     assert '1 of 4 rounds' in capsys.readouterr().out
 
 

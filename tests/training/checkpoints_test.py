@@ -13,13 +13,13 @@ import pytest
 from pad_jax.errors import BadInput, Stopped
 from pad_jax.training import checkpoints
 from pad_jax.training.checkpoints import FORMAT, MANIFEST, Checkpoints
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_rate_schedule
 from pad_jax.training.state import Faults, abstract_state, init_state
 from pad_jax.training.tasks import image_inputs
 from tests.training.fixtures import contents
 from tests.training.tiny import NormFree
 
-OPTIMIZER = make_optimizer('adamw', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
+OPTIMIZER = make_optimizer('adamw', make_rate_schedule(0.1, 'cosine', 1, 5), 1e-4, 1.0)
 INPUTS = image_inputs((8, 8, 1))
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_names(tmp_path, state):
     assert '/checkpoints/7 does not fit the model' in message
     assert 'masks/conv/kernel: bool[3, 3, 1, 4] in the checkpoint, bool[3, 3, 3, 4] in the model' in message
     assert re.search(r'\(and \d+ more\)', message) and '\n' not in message
-    sgd = make_optimizer('sgd', 0.1, 'cosine', 1, 1e-4, 1.0, 5)
+    sgd = make_optimizer('sgd', make_rate_schedule(0.1, 'cosine', 1, 5), 1e-4, 1.0)
     with pytest.raises(BadInput, match='missing in the model'):
         Checkpoints(folder).restore_newest(abstract_state(NormFree(), sgd, INPUTS))
     # Orbax would convert other types without a word.

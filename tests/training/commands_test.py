@@ -96,8 +96,10 @@ def test_exit_codes_of_errors():
 @pytest.mark.parametrize('form', ['pmap', 'shard_map'])
 def test_debug_stops_where_a_nan_is_made(tmp_path, form):
     config = small_config(optim__learning_rate=1e30, parallel=form, debug=True)
-    with pytest.raises(FloatingPointError, match=r'^step 3 makes a NaN: .* encountered in \w+, in .*pad_jax/.*, line '):
+    with pytest.raises(FloatingPointError, match='nan') as caught:
         train(config, tmp_path / 'run', devices=one_device())
+    lines = [f'{frame.path}:{frame.lineno}' for frame in caught.traceback]
+    assert any('/layers/' in line for line in lines), lines
 
 
 def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():

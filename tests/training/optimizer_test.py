@@ -23,12 +23,9 @@ from tests.training.tiny import small_config
 
 PLAIN = {
     'name': 'sgd',
-    'learning_rate': 0.1,
-    'schedule': 'constant',
-    'warmup_steps': 0,
+    'rate': make_rate_schedule(0.1, 'constant', 0, 10),
     'weight_decay': 0.0,
     'clip_norm': 0.0,
-    'total_steps': 10,
     'scales': frozenset({'conv/phi', 'generated/static_tensor'}),
 }
 
@@ -107,7 +104,8 @@ def test_an_optimizer_equals_its_numpy_twin(name, twin, rtol):
     """Only weights decay."""
     params, decay, rate = sample_params(), 0.1, 0.05
     gradients = random_gradients(params)
-    found = run_optimizer(params, gradients, name=name, learning_rate=rate, weight_decay=decay)
+    constant = make_rate_schedule(rate, 'constant', 0, 10)
+    found = run_optimizer(params, gradients, name=name, rate=constant, weight_decay=decay)
     for path, value in by_path(params).items():
         values = twin(value, [by_path(tree)[path] for tree in gradients], decay if path in DECAYED else 0, rate)
         for step, expected in enumerate(values):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pad_jax.training.devices import AXIS, PARALLEL, Replicas
-from pad_jax.training.optimizer import make_optimizer, make_temperature_schedule
+from pad_jax.training.optimizer import make_optimizer, make_rate_schedule, make_temperature_schedule
 from pad_jax.training.setup import make_model, open_source
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import eval_step, train_step
@@ -34,7 +34,7 @@ def start(optimizer):
 def train_on(form, num_devices):
     """(losses, final state, metrics as the devices hold them, evaluation)."""
     replicas = Replicas(form, jax.local_devices()[:num_devices])
-    optimizer = make_optimizer('sgd', 0.1, 'cosine', 1, 1e-4, 1.0, STEPS)
+    optimizer = make_optimizer('sgd', make_rate_schedule(0.1, 'cosine', 1, STEPS), 1e-4, 1.0)
     options = {'model': NormFree(), 'optimizer': optimizer, 'accumulate_steps': 1}
     step = replicas.map_step(train_step, donate=True, **options, **STATIC)
     evaluate = replicas.map_step(eval_step, donate=False, model=NormFree(), **STATIC)
@@ -78,7 +78,7 @@ def test_strategies_and_numbers_of_devices_train_alike(form, num_devices):
 @pytest.mark.usefixtures('one_block')
 def test_eight_devices_equal_one_in_microbatches_with_norms():
     config = small_config()
-    optimizer = make_optimizer('sgd', 0.1, 'constant', 0, 0.0, 0.0, STEPS)
+    optimizer = make_optimizer('sgd', make_rate_schedule(0.1, 'constant', 0, STEPS), 0.0, 0.0)
     first, found = init_state(make_model(config), optimizer, image_inputs((8, 8, 1)), 0), []
     for num_devices in (1, 8):
         replicas = Replicas('pmap', jax.local_devices()[:num_devices])

@@ -391,7 +391,7 @@ DISAGREE = 'the processes disagree on the config: data.batch_size: 16 on process
     ('changes', 'says'),
     [
         ([{'train.seed': 1}, {'train.seed': 2, 'data.batch_size': 31}], DISAGREE),
-        ({'data.batch_size': 18}, 'a multiple of 4 (2 processes × 2 devices × optim.accumulate_steps = 1), got 18'),
+        ({'data.batch_size': 18}, 'a multiple of 4 (4 devices × optim.accumulate_steps = 1), got 18'),
     ],
 )
 def test_two_processes_that_are_refused_both_say_why(tmp_path, changes, says):

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pad_jax.partition import Layout
+from pad_jax.partition import Layout, PartialParameter
 from pad_jax.pretrained import load_pretrained
 from pad_jax.training.devices import AXIS, Replicas
-from pad_jax.training.optimizer import make_optimizer
+from pad_jax.training.optimizer import make_optimizer, make_rate_schedule
+from pad_jax.training.rounds import compare_experts
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
-from pad_jax.training.state import init_state
+from pad_jax.training.state import TrainState, init_state
 from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.tasks import summarize_routers
 from tests.training.parallel_test import assert_states_close
@@ -24,7 +25,7 @@ STEPS = 2
 
 
 def sgd():
-    return make_optimizer('sgd', 0.5, 'constant', 0, 0.0, 0.0, STEPS)
+    return make_optimizer('sgd', make_rate_schedule(0.5, 'constant', 0, STEPS), 0.0, 0.0)
 
 
 def start(config):
@@ -146,3 +147,25 @@ def test_a_dead_expert_in_one_of_many_mixtures_is_seen():
     loss, values = summarize_routers({'a': even, 'b': dead, 'c': {}, 'd': even, 'e': even})
     assert float(loss) == 4 and float(values['load_cv']) == 0.25 and float(values['load_cv_max']) == 1
     assert summarize_routers({'c': {}})[1] == {}
+
+
+def test_similarity_of_experts():
+    """Pairs of (1, 0), (1, 0) and (0, 1) have the cosines 1, 0 and 0; a static position is equal in all experts."""
+    experts = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    record = PartialParameter('kernel', (2,), 'element', static='static_kernel', experts=True)
+    params = {'a': {'kernel': experts, 'static_kernel': jnp.array([0.0, 3.0])}, 'b': {'kernel': experts[:1]}}
+    records = {'a': {'kernel': record}, 'b': {'kernel': PartialParameter('kernel', (2,), experts=True)}}
+
+    def measure(*names, masks):
+        only = [{name: tree[name] for name in names} for tree in (params, records)]
+        state = TrainState(0, only[0], masks, {}, (), jax.random.key(0), 0, records=only[1])
+        return {name: round(float(value), 6) for name, value in compare_experts(state).items()}
+
+    assert measure(masks={}) == {}
+    assert measure('b', masks={}) == {'expert_similarity': 1}
+    mixed = {'a': {'kernel': jnp.array([True, True])}}
+    assert measure('a', masks=mixed) == {'expert_similarity': round(1 / 3, 6)}
+    assert measure('a', 'b', masks=mixed) == {'expert_similarity': round(2 / 3, 6)}
+    # (1, 3), (1, 3) and (0, 3): cosines 1 and twice 3 / √10.
+    mixed = {'a': {'kernel': jnp.array([True, False])}}
+    assert measure('a', masks=mixed) == {'expert_similarity': round((1 + 2 * 3 / 10**0.5) / 3, 6)}

@@ -69,7 +69,8 @@ def test_the_train_steps_of_the_recipes_lower_for_256_chips(path, batch_size, pl
 
 @pytest.mark.parametrize('form', PARALLEL)
 def test_the_step_takes_the_memory_of_the_state_that_it_is_given(form):
-    replicas, optimizer = Replicas(form, jax.local_devices()[:2]), make_optimizer('sgd', make_rate_schedule(0.1, 'constant', 0, 5), 0, 0)
+    replicas = Replicas(form, jax.local_devices()[:2])
+    optimizer = make_optimizer('sgd', make_rate_schedule(0.1, 'constant', 0, 5), 0, 0)
     static = {'task': IMAGES, 'model': NormFree(), 'temperature': make_temperature_schedule(1.0, 1)}
     step = replicas.map_step(train_step, donate=True, optimizer=optimizer, **static)
     state = replicas.place_state(init_state(NormFree(), optimizer, image_inputs((8, 8, 1)), 0))

@@ -1,4 +1,4 @@
-"""A few rows of every task of GLUE, written as the original files and as TFDS prepares them, and a vocabulary.
+"""Rows of every task of GLUE, as the original files and as TFDS prepares them. A vocabulary.
 
 The rows are made up; what is taken from the real files is their layout: columns, missing headers, byte order
 marks, quotation marks as text, and last lines without an end.

@@ -78,10 +78,9 @@ def test_what_a_manifest_says(exported, exported_texts, finished_run, finished_t
     'conv, granularity',
     [
         ('dynamic', 'element'),
-        pytest.param('dynamic', 'output', marks=pytest.mark.slow),
         pytest.param('condconv', 'input', marks=pytest.mark.slow),
         pytest.param('odconv', 'element', marks=pytest.mark.slow),
-        ('dcd', 'output'),
+        pytest.param('dcd', 'output', marks=pytest.mark.slow),
     ],
 )
 def test_networks_of_every_convolution(one_block, conv, granularity):
@@ -90,7 +89,9 @@ def test_networks_of_every_convolution(one_block, conv, granularity):
     check_network(config, granularity)
 
 
-@pytest.mark.parametrize('ffn, granularity', [('linear', 'element'), ('ffn', 'output')])
+@pytest.mark.parametrize(
+    'ffn, granularity', [pytest.param('linear', 'element', marks=pytest.mark.slow), ('ffn', 'output')]
+)
 def test_networks_of_every_mixture(one_layer, texts, ffn, granularity):
     check_network(small_text_config(texts, model__ffn=ffn, partition__granularity=granularity), granularity)
 

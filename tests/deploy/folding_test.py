@@ -1,4 +1,4 @@
-"""Folded networks compute what they were folded from, whatever their convolution."""
+"""Folded networks compute the same as before, with any convolution."""
 
 import jax
 import jax.numpy as jnp

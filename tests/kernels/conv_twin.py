@@ -1,12 +1,8 @@
-"""Twins of every plan: a loop over samples in NumPy with gradients by hand, and a grouped convolution."""
+"""Twin of every plan: a loop over samples in NumPy with gradients by hand."""
 
-import dataclasses
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
-
-from pad_jax.kernels.plans import convolve_static
 
 
 def convolve_samples(x, kernels, attention, cotangent, geometry):
@@ -59,13 +55,3 @@ def _source(place, tap, size, geometry):
         # Negative padding crops: what lies beyond it is never read, since no window reaches there.
         source.append(index)
     return tuple(source)
-
-
-def convolve_grouped(x, kernels, attention, geometry):
-    """The usual way to write a dynamic convolution: per-sample kernels as feature groups of one convolution."""
-    batch, features = x.shape[0], kernels.shape[-1]
-    mixed = jnp.tensordot(attention, kernels, axes=1)
-    side_by_side = jnp.moveaxis(mixed, 0, -2).reshape(*mixed.shape[1:-1], batch * features)
-    wide = jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], batch * x.shape[-1])
-    y = convolve_static(wide, side_by_side, dataclasses.replace(geometry, groups=geometry.groups * batch))
-    return jnp.moveaxis(y.reshape(*y.shape[1:-1], batch, features), -2, 0)

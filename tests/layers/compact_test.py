@@ -186,8 +186,7 @@ def test_every_storage_computes_the_same(name, granularity, fraction):
 def test_dead_entries_cost_nothing(granularity):
     """XLA's own count of operations: that of 4·κ + 1 − κ kernels, half way between one kernel and four.
 
-    Without padding, whose products XLA counts where taps are taken apart alone, and with channels enough that little
-    else counts.
+    Without padding, whose products XLA counts only for some plans. With many channels, so that little else counts.
     """
 
     def count(fraction):

@@ -1,9 +1,9 @@
 """The slow twin of every dynamic convolution: one kernel for each sample, written from its paper's equation.
 
-NumPy, float64, a loop over samples. `masks` says what is dynamic, as the layer's collection 'partition'; without one
-all is. Parameters are the layer's own.
+NumPy, float64, a loop over samples. `masks` is the layer's collection 'partition'. Without it all positions are
+dynamic. Parameters are the layer's own.
 
-Legend: S spatial axes, C input channels, c of a group, F output channels, K kernels, D hidden units, L latent width.
+Axis letters: S space, C input channels, c of a group, F output channels. K kernels, D hidden units, L latent width.
 """
 
 import math

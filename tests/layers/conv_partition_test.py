@@ -65,7 +65,7 @@ def setting(name, granularity='element'):
     return Problem(loss, layout, output, routing), variables['params'], variables['partition'], batches
 
 
-# Of the gradient, its flow and a linear flow where it is hardest; of routing and of the factors alone once each.
+# Of the gradient, its flow and a linear flow where it is hardest; of routing and of the factors once each.
 @pytest.mark.parametrize(
     ('name', 'criterion'),
     [

@@ -263,27 +263,6 @@ def test_nothing_is_traced_again_for_other_masks_choices_and_padding():
         call(variables['params'], masks, jax.random.normal(key, x.shape), valid, key)
 
 
-@pytest.mark.slow
-def test_half_precision_computes_near_the_full_one():
-    for kind in LAYERS:
-        layer = LAYERS[kind][0](16, num_experts=4, granularity='output', plan='blocks')
-        x = jax.random.normal(jax.random.key(0), (2, 9, 8))
-        variables = start(layer, x)
-        variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (8, 4))
-        half = layer.clone(dtype=jnp.bfloat16)
-        y, _ = run(layer, variables, x)
-        low, aux = run(half, variables, x)
-        assert low.dtype == jnp.bfloat16 and aux['router_loss'].dtype == jnp.float32
-        np.testing.assert_allclose(low.astype(jnp.float32), y, atol=0.1)
-        masks = variables['partition']
-
-        def loss(params, half=half, masks=masks, x=x):
-            return jnp.sum(half.apply({'params': params, 'partition': masks}, x)[0] ** 2)
-
-        d_params = jit_quickly(jax.grad(loss))(variables['params'])
-        assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {jnp.dtype('float32')}
-
-
 def test_gradients_of_weights_are_summed_wider_than_bfloat16():
     """4096 equal rows of one expert: a sum in bfloat16 would stop at 256, where 1 is half of the last digit."""
     layer = MixtureLinear(1, num_experts=1, num_selected=1, plan='blocks', dtype=jnp.bfloat16, use_bias=False)

@@ -1,6 +1,6 @@
 """The slow twin of a mixture: a loop over tokens and experts in NumPy, with its gradients by hand.
 
-Legend: N tokens, C input features, F output features or neurons, E experts, k selected.
+Axis letters: N tokens, C input features, F output features or neurons, E experts, k selected.
 """
 
 import math
@@ -68,7 +68,7 @@ def mix(kind, x, params, mask, num_selected, cotangent, valid=None, scales='both
 
 
 def apply(kind, token, factor):
-    """What one expert makes of one token [C], and what its gradient needs again."""
+    """Output of one expert for one token [C], and the values that its gradient needs again."""
     if kind == 'linear':
         return token @ factor, None
     width = len(token)

@@ -161,7 +161,7 @@ def test_router_loss_reaches_the_routers_parameters():
     params = {'gate': jax.random.normal(jax.random.key(2), (5, 4)), 'noise': jnp.zeros((5, 4))}
     slopes = differentiate(params, True)
     assert jnp.abs(slopes['gate']).max() > 1e-5 and jnp.abs(slopes['noise']).max() > 1e-5
-    # From the start too, where both are zero and noise alone chooses.
+    # From the start too, where both are zero and only noise chooses.
     slopes = differentiate(jax.tree.map(jnp.zeros_like, params), True)
     assert jnp.abs(slopes['gate']).max() > 1e-5 and jnp.abs(slopes['noise']).max() > 1e-5
 

@@ -72,13 +72,6 @@ def test_the_papers_networks(name, millions):
     )
 
 
-def test_a_dynamic_network_beside_its_static_counterpart():
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    static = sum_multiply_adds(account(build_model('resnet10', num_classes=10, conv='static'), image))
-    dynamic = sum_multiply_adds(account(build_model('resnet10', num_classes=10), image))
-    assert static.dense == dynamic.dense < dynamic.masked == dynamic.compact
-
-
 @pytest.mark.parametrize('remat', [False, True])
 def test_a_dense_encoder_multiplies_what_its_program_does(remat):
     model = build_encoder('bert_tiny', num_classes=3, ffn='dense', vocab_size=50, max_length=16, remat=remat)
@@ -133,21 +126,6 @@ def test_mixtures_by_hand(layer):
     assert output.multiply_adds.compact == 5 * (3 * weights // 2 + weights // 2) + router
     (sentence,) = account(build(routing='sentence'), TOKENS)
     assert sentence.multiply_adds.masked == 5 * 3 * weights + 6 * 4
-
-
-@pytest.mark.parametrize('granularity', [None, 'element', 'output'])
-@pytest.mark.parametrize('name', [*CONVS, 'linear', 'ffn'])
-def test_parameters_are_those_of_arrays(name, granularity):
-    if name in CONVS:
-        model, x = CONVS[name](8, (3, 3), granularity=granularity, scales='dynamic'), IMAGE
-    else:
-        kind = {'linear': MixtureLinear, 'ffn': MixtureFFN}[name]
-        model, x = kind(8, num_experts=4, granularity=granularity), TOKENS
-    found = account(model, x)
-    arrays = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(model, x)['params']))
-    # All positions are dynamic: without dead entries the static copies are gone, and a fully dynamic layer is whole.
-    copies = sum(layer.positions for layer in found) if granularity else 0
-    assert stored(found) == (arrays, arrays - copies)
 
 
 LAYERS = [(name, kind) for name in (*CONVS, 'linear', 'ffn') for kind in ('element', 'output', 'input', 'layer')]

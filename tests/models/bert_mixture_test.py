@@ -52,22 +52,6 @@ def make_variables(kind):
     return jax.tree_util.tree_map_with_path(draw, variables)
 
 
-@pytest.mark.parametrize('kind', [pytest.param('linear', marks=pytest.mark.slow), 'ffn', 'sentence'])
-def test_padding_changes_nothing(kind):
-    apply = jit_quickly(KINDS[kind].apply)
-    logits, aux = apply(make_variables(kind), *make_batch(16))
-    longer_logits, longer_aux = apply(make_variables(kind), *make_batch(64))
-    np.testing.assert_allclose(logits, longer_logits, rtol=0, atol=5e-6)
-    # No statistic counts padding either.
-    chex.assert_trees_all_close(aux, longer_aux, atol=1e-5)
-    num_selected = dict(KINDS[kind].ffn.arguments)['num_selected']
-    for values in aux.values():
-        assert values['load'].sum() == pytest.approx(1)
-        # Shares of the 31 valid tokens' slots.
-        shares = values['load'] * 31 * num_selected
-        np.testing.assert_allclose(shares, np.round(shares), atol=1e-4)
-
-
 @pytest.mark.parametrize(('kind', 'names'), [('linear', ['up', 'down']), ('ffn', ['experts'])])
 def test_reports_by_the_path_of_the_mixture(kind, names):
     model = KINDS[kind].clone(num_layers=2)

@@ -1,6 +1,6 @@
 """BERT as loops over texts, heads and tokens, in numpy and float64, from the equations of the paper.
 
-Legend: T sequence length, C width.
+Axis letters: T sequence length, C width.
 """
 
 import math

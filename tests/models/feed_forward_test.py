@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from pad_jax.models import FFNS, FeedForward, LayerSpec, make_ffn_spec
 from tests.layers.compiling import jit_quickly
+from tests.layers.mixture_twin import mix
 
 B, T, C, F, E, K = 2, 5, 4, 6, 3, 2
 VALID = np.arange(T)[None] < np.array([5, 3])[:, None]
@@ -19,16 +20,9 @@ def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def choose(x, params):
-    """(expert, weight) of the K experts with the greatest logits."""
-    logits = x @ params['router']['gate']
-    chosen = np.argsort(-logits)[:K]
-    weights = np.exp(logits[chosen] - logits[chosen].max())
-    return zip(chosen, weights / weights.sum(), strict=True)
-
-
-def mix_linear(x, params):
-    return sum(weight * (x @ params['kernel'][e] + params['bias'][e]) for e, weight in choose(x, params))
+def mix_one(kind, x, params, width):
+    """One token through a mixture, by the twin of mixtures."""
+    return mix(kind, x[None], params, None, K, np.zeros((1, width)))[0][0]
 
 
 def dense_twin(x, params):
@@ -37,15 +31,11 @@ def dense_twin(x, params):
 
 
 def linear_twin(x, params):
-    return mix_linear(gelu(mix_linear(x, params['up'])), params['down'])
+    return mix_one('linear', gelu(mix_one('linear', x, params['up'], F)), params['down'], C)
 
 
 def ffn_twin(x, params):
-    params, y = params['experts'], 0
-    for e, weight in choose(x, params):
-        raised = gelu(x @ params['neurons'][e][:C] + params['neurons'][e][C])
-        y = y + weight * (params['neurons'][e][C + 1 :] @ raised + params['bias'][e])
-    return y
+    return mix_one('ffn', x, params['experts'], C)
 
 
 TWINS = {'dense': dense_twin, 'linear': linear_twin, 'ffn': ffn_twin}
@@ -88,17 +78,3 @@ def test_weights_of_every_kind_start_as_bert_does():
             values = values[key]
         values = np.asarray(values)[..., :64, :]
         assert values.std() == pytest.approx(0.0176, rel=0.05) and np.abs(values).max() <= 0.04
-
-
-@pytest.mark.parametrize(
-    ('name', 'arguments', 'message'),
-    [
-        ('moe', {}, "ffn must be one of dense, linear, ffn, got 'moe'"),
-        ('linear', {'num_selected': 9}, r'num_selected must be in \[1, 8\], got 9'),
-        ('ffn', {'granularity': 'input'}, "granularity must be one of None, element, output, layer, got 'input'"),
-        ('linear', {'plan': 'x'}, "plan must be one of .*got 'x'"),
-    ],
-)
-def test_refuses(name, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_ffn_spec(name, **arguments)

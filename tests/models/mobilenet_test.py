@@ -40,12 +40,6 @@ def test_parameters_by_width(multiplier, millions):
     assert f'{total / 1e6:.2f}' == f'{millions:.2f}'
 
 
-def test_the_last_layer_stays_wide():
-    for multiplier, features in ((0.35, 1280), (1.0, 1280), (1.4, 1792)):
-        params = shapes_of(build(width_multiplier=multiplier))['params']
-        assert params['classifier']['kernel'].shape == (features, 1000)
-
-
 def test_every_convolution_but_the_stem_is_dynamic():
     model = build(conv='dynamic', granularity='output', num_classes=7)
     (logits, aux), variables = jax.eval_shape(

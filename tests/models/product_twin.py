@@ -14,7 +14,7 @@ def _count(jaxpr):
     for equation in jaxpr.eqns:
         shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
         if equation.primitive.name == 'conv_general_dilated':
-            # For each output one product with every place of a kernel [kh, kw, C, F] but for F.
+            # For each output one product with every place of a kernel [kh, kw, C, F] except F.
             layout = equation.params['dimension_numbers'].rhs_spec
             total += math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][layout[0]]
         elif equation.primitive.name == 'dot_general':

@@ -90,7 +90,7 @@ def shrink(**arguments):
     return ResNet((1, 1), BasicBlock, num_classes=3, conv=spec, stem='cifar', width_multiplier=1 / 16)
 
 
-def test_values_by_plan_temperature_and_mode():
+def test_values_by_temperature_and_mode():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = jit_quickly(shrink().init)(jax.random.key(1), x)
     # Sharp attention, so that the temperature shows.
@@ -100,31 +100,13 @@ def test_values_by_plan_temperature_and_mode():
 
     @jit_quickly
     def apply(temperature):
-        models = [shrink(plan=plan) for plan in ('auto', 'outputs')]
-        return [model.apply(variables, x, temperature, True, mutable=['batch_stats']) for model in models]
+        return shrink().apply(variables, x, temperature, True, mutable=['batch_stats'])
 
-    hot, cold = apply(30.0), apply(1.0)
-    chex.assert_trees_all_close(hot[0], hot[1], rtol=2e-3, atol=2e-4)
-    assert np.abs(hot[0][0][0] - cold[0][0][0]).max() > 1e-3
+    ((hot, _), updates), ((cold, _), _) = apply(30.0), apply(1.0)
+    assert np.abs(hot - cold).max() > 1e-3
     # Statistics move in training, and only there.
-    assert not np.array_equal(hot[0][1]['batch_stats']['stem_norm']['mean'], np.zeros(4))
+    assert not np.array_equal(updates['batch_stats']['stem_norm']['mean'], np.zeros(4))
     assert jax.eval_shape(shrink().apply, variables, x)[0].shape == (4, 3)
-
-
-def test_every_gate_has_a_gradient_at_the_start():
-    model = shrink(plan='shift')
-    x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
-    variables = jit_quickly(model.init)(jax.random.key(1), x)
-
-    @jit_quickly
-    @jax.grad
-    def score(gates):
-        (logits, _), _ = model.apply({**variables, 'partition': gates}, x, 30.0, True, mutable=['batch_stats'])
-        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
-
-    gradients = score(jax.tree.map(lambda mask: mask.astype(jnp.float32), variables['partition']))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert leaf.any(), jax.tree_util.keystr(path)
 
 
 def test_bfloat16_leaves_parameters_and_logits_wide():

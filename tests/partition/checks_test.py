@@ -1,4 +1,4 @@
-"""What a partition refuses: problems that don't fit, scores that say nothing, groups that are too large."""
+"""Refusals of a partition: problems that don't fit, scores without information, groups that are too large."""
 
 import jax
 import jax.numpy as jnp

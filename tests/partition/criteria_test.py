@@ -1,7 +1,6 @@
 """Criteria: one table of contracts that every row joins, then each against a slow twin."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -44,31 +43,6 @@ def test_random_depends_on_the_key_alone():
     assert not np.array_equal(first['first'], other['first'])
     assert not np.array_equal(np.ravel(first['first'])[:10], np.ravel(first['second'])[:10])
     assert all(((leaf >= 0) & (leaf < 1)).all() for leaf in jax.tree.leaves(first))
-
-
-@pytest.mark.parametrize('criterion', CRITERIA)
-def test_more_batches_other_masks_and_other_parameters_trace_nothing_new(criterion):
-    traces = itertools.count()
-    counted = []
-
-    def counting(function):
-        def traced(*arguments):
-            counted.append(next(traces))
-            return function(*arguments)
-
-        return traced
-
-    functions = (problems.loss_fn, problems.output_fn, problems.routing_fn)
-    loss, output, routing = map(counting, functions)
-    problem = Problem(loss, problems.SCALED, output, routing)
-    masks = init_masks(POSITIONS, 'element')
-    for index in range(3):
-        score_positions(problem, problems.make_params(index), masks, BATCHES * (index + 1), criterion)
-        masks = jax.tree.map(lambda leaf, index=index: leaf.at[..., index % 2].set(False), masks)
-        if index == 0:
-            first = len(counted)
-    assert len(counted) == first
-    assert first <= 1
 
 
 @pytest.mark.parametrize(('criterion', 'needed'), [('synflow', 'output'), ('variance', 'routing')])

@@ -183,7 +183,8 @@ def test_a_layer_that_is_static_already_is_no_copy():
         assert count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == expected
 
 
-def test_rounds_and_fractions_trace_the_loss_once():
+@pytest.mark.parametrize('criterion', ['sensitivity', 'grasp'])
+def test_rounds_fractions_batches_and_parameters_trace_the_loss_once(criterion):
     calls = []
 
     def loss_fn(*arguments):
@@ -191,13 +192,14 @@ def test_rounds_and_fractions_trace_the_loss_once():
         return problems.loss_fn(*arguments)
 
     for rounds, fraction in ((1, 0.5), (3, 0.2), (2, 0.7)):
-        partition(fraction, loss_fn=loss_fn, rounds=rounds)
+        params, batches = problems.make_params(rounds), BATCHES * rounds
+        partition(fraction, batches, loss_fn, params, rounds=rounds, criterion=criterion)
     assert len(calls) == 1
 
 
-# --- On devices. The mask is the same on any number of them only where the sum of the scores doesn't depend on its
-# order, so these sums are exact: every number is a small integer, or one divided by a power of two, and no
-# intermediate result needs more than the 24 bits of a float32.
+# --- On devices. The mask is the same on any number of them only if sums of scores don't depend on their order. So
+# these sums are exact. Every number is a small integer, or one divided by a power of two. No intermediate result
+# needs more than the 24 bits of a float32.
 
 NUM_DEVICES = 8
 
@@ -291,32 +293,6 @@ def test_groups_of_different_size_compete_per_position():
     params['static'] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), params['dynamic'])
     found = partition(10 / 13, [], params=params, criterion='magnitude', granularity='layer')
     assert {name: bool(mask.all()) for name, mask in found.masks.items()} == {'first': False, 'second': True}
-
-
-def random_masks(positions, seed=0, density=0.6):
-    rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(rng.random(leaf.shape) < density) for name, leaf in positions.items()}
-
-
-def test_the_mixture_stays_what_it_is_for_the_mean_routing():
-    rng = np.random.default_rng(1)
-    params = problems.make_params()
-    old = random_masks(params['static'], density=0.8)
-    new = {name: leaf & mask for (name, leaf), mask in zip(old.items(), random_masks(params['static'], 2).values())}
-    routing = {name: rng.dirichlet(np.ones(problems.NUM_FACTORS)).astype(np.float32) for name in old}
-    handed = hand_off_means(params, old, new, problems.SCALED, routing)
-    for name, scales in problems.SCALES.items():
-        before, after = (
-            jnp.tensordot(routing[name], merge(tree['dynamic'][name], tree['static'][name], mask[name], *scales), 1)
-            for tree, mask in ((params, old), (handed, new))
-        )
-        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
-        turned = np.asarray(old[name] & ~new[name])
-        assert turned.any()
-        np.testing.assert_array_equal(handed['static'][name][~turned], params['static'][name][~turned])
-        assert (handed['static'][name][turned] != params['static'][name][turned]).all()
-        np.testing.assert_array_equal(handed['dynamic'][name], params['dynamic'][name])
-    np.testing.assert_array_equal(handed['router']['first'], params['router']['first'])
 
 
 def test_golden_values_and_uniform_routing():

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from jax.sharding import AxisType, PartitionSpec
 
 from pad_jax.partition import selection
 from pad_jax.partition.selection import select_positions
 
 # Few trees, so that compilation doesn't dominate; leaves in the order of jax.tree.leaves. One leaf is longer than a
-# block of rows (128 · 128) and no multiple of anything, so that every edge of the counting is crossed.
+# block of rows (128 · 128). It is a multiple of nothing, so it crosses every edge of the counting.
 POSITIONS = {
     'elements': {'a': (3, 5), 'b': (129,), 'c': (127, 131)},
     'groups': {'a': (5, 6), 'b': (4, 9), 'c': (3, 7), 'd': (2, 2, 3, 4)},
@@ -161,24 +160,6 @@ def test_one_compilation_serves_all_targets():
     for target in (1, 2, 3):
         select_positions(scores, jnp.ones(300, bool), target, jnp.zeros(300))
     assert selection._select._cache_size() <= before + 1
-
-
-def test_inside_pmap_and_shard_map():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 9, (8, 500)).astype(np.float32)
-    targets = np.arange(8, dtype=np.int32) * 60
-    expected = [select_by_sorting([row], [np.ones(500, bool)], int(n), [row])[0] for row, n in zip(scores, targets)]
-
-    def select(scores, target):
-        return select_positions(scores, jnp.ones(500, bool), target, scores)
-
-    np.testing.assert_array_equal(jax.pmap(select)(scores, targets), expected)
-    mesh = jax.make_mesh((8,), ('devices',), axis_types=(AxisType.Auto,))
-    rows = PartitionSpec('devices')
-    mapped = jax.shard_map(
-        lambda scores, target: select(scores[0], target[0])[None], mesh=mesh, in_specs=(rows, rows), out_specs=rows
-    )
-    np.testing.assert_array_equal(jax.jit(mapped)(scores, targets), expected)
 
 
 def test_what_selection_refuses():

@@ -2,7 +2,7 @@
 
 The tensors are made by walking the architecture, and the networks by walking the tensors: nothing of pad_jax is used.
 
-Legend: N batch, C channels in, F channels out, H/W space.
+Axis letters: N batch, C channels in, F channels out, H/W space.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ class Maker:
         self.tensors[f'{name}.bias'] = self.generator.normal(size=outputs)
 
     def finish(self):
-        """float32, but for the counters."""
+        """float32, except for the counters."""
         return {
             name: np.ascontiguousarray(tensor, np.int64 if tensor.dtype == int else np.float32)
             for name, tensor in self.tensors.items()

@@ -12,18 +12,7 @@ from safetensors.flax import save_file as save_jax_file
 from pad_jax.errors import BadInput
 from pad_jax.pretrained import weights
 from pad_jax.pretrained.weights import check_tensors, find_vocabulary, find_weights, read_config, read_weights
-from tests.pretrained.small_folder import CONFIG, make_tensors, write_folder
-
-
-@pytest.mark.parametrize('num_shards', [0, 1, 3])
-def test_reads_every_tensor(tmp_path, num_shards):
-    tensors = make_tensors()
-    write_folder(tmp_path, tensors, num_shards=num_shards)
-    found = read_weights(tmp_path)
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor)
-    assert read_config(tmp_path) == CONFIG
+from tests.pretrained.small_folder import make_tensors, write_folder
 
 
 def test_reads_half_precision(tmp_path):

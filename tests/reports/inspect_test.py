@@ -49,6 +49,17 @@ def write_run(tmp_path, monkeypatch):
     return write
 
 
+@pytest.fixture
+def inspect(write_run, capsys):
+    """Return `inspect(**changes)`: writes a run, inspects it; its text."""
+
+    def run(**changes):
+        inspect_workdir(write_run(**changes))
+        return capsys.readouterr().out
+
+    return run
+
+
 def rows(text, name):
     """Return the cells of every row with a name."""
     lines = text.splitlines()
@@ -56,10 +67,8 @@ def rows(text, name):
 
 
 @pytest.mark.parametrize('granularity', ['element', 'output'])
-def test_tables_and_picture(write_run, capsys, granularity):
-    workdir = write_run(partition__granularity=granularity)
-    inspect_workdir(workdir)
-    text = capsys.readouterr().out
+def test_tables_and_picture(inspect, tmp_path, granularity):
+    text = inspect(partition__granularity=granularity)
     # 3·3·4·4 positions, half of them dynamic, K = 4; 4·1 + 1·4 + 4 of the attention and φ are the others.
     live = 4 * 72 + 72 + 13
     partition, saved = rows(text, 'stage1_block1/conv1')
@@ -84,21 +93,16 @@ def test_tables_and_picture(write_run, capsys, granularity):
         ],
     ]
     assert max(map(len, text.splitlines()[:-1])) <= 110
-    assert f'Picture: {workdir / "partition.png"}' in text
-    assert (workdir / 'partition.png').read_bytes()[:4] == b'\x89PNG'
+    picture = tmp_path / 'run' / 'partition.png'
+    assert f'Picture: {picture}' in text and picture.read_bytes()[:4] == b'\x89PNG'
 
 
-def test_a_fully_dynamic_network(write_run, capsys):
-    workdir = write_run(partition__dynamic_fraction=1.0)
-    inspect_workdir(workdir)
-    text = capsys.readouterr().out
-    assert rows(text, 'total')[0][2:6] == ['288', '288', '1', '1']
-    assert (workdir / 'partition.png').exists()
+def test_a_fully_dynamic_network(inspect):
+    assert rows(inspect(partition__dynamic_fraction=1.0), 'total')[0][2:6] == ['288', '288', '1', '1']
 
 
-def test_a_pruned_network(write_run, capsys):
-    inspect_workdir(write_run(partition__prune=True))
-    text = capsys.readouterr().out
+def test_a_pruned_network(inspect):
+    text = inspect(partition__prune=True)
     # As in `test_tables_and_picture`, without static parameters.
     live = 4 * 72 + 13
     partition, saved = rows(text, 'stage1_block1/conv1')
@@ -107,19 +111,16 @@ def test_a_pruned_network(write_run, capsys):
     assert rows(text, 'total')[1][2] == str(2 * live + 36 + 24 + 50)
 
 
-def test_a_network_without_dynamic_layers_says_so(write_run, capsys):
-    workdir = write_run(model__conv='static')
-    inspect_workdir(workdir)
-    text = capsys.readouterr().out
+def test_a_network_without_dynamic_layers_says_so(inspect, tmp_path):
+    text = inspect(model__conv='static')
     assert rows(text, 'total')[0] == ['total', '', '0', '0', '0', '0', '398']
     assert rows(text, 'total')[1][1:3] == ['398', '398']
     assert 'no dynamic layers' in text
-    assert not (workdir / 'partition.png').exists()
+    assert not (tmp_path / 'run' / 'partition.png').exists()
 
 
-def test_a_partition_under_way_says_how_far_it_is(write_run, capsys):
-    inspect_workdir(write_run(partition__rounds=4))
-    assert '1 of 4 rounds' in capsys.readouterr().out
+def test_a_partition_under_way_says_how_far_it_is(inspect):
+    assert '1 of 4 rounds' in inspect(partition__rounds=4)
 
 
 def test_layers_that_are_not_those_of_the_network(write_run):

@@ -60,20 +60,6 @@ def test_says_that_a_run_was_never_evaluated(tmp_path):
         read_run(workdir)
 
 
-@pytest.mark.parametrize('content', ['', '{"layers": [', '[]', json.dumps({'layers': []})])
-def test_says_that_a_partition_is_damaged(tmp_path, content):
-    (tmp_path / 'partition.json').write_text(content)
-    with pytest.raises(BadInput, match=r'partition\.json is damaged'):
-        read_partition(tmp_path)
-
-
-def damaged(workdir, change):
-    """Content of partition.json after a change."""
-    content = json.loads((workdir / 'partition.json').read_text())
-    change(content)
-    (workdir / 'partition.json').write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
     'change, says',
     [
@@ -91,10 +77,15 @@ def damaged(workdir, change):
     ],
 )
 def test_says_what_is_damaged_in_a_partition(tmp_path, change, says):
-    workdir = write_run(tmp_path / 'a')
-    damaged(workdir, change)
+    path = write_run(tmp_path / 'a') / 'partition.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
     with pytest.raises(BadInput, match=rf'partition\.json is damaged: {says}'):
-        read_partition(workdir)
+        read_partition(path.parent)
+    path.write_text('{"layers": [')
+    with pytest.raises(BadInput, match=r'partition\.json is damaged'):
+        read_partition(path.parent)
 
 
 @pytest.mark.parametrize('content', ['[]', '{}', '{"seconds_per_step": "1"}'])

@@ -61,6 +61,13 @@ def sweep(tmp_path, finished_run, one_block, monkeypatch):
     return make
 
 
+def report(folder, *flags):
+    """Write the report of a sweep; return the output of the command and the report as Markdown."""
+    status, out, err = run_command('report', folder, *flags)
+    assert status == 0, err
+    return out, (folder / 'report' / 'report.md').read_text()
+
+
 def read_runs(folder):
     return list(csv.DictReader(io.StringIO((folder / 'report' / 'runs.csv').read_text())))
 
@@ -168,9 +175,7 @@ def test_page_holds_every_figure_and_refers_to_nothing_else(reported):
 
 def test_any_variant_may_be_the_base_of_the_comparison(sweep, refused):
     folder = sweep()
-    status, _, err = run_command('report', folder, '--base=static')
-    assert status == 0, err
-    text = (folder / 'report' / 'report.md').read_text()
+    _, text = report(folder, '--base=static')
     assert text.startswith(f'    python -m pad_jax report {folder} --base=static\n\n')
     assert '| difference to static |' in text and 'differences to static: ' in text
     # base − static: 0.25, 0, 0.125, margin t · 0.125 / √3 = 0.3105.
@@ -181,44 +186,28 @@ def test_any_variant_may_be_the_base_of_the_comparison(sweep, refused):
 
 
 def test_a_difference_of_fewer_pairs_gives_their_number(sweep):
-    folder = sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625, 1: 1.0, 2: 0.1}})
-    assert run_command('report', folder)[0] == 0
+    _, text = report(sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625, 1: 1.0, 2: 0.1}}))
     # 0.125 and 0.25: 0.1875, of two pairs; three runs are finished.
-    assert re.search(r'\+18\.75 ± \d+\.\d\d \(of 2\) \|', (folder / 'report' / 'report.md').read_text())
+    assert re.search(r'\+18\.75 ± \d+\.\d\d \(of 2\) \|', text)
 
 
 def test_a_score_that_is_not_a_number_is_named_and_shows_no_difference(sweep):
-    folder = sweep(
-        {'base': SCORES['base'], 'by_magnitude': {0: 0.625, 1: math.nan, 2: 0.75}, 'static': SCORES['static']}
-    )
-    status, out, _ = run_command('report', folder)
-    assert status == 0 and 'missing: by_magnitude: seed 1 without a finite accuracy; ' in out
+    out, text = report(sweep(SCORES | {'by_magnitude': {0: 0.625, 1: math.nan, 2: 0.75}}))
+    assert 'missing: by_magnitude: seed 1 without a finite accuracy; ' in out
     assert 'of 1 differences to base: 0.' in out
-    assert '| 3 of 3 | n/a | n/a |' in (folder / 'report' / 'report.md').read_text()
-
-
-def test_the_error_that_stopped_a_run_is_given(sweep):
-    folder = sweep({'base': {0: 0.5, 1: 0.75}, 'static': {0: 0.25, 1: 0.5}}, planned=2)
-    leave_unfinished(folder / 'static' / 'seed_1', step=4)
-    (folder / 'static' / 'seed_1.log').write_text('step 4\nerror: the loss is not finite\n')
-    status, out, err = run_command('report', folder)
-    assert status == 0, err
-    assert 'missing: static: seed 1 unfinished at step 4 of 6 (error: the loss is not finite)\n' in out
+    assert '| 3 of 3 | n/a | n/a |' in text
 
 
 def test_unfinished_runs_are_named_and_do_not_count(sweep):
     folder = sweep({'base': SCORES['base'], 'by_magnitude': {0: 0.625, 1: 0.0}})
     leave_unfinished(folder / 'by_magnitude' / 'seed_1', step=4)
+    (folder / 'by_magnitude' / 'seed_1.log').write_text('step 4\nerror: the loss is not finite\n')
     (folder / 'base' / 'seed_2' / 'timing.json').unlink()  # killed after its last step
-    status, out, err = run_command('report', folder)
-    assert status == 0, err
-    missing = 'by_magnitude: seed 1 unfinished at step 4 of 6; seed 2 not begun'
+    out, text = report(folder)
+    missing = 'by_magnitude: seed 1 unfinished at step 4 of 6 (error: the loss is not finite); seed 2 not begun'
     assert f'missing: {missing}\n' in out and 'missing: base: seed 2 without a finite seconds_per_step\n' in out
     assert '4 of 6 runs are finished.' in out
-    page = Page(folder / 'report' / 'report.html')
-    assert (
-        f'Missing: {missing}.' in page.text and f'Missing: {missing}.' in (folder / 'report' / 'report.md').read_text()
-    )
+    assert f'Missing: {missing}.' in Page(folder / 'report' / 'report.html').text and f'Missing: {missing}.' in text
     rows = {(row['variant'], row['seed']): row for row in read_runs(folder)}
     for seed, state in (('1', 'unfinished at step 4 of 6'), ('2', 'not begun')):
         assert list(rows['by_magnitude', seed].values())[2:] == [state, *[''] * 7]
@@ -226,24 +215,16 @@ def test_unfinished_runs_are_named_and_do_not_count(sweep):
     # Of one finished seed: 0.625 − 0.5, without an interval; of the base the mean of the two known times.
     base, other = read_results(folder).variants
     assert base.estimate('seconds_per_step').mean == 0.75 and len(other.finished) == 1
-    assert '| 62.50 | +12.50 |' in (folder / 'report' / 'report.md').read_text()
+    assert '| 62.50 | +12.50 |' in text
     assert 'No variant shares two finished seeds with base' in out
 
 
-def test_a_variant_without_a_finished_run_has_a_row_without_numbers(sweep):
-    folder = sweep({'base': {0: 0.5}, 'static': {}}, planned=1)
-    status, _, err = run_command('report', folder)
-    assert status == 0, err
-    text = (folder / 'report' / 'report.md').read_text()
-    assert f'| static | model.conv = static | 0 of 1 |{" n/a |" * 8}' in text
-
-
-def test_a_figure_that_would_show_nothing_is_left_out(sweep):
+def test_a_variant_without_a_finished_run_has_a_row_without_numbers_and_empty_figures_are_left_out(sweep):
     folder = sweep({'base': {}, 'static': {0: 0.25, 1: 0.5}})
     (folder / 'report').mkdir()
     (folder / 'report' / 'score_kappa.png').write_bytes(b'of an earlier report')
-    status, _, err = run_command('report', folder)
-    assert status == 0, err
+    _, text = report(folder)
+    assert f'| base | nothing: the base | 0 of 3 |{" n/a |" * 7}' in text
     assert list(Page(folder / 'report' / 'report.html').images) == ['score_parameters', 'training_curves']
     assert not (folder / 'report' / 'score_kappa.png').exists()
 
@@ -253,20 +234,18 @@ def test_tasks_of_several_metrics_count_with_their_mean(sweep):
     for name, f1 in (('base', 0.75), ('static', 0.5)):
         workdir = folder / name / 'seed_0'
         change_rows(workdir, lambda row, f1=f1: row | ({'f1': f1} if row['split'] == 'eval' else {}))
-    status, _, err = run_command('report', folder)
-    assert status == 0, err
+    _, text = report(folder)
     first, second = read_runs(folder)
     assert list(first)[3:7] == ['mean of accuracy, f1', 'accuracy', 'f1', 'loss']
     assert [first[name] for name in list(first)[3:6]] == ['0.625', '0.5', '0.75']  # (0.5 + 0.75) / 2
     assert second['mean of accuracy, f1'] == '0.375'
-    assert '| mean of accuracy, f1 in % |' in (folder / 'report' / 'report.md').read_text()
+    assert '| mean of accuracy, f1 in % |' in text
 
 
 @pytest.mark.slow
 def test_a_sweep_of_texts(tmp_path, finished_text_run, one_layer):
     folder = write_miniature(tmp_path / 'sweep', finished_text_run, {'base': SCORES['base']})
-    status, _, err = run_command('report', folder)
-    assert status == 0, err
+    report(folder)
     partition = read_json(finished_text_run / 'partition.json')
     assert float(read_runs(folder)[0]['dynamic_fraction']) == partition['totals']['dynamic_fraction']
     page = Page(folder / 'report' / 'report.html')
@@ -283,24 +262,24 @@ def refused_report(sweep, refused):
     return run
 
 
+def edit(path, **values):
+    return lambda folder: change_json(folder / path, **values)
+
+
 @pytest.mark.parametrize(
     'change, says',
     [
         (lambda folder: (folder / 'sweep.json').unlink(), ['is not the folder of a sweep: ', 'sweep.json']),
         (
-            lambda folder: change_json(folder / 'base' / 'seed_1' / 'versions.json', pad_jax=['0.0.9']),
-            ['base/seed_1 was trained by pad_jax 0.0.9, not by 0.1.0'],
+            edit('static/seed_0/versions.json', pad_jax=['0.0.9', '0.1.0']),
+            ['static/seed_0 was trained by pad_jax 0.0.9 and 0.1.0, not by 0.1.0'],
         ),
         (
-            lambda folder: change_json(folder / 'static' / 'seed_0' / 'versions.json', pad_jax=['0.0.9', '0.1.0']),
-            ['static/seed_0 was trained by pad_jax 0.0.9 and 0.1.0, '],
-        ),
-        (
-            lambda folder: change_json(folder / 'static' / 'seed_0' / 'data.json', num_train=7),
+            edit('static/seed_0/data.json', num_train=7),
             ['base/seed_0 and ', 'static/seed_0 have different data (num_train: 1442 -> 7)'],
         ),
         (
-            lambda folder: change_json(folder / 'sweep.json', variants={'static': {'model.conv': 'condconv'}}),
+            edit('sweep.json', variants={'static': {'model.conv': 'condconv'}}),
             ['static/seed_0 has another config than ', "(model.conv: 'condconv' -> 'static')"],
         ),
         (
@@ -334,7 +313,7 @@ def test_refused_without_writing(refused_report, change, says):
 def test_the_runs_stay_as_they_were(sweep):
     folder = sweep({'base': {0: 0.5}})
     before = contents(folder)
-    assert run_command('report', folder)[0] == 0
+    report(folder)
     after = {path: found for path, found in contents(folder).items() if '/report' not in path}
     before.pop(str(folder), None), after.pop(str(folder), None)
     assert after == before

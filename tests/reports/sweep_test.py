@@ -114,7 +114,7 @@ def test_a_signal_ends_it_after_its_runs_have_stopped(tmp_path, number, status):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status
     assert (waits / 'checkpoint').exists() and not SweepRun(folder, 'waits', 0).is_finished
-    assert f'{number.name}: 2 runs are left' in said and 'failed' not in said
+    assert f'{number.name}: 2 runs are left' in said and 'failed: ' not in said
     fake(path, folder)
     assert order(folder) == ['base seed 0', 'waits seed 0', 'waits seed 0', 'last seed 0']
 

@@ -1,7 +1,6 @@
 import dataclasses
 import logging
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -195,16 +194,6 @@ def test_any_start_and_any_threads_give_the_same_batches(monkeypatch, num_thread
     for step in resumed:
         assert_same(resumed[step], straight[step])
     assert (open_photos(seed=4).train_batch(4)['image'] != straight[4]['image']).any()
-
-
-def test_leaving_early_ends_the_threads(no_cache):
-    before = set(threading.enumerate())
-    with open_photos().train_batches(0, 10**6) as batches:
-        next(batches)
-    evaluation = open_photos().eval_batches()
-    next(evaluation)
-    evaluation.close()
-    assert not set(threading.enumerate()) - before
 
 
 MESSAGE = "cannot read the image 'photo 2': "

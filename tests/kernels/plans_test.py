@@ -17,7 +17,6 @@ from tests.layers.compiling import jit_quickly
 
 BATCH, CHANNELS, FEATURES, KERNELS = 2, 4, 8, 3
 
-BY_TAP = tuple(plan for plan in PLANS if plan != 'outputs')
 
 PADDINGS = ('SAME', 'VALID', ((2, 0), (1, 1)))
 # Both parities of size and kernel meet on both axes, whose geometries do not interact. No kernel is square, so
@@ -96,35 +95,6 @@ def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
         results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases)
     for (_, geometry), case, result in zip(ODD_ONES, cases, results):
         assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
-
-
-@pytest.mark.parametrize('plan', BY_TAP)
-def test_a_weight_for_every_tap(plan):
-    """The twin takes a weight for each tap of each kernel: attention times the weight of the tap."""
-    some = [(BATCH, *ODD_ONES[number]) for number in (0, 5, 6)] + EMPTY_ONES[1:3]
-    cases, expected = [], []
-    for batch, size, geometry in some:
-        x, kernels, attention, cotangent = draw_case(size, geometry, batch=batch)
-        weights = np.random.default_rng(7).normal(size=(batch, *geometry.kernel_size))
-        spread = attention.reshape(batch, KERNELS, *(1,) * len(size))
-        y, (d_x, d_kernels, d_taps) = convolve_samples(x, kernels, spread * weights[:, None], cotangent, geometry)
-        d_attention = (d_taps * weights[:, None]).sum(tuple(range(2, d_taps.ndim)))
-        cases.append((cotangent, x, kernels, attention, weights))
-        expected.append((y, (d_x, d_kernels, d_attention, (d_taps * spread).sum(1))))
-
-    def differentiate(cases):
-        for (*_, geometry), (cotangent, *inputs) in zip(some, cases):
-
-            def apply(x, kernels, attention, weights, geometry=geometry):
-                return run_plan(plan, x, kernels, attention, geometry, None, weights)
-
-            y, pull = jax.vjp(apply, *inputs)
-            yield y, pull(cotangent)
-
-    with jax.enable_x64(True):
-        found = jit_quickly(lambda cases: list(differentiate(cases)))(cases)
-    for (*_, geometry), result, twin in zip(some, found, expected):
-        assert_tree_close(result, twin, str(geometry))
 
 
 @pytest.mark.parametrize('plan', PLANS)

@@ -4,13 +4,14 @@ import argparse
 import sys
 
 from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
-from pad_jax.training.config import describe_keys, load_config
+from pad_jax.training.config import KEYS, load_config
 from pad_jax.training.processes import add_flags, all_or_none, join
 
 
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog='train.py', description=__doc__, epilog=describe_keys(), formatter_class=raw)
+    keys = '\n'.join(f'--config.{key.name} ({key.models}): {key.help}; {key.rule.words}' for key in KEYS)
+    parser = Parser(prog='train.py', description=__doc__, epilog=keys, formatter_class=raw)
     parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
     parser.add_argument(
         '--workdir', required=True, help='run directory; if it contains checkpoints, training resumes from the latest'

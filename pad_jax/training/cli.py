@@ -16,7 +16,6 @@ from pad_jax.errors import BadInput, Stopped
 from pad_jax.partition import PartitionError
 from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
 
-BAD_INPUT = 2
 MAX_CHARACTERS = 20_000
 """Longest error line: enough to list all tensors that a large network lacks."""
 OTHERS_ENDED = (
@@ -76,7 +75,7 @@ def exit_status(command: Callable[[], None]) -> int:
         sys.stdout.flush()
         return 0
     except (BadInput, PartitionError, Stopped) as error:
-        status = 1 if isinstance(error, Stopped) else BAD_INPUT
+        status = 1 if isinstance(error, Stopped) else 2
         print(f'error: {make_line(str(error))}', file=sys.stderr)
         return status if isinstance(error, (AgreedProblem, AgreedStop)) else leave_at_once(status)
     except KeyboardInterrupt:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
@@ -28,8 +28,7 @@ from pad_jax.training.devices import PARALLEL
 from pad_jax.training.optimizer import OPTIMIZERS, RATE_SCHEDULES
 from pad_jax.training.steps import ON_NONFINITE
 
-MAX_STEPS = 2**31 - 1
-"""Steps are counted in int32."""
+MAX_STEPS = 2**31 - 1  # counted in int32
 # Numbers enter a step as float32: beyond these limits they would become infinite or zero.
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
@@ -43,10 +42,9 @@ class Rule(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A row of the table of keys.
+    """A row of the table of keys. `models` have the key; the base configs carry `help` as a comment.
 
-    The base configs carry `help` as a comment. `models` are the kinds of model that have the key. A resumed run may
-    change a free key, because the run computes the same.
+    A resumed run may change a free key, because the run computes the same.
     """
 
     name: str
@@ -71,14 +69,11 @@ def _number(least: float, most: float = _LARGEST) -> Rule:
 
 _FLAG = Rule(bool, lambda value: True, 'True or False')
 _TEXT = Rule(str, lambda value: True, 'text')
-_POSITIVE_FRACTION = Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]')
 _SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
 # Parameters are float32, and by default JAX turns float64 into float32.
 _DTYPE = _one_of(name for name in DTYPES if name != 'float64')
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
-
-_TEXT_GRANULARITY = _one_of(filter(None, MIXTURE_GRANULARITIES))
 
 IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True
 KEYS = (
@@ -107,11 +102,11 @@ KEYS = (
     Key('model.remat', _FLAG, 'recompute activations for the gradient: less memory, more time', TEXTS, FREE),
     Key('model.pretrained', _TEXT, "torchvision's weights as safetensors; '' = from scratch", IMAGES),
     Key('model.pretrained', _TEXT, "folder with model.safetensors, or name of a package; '' = from scratch", TEXTS),
-    Key('partition.dynamic_fraction', _POSITIVE_FRACTION, 'κ; 1 = fully dynamic'),
+    Key('partition.dynamic_fraction', Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]'), 'κ; 1 = fully dynamic'),
     Key('partition.criterion', _one_of(CRITERIA), 'score'),
     Key('partition.scope', _one_of(SCOPES), 'positions compete in the whole network (global) or in their layer'),
     Key('partition.granularity', _one_of(GRANULARITIES), 'positions with one gate', IMAGES),
-    Key('partition.granularity', _TEXT_GRANULARITY, 'positions with one gate', TEXTS),
+    Key('partition.granularity', _one_of(filter(None, MIXTURE_GRANULARITIES)), 'positions with one gate', TEXTS),
     Key('partition.rounds', _integer(1, 10_000), 'T, rounds of the partition'),
     Key('partition.schedule', _one_of(SCHEDULES), 'dynamic fraction after each round'),
     Key('partition.start_step', _integer(0), 'training steps before the first round'),
@@ -177,11 +172,6 @@ def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
     return {key.name: key for key in KEYS if models in key.models}
 
 
-def describe_keys() -> str:
-    """List all keys with their help and their rules, a line each."""
-    return '\n'.join(f'--config.{key.name} ({key.models}): {key.help}; {key.rule.words}' for key in KEYS)
-
-
 def is_text(config) -> bool:
     """Return True for a config of texts, False for one of images."""
     return 'ffn' in config.model
@@ -193,7 +183,7 @@ def is_partial(config) -> bool:
     return is_dynamic and config.partition.dynamic_fraction < 1
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file, apply overrides and check the result.
 
     Args:
@@ -209,24 +199,20 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     return _finish(flatten(call_file(Path(path), 'get_config')), overrides)
 
 
-def call_file(path: Path, function: str) -> ml_collections.ConfigDict:
-    """Call a function of a config file.
-
-    Raises:
-      BadInput: the file does not exist or fails, or the function does not return a ConfigDict.
-    """
+def call_file(path: Path, function: str) -> ConfigDict:
+    """Call a function of a config file; raise BadInput if that fails or does not return a ConfigDict."""
     if not path.is_file() or path.suffix != '.py':
         raise BadInput(f'config file {path} does not exist or is not a Python file')
     try:
         config = runpy.run_path(str(path))[function]()
     except (Exception, SystemExit) as error:
         raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
-    if not isinstance(config, ml_collections.ConfigDict):
+    if not isinstance(config, ConfigDict):
         raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
     return config
 
 
-def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ml_collections.ConfigDict:
+def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
     """Apply overrides to a flattened config; check the keys, then their combinations."""
     keys, problems = keys_of(flat), []
     for override in overrides:
@@ -238,7 +224,7 @@ def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ml_collections.Co
         else:
             flat[name] = _parse(text, keys[name].rule.kind) if name in keys else text
     _raise(problems + find_key_problems(flat))
-    config = ml_collections.ConfigDict(unflatten_dict(flat, sep='.'))
+    config = ConfigDict(unflatten_dict(flat, sep='.'))
     if is_text(config) and not config.model.num_classes:
         config.model.num_classes = _num_classes(config.data)
     _raise(find_conflicts(config))
@@ -254,24 +240,14 @@ def _num_classes(data) -> int:
 
 def flatten(config) -> dict[str, Any]:
     """Flatten a config, or the dict of a config.json, to {'section.key': value}."""
-    nested = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    flat = {}
-    for name, value in nested.items():
-        name = repr(name) if '.' in name else name  # only a damaged config.json has such a name
-        if isinstance(value, dict) and value:
-            flat |= {f'{name}.{key}': below for key, below in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
+    return flatten_dict(config.to_dict() if isinstance(config, ConfigDict) else config, sep='.')
 
 
 def _parse(text: str, kind: type) -> Any:
     """Parse an override into a value of its key's type; return the text if that fails, for the check to report."""
-    if kind is bool:
-        return {'true': True, 'false': False}.get(text.strip().lower(), text)
     try:
-        return kind(text)
-    except ValueError:
+        return {'true': True, 'false': False}[text.strip().lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
         return text
 
 
@@ -289,16 +265,16 @@ def find_key_problems(flat: Mapping[str, Any]) -> list[str]:
     """Describe unknown and missing keys and values against their rules, in a flattened config."""
     keys = keys_of(flat)
     problems = [_unknown(name, keys) for name in flat if name not in keys]
-    problems += [f'config key {name} is missing' for name in keys if name not in flat]
-    for name in filter(flat.__contains__, keys):
-        value, rule = flat[name], keys[name].rule
-        fits = type(value) is rule.kind or (rule.kind is float and type(value) is int)
-        if not (fits and rule.holds(value)):
+    for name, (_, rule, *_) in keys.items():
+        value = flat.get(name)
+        if name not in flat:
+            problems.append(f'config key {name} is missing')
+        elif type(value) not in (rule.kind, {float: int}.get(rule.kind)) or not rule.holds(value):
             problems.append(f'{name} must be {rule.words}, got {value!r}')
     return problems
 
 
-def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
+def find_conflicts(config: ConfigDict) -> list[str]:
     """Describe combinations of keys that cannot work, one sentence each. Every key is valid by itself."""
     model, partition, data, train = config.model, config.partition, config.data, config.train
     problems = find_length_problems(config, train.steps) if train.steps else []
@@ -344,21 +320,20 @@ def find_conflicts(config: ml_collections.ConfigDict) -> list[str]:
 def find_length_problems(config, total: int) -> list[str]:
     """Describe the keys that do not fit a run of `total` steps: warm-up and rounds of the partition."""
     partition, warmup = config.partition, config.optim.warmup_steps
-    last = partition.start_step + partition.every_steps * (partition.rounds - 1) if is_partial(config) else -1
-    length = 'train.steps' if config.train.steps else 'train.epochs'
-    rows = (
-        (warmup, f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}'),
-        (
-            last,
+    problems = []
+    if warmup >= total:
+        problems.append(f'optim.warmup_steps must be below the {total} steps of the run, got {warmup}')
+    last = partition.start_step + partition.every_steps * (partition.rounds - 1)
+    if is_partial(config) and last >= total:
+        problems.append(
             f'the last round of the partition comes after {last} steps, the run has {total}: lower '
-            f'partition.start_step, every_steps or rounds, or raise {length}',
-        ),
-    )
-    return [message for step, message in rows if step >= total]
+            f'partition.start_step, every_steps or rounds, or raise train.{"steps" if config.train.steps else "epochs"}'
+        )
+    return problems
 
 
 def name_key(section: str, error: ValueError) -> str:
-    """Put the section in front of an error that begins with the name of an argument.
+    """Put the section in front of an error that begins with a key's name.
 
     >>> name_key('data', ValueError('image_size must be at least 8'))
     'data.image_size must be at least 8'
@@ -376,7 +351,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read and check the config of the run in workdir.
 
     Args:
@@ -387,12 +362,8 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ml_coll
     """
     path = workdir / 'config.json'
     flat = flatten(read_own_object(path, 'the workdir of a run'))
-    if differing := sorted(flat.keys() ^ keys_of(flat).keys()):
-        raise BadInput(
-            f'{path} has not the keys of this version of pad_jax, but differs in {", ".join(differing)}: use the '
-            'version that made it, or train in another workdir'
-        )
-    _raise(find_key_problems(flat), f'{path}: ')
+    other = 'does not fit this version of pad_jax (use the version that made it, or another workdir)'
+    _raise(find_key_problems(flat), f'{path} {other}: ')
     names = [override.partition('=')[0] for override in overrides]
     if fixed := [name for name in names if name in flat and name not in FREE_KEYS]:
         allowed = ', '.join(sorted(FREE_KEYS & flat.keys()))

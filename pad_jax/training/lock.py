@@ -5,7 +5,6 @@ Commands that only read take no lock. With several processes, the first holds it
 """
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
@@ -35,27 +34,23 @@ class WorkdirLock:
         self._is_written = False
 
     def find(self) -> None:
-        """Take over the lock of a killed run, if there is one. Write nothing.
-
-        Raises:
-          BadInput: that run is alive; names its host, process and start.
-        """
+        """Take over the lock of a killed run, if there is one; raise BadInput if that run lives. Write nothing."""
         with self._explain_faults():
             if self._file is None and self._path.exists():
                 self._lock(os.O_RDWR)
 
     def take(self) -> dict[str, Any]:
-        """Take the lock and write its holder, which is returned; make the workdir. From here on the run may write.
+        """Take the lock, write its holder and return it; make the workdir. From here on the run may write.
 
         Raises:
-          BadInput: another run holds it, or it cannot be written.
+          BadInput: another run holds it, with its host, process and start; or it cannot be written.
         """
         with self._explain_faults():
             self._workdir.mkdir(parents=True, exist_ok=True)
             while self._file is None:
                 self._lock(os.O_RDWR | os.O_CREAT)
             if not self._is_written:
-                since = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+                since = time.strftime('%Y-%m-%dT%H:%M:%S%z')
                 holder = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, json.dumps(holder).encode(), 0)

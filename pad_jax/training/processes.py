@@ -168,8 +168,7 @@ def count_own_processors() -> int:
 def all_or_none() -> Iterator[None]:
     """Make bad input in the `with` block of one process that of all. All processes must reach its end.
 
-    Raises:
-      AgreedProblem: on every process, naming the first process of each problem unless all have the same.
+    AgreedProblem then names the first process of each problem, unless all have the same.
     """
     if jax.process_count() == 1:
         yield
@@ -190,8 +189,7 @@ def all_or_none() -> Iterator[None]:
 def check_same(what: str, values: Mapping[str, Any]) -> None:
     """Refuse processes that differ in JSON values which must be the same. All processes must call it.
 
-    Raises:
-      AgreedProblem: naming each key that differs between process 0 and the first other one, with both values.
+    AgreedProblem names each key in which process 0 and the first other one differ, with both values.
     """
     first, *_ = found = gather(dict(values))
     process, other = next(((index, one) for index, one in enumerate(found) if one != first), (0, first))

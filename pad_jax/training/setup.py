@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from pad_jax.data import SOURCES, TEXT_SOURCES, Source, WordPieces, list_names, make_source, open_vocabulary
 from pad_jax.errors import BadInput
@@ -26,8 +26,8 @@ from pad_jax.training.state import Inputs, TrainState
 from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.workdir import find_tokenizer
 
+# Keys of `data` that only one source of texts has.
 _TEXT_KEYS = {'glue': ('task',), 'text': ('text_columns', 'label_column', 'regression')}
-"""Keys of `data` that only one source of texts has."""
 
 
 class Lengths(NamedTuple):
@@ -37,12 +37,12 @@ class Lengths(NamedTuple):
     temperature: int
 
 
-def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
+def make_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
     """Make the network of a config, partially dynamic if κ < 1.
 
     Args:
       axis_name: mapped axis of the training devices; norms and routers average their statistics over it. Such a
-        network runs only inside that axis. Its parameters are those of the network without one.
+        network runs only inside that axis, with the same parameters.
     """
     partition, arguments = config.partition, config.model.to_dict()
     del arguments['pretrained']
@@ -57,12 +57,12 @@ def make_model(config: ml_collections.ConfigDict, axis_name: str | None = None) 
         raise BadInput(name_key('model', error)) from error
 
 
-def make_task(config: ml_collections.ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> Task:
     """Make the task of a config: how its batches go through the network, and its losses."""
     return dataclasses.replace(TEXTS, regression=config.model.num_classes == 1) if is_text(config) else IMAGES
 
 
-def make_inputs(config: ml_collections.ConfigDict, length: int | None = 8) -> Inputs:
+def make_inputs(config: ConfigDict, length: int | None = 8) -> Inputs:
     """Shapes of one example for initialising the network: an image, or a text of `length` tokens."""
     if is_text(config):
         return text_inputs(length)
@@ -70,7 +70,7 @@ def make_inputs(config: ml_collections.ConfigDict, length: int | None = 8) -> In
     return image_inputs((size, size, SOURCES[config.data.name].channels))
 
 
-def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Source:
+def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
     """Open the data of a config and check that it fits the model.
 
     Args:
@@ -99,16 +99,15 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path | None = None) 
     return source
 
 
-def split_columns(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def split_columns(config: ConfigDict) -> tuple[str, ...]:
     """Split data.text_columns into names."""
     return tuple(filter(None, (column.strip() for column in config.data.text_columns.split(','))))
 
 
-def open_pieces(config: ml_collections.ConfigDict, workdir: Path | None = None) -> WordPieces:
+def open_pieces(config: ConfigDict, workdir: Path | None = None) -> WordPieces:
     """Open the tokenizer: that of the run in workdir, else data.vocabulary, else that of the pretrained weights.
 
-    Raises:
-      BadInput: no vocabulary is named, it cannot be read, or it has more pieces than the model embeds.
+    Raise BadInput if there is none, it cannot be read, or it has more pieces than the model embeds.
     """
     path, weights = (workdir and find_tokenizer(workdir)) or config.data.vocabulary, config.model.pretrained
     if not path and not weights:
@@ -119,61 +118,47 @@ def open_pieces(config: ml_collections.ConfigDict, workdir: Path | None = None) 
     return pieces
 
 
-def measure_lengths(config: ml_collections.ConfigDict, num_train: int) -> Lengths:
-    """Turn epochs into steps. `train.steps` wins over `train.epochs`; the last batch may be part of an epoch.
-
-    Args:
-      num_train: training examples of an epoch.
+def measure_lengths(config: ConfigDict, num_train: int) -> Lengths:
+    """Turn epochs of `num_train` examples into steps; the last batch may be part of an epoch.
 
     Raises:
-      BadInput: naming every key that does not fit: too many steps to count, or a warm-up, partition or scoring batch
-        that does not fit the run.
+      BadInput: naming every key that does not fit the run: steps, warm-up, partition or scoring batch.
     """
     train, epoch = config.train, num_train / config.data.batch_size
     # A network of texts has no temperature.
     temperature = round(train.get('temperature_epochs', 0.0) * epoch)
     lengths = Lengths(train.steps or math.ceil(train.epochs * epoch), temperature)
-    problems = [
-        f'train.{name} = {train[name]:g} makes {steps:.3g} steps of {num_train} training examples, at most {MAX_STEPS} '
-        'can be counted'
-        for name, steps in zip(('epochs', 'temperature_epochs'), lengths)
-        if steps > MAX_STEPS
-    ]
-    problems += find_length_problems(config, lengths.total)
-    if is_partial(config) and config.partition.batch_size > num_train:
-        size = config.partition.batch_size
+    problems, size = find_length_problems(config, lengths.total), config.partition.batch_size
+    if max(lengths) > MAX_STEPS:
+        steps = f'{lengths.total:.3g} and {temperature:.3g}'
+        problems.append(f'train.epochs and temperature_epochs must make at most {MAX_STEPS} steps, got {steps}')
+    if is_partial(config) and size > num_train:
         problems.append(f'partition.batch_size must be at most the {num_train} training examples, got {size}')
     if problems:
         raise BadInput('; '.join(problems))
     return lengths
 
 
-def make_temperature(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule | None:
+def make_temperature(config: ConfigDict, lengths: Lengths) -> optax.Schedule | None:
     """Make the attention temperature as a function of the step; None for texts, whose networks take none."""
     return None if is_text(config) else make_temperature_schedule(config.train.temperature, lengths.temperature)
 
 
-def make_rate(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.Schedule:
+def make_rate(config: ConfigDict, lengths: Lengths) -> optax.Schedule:
     """Make the learning rate as a function of the number of updates."""
     optim = config.optim
     return make_rate_schedule(optim.learning_rate, optim.schedule, optim.warmup_steps, lengths.total)
 
 
-def make_run_optimizer(config: ml_collections.ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
+def make_run_optimizer(config: ConfigDict, lengths: Lengths) -> optax.GradientTransformation:
     """Make the optimizer of a config for a run of that length."""
     optim, rate = config.optim, make_rate(config, lengths)
     records = read_records(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
     return make_optimizer(optim.name, rate, optim.weight_decay, optim.clip_norm, find_scales(records))
 
 
-def make_step_arguments(
-    config: ml_collections.ConfigDict, lengths: Lengths, axis_name: str | None = None
-) -> dict[str, Any]:
-    """Make all static arguments of the train step except the axis. Texts are neither smoothed nor mixed.
-
-    Args:
-      axis_name: see `make_model`.
-    """
+def make_step_arguments(config: ConfigDict, lengths: Lengths, axis_name: str | None = None) -> dict[str, Any]:
+    """Make all static arguments of the train step except the axis; the network gets `axis_name`."""
     return {
         'task': make_task(config),
         'model': make_model(config, axis_name),
@@ -185,9 +170,7 @@ def make_step_arguments(
     }
 
 
-def start_from_pretrained(
-    config: ml_collections.ConfigDict, model: nn.Module, state: TrainState
-) -> tuple[TrainState, list[str]]:
+def start_from_pretrained(config: ConfigDict, model: nn.Module, state: TrainState) -> tuple[TrainState, list[str]]:
     """Put the weights that the config names into the state before the first step.
 
     Returns:
@@ -202,10 +185,8 @@ def start_from_pretrained(
     if is_text(config):
         folder = find_weights(path)
         loaded = load_pretrained(folder, state.params, state.records, num_heads=model.num_heads)
-        notes = [f'weights of {folder}']
-        if loaded.fresh:
-            notes.append(f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}')
-        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), notes
+        fresh = [f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}'] if loaded.fresh else []
+        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), [f'weights of {folder}', *fresh]
     static = config.copy_and_resolve_references()
     static.model.conv = 'static'
     shapes = abstract_variables(make_model(static), make_inputs(static))
@@ -214,22 +195,18 @@ def start_from_pretrained(
     return state, [f'weights of {path}', *loaded.notes]
 
 
-def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
+def make_recipe(config: ConfigDict) -> Recipe:
     """Make the settings that all rounds of the partition share."""
     return Recipe(**{field.name: config.partition[field.name] for field in dataclasses.fields(Recipe)})
 
 
 @functools.lru_cache
 def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
-    """Shapes of every collection of a model, `intermediates` included; nothing is computed or allocated.
-
-    Args:
-      inputs: from `make_inputs`.
-    """
+    """Shapes of every collection of a model, `intermediates` included; nothing is computed or allocated."""
     return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), *inputs)
 
 
-def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
+def plan_layers(config: ConfigDict) -> list[LayerCount]:
     """Count the parameters of a config's network after its partition, without training it.
 
     Raises:
@@ -241,13 +218,14 @@ def plan_layers(config: ml_collections.ConfigDict) -> list[LayerCount]:
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
             planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)
-            _check_groups_fit(config, layout.layer_of, positions, variables['partition'])
+            roles = recipe.find_roles(positions)
+            _check_groups_fit(config, roles, layout.layer_of, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
 
 
-def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:
+def account_network(config: ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:
     """Add the multiply-adds of a config's network to the counts, for one image or one text of data.max_length tokens.
 
     Args:
@@ -256,28 +234,24 @@ def account_network(config: ml_collections.ConfigDict, layers: Iterable[LayerCou
     return account_layers(make_model(config), make_inputs(config, config.data.get('max_length')), layers)
 
 
-def _check_groups_fit(config, layer_of, positions, masks) -> None:
+def _check_groups_fit(config, roles, layer_of, positions, masks) -> None:
     """Raise ValueError if the partition would fail later, or leave the network wholly dynamic or static.
 
     At least the smallest gate must fit under scope 'global'. Under scope 'layer' the largest must, because any gate
     may have the best score of its layer.
     """
     partition, scope = config.partition, config.partition.scope
-    roles = make_recipe(config).find_roles(masks)
-    leaves = zip(roles, jax.tree.leaves(masks), jax.tree.leaves(positions), strict=True)
-    groups = {name: (group_size(mask, leaf), leaf.size) for name, mask, leaf in leaves if roles[name] is None}
-    if not groups and len(set(roles.values())) == 1:
-        is_dynamic = all(roles.values())
-        side, change = ('dynamic', 'partition.dynamic_fraction=1') if is_dynamic else ('static', 'model.conv=static')
-        change = 'model.ffn=dense' if is_text(config) and not is_dynamic else change
+    if set(roles.values()) in ({True}, {False}):
         raise ValueError(
-            f'no layer is left to compete: keep_{side} = {partition[f"keep_{side}"]!r} matches all of them. For a '
-            f'wholly {side} network use --config.{change}'
+            'keep_dynamic or keep_static matches all layers, and no layer is left to compete. Such a network has '
+            'partition.dynamic_fraction=1, or model.conv=static, model.ffn=dense'
         )
+    leaves = zip(roles.items(), jax.tree.leaves(masks), jax.tree.leaves(positions), strict=True)
+    groups = {name: (group_size(mask, leaf), leaf.size, name) for (name, role), mask, leaf in leaves if role is None}
     for layer, members in find_competitions(groups, scope, layer_of).items():
-        competing = [(name, groups[name]) for name in members]
-        target = num_dynamic_positions(sum(total for _, (_, total) in competing), partition.dynamic_fraction)
-        name, (size, _) = (min if scope == 'global' else max)(competing, key=lambda item: item[1][0])
+        competing = [groups[name] for name in members]
+        target = num_dynamic_positions(sum(total for _, total, _ in competing), partition.dynamic_fraction)
+        size, _, name = (min if scope == 'global' else max)(competing)
         if size > target:
             raise ValueError(
                 f'granularity {partition.granularity!r} selects {size} positions of {name} at once, but '

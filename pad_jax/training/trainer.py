@@ -150,7 +150,8 @@ class Run:
             if self.start < self.last_step:
                 files.add_version(self.workdir)
             files.write_identity(self.workdir, self.config, self.source)
-            notes = self.checkpoints.prepare_to_write()
+            notes = self.checkpoints.describe_damage()
+            self.checkpoints.prepare_to_write()
             self.writer = files.MetricWriter(self.workdir, self.start)
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
@@ -244,8 +245,7 @@ class Run:
         if self.config.train.on_nonfinite == 'skip':
             values['nonfinite_steps'] = self.skipped
         values['dynamic_fraction'] = self.summary['totals']['dynamic_fraction']
-        self.writer.write(step, 'train', values)
-        self.writer.write_board(step, 'train/steps_per_second', self.progress.rate)
+        self.writer.write(step, 'train', values, steps_per_second=self.progress.rate)
         shown = {name: values[name] for name in ('loss', 'accuracy') if name in values}
         self.progress.update(step, **shown, κ=values['dynamic_fraction'])
 

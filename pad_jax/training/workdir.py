@@ -23,11 +23,11 @@ from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'
 VERSIONS = 'versions.json'
-# Files that a run writes after its config.json.
-_WRITTEN = ('checkpoints', 'metrics.jsonl', 'partition.json', 'tensorboard')
-# Errors of a disk that is full, read-only or gone. C++ libraries report them by their texts only.
-_DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENODEV, errno.ESTALE)
-_DISK_FAULT_TEXT = re.compile('|'.join(re.escape(os.strerror(number)) for number in _DISK_FAULTS))
+# What a run appends to, after it has written config.json. It replaces all other files.
+_APPENDED = ('checkpoints', 'tensorboard', 'metrics.jsonl')
+# Texts of errors of a disk that is full, read-only, closed or gone: C++ libraries report no numbers.
+_DISK_FAULTS = ['ENOSPC', 'EROFS', 'EDQUOT', 'EIO', 'EFBIG', 'ENODEV', 'ESTALE', 'EACCES', 'EPERM']
+_DISK_FAULT_TEXT = re.compile('|'.join(re.escape(os.strerror(getattr(errno, name))) for name in _DISK_FAULTS))
 
 
 def describe_data(spec: DataSpec) -> dict[str, Any]:
@@ -59,41 +59,31 @@ def check_workdir(workdir: Path, config) -> None:
     """Check that a run of this config may write into workdir, without looking at its data.
 
     Raises:
-      BadInput: the directory contains files of another config or of unknown origin, a damaged file, or cannot be
-        written.
+      BadInput: it contains files of another config or of unknown origin, a damaged file, or cannot be written.
     """
     try:
+        check_access(next(path for path in (workdir, *workdir.parents) if path.exists()))
+        for name in _APPENDED:
+            check_access(workdir / name, is_folder=name != 'metrics.jsonl')
         if (workdir / 'config.json').exists():
             differing = differing_keys(flatten(read_workdir_config(workdir)), flatten(config))
             if differing:
                 raise BadInput(f'{workdir} was made by another config ({"; ".join(differing)}): use another workdir')
             read_versions(workdir)
-        elif others := [name for name in _WRITTEN if (workdir / name).exists()]:
+        elif others := [name for name in _APPENDED if (workdir / name).exists()]:
             raise BadInput(f'{workdir} contains {others[0]} but no config.json: use another workdir')
-        present = next(path for path in (workdir, *workdir.parents) if path.exists())
-        if not present.is_dir():
-            raise BadInput(f'workdir {workdir} cannot be made: {present} is not a folder')
-        if not os.access(present, os.W_OK | os.X_OK):
-            raise BadInput(f'workdir {workdir} cannot be written: no permission to write into {present}')
-        check_writable(workdir)
         read_metrics(workdir)
     except OSError as error:
         raise BadInput(f'workdir {workdir} cannot be used: {error.strerror}') from error
 
 
-def check_writable(workdir: Path) -> None:
-    """Raise BadInput if an existing file or folder that a run appends to cannot be written; JSON files are replaced."""
-    for name, kind in (('checkpoints', 'folder'), ('tensorboard', 'folder'), ('metrics.jsonl', 'file')):
-        check_access(workdir / name, kind, to_write=True)
-
-
-def check_access(path: Path, kind: str, to_write: bool) -> None:
-    """Raise BadInput if the path exists and is not a 'folder' or 'file', as `kind` says, that can be used."""
+def check_access(path: Path, is_folder: bool = True, to_write: bool = True) -> None:
+    """Raise BadInput if a path exists but cannot be used."""
     if not path.exists():
         return
-    if not (path.is_dir() if kind == 'folder' else path.is_file()):
-        raise BadInput(f'{path} is not a {kind}')
-    if not os.access(path, os.R_OK | (os.X_OK if kind == 'folder' else 0) | (os.W_OK if to_write else 0)):
+    if not (path.is_dir() if is_folder else path.is_file()):
+        raise BadInput(f'{path} is not a {"folder" if is_folder else "file"}')
+    if not os.access(path, os.R_OK | is_folder * os.X_OK | to_write * os.W_OK):
         raise BadInput(f'{path} cannot be {"written" if to_write else "read"}: no permission')
 
 
@@ -109,8 +99,7 @@ def read_data(workdir: Path) -> DataSpec:
     """Read data.json; raise BadInput if it is missing or damaged. It does not record splits and metrics."""
     content = read_own_object(workdir / 'data.json', 'the workdir of a run')
     names, counts = content.get('class_names'), {name: content.get(name) for name in ('num_train', 'num_eval')}
-    names_are_text = type(names) is list and all(type(name) is str for name in names)
-    if not names_are_text or any(type(count) is not int for count in counts.values()):
+    if not _are_texts(names) or any(type(count) is not int for count in counts.values()):
         raise BadInput(f'{workdir}/data.json is damaged: class_names must be texts, num_train and num_eval integers')
     return DataSpec(num_classes=max(len(names), 1), class_names=tuple(names), **counts)
 
@@ -121,9 +110,13 @@ def read_versions(workdir: Path) -> list[str]:
     if not path.exists():
         return []
     versions = read_own_object(path, 'the workdir of a run').get('pad_jax')
-    if not versions or type(versions) is not list or not all(type(one) is str for one in versions):
+    if not versions or not _are_texts(versions):
         raise BadInput(f'{path} is damaged: it must hold pad_jax, a list of versions')
     return versions
+
+
+def _are_texts(values: Any) -> bool:
+    return type(values) is list and all(type(value) is str for value in values)
 
 
 def find_tokenizer(workdir: Path) -> Path | None:
@@ -156,14 +149,11 @@ def disk_faults_stop(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (*_DISK_FAULTS, errno.EACCES, errno.EPERM):
-            reason = error.strerror
-        elif found := _DISK_FAULT_TEXT.search(str(error)):
-            reason = found[0]
-        else:
+        found = _DISK_FAULT_TEXT.search(str(error))
+        if not found:
             raise
         advice = 'once that is mended, start again: the run resumes from its latest checkpoint'
-        raise Stopped(f'{what}: {reason}; {advice}') from error
+        raise Stopped(f'{what}: {found[0]}; {advice}') from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -174,10 +164,8 @@ def write_json(path: Path, content: Any) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step: readers find the old or the new one, never half of it."""
     temporary = path.with_name(path.name + '.tmp')
-    with temporary.open('w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text)
+    sync(temporary)
     temporary.replace(path)
     sync(path.parent)
 
@@ -203,14 +191,13 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         raise BadInput(f'{path} cannot be read: {error.strerror}') from error
     for number, line in enumerate(lines, start=1):
         try:
-            row = {name: math.nan if value is None else value for name, value in parse_json(line).items()}
-            is_row = (type(row['step']), type(row['split'])) == (int, str)
+            rows.append({name: math.nan if value is None else value for name, value in parse_json(line).items()})
+            is_row = (type(rows[-1]['step']), type(rows[-1]['split'])) == (int, str)
         except (ValueError, AttributeError, KeyError):
             is_row = False
         if not is_row:
             start = line[:80].decode('utf-8', 'replace')
             raise BadInput(f'{path}, line {number}: not a row of metrics: {start!r}')
-        rows.append(row)
     return rows
 
 
@@ -219,19 +206,15 @@ class MetricWriter:
 
     Args:
       workdir: exists.
-      resumed_step: step of the checkpoint that the run resumes from, 0 at the start. Later rows are dropped, because
-        the run writes them again.
+      resumed_step: step of the checkpoint that the run resumes from, 0 at the start. Later rows are dropped.
 
-    Raises:
-      BadInput: an existing file cannot be written; raised before anything is changed.
-      Stopped: by each method, if the disk is full or fails.
+    Each method raises Stopped if the disk is full or fails.
     """
 
     def __init__(self, workdir: Path, resumed_step: int = 0):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        check_writable(workdir)
         self._path, self._board_folder = workdir / 'metrics.jsonl', workdir / 'tensorboard'
         # A round due after s steps runs when the checkpoint of s steps is already written. Its row comes again.
         kept = [row for row in read_metrics(workdir) if row['step'] < resumed_step + (row['split'] != 'partition')]
@@ -247,22 +230,19 @@ class MetricWriter:
             self._board.write_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=log))
         self._board.flush()
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    def write(self, step: int, split: str, values: Mapping[str, float], **board_only: float) -> None:
         """Write one row: `step` (steps done), `split` (train, eval or partition), then values."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         row = encode_row({'step': step, 'split': split, **values}).encode()
         with disk_faults_stop(f'{self._path} cannot be written'):
             while row:  # an almost full disk takes a part, which the next start drops, and fails at the rest
                 row = row[self._file.write(row) :]
-        for name, value in values.items():
-            self.write_board(step, f'{split}/{name}', value)
-
-    def write_board(self, step: int, name: str, value: float) -> None:
-        """Write a value for TensorBoard only."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
         with disk_faults_stop(f'{self._board_folder} cannot be written'):
-            self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            for name, value in {**values, **board_only}.items():
+                summary = scalar(f'{split}/{name}', value)
+                self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._board.flush()
 
     def write_file(self, name: str, content: Any) -> None:
@@ -285,7 +265,7 @@ class MetricWriter:
 class NoWriter:
     """Stands in for a MetricWriter in processes that do not write."""
 
-    write = write_board = write_file = sync = close = lambda self, *arguments: None
+    write = write_file = sync = close = lambda self, *arguments, **named: None
 
 
 def encode_row(row: Mapping[str, Any]) -> str:

@@ -218,7 +218,7 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
 
 WEIGHTS, BROKEN = 'model.safetensors', 'damaged or incomplete'
 FINDINGS = [
-    ('config.json', b'{"a":' * 99 + b'1' + b'}' * 99, 'differs in a.a.a'),
+    ('config.json', b'{"a":' * 99 + b'1' + b'}' * 99, 'unknown config key a.a.a'),
     ('config.json', DEEP[0], 'nests too deeply'),
     ('data.json', b'{"class_names": "cat", "num_train": 1, "num_eval": 1}', 'class_names must be'),
     ('metrics.jsonl', b'{"step": null, "split": "train"}\n', 'line 1: not a row of metrics'),

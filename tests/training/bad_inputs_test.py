@@ -46,8 +46,11 @@ IMAGES = [
     ('partition.granularity=output partition.dynamic_fraction=0.05', 'selects 36 positions of '),
     ('partition.scope=layer partition.granularity=layer', 'with partition.keep_dynamic or partition.keep_static'),
     ('partition.scope=layer partition.granularity=input model.conv=dcd', 'of stage1_block1/conv1/scaling/tensor at'),
-    ('partition.keep_dynamic=.*', "no layer is left to compete: keep_dynamic = '.*' matches all of them"),
-    ('partition.keep_static=conv', 'wholly static network use --config.model.conv=static'),
+    (
+        'partition.keep_dynamic=.*',
+        'partition: keep_dynamic or keep_static matches all layers, and no layer is left to compete',
+    ),
+    ('partition.keep_static=conv', 'Such a network has partition.dynamic_fraction=1, or model.conv=static'),
     ('partition.keep_static=stage9', 'stage9'),
     ('partition.keep_dynamic=conv1 partition.keep_static=stage1', 'keep_dynamic'),
     ('partition.prune=True partition.handoff=mean', 'partition.handoff=mean needs static parameters'),
@@ -56,8 +59,11 @@ IMAGES = [
     ('partition.start_step=2 partition.rounds=3 partition.every_steps=2', 'comes after 6 steps, the run has 6'),
     ('train.steps=0 train.epochs=0', 'train.steps or train.epochs must be above 0, got 0'),
     ('train.steps=0 train.epochs=0.1 partition.start_step=99', 'comes after 99 steps, the run has 10'),
-    ('train.steps=0 train.epochs=1e30', 'train.epochs = 1e+30 makes 9.01e+31 steps of 1442 training examples'),
-    ('train.temperature_epochs=1e8', 'train.temperature_epochs = 1e+08 makes 9.01e+09 steps of 1442 training'),
+    ('train.steps=0 train.epochs=1e30', 'must make at most 2147483647 steps, got 9.01e+31 and 5'),
+    (
+        'train.temperature_epochs=1e8',
+        'train.epochs and temperature_epochs must make at most 2147483647 steps, got 6 and 9.01e+09',
+    ),
     ('train.steps=0 train.epochs=0.01 optim.warmup_steps=1', 'must be below the 1 steps of the run, got 1'),
     ('partition.batch_size=1443', 'partition.batch_size must be at most the 1442 training examples, got 1443'),
 ]
@@ -86,7 +92,7 @@ TEXTS = [
         'train.steps=0 train.epochs=2.0 partition.start_step=12',
         'partition.start_step, every_steps or rounds, or raise train.epochs',
     ),
-    ('partition.keep_static=ffn', 'wholly static network use --config.model.ffn=dense'),
+    ('partition.keep_static=ffn', 'model.ffn=dense'),
     ('partition.batch_size=49', 'partition.batch_size must be at most the 48 training examples, got 49'),
 ]
 
@@ -191,7 +197,7 @@ ALL = ('train', 'evaluate', 'predict', 'inspect')
 BOTH = ('train', 'evaluate')
 WORKDIRS = [
     ('config.json', half, ALL, 'run/config.json is damaged'),
-    ('config.json', set_value('train', 'seed', value='1e999'), BOTH, 'run/config.json: train.seed must be an integer'),
+    ('config.json', set_value('train', 'seed', value='1e999'), BOTH, 'workdir): train.seed must be an integer'),
     ('config.json', None, ('train',), 'no config.json'),
     ('data.json', lambda content: b'{}', BOTH, 'run/data.json is damaged'),
     ('data.json', set_value('class_names', value='[3]'), ('train',), 'run/data.json is damaged'),
@@ -320,7 +326,7 @@ def test_workdirs_that_cannot_be_written(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: ask(path, mode) and not (path == closed and mode & os.W_OK))
     for workdir in ('closed', 'closed/run'):
         line = refused('train', f'--config={DIGITS}', *FLAGS, f'--workdir={tmp_path}/{workdir}')
-        assert f'no permission to write into {tmp_path}/closed' in line
+        assert f'{tmp_path}/closed cannot be written: no permission' in line
 
 
 def run(*command, devices=1):

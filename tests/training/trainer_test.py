@@ -166,7 +166,7 @@ def test_a_run_resumes_from_the_newest_sound_checkpoint(finished_run, tmp_path, 
     train(small_config(**IN_ROUNDS), workdir, devices=one_device())
     (line,) = [line for line in capsys.readouterr().err.splitlines() if ' is damaged (' in line]
     assert 'checkpoints/6 is damaged (' in line
-    assert line.endswith('that of step 4 replaces it; it is kept as 6.damaged')
+    assert line.endswith('the latest sound one replaces it, and training keeps it as 6.damaged')
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
 
 

@@ -69,7 +69,8 @@ def exit_status(command: Callable[[], None]) -> int:
 
     Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1.
     """
-    logging.getLogger('absl').setLevel(logging.ERROR)  # our own errors replace the warnings of orbax
+    for name in ('absl', 'asyncio'):  # orbax raises the errors that its threads log
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         command()
         sys.stdout.flush()

@@ -276,7 +276,7 @@ OLDER = json.dumps(load().to_dict()).replace('width_multiplier', 'width')
         ('', 'config.json is damaged'),
         ('[]', 'config.json is damaged: it holds no object'),
         ('{"model": 3, "a.b": 2}', 'unknown config key a.b; '),
-        ('{"model": {"name": {"a": 1}}}', 'model.name.a, model.num_classes'),
+        ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a, did you'),
         # A width of 64 is not a multiplier of 64.
         (
             OLDER,

@@ -22,8 +22,8 @@ def kept(workdir):
 def test_a_row_is_one_json_object_a_line_and_an_event(tmp_path):
     """A number that is not finite is null."""
     writer = MetricWriter(tmp_path)
-    writer.write(3, 'train', {'loss': 0.5, 'accuracy': float('nan'), 'norm': float('inf')})
-    writer.write_board(3, 'train/steps_per_second', 9.0)
+    values = {'loss': 0.5, 'accuracy': float('nan'), 'norm': float('inf')}
+    writer.write(3, 'train', values, steps_per_second=9.0)
     # Before it is closed: a killed run has written its rows.
     row = '{"step": 3, "split": "train", "loss": 0.5, "accuracy": null, "norm": null}\n'
     assert (tmp_path / 'metrics.jsonl').read_text() == row

@@ -107,7 +107,7 @@ def split_columns(config: ConfigDict) -> tuple[str, ...]:
 def open_pieces(config: ConfigDict, workdir: Path | None = None) -> WordPieces:
     """Open the tokenizer: that of the run in workdir, else data.vocabulary, else that of the pretrained weights.
 
-    Raise BadInput if there is none, it cannot be read, or it has more pieces than the model embeds.
+    Raise BadInput if it is missing, cannot be read, or has more pieces than the model embeds.
     """
     path, weights = (workdir and find_tokenizer(workdir)) or config.data.vocabulary, config.model.pretrained
     if not path and not weights:

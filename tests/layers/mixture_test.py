@@ -180,6 +180,8 @@ def test_without_bias_and_without_tokens():
     np.testing.assert_allclose(run(layer, variables, x)[0], expected, atol=1e-6)
     y, aux = run(layer, variables, x[:, :0])
     assert y.shape == (1, 0, 3) and all(np.isfinite(value).all() for value in aux.values())
+    y, aux = run(layer, variables, x, jnp.zeros((1, 4), bool))  # only padding
+    assert not y.any() and all(np.isfinite(value).all() for value in aux.values())
 
 
 def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture():
@@ -222,28 +224,6 @@ def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kin
                 step = jnp.zeros_like(gate).at[0, index].set(1e-5)
                 slope = (function(gate + step)[0] - function(gate - step)[0]) / 2e-5
                 np.testing.assert_allclose(gradient[0, index], slope, rtol=1e-5)
-
-
-def test_padding_changes_nothing():
-    layer = MixtureFFN(8, num_experts=4, granularity='output', plan='dense', z_coefficient=1e-3)
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
-    variables = start(layer, x)
-    variables['params']['router']['gate'] = jax.random.normal(jax.random.key(2), (4, 4))
-    for routing in ('token', 'sentence'):
-        chosen = layer.clone(routing=routing)
-        results = []
-        for padding in (0, 5):
-            valid = jnp.broadcast_to((jnp.arange(6 + padding) < 6)[None], (2, 6 + padding))
-            padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)), constant_values=1e3)
-            (y, aux), sown = run(chosen, variables, padded, valid, mutable='intermediates')
-            (routes,) = sown['intermediates']['routing']
-            routes = routes.reshape(2, 6 + padding, 4)
-            assert not y[:, 6:].any() and not routes[:, 6:].any()
-            results.append((y[:, :6], aux, routes[:, :6]))
-        chex.assert_trees_all_close(*results, atol=1e-6)
-    nothing = run(layer, variables, x, jnp.zeros((2, 6), bool))
-    assert not nothing[0].any()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
 
 
 def test_nothing_is_traced_again_for_other_masks_choices_and_padding():

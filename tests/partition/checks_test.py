@@ -78,18 +78,6 @@ def test_groups_count_with_their_size_among_the_nan():
         check_informative(scores, masks, 9, positions)
 
 
-def test_a_loss_with_some_nan_is_refused_where_it_leaves_too_few():
-    def loss_fn(params, gates, batch):
-        spoiled = [jnp.sum(leaf.ravel()[::2]) * NAN for leaf in jax.tree.leaves(gates)]
-        return problems.loss_fn(params, gates, batch) + sum(spoiled)
-
-    options, problem = {'params': PARAMS, 'batches': BATCHES}, Problem(loss_fn, problems.SCALED)
-    found = iterative_mode_partition(problem, **options, dynamic_fraction=0.4).masks
-    assert sum(int(leaf.sum()) for leaf in found.values()) == 16
-    with pytest.raises(UninformativeScores, match=r'NaN for 20 of the 40 positions .*, and 24 are'):
-        iterative_mode_partition(problem, **options, dynamic_fraction=0.6)
-
-
 def variance(routing, dynamic=PARAMS['dynamic'], **options):
     def routing_fn(params, gates, batch):
         return dict.fromkeys(gates, batch)

@@ -83,16 +83,11 @@ class Partition(NamedTuple):
 
 
 def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'exponential') -> tuple[float, ...]:
-    """Return the dynamic fraction after each of the T = `rounds` rounds; the last is exactly `dynamic_fraction`.
+    """Return the dynamic fraction after each of the T = `rounds` rounds; the last is κ = `dynamic_fraction` in (0, 1].
 
     `exponential` keeps κ^(t/T) after round t, `linear` 1 − (1 − κ)·t/T (the reference's dyconv/prune.py,
     optax.exponential_decay(1, T, κ) and optax.polynomial_schedule(1, κ, 1, T) in float64). `one_shot` takes κ in a
-    single round.
-
-    Args:
-      dynamic_fraction: κ, float in (0, 1].
-      rounds: T, at least 1.
-      schedule: one of `SCHEDULES`.
+    single round. `SCHEDULES` lists them.
 
     >>> round_fractions(0.25, rounds=2)
     (0.5, 0.25)

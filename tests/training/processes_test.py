@@ -279,11 +279,6 @@ def run_two(workdir, changes, **options):
     return end([start(workdir, index, each[index], port=port, **options) for index in range(2)])
 
 
-def run_one(workdir, changes, devices=2):
-    """The same in this process."""
-    train(small(changes), workdir, devices=jax.local_devices()[:devices])
-
-
 def small(changes=None):
     return load_config(str(DIGITS), [f'{name}={value}' for name, value in (SHORT | (changes or {})).items()])
 
@@ -327,13 +322,20 @@ def test_two_processes_train_what_one_trains(finished_run, tmp_path):
 def test_two_processes_of_two_devices_train_compact_what_one_trains(tmp_path):
     """By shard_map; checkpoints move from two processes to one and back, masked as they are stored."""
     changes = {'parallel': 'shard_map', 'partition.compact': True}
-    run_one(tmp_path / 'one', changes, devices=4)
-    for name, begin, resume in (('two_one', run_two, run_one), ('one_two', run_one, run_two)):
+
+    def one(workdir):
+        train(small(changes), workdir, devices=jax.local_devices()[:4])
+
+    def two(workdir):
+        assert [status for status, _ in run_two(workdir, changes, devices=2)] == [0, 0]
+
+    one(tmp_path / 'one')
+    for name, begin, resume in (('two_one', two, one), ('one_two', one, two)):
         workdir = tmp_path / name
-        begin(workdir, changes, devices=2)
+        begin(workdir)
         assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['2', '3']
         shutil.rmtree(workdir / 'checkpoints' / '3')
-        resume(workdir, changes, devices=2)
+        resume(workdir)
         assert_close(workdir, tmp_path / 'one')
 
 

@@ -33,7 +33,7 @@ IMAGES = [
     ('partition.dynamic_fracton=0.3', 'unknown config key partition.dynamic_fracton, did you mean partition.dyn'),
     ('data.batch_size=60', 'multiple of 8 (8 devices × optim.accumulate_steps = 1), got 60'),
     ('optim.accumulate_steps=4', 'multiple of 32 (8 devices × optim.accumulate_steps = 4), got 16'),
-    ('train.mixup=0.2 data.batch_size=8', 'of 16 (8 devices × 2), because train.mixup mixes '),
+    ('train.mixup=0.2 data.batch_size=8', 'optim.accumulate_steps = 1, in pairs for train.mixup), got 8'),
     ('data.image_size=4', "data.image_size must be at least 8 for stem 'cifar', got 4"),
     ('model.stem=imagenet', "at least 64 for stem 'imagenet', got 8; stem 'cifar' takes it"),
     ('data.image_size=16', 'got 16'),

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 5e-4
     config.optim.warmup_steps = 0
     config.train.epochs = 30.0
-    config.train.temperature_epochs = 5.0
+    config.train.temperature_share = 1 / 6
     config.train.eval_every_steps = 100
     config.train.checkpoint_every_steps = 100
     return config

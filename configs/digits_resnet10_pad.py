@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.train.epochs = 8.0  # passes over the training data, if steps is 0
     config.train.seed = 0  # seed of all random draws
     config.train.temperature = 30.0  # temperature of the attention at the start
-    config.train.temperature_epochs = 2.0  # epochs in which the temperature falls to 1
+    config.train.temperature_share = 0.25  # share of the run in which the temperature falls to 1
     config.train.label_smoothing = 0.0  # share of a label that is spread over all classes
     config.train.mixup = 0.0  # α: mixes pairs of images with shares from Beta(α, α); 0 = none
     config.train.on_nonfinite = 'stop'  # loss or gradient that is not finite: stop, skip

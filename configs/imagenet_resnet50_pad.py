@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.optim.warmup_steps = 25000  # five epochs
     config.optim.weight_decay = 1e-4
     config.train.epochs = 100.0
-    config.train.temperature_epochs = 15.0
+    config.train.temperature_share = 0.15
     config.train.label_smoothing = 0.1
     config.train.eval_every_steps = 5000
     config.train.log_every_steps = 100

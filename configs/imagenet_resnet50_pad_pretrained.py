@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 0.01
     config.optim.warmup_steps = 2500
     config.train.epochs = 30.0
-    config.train.temperature_epochs = 5.0
+    config.train.temperature_share = 1 / 6
     return config

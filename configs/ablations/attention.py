@@ -3,14 +3,14 @@
     python -m pad_jax sweep configs/ablations/attention.py --workdir=runs/attention --config.data.path=FOLDER
 
 The attention of the base has one to four hidden units: 1/16 of the input channels of its layer. The base also starts
-at a high temperature, which falls in the first epochs.
+at a high temperature, which falls in the first sixth of the run.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_ablation() -> ConfigDict:
-    sharp = {'train.temperature': 1.0, 'train.temperature_epochs': 0.0}
+    sharp = {'train.temperature': 1.0, 'train.temperature_share': 0.0}
     return ConfigDict(
         {
             'base': 'cifar_resnet10_pad.py',

@@ -29,7 +29,7 @@ from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import walk_records
 from pad_jax.training.config import is_partial, is_text
 from pad_jax.training.evaluate import RestoredRun, restore_run
-from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task, make_temperature, plan_layers
+from pad_jax.training.setup import abstract_variables, make_inputs, make_model, make_task, plan_layers
 from pad_jax.training.tasks import Task
 from pad_jax.training.workdir import find_tokenizer
 
@@ -150,12 +150,9 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 def read_network(run: RestoredRun) -> Network:
     """Return the network as it was trained, in float32: averaged parameters if the run keeps an average."""
-    schedule = make_temperature(run.config, run.lengths)
     variables = {name: jax.device_get(found) for name, found in run.state.averaged_variables.items() if found}
-    temperature = float(schedule(run.state.step)) if schedule else None
-    return Network(
-        make_model(_serving_config(run.config)), variables, run.state.records, make_task(run.config), temperature
-    )
+    model, task = make_model(_serving_config(run.config)), make_task(run.config)
+    return Network(model, variables, run.state.records, task, run.temperature)
 
 
 def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Network:

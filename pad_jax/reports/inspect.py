@@ -38,7 +38,6 @@ from pad_jax.training.setup import (
     make_inputs,
     make_model,
     make_task,
-    make_temperature,
     open_source,
 )
 from pad_jax.training.tasks import Task
@@ -103,6 +102,8 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     except BadInput as error:
         print_line(f'Left out, without a checkpoint: location and variation ({error})')
         return
+    if run.temperature is not None:
+        print_line(f'Temperature of the attention: {run.temperature:.4g}, at step {int(run.state.step)}')
     records = find_records(make_model(config), *make_inputs(config))
     if jax.tree.leaves(run.state.masks):
         print_table(tabulate_locations(jax.device_get(run.state.masks), records))
@@ -150,9 +151,8 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
 
 def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> dict[str, LayerMeasures]:
     """Measure the dynamic layers of a run's newest checkpoint."""
-    variables, schedule = run.state.averaged_variables, make_temperature(run.config, run.lengths)
-    temperature = schedule(run.state.step) if schedule else None
-    return measure_network(make_task(run.config), make_model(run.config), variables, records, batches, temperature)
+    task, model, variables = make_task(run.config), make_model(run.config), run.state.averaged_variables
+    return measure_network(task, model, variables, records, batches, run.temperature)
 
 
 def measure_network(

@@ -149,7 +149,7 @@ KEYS = (
     Key('train.epochs', _number(0), 'passes over the training data, if steps is 0'),
     Key('train.seed', _integer(0, 2**32 - 1), 'seed of all random draws'),
     Key('train.temperature', _number(1), 'temperature of the attention at the start', IMAGES),
-    Key('train.temperature_epochs', _number(0), 'epochs in which the temperature falls to 1', IMAGES),
+    Key('train.temperature_share', _number(0, 1), 'share of the run in which the temperature falls to 1', IMAGES),
     Key('train.label_smoothing', _SHARE, 'share of a label that is spread over all classes', IMAGES),
     Key('train.mixup', _number(0, 1000), 'α: mixes pairs of images with shares from Beta(α, α); 0 = none', IMAGES),
     # A step that is not finite changes nothing, so a resumed run may skip it.

@@ -36,6 +36,12 @@ class RestoredRun(NamedTuple):
     lengths: setup.Lengths
     state: TrainState
 
+    @property
+    def temperature(self) -> float | None:
+        """Attention temperature of the checkpoint's step; None for texts."""
+        schedule = setup.make_temperature(self.config, self.lengths)
+        return float(schedule(self.state.step)) if schedule else None
+
     def place(self) -> tuple[Callable, TrainState, Replicas]:
         """Map the evaluation step over one device, and place the state on it."""
         config, replicas = self.config, Replicas(self.config.parallel, jax.local_devices()[:1])
@@ -62,7 +68,13 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
         state = checkpoints.restore_newest(like)
         for line in checkpoints.describe_damage():
             logger.warning(line)
-    return RestoredRun(config, record, lengths, state)
+    run = RestoredRun(config, record, lengths, state)
+    if (run.temperature or 0) > 1:
+        logger.warning(
+            f'step {int(state.step)} of {lengths.total}: the temperature of the attention is still '
+            f'{run.temperature:.3g}, so the network is nearly static. It is 1 after step {lengths.temperature}'
+        )
+    return run
 
 
 def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,7 +94,8 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     step, state, replicas = run.place()
     with jax.debug_nans(run.config.debug):
         values = evaluate_state(step, state, source, replicas, run.config.data.on_bad)
-    return {'step': int(run.state.step), **values}
+    temperature = {} if run.temperature is None else {'temperature': run.temperature}
+    return {'step': int(run.state.step), **temperature, **values}
 
 
 def evaluate_state(

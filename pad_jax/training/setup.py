@@ -124,14 +124,13 @@ def measure_lengths(config: ConfigDict, num_train: int) -> Lengths:
     Raises:
       BadInput: naming every key that does not fit the run: steps, warm-up, partition or scoring batch.
     """
-    train, epoch = config.train, num_train / config.data.batch_size
+    train = config.train
+    total = train.steps or math.ceil(train.epochs * num_train / config.data.batch_size)
     # A network of texts has no temperature.
-    temperature = round(train.get('temperature_epochs', 0.0) * epoch)
-    lengths = Lengths(train.steps or math.ceil(train.epochs * epoch), temperature)
+    lengths = Lengths(total, temperature=round(train.get('temperature_share', 0.0) * total))
     problems, size = find_length_problems(config, lengths.total), config.partition.batch_size
-    if max(lengths) > MAX_STEPS:
-        steps = f'{lengths.total:.3g} and {temperature:.3g}'
-        problems.append(f'train.epochs and temperature_epochs must make at most {MAX_STEPS} steps, got {steps}')
+    if total > MAX_STEPS:
+        problems.append(f'train.epochs must make at most {MAX_STEPS} steps, got {total:.3g}')
     if is_partial(config) and size > num_train:
         problems.append(f'partition.batch_size must be at most the {num_train} training examples, got {size}')
     if problems:

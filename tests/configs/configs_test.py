@@ -64,7 +64,7 @@ DIFFS = {
             'optim.learning_rate': 0.01,
             'optim.warmup_steps': 2500,
             'train.epochs': 30.0,
-            'train.temperature_epochs': 5.0,
+            'train.temperature_share': 1 / 6,
         },
     ),
     'glue_bert_base_moe.py': (

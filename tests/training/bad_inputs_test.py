@@ -59,11 +59,8 @@ IMAGES = [
     ('partition.start_step=2 partition.rounds=3 partition.every_steps=2', 'comes after 6 steps, the run has 6'),
     ('train.steps=0 train.epochs=0', 'train.steps or train.epochs must be above 0, got 0'),
     ('train.steps=0 train.epochs=0.1 partition.start_step=99', 'comes after 99 steps, the run has 10'),
-    ('train.steps=0 train.epochs=1e30', 'must make at most 2147483647 steps, got 9.01e+31 and 5'),
-    (
-        'train.temperature_epochs=1e8',
-        'train.epochs and temperature_epochs must make at most 2147483647 steps, got 6 and 9.01e+09',
-    ),
+    ('train.steps=0 train.epochs=1e30', 'train.epochs must make at most 2147483647 steps, got 9.01e+31'),
+    ('train.temperature_share=1.1', 'train.temperature_share must be a number from 0 to 1, got 1.1'),
     ('train.steps=0 train.epochs=0.01 optim.warmup_steps=1', 'must be below the 1 steps of the run, got 1'),
     ('partition.batch_size=1443', 'partition.batch_size must be at most the 1442 training examples, got 1443'),
 ]

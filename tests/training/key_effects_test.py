@@ -120,7 +120,7 @@ IMAGES = BOTH | {
     'data.randaugment_magnitude': (3, batches, PHOTOS | {'data.randaugment_layers': 2}),
     'data.on_bad': ('skip', batches, PHOTOS | {'data.path': '{broken}'}),
     'train.temperature': (10.0, typed, {}),
-    'train.temperature_epochs': (1.0, typed, {}),
+    'train.temperature_share': (1.0, typed, {}),
     'train.label_smoothing': (0.1, typed, {}),
     'train.mixup': (0.2, typed, {}),
 }

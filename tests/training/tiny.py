@@ -25,7 +25,7 @@ SMALL = {
     'partition.batch_size': 32,
     'optim.warmup_steps': 1,
     'train.steps': 6,
-    'train.temperature_epochs': 0.05,
+    'train.temperature_share': 0.8,
     'train.log_every_steps': 1,
     'train.eval_every_steps': 3,
     'train.checkpoint_every_steps': 2,

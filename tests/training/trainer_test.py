@@ -121,8 +121,16 @@ def test_evaluate_repeats_the_last_evaluation(finished_run):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')}
     found = evaluate_workdir(finished_run)
     last = last_evaluation(finished_run)
-    assert found == {'step': 6, 'examples': 355, 'loss': last['loss'], 'accuracy': last['accuracy']}
+    assert found == {'step': 6, 'temperature': 1, **{name: last[name] for name in ('examples', 'loss', 'accuracy')}}
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob('*')} == before
+
+
+def test_evaluate_warns_of_a_temperature_above_one(finished_run, tmp_path, caplog):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    shutil.rmtree(workdir / 'checkpoints' / '6')
+    assert evaluate_workdir(workdir)['temperature'] == pytest.approx(30 - 29 * 4 / 5)
+    assert 'step 4 of 6: the temperature of the attention is still 6.8' in caplog.text
+    assert 'It is 1 after step 5' in caplog.text
 
 
 def test_a_finished_run_is_not_trained_again_and_says_its_result(finished_run, tmp_path, capsys):

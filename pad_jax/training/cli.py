@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -12,8 +13,9 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.experimental import multihost_utils
 
-from pad_jax.errors import BadInput, Stopped
+from pad_jax.errors import BadInput, Stopped, quote
 from pad_jax.partition import PartitionError
+from pad_jax.streams import lasting_streams
 from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
 
 MAX_CHARACTERS = 20_000
@@ -67,13 +69,21 @@ def make_line(text: str) -> str:
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
-    Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1.
+    Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1. So does output
+    that is lost, but a reader that has seen enough gets no line.
     """
     for name in ('absl', 'asyncio'):  # orbax raises the errors that its threads log
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    with lasting_streams() as find_lost:
+        status, lost = _run(command), find_lost()
+        if lost and lost.errno != errno.EPIPE:
+            print(f'error: stdout cannot be written: {lost.strerror}', file=sys.stderr)
+        return status or int(bool(lost))
+
+
+def _run(command: Callable[[], None]) -> int:
     try:
         command()
-        sys.stdout.flush()
         return 0
     except (BadInput, PartitionError, Stopped) as error:
         status = 1 if isinstance(error, Stopped) else 2
@@ -82,16 +92,29 @@ def exit_status(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return leave_at_once(130)
-    except BrokenPipeError:  # the reader of stdout is gone, and Python would flush once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
+        if line := _find_environment_problem(error):
+            print(f'error: {make_line(line)}', file=sys.stderr)
+            return leave_at_once(2)
         if jax.distributed.is_initialized():
             if is_lost_connection(error):
                 leave_at_once(1, OTHERS_ENDED)
             traceback.print_exc()
             leave_at_once(1)
         raise
+
+
+def _find_environment_problem(error: Exception) -> str:
+    """Describe a file that the system refuses, or JAX without a device; '' for all other errors."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{quote(os.fsdecode(error.filename))}: {error.strerror}'
+    try:
+        jax.devices()
+        return ''
+    except (RuntimeError, AssertionError) as problem:  # of the plugin of a platform, or of its number of devices
+        asked = {name: os.environ[name] for name in ('JAX_PLATFORMS', 'XLA_FLAGS') if os.environ.get(name)}
+        given = ' '.join(f'{name}={value}' for name, value in asked.items())
+        return f'JAX finds no device ({given or "JAX_PLATFORMS is not set"}): {str(problem) or "the platform has none"}'
 
 
 class StopSignals:

@@ -1,6 +1,7 @@
 """The commands on good input, and their exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -102,14 +103,52 @@ def test_debug_stops_where_a_nan_is_made(tmp_path, form):
     assert any(path.endswith('/models/resnet.py') for path in files), files
 
 
-def test_a_reader_of_stdout_that_has_seen_enough_gets_no_traceback():
-    program = (
-        "import sys; from pad_jax.training.cli import exit_status; sys.exit(exit_status(lambda: print('long' * 10**6)))"
-    )
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, **pipes)
-    process.stdout.read(4)
-    process.stdout.close()
-    with process.stderr as errors:
-        assert errors.read() == b''
-    assert process.wait() == 1
+STREAMS = """
+import sys
+from pad_jax.training.cli import exit_status
+from pad_jax.training.progress import Progress
+def command():
+    print('κ ± 3' * {times})
+    for step in range(100):
+        Progress('train', 3).say('κ')
+    open({path!r}, 'w').write('checkpoint')
+sys.exit(exit_status(command))
+"""
+
+
+def start(program, **streams):
+    environment = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, env=environment, **streams)
+
+
+def test_readers_that_are_gone_and_full_disks_end_no_command(tmp_path):
+    """Characters that the encoding lacks are escaped."""
+    pipes, path = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}, tmp_path / 'written'
+    with start(STREAMS.format(times=10**6, path=str(path)), **pipes) as seen_enough:
+        assert seen_enough.stdout.read(4) == rb'\u03'
+        seen_enough.stdout.close()
+        assert seen_enough.stderr.read() == b'train: \\u03ba\n' * 100
+    assert seen_enough.returncode == 1 and path.read_text() == 'checkpoint'
+    program = STREAMS.format(times=1, path=str(path))
+    with open('/dev/full', 'wb') as full, start(program, stdout=full, stderr=subprocess.PIPE) as process:
+        assert process.stderr.read().endswith(b'error: stdout cannot be written: No space left on device\n')
+    assert process.returncode == 1
+    path.unlink()
+    with start(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+    assert process.returncode == 0 and path.read_text() == 'checkpoint'
+
+
+@pytest.mark.parametrize(
+    ('environment', 'says'),
+    [
+        ({'JAX_PLATFORMS': 'cuda'}, 'JAX_PLATFORMS=cuda'),
+        ({'JAX_PLATFORMS': 'nonsense'}, "'nonsense' is not in the list of known backends"),
+        ({'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=0'}, 'device_count=0'),
+    ],
+)
+def test_a_machine_without_the_device(environment, says):
+    command = [sys.executable, '-m', 'pad_jax', 'count', f'--config={DIGITS}']
+    found = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr.count('\n')) == (2, '', 1), found.stderr
+    assert found.stderr.startswith('error: JAX finds no device (') and says in found.stderr

@@ -10,6 +10,7 @@ from pad_jax.errors import BadInput
 from pad_jax.reports.plots import plot_dynamic_fractions, plot_training_curves, save_figure
 from pad_jax.reports.runs import Network, read_network
 from pad_jax.reports.tables import format_fraction, format_interval, make_table, print_line, print_table
+from pad_jax.training.cli import check_count
 from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
 
@@ -30,14 +31,13 @@ def run_demo(workdir: Path, configs: Path, seeds: int, overrides: Sequence[str] 
     Args:
       workdir: folder of the runs and pictures; created.
       configs: folder of the config files.
-      seeds: runs of each network, at least 1, with the seeds 0, 1, ...
+      seeds: runs of each network, 1 to 1,000, with the seeds 0, 1, ...
       overrides: 'section.key=value' for all runs.
 
     Raises:
       BadInput: before the first run, if seeds, configs or overrides are wrong.
     """
-    if seeds < 1:
-        raise BadInput(f'--seeds must be at least 1, got {seeds}')
+    check_count('--seeds', seeds)
     if any(override.startswith('train.seed=') for override in overrides):
         raise BadInput('train.seed cannot be changed: --seeds=N trains with the seeds 0 to N - 1')
     # Interleave the networks, so that a machine that becomes slower does so for all of them.

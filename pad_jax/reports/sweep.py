@@ -38,7 +38,7 @@ import ml_collections
 from pad_jax.errors import BadInput, Stopped, check_together
 from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.cli import StopSignals, exit_status, make_line
+from pad_jax.training.cli import StopSignals, check_count, exit_status, make_line
 from pad_jax.training.config import call_file, differing_keys, flatten, is_partial, load_config
 from pad_jax.training.lock import LOCK, WorkdirLock
 from pad_jax.training.progress import Progress
@@ -166,7 +166,7 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
       BadInput: lists all problems.
     """
-    content = call_file(path, 'get_ablation').to_dict()
+    content = call_file(path, 'get_ablation')
     if content.keys() != {'base', 'variants'} or type(content['base']) is not str:
         raise BadInput(f'get_ablation() of {path} must return base, the name of a config file, and variants')
     try:
@@ -232,8 +232,8 @@ def run_sweep(
     Args:
       path: an ablation file.
       folder: folder of the sweep; created.
-      seeds: runs of each variant, at least 1, with train.seed 0, 1, ...
-      jobs: runs at the same time, at least 1.
+      seeds: runs of each variant, 1 to 1,000, with train.seed 0, 1, ...
+      jobs: runs at the same time, 1 to 1,000.
       overrides: 'section.key=value' of the base.
       command: trains one run when called with WORKDIR and LABEL.
 
@@ -242,9 +242,8 @@ def run_sweep(
       Stopped: after all other runs have ended, if some have failed.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, when every running run has written its checkpoint.
     """
-    for flag, value in (('--seeds', seeds), ('--jobs', jobs)):
-        if value < 1:
-            raise BadInput(f'{flag} must be at least 1, got {value}')
+    check_count('--seeds', seeds)
+    check_count('--jobs', jobs)
     if any(override.partition('=')[0] == 'train.seed' for override in overrides):
         raise BadInput('train.seed cannot be changed: --seeds=N trains with the seeds 0 to N - 1')
     ablation = read_ablation(path)

@@ -55,6 +55,12 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
     return flags, overrides
 
 
+def check_count(flag: str, value: int, most: int = 1000) -> None:
+    """Raise BadInput unless the value of a flag is from 1 to `most`."""
+    if not 1 <= value <= most:
+        raise BadInput(f'{flag} must be an integer from 1 to {most}, got {value}')
+
+
 def make_line(text: str) -> str:
     r"""Make one printable line of a text; escape sequences from files must not reach the terminal.
 

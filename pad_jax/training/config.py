@@ -196,20 +196,22 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     root = str(Path(path).absolute().parent.parent)
     if root not in sys.path:  # for `from configs import ...`, wherever the command was started
         sys.path.append(root)
-    return _finish(flatten(call_file(Path(path), 'get_config')), overrides)
+    return _finish(call_file(Path(path), 'get_config'), overrides)
 
 
-def call_file(path: Path, function: str) -> ConfigDict:
-    """Call a function of a config file; raise BadInput if that fails or does not return a ConfigDict."""
+def call_file(path: Path, function: str) -> dict[str, Any]:
+    """Call a function of a config file and flatten its ConfigDict; raise BadInput if it fails or returns no such."""
     if not path.is_file() or path.suffix != '.py':
         raise BadInput(f'config file {path} does not exist or is not a Python file')
     try:
         config = runpy.run_path(str(path))[function]()
-    except (Exception, SystemExit) as error:
+        if isinstance(config, ConfigDict):
+            return flatten(config)  # fails for a required placeholder, and for a config that contains itself
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the code of others may raise anything
         raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
-    if not isinstance(config, ConfigDict):
-        raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
-    return config
+    raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
 
 
 def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:

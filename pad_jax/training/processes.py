@@ -27,6 +27,8 @@ from pad_jax.partition import PartitionError
 AUTO = 'auto'
 HEARTBEAT_SECONDS = 100
 """Seconds without a sign of life after which a process is given up, and the others with it."""
+_MOST = 10**9
+"""Largest number of processes and of seconds: twice as many fit into 32 bits."""
 _LOST = re.compile(
     r'Gloo [\w-]+ failed: .*(Connection (reset|closed) by peer|Broken pipe)'
     r'|NCCL .* failed: remote process exited or there was a network error',
@@ -63,10 +65,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         address, is_sound = None, num_processes is process_id is None
     else:
         address, (host, _, port) = coordinator, coordinator.rpartition(':')
-        is_sound = host and port.isdecimal() and 0 < int(port) < 2**16
+        is_sound = host and re.fullmatch('[0-9]{1,5}', port) and 0 < int(port) < 2**16
         is_sound = is_sound and None not in (num_processes, process_id) and 0 <= process_id < num_processes
-    if not is_sound:
+    if not is_sound or (num_processes or 0) > _MOST:
         raise BadInput(f'{needs}; got {coordinator}, {num_processes} and {process_id}')
+    if not 0 <= join_seconds <= _MOST:
+        raise BadInput(f'--join-seconds must be an integer from 0 to {_MOST}, got {join_seconds}')
     if coordinator is None:
         return
     # Where JAX would abort with a page of C++, a line is written before: here and by a thread.
@@ -85,7 +89,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             num_processes,
             process_id,
             cluster_detection_method='deactivate' if address else None,
-            initialization_timeout=2 * max(join_seconds, 0) + 60,
+            initialization_timeout=2 * join_seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:

@@ -1,8 +1,11 @@
 """Turn a checked config into the typed parts of a run. The ConfigDict ends here."""
 
+import contextlib
 import dataclasses
 import functools
 import math
+import signal
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,12 +219,32 @@ def plan_layers(config: ConfigDict) -> list[LayerCount]:
         recipe, layout = make_recipe(config), Layout.of(read_records(variables.get('intermediates', {})))
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
+            with _deadline('keep_dynamic and keep_static'):
+                roles = recipe.find_roles(positions)
             planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)
-            roles = recipe.find_roles(positions)
             _check_groups_fit(config, roles, layout.layer_of, positions, variables['partition'])
         except ValueError as error:
             raise BadInput(f'partition: {error}') from error
     return count_layers(variables, planned)
+
+
+@contextlib.contextmanager
+def _deadline(what: str, seconds: int = 10):
+    """Raise ValueError if the `with` block takes longer: some regular expressions never end. Needs the main thread."""
+
+    def stop(number, frame):
+        raise ValueError(f'{what} take longer than {seconds} s: a regular expression must not repeat a repetition')
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def account_network(config: ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:

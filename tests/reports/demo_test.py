@@ -60,7 +60,7 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     'seeds, overrides, said',
     [
-        (0, [], 'seeds must be at least 1, got 0'),
+        (0, [], 'seeds must be an integer from 1 to 1000, got 0'),
         (2, ['train.seed=3'], r'train\.seed cannot be changed'),
         (2, ['train.stops=3'], r'did you mean train\.steps'),
     ],

@@ -278,8 +278,8 @@ def test_a_file_that_is_not_an_ablation(tmp_path, text, said):
 @pytest.mark.parametrize(
     'arguments, said',
     [
-        ({'seeds': 0}, '--seeds must be at least 1, got 0'),
-        ({'jobs': 0}, '--jobs must be at least 1, got 0'),
+        ({'seeds': 0}, '--seeds must be an integer from 1 to 1000, got 0'),
+        ({'jobs': 1001}, '--jobs must be an integer from 1 to 1000, got 1001'),
         ({'overrides': ['train.seed=1']}, r'train\.seed cannot be changed'),
         ({'overrides': ['train.stops=1']}, r'did you mean train\.steps'),
         ({'overrides': ['partition.criterion=random']}, 'variant one changes nothing'),

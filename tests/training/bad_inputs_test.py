@@ -3,6 +3,7 @@
 In flags and lines {tmp} is a folder of the test, and {texts} the folder that `write_texts` fills.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import sys
 
 import pytest
 
-from pad_jax.training import lock, trainer
+from pad_jax.training import lock, setup, trainer
 from tests.data.photos import claim_size
 from tests.hostile.readers import PARTITION
 from tests.training.fixtures import IN_ROUNDS
@@ -108,11 +109,17 @@ COMMANDS = [
     ('inspect', '--workdir=nowhere', 'nowhere is not the workdir of a run'),
     ('inspect', '--workdir=x --data.path=y', 'unknown argument --data.path=y; see '),
     ('export', '--workdir=nowhere --out=o', 'nowhere is not the workdir of a run'),
-    ('demo', '--workdir={tmp}/demo --seeds=0', '--seeds must be at least 1, got 0'),
+    ('demo', '--workdir={tmp}/demo --seeds=1000000', '--seeds must be an integer from 1 to 1000, got 1000000'),
     ('demo', f'--workdir={{tmp}}/demo --configs={ROOT}/configs --config.train.seed=3', 'train.seed'),
     ('demo', '--workdir={tmp}/demo --configs={tmp}/nowhere', '{tmp}/nowhere/digits_resnet10_static.py does not exist'),
     ('sweep', 'nowhere.py --workdir={tmp}/sweep', 'nowhere.py does not exist'),
     ('report', 'nowhere', 'nowhere'),
+    ('train', f'--config={DIGITS} --workdir=w --join-seconds=9999999999', '--join-seconds must be an integer from 0'),
+    (
+        'train',
+        '--config=x --workdir=w --coordinator=h:1 --num-processes=4294967296 --process-id=0',
+        'got h:1, 4294967296',
+    ),
     ('nothing', '', 'invalid choice'),
 ]
 
@@ -134,6 +141,12 @@ def test_configs(refused, tmp_path, texts, config, overrides, says):
     base = FLAGS if config == DIGITS else [f'--config.{flag}' for flag in small_text_flags(texts)]
     flags = [f'--config.{override}' for override in overrides.split()]
     refuse(refused, tmp_path, texts, 'train', [f'--config={config}', *base, *flags, '--workdir={tmp}/run'], says)
+
+
+def test_a_regular_expression_without_end(refused, monkeypatch):
+    monkeypatch.setattr(setup, '_deadline', functools.partial(setup._deadline, seconds=0.1))
+    line = refused('count', f'--config={DIGITS}', *FLAGS, r'--config.partition.keep_dynamic=([\w/]+)+!')
+    assert 'keep_dynamic and keep_static take longer than 0.1 s: a regular expression must not' in line
 
 
 @pytest.mark.parametrize(('command', 'flags', 'says'), COMMANDS, ids=lambda value: value[:40])

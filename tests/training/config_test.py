@@ -177,7 +177,10 @@ def test_a_network_without_a_partition_asks_nothing_of_its_keys():
 
 def write(tmp_path, body, name='mine.py'):
     path = tmp_path / name
-    path.write_text(f'from ml_collections import ConfigDict\nfrom configs import digits_resnet10_pad as base\n{body}\n')
+    path.write_text(
+        'import ml_collections\nfrom ml_collections import ConfigDict\n'
+        f'from configs import digits_resnet10_pad as base\n{body}\n'
+    )
     return path
 
 
@@ -198,6 +201,17 @@ BASE = 'def get_config():\n    config = base.get_config()\n    '
         ('def get_config(:', 'fails: SyntaxError'),
         ('import a_module_that_is_not_there', 'fails: ModuleNotFoundError'),
         ('config = 1', "fails: KeyError: 'get_config'"),
+        (BASE + 'class Own(BaseException): pass\n    raise Own(3)', 'fails: Own: 3'),
+        (
+            BASE + 'config.optim.name = ml_collections.config_dict.required_placeholder(str)\n    return config',
+            'fails: Req',
+        ),
+        (
+            BASE + 'config.unlock()\n    del config.optim\n    config.optim = 3\n    return config',
+            'optim.name is missing',
+        ),
+        (BASE + 'config.unlock()\n    config.optim.more = config\n    return config', 'fails: RecursionError'),
+        (BASE + 'config.unlock()\n    config.optim[3] = 3\n    return config', 'fails: TypeError'),
     ],
 )
 def test_files_that_are_wrong(tmp_path, body, says):

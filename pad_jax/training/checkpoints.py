@@ -4,20 +4,23 @@ Orbax writes the arrays into STEP.writing. A manifest with the size and sha256 o
 folder is renamed to STEP. So a folder whose name is a number is complete, and later damage is noticed. A damaged
 checkpoint is kept as STEP.damaged, and the latest sound one replaces it.
 
+Readers lock the manifest of a checkpoint (flock), and a run removes no checkpoint that is locked. On file systems
+without locks, readers look again if a checkpoint has vanished.
+
 If there are several processes, all of them call every method.
 """
 
 import contextlib
 import errno
-import gc
+import fcntl
 import hashlib
-import io
 import json
+import logging
+import os
 import re
 import shutil
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,8 @@ _LEFTOVER = re.compile(r'\d+\.(writing|removing)(\..*)?|\d+\.orbax-checkpoint-tm
 # Errors of a file that differs from the written one; other errors are trouble of the machine.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EIO)
 
+_MOST_VANISHED = 100  # checkpoints that a run may remove while they are read
+
 
 class Checkpoints:
     """Checkpoints in a folder, numbered by step.
@@ -53,6 +58,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None):
         check_access(folder, to_write=keep is not None)
         self.folder, self._keep = folder, keep
+        _hide_repeated_errors()
         self._damaged: dict[int, str] = {}  # reasons by step, all after the restored one
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler()))
 
@@ -76,7 +82,7 @@ class Checkpoints:
         where, begun = self._path(step), self._path(step, '.writing')
         counts = {name: int(getattr(state.faults, name)) for name in ('skipped', 'in_a_row')}
         try:
-            with disk_faults_stop(f'checkpoint {where} cannot be written'), _quiet_when_failing():
+            with disk_faults_stop(f'checkpoint {where} cannot be written'), _join_threads():
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
                     sync(self.folder.parent)
@@ -95,7 +101,8 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f'checkpoint {step}')
         if is_first():
             for old in self.steps_here()[: -self._keep]:
-                with contextlib.suppress(OSError):  # it stays, which does no harm
+                # If it is being read, it stays until a later call.
+                with contextlib.suppress(OSError), self._lock(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     # Renamed first, so that half a checkpoint never has a number.
                     self._path(old).rename(self._path(old, '.removing'))
             self._clear_leftovers()
@@ -108,13 +115,26 @@ class Checkpoints:
         Raises:
           BadInput: no checkpoint exists, or it cannot be read, has another format, or does not fit the model.
         """
-        self._damaged = {}
+        self._damaged, num_vanished = {}, 0
         # Listed again each time, because a run may meanwhile remove old ones and add new ones.
         while steps := set(ask_first(self.steps_here)) - self._damaged.keys():
             step = max(steps)
-            reason = ask_first(lambda step=step: self._find_damage(step))
-            if not reason:
-                return self._restore(like, step)
+            try:
+                with self._lock(step, fcntl.LOCK_SH):
+                    reason = ask_first(lambda step=step: self._find_damage(step))
+                    if not reason:
+                        return self._restore(like, step)
+                problem = None
+            except BadInput as error:
+                problem = error
+            # Several processes read as a training, which no other one changes.
+            if jax.process_count() == 1 and not self._path(step).is_dir():
+                num_vanished += 1
+                if num_vanished < _MOST_VANISHED:
+                    continue
+                problem = BadInput(f'a run removed {num_vanished} checkpoints of {self.folder} while they were read')
+            if problem:
+                raise problem
             self._damaged[step] = reason
         if not self._damaged:
             raise BadInput(f'{self.folder} holds no checkpoint')
@@ -142,6 +162,25 @@ class Checkpoints:
         for path in self.folder.iterdir() if self.folder.exists() else ():
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _lock(self, step: int, operation: int) -> Iterator[None]:
+        """Lock a checkpoint during the block, if it has a manifest and the file system has locks.
+
+        LOCK_SH, to read, waits for the end of a removal. LOCK_EX | LOCK_NB, to remove, raises BlockingIOError if the
+        checkpoint is being read.
+        """
+        flags = os.O_NONBLOCK | (os.O_RDONLY if operation == fcntl.LOCK_SH else os.O_RDWR)  # NFS needs O_RDWR
+        with contextlib.ExitStack() as stack:
+            try:
+                file = os.open(self._path(step) / MANIFEST, flags)
+                stack.callback(os.close, file)
+                fcntl.flock(file, operation)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+            yield
 
     def _path(self, step: int, suffix: str = '') -> Path:
         return self.folder / f'{step}{suffix}'
@@ -174,8 +213,7 @@ class Checkpoints:
         try:
             manifest = read_json(where / MANIFEST)
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            with _quiet_when_failing():
-                found = self._checkpointer.restore(where.absolute(), args=arguments).state
+            found = self._checkpointer.restore(where.absolute(), args=arguments).state
         except (MemoryError, jax.errors.JaxRuntimeError):  # troubles of the machine
             raise
         except Exception as error:  # orbax raises almost anything
@@ -225,17 +263,30 @@ def _compare_files(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_when_failing() -> Iterator[None]:
-    """Drop the tracebacks that all threads of orbax print if one fails. Orbax raises the error as well."""
-    before, said = set(threading.enumerate()), io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            yield
-        except Exception as error:
-            for thread in set(threading.enumerate()) - before:
-                thread.join(timeout=5)
-            # Results that are never asked for complain when they are freed, so free them here.
-            traceback.clear_frames(error.__traceback__)
-            gc.collect()
-            raise
-    sys.stderr.write(said.getvalue())
+def _join_threads() -> Iterator[None]:
+    """After an error, wait for the threads that the block has started: they may still write."""
+    before = set(threading.enumerate())
+    try:
+        yield
+    except Exception:
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=5)
+        raise
+
+
+def _hide_repeated_errors() -> None:
+    """Hide errors that threads of orbax and tensorstore print, for as long as they run. Orbax raises them as well."""
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).addFilter(_is_of_others)
+    show = sys.unraisablehook
+
+    def show_others(unraisable) -> None:
+        if str(unraisable.exc_value) != 'Event loop is closed':  # one for each array of tensorstore
+            show(unraisable)
+
+    if getattr(show, '__module__', '') != __name__:
+        sys.unraisablehook = show_others
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return 'orbax' not in record.pathname + logging.Formatter().format(record)  # with its traceback

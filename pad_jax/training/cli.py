@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import errno
-import logging
 import os
 import signal
 import sys
@@ -78,8 +77,6 @@ def exit_status(command: Callable[[], None]) -> int:
     Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1. So does output
     that is lost, but a reader that has seen enough gets no line.
     """
-    for name in ('absl', 'asyncio'):  # orbax raises the errors that its threads log
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     with lasting_streams() as find_lost:
         status, lost = _run(command), find_lost()
         if lost and lost.errno != errno.EPIPE:

@@ -1,9 +1,14 @@
 import errno
+import fcntl
 import gc
+import itertools
 import json
+import logging
 import os
 import resource
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -230,8 +235,8 @@ def test_a_full_disk_leaves_what_was_there(two_checkpoints, tmp_path, monkeypatc
     assert [path.name for path in folder.iterdir()] == ['9']
 
 
-def test_writes_that_fail_leave_one_error_and_no_traceback(two_checkpoints, tmp_path, state, capfd):
-    """Here all writer threads of orbax fail, because no file may be larger than 300 bytes."""
+def test_writes_that_fail_leave_one_error_and_no_traceback(two_checkpoints, tmp_path, state, capfd, caplog):
+    """Here all writer threads of orbax fail, because no file may be larger than 300 bytes. Others' words are kept."""
     folder = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints')
     writer = Checkpoints(folder, keep=2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -242,7 +247,9 @@ def test_writes_that_fail_leave_one_error_and_no_traceback(two_checkpoints, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     gc.collect()
-    assert capfd.readouterr().err == ''
+    assert capfd.readouterr().err == '' and not caplog.records
+    logging.getLogger('asyncio').error('a future of the user')
+    assert caplog.messages == ['a future of the user']
     writer.save(at(state, 9))
     assert int(writer.restore_newest(like()).step) == 9
 
@@ -254,6 +261,42 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(two_checkpoints
     monkeypatch.setattr(checkpoints, '_compare_files', denied)
     with pytest.raises(BadInput, match=r'7 cannot be read: Permission denied$'):
         Checkpoints(two_checkpoints).restore_newest(like())
+
+
+def test_reading_beside_a_run_that_replaces_its_only_checkpoint(tmp_path, state, capfd):
+    folder, stop = tmp_path / 'checkpoints', threading.Event()
+    writer, reader = Checkpoints(folder, keep=1), Checkpoints(folder)
+    writer.save(at(state, 1))
+
+    def write():
+        for step in itertools.takewhile(lambda step: not stop.is_set(), itertools.count(2)):
+            writer.save(at(state, step))
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        steps = [int(reader.restore_newest(like()).step) for _ in range(20)]
+        stop.set()
+        written.result()
+    assert steps == sorted(steps) and steps[-1] > steps[0] and not reader.describe_damage()
+    writer.save(at(state, 1000))
+    assert [path.name for path in folder.iterdir()] == ['1000'] and capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('name', ['_compare_files', '_stored_fields'])
+def test_without_locks_a_checkpoint_that_vanishes_is_no_problem(two_checkpoints, tmp_path, monkeypatch, capfd, name):
+    """It vanishes before its files are compared, or before they are restored."""
+    folder, original = shutil.copytree(two_checkpoints, tmp_path / 'checkpoints'), getattr(checkpoints, name)
+
+    def vanish(*arguments):
+        if (folder / '7').exists():
+            (folder / '7').rename(folder / '7.removing')
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoints, name, vanish)
+    monkeypatch.setattr(fcntl, 'flock', lambda *_: os.open('/dev/null/none', 0))
+    reader = Checkpoints(folder)
+    assert int(reader.restore_newest(like()).step) == 5 and not reader.describe_damage()
+    assert capfd.readouterr().err == ''
 
 
 def test_a_failure_of_the_machine_is_no_bad_input(two_checkpoints, monkeypatch):

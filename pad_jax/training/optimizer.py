@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pad_jax.partition import walk_records
+from pad_jax.partition import Layout, walk_records
 
 PyTree = Any
 OPTIMIZERS = ('sgd', 'adamw')
@@ -127,3 +127,39 @@ def follow_handoff(average: PyTree, before: PyTree, after: PyTree) -> PyTree:
       before, after: params on either side of the round, of the same structure.
     """
     return jax.tree.map(lambda kept, old, new: jnp.where(old == new, kept, new), average, before, after)
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def hand_off_moments(optimizer_state: PyTree, layout: Layout, params: PyTree, old_masks: PyTree, new_masks: PyTree):
+    """Give each position that turned static the moments of its factors; those of other positions stay.
+
+        first moment = c · Σ_k m_k        second moment = (c · Σ_k √ν_k)²        c = λs / (λd · Σ_k π_k)
+
+    A factor's gradient is λd·π_k·g and that of the shared parameter λs·g, so these gradients add up. The root mean
+    square of a sum is at most the sum of theirs, so the second moment is not too small.
+
+    Args:
+      optimizer_state: of optax, with moments of momentum or Adam at any depth; no parameter is pruned.
+      layout: reads the params, and moments, which have the same structure.
+      old_masks, new_masks: before and after the round.
+    """
+    parts = layout.read(params, new_masks)
+
+    def take_over(moments, power):
+        def add(old, new, part, own):
+            factor = part.copies_at * part.static_scale / part.dynamic_scale
+            total = factor * jnp.sum(own.dynamic ** (1 / power), axis=0)
+            return jnp.where(old & ~new, total**power, own.static)
+
+        static = jax.tree.map(add, old_masks, new_masks, parts, layout.read(moments, new_masks))
+        return layout.write(moments, new_masks, static)
+
+    def follow(node):
+        if isinstance(node, optax.TraceState):
+            return node._replace(trace=take_over(node.trace, 1))
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(mu=take_over(node.mu, 1), nu=take_over(node.nu, 2))
+        return node
+
+    kinds = optax.TraceState, optax.ScaleByAdamState
+    return jax.tree.map(follow, optimizer_state, is_leaf=lambda node: isinstance(node, kinds))

@@ -36,7 +36,7 @@ from pad_jax.partition import (
 )
 from pad_jax.partition.layout import read_part
 from pad_jax.training.config import is_partial
-from pad_jax.training.optimizer import follow_handoff
+from pad_jax.training.optimizer import follow_handoff, hand_off_moments
 from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
 from pad_jax.training.state import TrainState
 from pad_jax.training.steps import make_problem
@@ -66,7 +66,7 @@ class Rounds:
         records = read_records(abstract_variables(model, make_inputs(config)).get('intermediates', {}))
         self._problem = make_problem(task, model, Layout.of(records))
         self._recipe, self._scoring = make_recipe(config), (partition.batches, partition.batch_size)
-        self._source, self._temperature = source, temperature
+        self._source, self._temperature, self._prunes = source, temperature, partition.prune
 
     def due(self, step: int) -> list[float]:
         """Dynamic fractions of the rounds due after `step` steps, in order."""
@@ -98,7 +98,11 @@ class Rounds:
         average = state.average
         if average:
             average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
-        return state.replace(masks=masks, params=params, round=state.round + 1, average=average), values
+        state = state.replace(average=average)
+        if not self._prunes:
+            moments = hand_off_moments(state.optimizer_state, problem.layout, params, state.masks, masks)
+            state = state.replace(optimizer_state=moments)
+        return state.replace(masks=masks, params=params, round=state.round + 1), values
 
 
 @jax.jit(static_argnums=0)

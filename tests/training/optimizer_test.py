@@ -8,18 +8,23 @@ import pytest
 
 from pad_jax.layers import CONVS, find_records
 from pad_jax.layers.factors import read_records
+from pad_jax.partition import Layout, PartialParameter
+from pad_jax.training import rounds
 from pad_jax.training.optimizer import (
     decay_mask,
     find_scales,
     follow_handoff,
+    hand_off_moments,
     make_optimizer,
     make_rate_schedule,
     make_temperature_schedule,
     update_average,
 )
-from pad_jax.training.setup import abstract_variables, make_model
-from pad_jax.training.tasks import image_inputs
-from tests.training.tiny import small_config
+from pad_jax.training.setup import abstract_variables, make_model, open_source
+from pad_jax.training.state import init_state
+from pad_jax.training.steps import train_step
+from pad_jax.training.tasks import IMAGES, image_inputs
+from tests.training.tiny import NormFree, small_config
 
 PLAIN = {
     'name': 'sgd',
@@ -215,3 +220,42 @@ def test_a_slow_average_forgets_a_handoff_as_slowly_as_it_says():
     update = functools.partial(update_average, decay=0.9999)
     follow = lambda number, average: update(average, jnp.float32(0), 1_000_000 + number)  # noqa: E731
     assert float(jax.lax.fori_loop(1, 6901, follow, jnp.float32(1))) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(('name', 'moment'), [('sgd', 'trace'), ('adamw', 'mu'), ('adamw', 'nu')])
+def test_moments_follow_a_handoff_by_hand(name, moment):
+    """Weights sum to 2 and λs / λd = 1: half of 1 + 3, for the second moment (½ (1 + 3))²; the kept position stays."""
+    record = PartialParameter('kernel', (2,), 'element', static='static_kernel', copies_at=0.5)
+    params = {'conv': {'kernel': jnp.zeros((2, 2)), 'static_kernel': jnp.zeros(2)}}
+    factors = jnp.array([[1.0, 5.0], [3.0, 5.0]])
+    moments = {'conv': {'kernel': factors**2 if moment == 'nu' else factors, 'static_kernel': jnp.array([7.0, 7.0])}}
+    optimizer = make_optimizer(**PLAIN | {'name': name, 'clip_norm': 1.0})
+    state = optax.tree.set(optimizer.init(params), **{moment: moments})
+    masks = ({'conv': {'kernel': jnp.array(mask)}} for mask in ([True, True], [False, True]))
+    found = optax.tree.get(hand_off_moments(state, Layout.of({'conv': {'kernel': record}}), params, *masks), moment)
+    assert found['conv']['static_kernel'].tolist() == [4 if moment == 'nu' else 2, 7]
+    np.testing.assert_array_equal(found['conv']['kernel'], moments['conv']['kernel'])
+
+
+def test_steps_right_after_a_late_round_are_not_larger_than_the_learning_rate():
+    """AdamW, a round after 300 of 600 steps. If the moments started at zero, the largest would be 2.9 times that."""
+    config = small_config(partition__handoff='mean', partition__start_step=300, train__steps=600)
+    source, rate = open_source(config), 1e-3
+    optimizer = make_optimizer('adamw', make_rate_schedule(rate, 'constant', 0, 600), 0.0, 0.0)
+    one = {'task': IMAGES, 'model': NormFree(), 'temperature': make_temperature_schedule(30.0, 10)}
+    batches = jax.tree.map(lambda *found: jnp.stack(found), *map(source.train_batch, range(60)))
+
+    @functools.partial(jax.jit, static_argnames='count')
+    def run(state, count):
+        def body(state, number):
+            batch = jax.tree.map(lambda leaf: leaf[number % 60], batches)
+            after, _ = train_step(state, batch, optimizer=optimizer, **one)
+            return after, after.params['conv']['static_kernel'] - state.params['conv']['static_kernel']
+
+        return jax.lax.scan(body, state, jnp.arange(count))
+
+    before, _ = run(init_state(NormFree(), optimizer, image_inputs((8, 8, 1)), 0), 300)
+    after, _ = rounds.Rounds(config, source, **one).run(before, 0.3)
+    turned = np.asarray(before.masks['conv']['kernel'] & ~after.masks['conv']['kernel'])
+    largest = np.abs(run(after, 20)[1]).max(0)[turned].max() / rate
+    assert turned.any() and 0.2 < largest < 1.1, largest

@@ -40,7 +40,7 @@ from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals, check_count, exit_status, make_line
 from pad_jax.training.config import call_file, differing_keys, flatten, is_partial, load_config
-from pad_jax.training.lock import LOCK, WorkdirLock
+from pad_jax.training.lock import LOCK, WorkdirInUse, WorkdirLock
 from pad_jax.training.progress import Progress
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
 from pad_jax.training.trainer import train
@@ -52,6 +52,7 @@ COMMAND = (sys.executable, '-m', 'pad_jax.reports.sweep')
 _COMPILED = '.compiled'  # compilation cache shared by the runs
 _MAX_KEYS = 3  # of a variant: a larger change is another experiment
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_OF_ORPHANS = 600  # runs of a killed sweep stop after their step, which may have to be compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +363,13 @@ class _Runner(Progress):
         """Start the process of a run. A run that cannot start has failed."""
         command = [*self.command, str(run.workdir), str(run)]
         # A terminal or a scheduler signals all processes at once. Only the sweep reacts, and then stops its runs.
+        try:
+            with WorkdirLock(run.workdir) as lock:
+                lock.find()
+        except WorkdirInUse as problem:
+            self.say(f'{run} waits up to {_SECONDS_OF_ORPHANS} s for a run that is stopping: {problem}')
+        except BadInput:
+            pass  # the run will report it
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             run.log.parent.mkdir(exist_ok=True)
@@ -419,7 +427,7 @@ def train_one() -> None:
     workdir, label = sys.argv[1:]
     config = ml_collections.ConfigDict(json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
-    train(config, workdir, label)
+    train(config, workdir, label, wait_seconds=_SECONDS_OF_ORPHANS)
 
 
 def _stop_at_end_of_input() -> None:

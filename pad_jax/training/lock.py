@@ -25,30 +25,40 @@ SECONDS_TO_APPEAR = 60
 """Seconds until a network file system must show a new file to other machines."""
 
 
-class WorkdirLock:
-    """A context manager; `find` and `take` lock within its block. The workdir need not exist."""
+class WorkdirInUse(BadInput):
+    """Another run holds the lock."""
 
-    def __init__(self, workdir: Path):
-        self._workdir, self._path = workdir, workdir / LOCK
+
+class WorkdirLock:
+    """A context manager; `find` and `take` lock within its block. The workdir need not exist.
+
+    Args:
+      workdir: directory of a run, or of a sweep.
+      wait_seconds: time to wait for the end of a run that holds the lock.
+    """
+
+    def __init__(self, workdir: Path, wait_seconds: float = 0):
+        self._workdir, self._path, self._end = workdir, workdir / LOCK, time.monotonic() + wait_seconds
         self._file: int | None = None  # descriptor of the locked file
         self._is_written = False
 
     def find(self) -> None:
-        """Take over the lock of a killed run, if there is one; raise BadInput if that run lives. Write nothing."""
+        """Take over the lock of a killed run, if there is one; raise WorkdirInUse if that run lives. Write nothing."""
         with self._explain_faults():
             if self._file is None and self._path.exists():
-                self._lock(os.O_RDWR)
+                self._wait_and_lock(os.O_RDWR)
 
     def take(self) -> dict[str, Any]:
         """Take the lock, write its holder and return it; make the workdir. From here on the run may write.
 
         Raises:
-          BadInput: another run holds it, with its host, process and start; or it cannot be written.
+          WorkdirInUse: another run holds it, with its host, process and start.
+          BadInput: it cannot be written.
         """
         with self._explain_faults():
             self._workdir.mkdir(parents=True, exist_ok=True)
             while self._file is None:
-                self._lock(os.O_RDWR | os.O_CREAT)
+                self._wait_and_lock(os.O_RDWR | os.O_CREAT)
             if not self._is_written:
                 since = time.strftime('%Y-%m-%dT%H:%M:%S%z')
                 holder = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}
@@ -83,6 +93,19 @@ class WorkdirLock:
         except OSError as error:
             raise BadInput(f'workdir {self._workdir} cannot be written: {error.strerror}') from error
 
+    def _wait_and_lock(self, flags: int) -> None:
+        is_told = False
+        while True:
+            try:
+                return self._lock(flags)
+            except WorkdirInUse as error:
+                if time.monotonic() >= self._end:
+                    raise
+                if not is_told:
+                    print(f'waits for its end: {error}', file=sys.stderr, flush=True)
+                is_told = True
+                time.sleep(0.2)
+
     def _lock(self, flags: int) -> None:
         """Open and lock the file; leave `_file` at None if it was removed meanwhile."""
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
@@ -93,7 +116,7 @@ class WorkdirLock:
             except BlockingIOError:
                 holder = self._read_holder()
                 who = f'a run on {holder.get("host")}, process {holder.get("pid")}, since {holder.get("since")}'
-                raise BadInput(
+                raise WorkdirInUse(
                     f'{self._workdir} is in use by {who if holder else "another run"}: wait for its end, stop it, or '
                     'use another workdir'
                 ) from None

@@ -31,6 +31,7 @@ def train(
     workdir: str | Path,
     label: str = 'train',
     devices: Sequence[jax.Device] | None = None,
+    wait_seconds: float = 0,
 ) -> dict[str, Any]:
     """Train the network of a checked config; resume from the latest checkpoint if workdir contains any.
 
@@ -42,6 +43,7 @@ def train(
       workdir: folder of the run; created.
       label: name of the run in progress lines.
       devices: devices to train on; None: all devices.
+      wait_seconds: time to wait for the end of another run in workdir.
 
     Returns:
       The last evaluated row of metrics.
@@ -57,7 +59,7 @@ def train(
     replicas = Replicas(config.parallel, devices)
     processes.check_same('config', flatten(config))
     processes.check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
-    with WorkdirLock(workdir) as lock:
+    with WorkdirLock(workdir, wait_seconds) as lock:
         with processes.all_or_none():
             if processes.is_first():
                 lock.find()

@@ -20,6 +20,7 @@ from pad_jax.errors import BadInput, Stopped
 from pad_jax.reports.sweep import BASE, SweepRun, load_variants, read_ablation, read_sweep, run_sweep
 from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.training.cli import exit_status
+from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths, open_source
 from pad_jax.training.state import init_state
 from tests.training.tiny import DIGITS, ROOT, SMALL
@@ -84,10 +85,10 @@ def test_killed_in_the_middle_and_resumed_it_leaves_what_an_uninterrupted_one_do
     process = start(SMALL_RUN, path, killed, *overrides)
     first = SweepRun(killed, BASE, 0).workdir
     wait_for((first / 'checkpoints' / '4' / '_CHECKPOINT_METADATA').exists, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()  # its run lives on until its next step is done
+    process.wait()
     assert not SweepRun(killed, BASE, 0).is_finished and not SweepRun(killed, 'random', 0).workdir.exists()
-    run_sweep(path, killed, 1, 1, overrides, SMALL_RUN)
+    run_sweep(path, killed, 1, 2, overrides, SMALL_RUN)
     assert 'resumes from the checkpoint of step' in (killed / BASE / 'seed_0.log').read_text()
     run_sweep(path, whole, 1, 2, overrides, SMALL_RUN)
     configs = load_variants(read_ablation(path), overrides)
@@ -117,6 +118,19 @@ def test_a_signal_ends_it_after_its_runs_have_stopped(tmp_path, number, status):
     assert f'{number.name}: 2 runs are left' in said and 'failed: ' not in said
     fake(path, folder)
     assert order(folder) == ['base seed 0', 'waits seed 0', 'waits seed 0', 'last seed 0']
+
+
+def test_a_run_that_an_orphan_still_holds_is_announced(tmp_path, capfd):
+    folder, path = tmp_path / 'sweep', write_ablation(tmp_path, *named('one'))
+    fake(path, folder)
+    run = SweepRun(folder, 'one', 1)
+    with WorkdirLock(run.workdir) as lock:
+        lock.take()
+        fake(path, folder, seeds=2, jobs=2)
+    lines = [line for line in capfd.readouterr().err.splitlines() if ' waits ' in line]
+    assert len(lines) == 1 and lines[0].startswith(
+        f'sweep: one seed 1 waits up to 600 s for a run that is stopping: {run.workdir} is in use by a run on '
+    )
 
 
 def test_runs_go_seed_by_seed_and_seeds_and_variants_are_added(tmp_path):

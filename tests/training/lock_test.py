@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -63,6 +64,18 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
         assert contents(tmp_path) == before
         third.take()
         assert json.loads((tmp_path / LOCK).read_text())['pid'] == os.getpid()
+
+
+def test_the_end_of_another_run_is_waited_for(tmp_path, capsys):
+    """As a sweep does for the runs of a killed one."""
+    with WorkdirLock(tmp_path) as first:
+        first.take()
+        threading.Timer(0.5, first.__exit__).start()
+        with WorkdirLock(tmp_path, wait_seconds=60) as second:
+            second.find()
+            second.take()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'waits for its end: {tmp_path} is in use by a run on ')
 
 
 def test_without_locks_of_the_kernel_one_line_warns(tmp_path, monkeypatch, capsys):

@@ -62,6 +62,7 @@ def make_source(
     color_jitter: float = 0.0,
     randaugment_layers: int = 0,
     randaugment_magnitude: int = 9,
+    holdout: float = 0.0,
 ) -> ImageSource:
     """Open a source of images by name.
 
@@ -78,6 +79,7 @@ def make_source(
         color_jitter: strength in [0, 1] of random brightness, contrast and saturation; 0 for none.
         randaugment_layers: RandAugment's operations on each image; 0 for none.
         randaugment_magnitude: magnitude of each operation, in [0, 10].
+        holdout: share in [0, 1) of each class of the training data to evaluate on, if a folder has no split for it.
 
     Raises:
         BadInput: an argument is out of range, or the data is wrong.
@@ -111,4 +113,4 @@ def make_source(
         randaugment_layers,
         randaugment_magnitude,
     )
-    return open_images(kind, path, batch_size, image_size, check_seed(seed), on_bad, augmentation)
+    return open_images(kind, path, batch_size, image_size, check_seed(seed), on_bad, augmentation, holdout)

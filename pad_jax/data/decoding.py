@@ -8,10 +8,11 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from pad_jax.data.augment import choose_part
 
@@ -23,11 +24,27 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP')
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS
 # A usual progressive JPEG has about ten scans. Each costs time for all pixels, but only a few bytes in the file.
 MOST_SCANS = 100
+# Turns and mirrorings that undo the orientation of EXIF.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Bytes of a JPEG marker. Within a scan 0xff is followed by a zero or a restart (0xd0 to 0xd7).
+_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
+_START, _END, _SCAN = 0xD8, 0xD9, 0xDA
+# Segments that only describe a picture. Adobe's (0xee) tells how its colours are stored.
+_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
 
 # open_image compares the size itself; Pillow would print a warning too.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Some of ImageNet's photos contain damaged metadata beside an intact picture.
 warnings.filterwarnings('ignore', module='PIL.TiffImagePlugin')
+warnings.filterwarnings('ignore', message='Image appears to be a malformed MPO')
 
 
 class Middle(NamedTuple):
@@ -61,8 +78,18 @@ def normalize(
 def decode(data: bytes, size: int, middle: Middle, part: np.ndarray | None = None) -> np.ndarray:
     """Decode an image file to uint8[size, size, 3]: its middle, or the random part that uint64[PART_WORDS] choose.
 
-    A damaged file raises almost any exception.
+    A damaged picture raises almost any exception. Damaged notes about a picture, such as EXIF, are ignored.
     """
+    try:
+        return _decode(data, size, middle, part)
+    except Exception:
+        bare = remove_notes(data)
+        if bare == data:
+            raise
+    return _decode(bare, size, middle, part)
+
+
+def _decode(data: bytes, size: int, middle: Middle, part: np.ndarray | None) -> np.ndarray:
     with open_image(data) as image:
         image = turn_upright(image)
         width, height = image.size
@@ -84,7 +111,8 @@ def resize(image: Image.Image, box: tuple[float, float, float, float], size: int
     """
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 
-    left, top, right, bottom = box
+    # In steps of a 1024th of a pixel, differences and sums of edges are exact: a part at the right edge stays inside.
+    left, top, right, bottom = (round(1024 * edge) / 1024 for edge in box)
     resized = Image.new('RGB', (size, size))
     crop = CropBox(left, top, right - left, bottom - top)
     Resizer().resize_pil(image, resized, ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), crop_box=crop))
@@ -118,16 +146,56 @@ def open_image(data: bytes) -> Image.Image:
         pixels = int(re.search(r'\d+', str(error))[0])
     if pixels > limit:
         raise ValueError(f'{pixels:,} pixels, at most {limit:,} are read. Shrink it')
-    # Within a scan 0xff is followed by a zero or a marker.
-    num_scans = data.count(b'\xff\xda') if image.info.get('progressive') else 1
-    if num_scans > MOST_SCANS:
-        raise ValueError(f'{num_scans} scans, at most {MOST_SCANS} are decoded. Save it again')
+    if image.info.get('progressive'):
+        num_scans = sum(marker == _SCAN for marker, _, _ in find_segments(data))
+        if num_scans > MOST_SCANS:
+            raise ValueError(f'{num_scans} scans, at most {MOST_SCANS} are decoded. Save it again')
     return image
+
+
+def find_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, start, end) of the segments of a JPEG, up to the end of the image.
+
+    A preview in a note or a video behind the image has markers too, which do not count. The data of a scan lies
+    between its segment and the next one.
+    """
+    position = 0
+    while found := _MARKER.search(data, position):
+        marker, start, position = found[0][1], found.start(), found.end()
+        if marker == _END:
+            return
+        if marker != _START:
+            position += int.from_bytes(data[position : position + 2])
+        yield marker, start, position
+
+
+def remove_notes(data: bytes) -> bytes:
+    """Return a JPEG or PNG without what only describes its picture; other data is returned as it is."""
+    kept, end = [], 0
+    if data.startswith(b'\xff\xd8'):
+        for marker, start, after in find_segments(data):
+            if marker in _NOTES:
+                kept.append(data[end:start])
+                end = after
+    elif data.startswith(b'\x89PNG\r\n\x1a\n'):
+        position = 8
+        while position < len(data):
+            after = position + 12 + int.from_bytes(data[position : position + 4])
+            kind = data[position + 4 : position + 8]
+            if kind[:1].islower() and kind != b'tRNS':  # the first letter of a needed chunk is a capital
+                kept.append(data[end:position])
+                end = after
+            position = after
+    return b''.join([*kept, data[end:]])
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """Turn an image as its camera was held; an image without that information stays undecoded."""
-    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF raises almost anything, and leaves the picture as it is
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machi
 import numpy as np
 
 from pad_jax.data.images import Arrays, ImageSplits
-from pad_jax.data.ordering import choose_held
+from pad_jax.data.ordering import HOLDOUT, choose_held
 from pad_jax.errors import BadInput
 
 IMAGE_SIZE = 8
@@ -17,10 +17,11 @@ MEAN = (4.88217,)
 STD = (6.01852,)
 
 
-def open_digits(path: str | None, image_size: int) -> ImageSplits:
+def open_digits(path: str | None, image_size: int, holdout: float = 0.0) -> ImageSplits:
     """Return the digits as uint8[N, 8, 8, 1].
 
-    `choose_held` leaves 1,442 scans to train on and 355 to evaluate on. A path or another size raises `BadInput`.
+    By default 1,442 scans are to train on and 355 to evaluate on: see `choose_held`. A path or another size raises
+    `BadInput`.
     """
     from sklearn.datasets import load_digits
 
@@ -31,6 +32,6 @@ def open_digits(path: str | None, image_size: int) -> ImageSplits:
     digits = load_digits()
     images = digits.images.astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
-    held = choose_held(labels)
+    held = choose_held(labels, holdout or HOLDOUT)
     splits = Arrays(images[~held], labels[~held]), Arrays(images[held], labels[held])
     return ImageSplits(tuple(map(str, range(10))), *splits)

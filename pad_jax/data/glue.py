@@ -28,6 +28,7 @@ from pad_jax.data.tables import (
 from pad_jax.data.texts import TextSource
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, describe, quote
+from pad_jax.files import reach
 
 TRAIN_FILE = 'train.tsv'
 
@@ -126,7 +127,7 @@ def open_glue(
     layout = f'{row.folder}/{TRAIN_FILE} (the original files) or glue/{task} (prepared by TFDS)'
     if not path:
         raise BadInput(f'path must name a folder with {layout}, got {path!r}')
-    root = pathlib.Path(path).expanduser()
+    root = reach(path)
     if not root.is_dir():
         problem = 'is not a folder' if root.exists() else 'does not exist'
         own = 'for a file of your own: --config.data.name=text'
@@ -217,7 +218,7 @@ def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: Gl
     >>> choose_output('.', 'MNLI/test_mismatched.tsv', GLUE_TASKS['mnli']).name
     'MNLI-mm.tsv'
     """
-    output, source = pathlib.Path(output).expanduser(), pathlib.Path(source).expanduser()
+    output, source = reach(output), reach(source)
     if task is not None and output.is_dir():
         # The benchmark's names: MNLI/diagnostic.tsv, diagnostic-full.tsv, AX.tsv or AX/test.tsv.
         is_diagnostic = source.name.lower().startswith(('diagnostic', 'ax')) or source.absolute().parent.name == 'AX'

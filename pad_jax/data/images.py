@@ -96,9 +96,9 @@ class ImageSplits(NamedTuple):
 
 
 class ImageKind(NamedTuple):
-    """A row of `SOURCES`; `open` is a function of `data.path` and `data.image_size`."""
+    """A row of `SOURCES`; `open` is a function of `data.path`, `data.image_size` and `data.holdout`."""
 
-    open: Callable[[str | None, int], ImageSplits]
+    open: Callable[[str | None, int, float], ImageSplits]
     preprocessing: Preprocessing  # for evaluation; its mean has one value for each channel
     middle: Middle = Middle()  # part that evaluation sees of files; unused for `Arrays`
     flip: bool = True  # mirror training images at random unless `data.flip` is set
@@ -144,13 +144,14 @@ def open_images(
     seed: int,
     on_bad: str,
     augmentation: Augmentation,
+    holdout: float = 0.0,
 ) -> 'ImageSource':
     """Open a source of images, as `pad_jax.data.make_source`.
 
     Files are decoded now if all fit into `CACHE_BYTES`, otherwise when a batch needs them. Random parts are always cut
     from the files.
     """
-    names, *splits = kind.open(path, image_size)
+    names, *splits = kind.open(path, image_size, holdout)
     splits = [split if isinstance(split, Arrays) else Photos(split, image_size, kind.middle) for split in splits]
     (train, evaluation), parts, bad = splits, augmentation.augment == 'resized_crop', BadImages(on_bad)
     num_listed, shape = len(evaluation), (image_size, image_size, kind.channels)

@@ -22,18 +22,20 @@ from pad_jax.errors import BadInput
 ORDER, AUGMENTATION, SCORING, DISTORTION, VIEW = range(5)
 
 
-HELD_EVERY = 5
+HOLDOUT = 0.2
 
 
-def choose_held(classes: np.ndarray) -> np.ndarray:
-    """Choose every fifth example of each class for evaluation, for all seeds: [N] -> bool[N].
+def choose_held(classes: np.ndarray, holdout: float = HOLDOUT) -> np.ndarray:
+    """Choose a share of each class for evaluation, for all seeds: every fifth example by default; [N] -> bool[N].
 
     >>> np.flatnonzero(choose_held(np.array([0, 1, 0, 0, 0, 0, 1]))).tolist()
     [5]
     """
     held = np.zeros(len(classes), bool)
     for label in np.unique(classes):
-        held[np.flatnonzero(classes == label)[HELD_EVERY - 1 :: HELD_EVERY]] = True
+        members = np.flatnonzero(classes == label)
+        ends = np.floor(np.arange(len(members) + 1) * holdout + 1e-9)  # 1e-9: a product may lie below its whole number
+        held[members] = np.diff(ends) > 0
     return held
 
 

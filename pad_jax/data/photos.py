@@ -1,18 +1,22 @@
 """Photos in class folders, and ImageNet or photos laid out like it, prepared by TFDS as array_record."""
 
+import itertools
 import logging
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 
 from pad_jax.data.images import ImageSplits, Record
+from pad_jax.data.ordering import choose_held
 from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
 from pad_jax.errors import BadInput, describe, quote
-from pad_jax.files import read_plain
+from pad_jax.files import reach, read_plain
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 SUFFIXES_TEXT = f'{", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]}'
+EVAL_FOLDERS = ('val', 'validation', 'test')
 LAYOUT = 'PATH/train/CLASS/*.png|jpg|jpeg and PATH/val/CLASS/...'
 NAME = 'imagenet2012'
 SPLITS = ('train', 'validation')
@@ -25,74 +29,114 @@ class FileRecords:
     """Labelled image files, sorted by class and then by name."""
 
     def __init__(self, paths: list[str], labels: list[int]):
-        self._paths, self._labels = paths, labels
+        self.paths, self.labels = paths, labels
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
+
+    def select(self, mask: np.ndarray) -> 'FileRecords':
+        """Return the files where bool[N] is True."""
+        return FileRecords(*(list(itertools.compress(column, mask)) for column in (self.paths, self.labels)))
 
     def read(self, index: int) -> Record:
         """Return one file; `BadInput` if it cannot be read."""
-        path = self._paths[index]
+        path = self.paths[index]
         try:
-            return Record(read_plain(path), self._labels[index], quote(path))
+            return Record(read_plain(path), self.labels[index], quote(path))
         except OSError as error:
             raise BadInput(f'cannot read the image {quote(path)}: {describe(error)}') from error
 
 
-def open_folders(path: str | None, image_size: int = 0) -> ImageSplits:
+def open_folders(path: str | None, image_size: int = 0, holdout: float = 0.0) -> ImageSplits:
     """List the photos of a folder; classes are the sorted names of the folders in `train`.
 
-    Warnings give the number of ignored files, and the classes without an image to evaluate on.
+    Names are compared in Unicode's composed form. Warnings give the number of ignored files, and the classes without an
+    image to evaluate on.
+
+    Args:
+        path: folder with `train` and one of `EVAL_FOLDERS`.
+        image_size: ignored.
+        holdout: share in [0, 1) of each class of `train` to evaluate on, if no folder has that purpose.
 
     Raises:
         BadInput: the path has another layout, or a class lacks images.
     """
     del image_size
-    root = _check_root(path)
-    names = [entry.name for entry in _list_entries(root / 'train') if _is_folder(entry)]
+    root, eval_name = _check_root(path, holdout)
+    train = _find_classes(root / 'train')
+    names = sorted(train)
     if len(names) < 2:
         found = f'only the class {names[0]}' if names else 'no class folder'
         raise BadInput(f'{quote(root / "train")} must hold at least two classes, got {found}: expected {LAYOUT}')
-    unknown = [entry.name for entry in _list_entries(root / 'val') if _is_folder(entry) and entry.name not in names]
-    if unknown:
-        raise BadInput(f'{quote(root / "val")} has classes that train lacks: {", ".join(unknown)}')
-    splits, ignored = [], []
-    for split in ('train', 'val'):
-        paths, labels = [], []
-        for label, name in enumerate(names):
-            found, others = _list_images(root / split / name)
-            if split == 'train' and not found:
-                raise BadInput(f'{quote(root / split / name)} holds no {SUFFIXES_TEXT} file')
-            paths += found
-            labels += [label] * len(found)
-            ignored += others
-        splits.append(FileRecords(paths, labels))
-    if not paths:
-        raise BadInput(f'{quote(root / "val")} holds no {SUFFIXES_TEXT} file in its class folders: expected {LAYOUT}')
+    found, ignored = _list_split(train, names)
+    for label in sorted(set(range(len(names))) - set(found.labels)):
+        raise BadInput(f'{quote(train[names[label]])} holds no {SUFFIXES_TEXT} file')
+    if eval_name is None:
+        held = choose_held(np.array(found.labels), holdout)
+        splits, place = (found.select(~held), found.select(held)), f'the held-out part of {quote(root / "train")}'
+    else:
+        folders, place = _find_classes(root / eval_name), quote(root / eval_name)
+        unknown = [name for name in folders if name not in train]
+        if unknown:
+            raise BadInput(f'{place} has classes that train lacks: {", ".join(unknown)}')
+        evaluation, others = _list_split(folders, names)
+        splits, ignored = (found, evaluation), ignored + others
+    if not len(splits[1]):
+        raise BadInput(f'{place} holds no {SUFFIXES_TEXT} file in its class folders: expected {LAYOUT}')
+    if eval_name != 'val':
+        logger.info('evaluation uses %s', place)
     if ignored:
         message = 'ignored %d files that are not %s directly in a class folder, the first: %s'
         logger.warning(message, len(ignored), SUFFIXES_TEXT, quote(ignored[0]))
-    unseen = [names[label] for label in np.setdiff1d(np.arange(len(names)), labels)]
+    unseen = [names[label] for label in sorted(set(range(len(names))) - set(splits[1].labels))]
     if unseen:
         listed = ', '.join(map(repr, unseen[:5])) + (', ...' if len(unseen) > 5 else '')
         message = '%s has no image of %d of the %d classes (%s), so they do not count in the accuracy'
-        logger.warning(message, quote(root / 'val'), len(unseen), len(names), listed)
+        logger.warning(message, place, len(unseen), len(names), listed)
     return ImageSplits(tuple(names), *splits)
 
 
-def _check_root(path: str | None) -> pathlib.Path:
+def _check_root(path: str | None, holdout: float) -> tuple[pathlib.Path, str | None]:
+    """Return the folder, and the name of the one inside it to evaluate on."""
     if not path:
         raise BadInput(f'path must name a folder with {LAYOUT}, got {path!r}')
-    root = pathlib.Path(path).expanduser()
+    root = reach(path)
     if not root.exists():
         raise BadInput(f'the data folder {quote(root)} does not exist')
     if not root.is_dir():
         raise BadInput(f'{quote(root)} is not a folder: expected {LAYOUT}')
-    missing = [split for split in ('train', 'val') if not (root / split).is_dir()]
+    present = [name for name in EVAL_FOLDERS if (root / name).is_dir()]
+    if present and holdout:
+        raise BadInput(f'holdout must be 0 for {quote(root)}, which has {present[0]}/, got {holdout:g}')
+    missing = [name for name in ('train', *([] if holdout else present[:1] or ['val'])) if not (root / name).is_dir()]
     if missing:
         problem = f'has no folder {missing[0]}/' if _list_entries(root) else 'is empty'
-        raise BadInput(f'the data folder {quote(root)} {problem}: expected {LAYOUT}')
-    return root
+        advice = ', or data.holdout=0.2' if missing == ['val'] else ''
+        raise BadInput(f'the data folder {quote(root)} {problem}: expected {LAYOUT}{advice}')
+    return root, None if holdout else present[0]
+
+
+def _find_classes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return the class folders by name, in Unicode's composed form."""
+    found = {}
+    for entry in _list_entries(folder):
+        name = unicodedata.normalize('NFC', entry.name)
+        if name in found:
+            raise BadInput(f'{quote(folder)} has two folders with the name {name!r} in different Unicode forms')
+        if _is_folder(entry):
+            found[name] = pathlib.Path(entry.path)
+    return found
+
+
+def _list_split(folders: dict[str, pathlib.Path], names: list[str]) -> tuple[FileRecords, list[str]]:
+    """List the images of a split, and the other files of its class folders."""
+    paths, labels, ignored = [], [], []
+    for label, name in enumerate(names):
+        found, others = _list_images(folders[name]) if name in folders else ([], [])
+        paths += found
+        labels += [label] * len(found)
+        ignored += others
+    return FileRecords(paths, labels), ignored
 
 
 def _list_entries(folder: pathlib.Path) -> list[os.DirEntry]:
@@ -114,7 +158,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     """List the images of a class folder, and its other files at any depth."""
     images, others = [], []
-    for entry in _list_entries(folder) if folder.exists() else ():
+    for entry in _list_entries(folder):
         if _is_folder(entry):
             for parent, folders, files in os.walk(entry.path):
                 folders[:] = sorted(name for name in folders if not name.startswith('.'))
@@ -148,19 +192,21 @@ class PreparedRecords:
         return Record(data, label, f'{name!r} ({place})' if name else f'of {place}')
 
 
-def open_imagenet(path: str | None, image_size: int = 0) -> ImageSplits:
-    """Open prepared photos or photos in folders.
+def open_imagenet(path: str | None, image_size: int = 0, holdout: float = 0.0) -> ImageSplits:
+    """Open prepared photos or photos in folders; the arguments are those of `open_folders`.
 
     Raises:
         BadInput: there is no data, or it is damaged in a way that can be found without decoding.
     """
-    root = pathlib.Path(path or '').expanduser().absolute()
+    root = reach(path or '').absolute()
     if path and root.is_dir():
         prepared = find_prepared(root, NAME) or find_prepared(root.parent, root.name)
+        if prepared and holdout:
+            raise BadInput(f'holdout must be 0 for {quote(prepared)}, which has the split {SPLITS[1]}, got {holdout:g}')
         if prepared:
             return _open_prepared(prepared)
-        if (root / 'train').is_dir() or (root / 'val').is_dir():
-            return open_folders(path, image_size)
+        if any((root / name).is_dir() for name in ('train', *EVAL_FOLDERS)):
+            return open_folders(path, image_size, holdout)
     problem = 'holds no photos' if root.is_dir() else 'is not a folder' if root.exists() else 'does not exist'
     found = f'{quote(path)} {problem}; ' if path else ''
     build = explain_building(path or 'DIR', NAME)

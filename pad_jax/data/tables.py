@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from pad_jax.data.source import ON_BAD
 from pad_jax.errors import BadInput, check_choice, quote
-from pad_jax.files import read_plain
+from pad_jax.files import reach, read_plain
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
 ID_COLUMNS = ('index', 'id')
@@ -49,7 +50,8 @@ class Table:
 
         In `optional` columns JSON null and missing keys read as ''. A column without a unique name raises `BadInput`.
         """
-        for name in names:
+        names, optional = list(map(clean_name, names)), list(map(clean_name, optional))
+        for name in names if self.columns else ():  # without any column, each row has a problem of its own
             if self.columns.count(name) != 1:
                 found = 'more than one' if name in self.columns else 'no'
                 listed = list_names(self.columns)
@@ -63,27 +65,27 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     Args:
       path: of the file.
       columns: names for a TSV or CSV without a header; None reads them from the first line. JSON lines have the keys of
-        the first object as columns.
+        all objects as columns.
 
     Raises:
       BadInput: if the file cannot be read, is empty or is not UTF-8. A broken CSV raises while its rows are read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = reach(path)
     _check_suffix(path)
     # Empty lines at the end are not rows. Others are, so that each row keeps its number.
     text = read_text(path)
     if path.suffix == '.jsonl':
-        first = _parse_object(text.partition('\n')[0])
-        if isinstance(first, str):
-            raise BadInput(f'{quote(path)} line 1: {first}')
         # Not splitlines: it would also split at U+0085 and the like, which are part of a text.
-        return Table(path, tuple(first), enumerate(map(_parse_object, text.split('\n')), 1))
+        objects = list(map(_parse_object, text.split('\n')))
+        keys = dict.fromkeys(key for found in objects if isinstance(found, dict) for key in found)
+        return Table(path, tuple(keys), enumerate(objects, 1))
     if path.suffix == '.csv':
         rows = _parse_csv(path, text)
     else:
         rows = enumerate((line.removesuffix('\r').split('\t') for line in text.split('\n')), 1)
     if columns is None:
         _, columns = next(rows)
+    columns = list(map(clean_name, columns))
     sizes = f'fields, but there are {len(columns)} columns'
     records = (
         (line, dict(zip(columns, row)) if len(row) == len(columns) else f'it has {len(row)} {sizes}')
@@ -92,9 +94,31 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     return Table(path, tuple(columns), records)
 
 
+def clean_name(name: str) -> str:
+    """Return the name of a column as it is compared: without blanks around it, in Unicode's composed form.
+
+    >>> clean_name(' cafe\u0301') == 'caf\u00e9'
+    True
+    """
+    return unicodedata.normalize('NFC', name.strip())
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split names that are separated by commas, as in a CSV: a name with a comma stands in quotation marks.
+
+    >>> split_names('title, "text, raw"')
+    ('title', 'text, raw')
+    """
+    try:
+        names = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise BadInput(f'{shorten(text)!r} must be names with commas between them: {error}') from error
+    return tuple(filter(None, map(clean_name, names)))
+
+
 def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write text and numbers so that `open_table` reads the same text. A killed process leaves no partial file."""
-    path = pathlib.Path(path).expanduser()
+    path = reach(path)
     check_output(path)
     text = io.StringIO()
     if path.suffix == '.jsonl':
@@ -247,6 +271,7 @@ def check_texts(texts: Sequence[list[str]], names: Sequence[str], source: str) -
 
 def parse_class(text: str, names: Sequence[str]) -> int:
     """Return the index of a label in `names`; raise ValueError if it is not there."""
+    text = unicodedata.normalize('NFC', text)
     if text not in names:
         raise ValueError(f'label {shorten(text)!r} is not one of {list_names(names)}')
     return names.index(text)
@@ -288,7 +313,10 @@ def _parse_object(content: str) -> dict[str, object] | str:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
         return f'it is not JSON: {error}'
-    return record if isinstance(record, dict) and record else 'it is not a JSON object with columns'
+    if not isinstance(record, dict) or not record:
+        return 'it is not a JSON object with columns'
+    cleaned = {clean_name(key): value for key, value in record.items()}
+    return cleaned if len(cleaned) == len(record) else 'two of its keys differ in blanks or accents only'
 
 
 def _read_fields(record: dict[str, object] | str, names, optional) -> tuple[list[str] | None, str]:

@@ -3,19 +3,25 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import pathlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pad_jax.data.ordering import HELD_EVERY, SCORING, Order, choose_held
+from pad_jax.data.ordering import HOLDOUT, SCORING, Order, choose_held
 from pad_jax.data.source import Batch, DataSpec, Source, run_ahead
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, quote
+from pad_jax.files import reach
 
-LAYOUT = f'a file ({", ".join(SUFFIXES)}), or a folder with train and val as such files'
+EVAL_STEMS = ('val', 'validation', 'dev')
+LAYOUT = f'a file ({", ".join(SUFFIXES)}), or a folder with train and {", ".join(EVAL_STEMS[:-1])} or dev as such files'
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +89,19 @@ def open_text_files(
     batch_size: int,
     seed: int = 0,
     on_bad: str = 'stop',
+    holdout: float = 0.0,
 ) -> TextSource:
     """Open labelled texts of one's own. The other arguments are those of `open_glue`.
 
-    The classes are the sorted labels of the training file. With one file, every fifth example of each class (for
-    regression: every fifth example) is for evaluation, for all seeds.
+    The classes are the sorted labels of the training file, in Unicode's composed form.
 
     Args:
-      path: a file, or a folder with train and val files.
+      path: a file, or a folder with a train file and a val, validation or dev file.
       text_columns: one name, or two for pairs.
       label_column: another name. Labels are any text; for regression finite numbers.
       regression: True if the labels are numbers.
+      holdout: share in [0, 1) of each class (for regression: of all examples) that is for evaluation, for all seeds, if
+        there is no file for it; 0 sets aside a fifth of a single file.
 
     Raises:
       BadInput: if the path has another layout, a column is missing or a row is bad. Also if there is only one class, or
@@ -104,7 +112,7 @@ def open_text_files(
     if not label_column or label_column in text_columns:
         names = ', '.join(map(repr, text_columns))
         raise BadInput(f'label_column must name another column than text_columns ({names}), got {label_column!r}')
-    train_file, eval_file = _find_files(path)
+    train_file, eval_file = _find_files(path, holdout)
     read = functools.partial(read_examples, text_columns=text_columns, label_column=label_column, on_bad=on_bad)
     class_names = ()
     parse_label = parse_number if regression else _check_label
@@ -120,18 +128,19 @@ def open_text_files(
     if eval_file is not None:
         evaluation = read(open_table(eval_file), parse_label=parse_label)
     else:
-        train, evaluation = hold_out(train, quote(train_file))
+        train, evaluation = hold_out(train, quote(train_file), holdout or HOLDOUT)
     metrics = ('pearson', 'spearman') if regression else ('accuracy',)
     train, evaluation = pieces.encode(*train), {'val': pieces.encode(*evaluation)}
     return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed)
 
 
-def hold_out(examples: TextExamples, source: str) -> tuple[TextExamples, TextExamples]:
-    """Split examples: every fifth of each class for evaluation, the others for training."""
-    held = choose_held(examples.labels if examples.labels.dtype.kind == 'i' else np.zeros(len(examples.labels)))
-    if not held.any():
+def hold_out(examples: TextExamples, source: str, holdout: float) -> tuple[TextExamples, TextExamples]:
+    """Split examples: a share of each class for evaluation, the others for training."""
+    classes = examples.labels if examples.labels.dtype.kind == 'i' else np.zeros(len(examples.labels))
+    held = choose_held(classes, holdout)
+    if not held.any() or held.all():
         raise BadInput(
-            f'{source} holds too few examples to set every {HELD_EVERY}th of a class aside for evaluation. '
+            f'{source} holds too few examples to set a share of {holdout:g} of each class aside for evaluation. '
             'Add more, or name a folder with train and val files'
         )
 
@@ -145,24 +154,30 @@ def hold_out(examples: TextExamples, source: str) -> tuple[TextExamples, TextExa
 def _check_label(text: str) -> str:
     if not text:
         raise ValueError('its label is empty')
-    return text
+    return unicodedata.normalize('NFC', text)
 
 
-def _find_files(path: str | None) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Find the training file, and the evaluation file if the path is a folder."""
+def _find_files(path: str | None, holdout: float) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """Find the training file, and the evaluation file if the path is a folder that has one."""
     if not path:
         raise BadInput(f'path must name {LAYOUT}, got {path!r}')
-    root = pathlib.Path(path).expanduser()
+    root = reach(path)
     if not root.exists():
         raise BadInput(f'{quote(root)} does not exist: expected {LAYOUT}')
     if not root.is_dir():
         return root, None
+    stems = [stem for stem in EVAL_STEMS if any((root / f'{stem}{suffix}').is_file() for suffix in SUFFIXES)]
+    if stems and holdout:
+        raise BadInput(f'holdout must be 0 for {quote(root)}, which has a {stems[0]} file, got {holdout:g}')
     files = []
-    for stem in ('train', 'val'):
+    for stem in ('train', *([] if holdout else stems[:1] or EVAL_STEMS[:1])):
         names = [stem + suffix for suffix in SUFFIXES]
         found = [name for name in names if (root / name).is_file()]
         if len(found) != 1:
             listed = ', '.join(found) or f'none of {", ".join(names)}'
-            raise BadInput(f'{quote(root)} must hold one {stem} file, got {listed}: {LAYOUT}')
+            advice = '' if stem == 'train' else ', or data.holdout=0.2'
+            raise BadInput(f'{quote(root)} must hold one {stem} file, got {listed}: {LAYOUT}{advice}')
         files.append(root / found[0])
-    return tuple(files)
+    if stems and stems[0] != 'val':
+        logger.info('evaluation uses %s', quote(files[1]))
+    return files[0], files[1] if len(files) == 2 else None

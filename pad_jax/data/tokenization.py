@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from pad_jax.data.source import Batch
 from pad_jax.data.tables import read_text, shorten
 from pad_jax.errors import BadInput, quote
-from pad_jax.files import read_own_object
+from pad_jax.files import reach, read_own_object
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MIN_LENGTH = 8
@@ -142,7 +142,7 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
     """
     if max_length < MIN_LENGTH:
         raise BadInput(f'max_length must be at least {MIN_LENGTH}, got {max_length}')
-    file = pathlib.Path(path or '').expanduser()
+    file = reach(path or '')
     if file.suffix not in ('.txt', '.json'):
         raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(path or "")}')
     tokenizer = _read_tokenizer(file) if file.suffix == '.json' else _read_vocabulary(file)

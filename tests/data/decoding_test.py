@@ -1,8 +1,10 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from pad_jax.data import decoding
 from pad_jax.data.augment import PART_WORDS, choose_part
@@ -189,3 +191,64 @@ def test_a_photo_of_a_thousand_scans_is_not_decoded():
     assert decode(content, 8, SQUARE).shape == (8, 8, 3)
     with pytest.raises(ValueError, match=r'scans, at most 100 are decoded\. Save it again'):
         decode(content[:-2] + content[last:-2] * 1000 + content[-2:], 8, SQUARE)
+    # Bytes behind the image, as phones write a video there, and a note with a preview are not scans of it.
+    preview = b'\xff\xe1' + (2002).to_bytes(2) + b'\xff\xda' * 1000
+    for whole in (content + b'\xff\xda' * 1000, content[:2] + preview + content[2:]):
+        np.testing.assert_array_equal(decode(whole, 8, SQUARE), decode(content, 8, SQUARE))
+
+
+def make_segment(marker, data):
+    return bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2) + data
+
+
+def make_chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+# Notes that Pillow refuses, or cannot write back, with the place behind which they are put into a file.
+NOTES = {
+    'jpeg exif': ('JPEG', 2, make_segment(0xE1, b'Exif\0\0no notes')),
+    'jpeg exif of four bytes': ('JPEG', 2, make_segment(0xE1, b'Exif\0\0II*\0')),
+    'jpeg jfif': ('JPEG', 2, make_segment(0xE0, b'JFIF\0')),
+    'jpeg pictures': ('JPEG', 2, make_segment(0xE2, b'MPF\0II*\0\x08\0\0\0' + b'\xff' * 30)),
+    'png exif': ('PNG', 33, make_chunk(b'eXIf', b'no notes')),
+    'png profile': ('PNG', 33, make_chunk(b'iCCP', b'abc')),
+    'png text': ('PNG', 33, make_chunk(b'zTXt', b'a\0\0' + zlib.compress(b'0' * (3 << 20)))),
+    'png size': ('PNG', 33, make_chunk(b'pHYs', b'ab')),
+    'png damaged text': ('PNG', 33, make_chunk(b'tEXt', b'words')[:-1] + b'!'),
+}
+
+
+@pytest.mark.parametrize('name', NOTES)
+def test_notes_about_a_picture_do_not_decide_whether_it_can_be_read(name):
+    format, place, note = NOTES[name]
+    content = encode(two_colours(), format)
+    found = decode(content[:place] + note + content[place:], 16, SQUARE)
+    np.testing.assert_array_equal(found, decode(content, 16, SQUARE))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    content = encode(image, 'PNG', exif=turned(orientation))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode(content, 8, SQUARE), np.asarray(expected))
+
+
+def test_a_damaged_picture_stays_unreadable():
+    content = encode(two_colours(), 'PNG')
+    with pytest.raises(OSError):
+        decode(content[: len(content) // 2], 16, SQUARE)
+
+
+# Sides at which an edge that is subtracted and added again as a float passes the side.
+@pytest.mark.parametrize('sides', [(1500, 1001), (739, 243), (971, 465), (639, 51)])
+def test_every_random_part_lies_inside_its_photo(sides):
+    image = Image.new('RGB', sides)
+    for number in range(200):
+        left, top, right, bottom = choose_part(*sides, draw_part(number))
+        for shrunk in (1, 2, 8):
+            small = image.resize((-(-sides[0] // shrunk), -(-sides[1] // shrunk)), Image.Resampling.NEAREST)
+            across, down = small.width / sides[0], small.height / sides[1]
+            box = left * across, top * down, right * across, bottom * down
+            assert decoding.resize(small, box, 4).shape == (4, 4, 3)

@@ -189,3 +189,25 @@ def test_warns_of_ignored_files_and_of_classes_without_evaluation(folder, caplog
     (line,) = warnings_of(folder, caplog)
     expected = 'ignored 3 files that are not .png, .jpg or .jpeg directly in a class folder, the first: '
     assert line == f"{expected}'{folder}/train/bee/deep/down/0.png'"
+
+
+def test_other_names_of_the_evaluation_folder_and_a_held_out_share(folder, caplog):
+    for name in ('validation', 'test'):
+        (folder / ('val' if name == 'validation' else 'validation')).rename(folder / name)
+        with caplog.at_level(logging.INFO):
+            assert open_folder(folder).spec.num_eval == 4
+        assert f"evaluation uses '{folder / name}'" in caplog.text
+    refused(folder, f"holdout must be 0 for '{folder}', which has test/, got 0.25", holdout=0.25)
+    shutil.rmtree(folder / 'test')
+    source = open_folder(folder, holdout=0.25)
+    assert (source.spec.num_train, source.spec.num_eval) == (9, 3)
+    assert source.eval.labels.tolist() == [0, 1, 2]
+
+
+def test_classes_whose_names_have_other_unicode_forms_are_the_same(folder):
+    (folder / 'train' / 'bee').rename(folder / 'train' / 'be\u0301')
+    (folder / 'val' / 'bee').rename(folder / 'val' / 'b\u00e9')
+    source = open_folder(folder)
+    assert source.spec.class_names == ('ant', 'b\u00e9', 'cat') and source.spec.num_eval == 4
+    shutil.copytree(folder / 'train' / 'be\u0301', folder / 'train' / 'b\u00e9')
+    refused(folder, "has two folders with the name 'bé' in different Unicode forms")

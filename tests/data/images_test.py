@@ -27,7 +27,7 @@ def make_tiny(num_train=5, num_eval=5, batch_size=4, augmentation=NOTHING):
         return Arrays(pixels, np.arange(count, dtype=np.int32) % 3)
 
     splits = ImageSplits(('a', 'b', 'c'), split(0, num_train), split(100, num_eval))
-    kind = ImageKind(lambda path, image_size: splits, Preprocessing('', '', (0.0,), (1.0,)))
+    kind = ImageKind(lambda path, image_size, holdout: splits, Preprocessing('', '', (0.0,), (1.0,)))
     options = {'batch_size': batch_size, 'image_size': 1, 'seed': 0, 'on_bad': 'stop', 'augmentation': augmentation}
     return open_images(kind, None, **options)
 
@@ -59,7 +59,7 @@ def no_cache(monkeypatch):
 
 def open_photos(damaged=(), damaged_eval=(), augment='resized_crop', **changes):
     splits = ImageSplits(('a', 'b', 'c'), ListedRecords(range(7), damaged), ListedRecords(range(7, 12), damaged_eval))
-    kind = ImageKind(lambda path, size: splits, Preprocessing('', '', IMAGENET_MEAN, IMAGENET_STD), EXACT)
+    kind = ImageKind(lambda path, size, holdout: splits, Preprocessing('', '', IMAGENET_MEAN, IMAGENET_STD), EXACT)
     options = {'batch_size': 4, 'image_size': SIZE, 'seed': 3, 'on_bad': 'stop'}
     options['augmentation'] = Augmentation(augment, 0 if augment == 'resized_crop' else 1, flip=True)
     return open_images(kind, None, **(options | changes))

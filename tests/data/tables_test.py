@@ -7,7 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from pad_jax.data.tables import open_table, parse_class, parse_number, read_examples, read_unlabelled, write_table
+from pad_jax.data.tables import (
+    open_table,
+    parse_class,
+    parse_number,
+    read_examples,
+    read_unlabelled,
+    split_names,
+    write_table,
+)
 from pad_jax.errors import BadInput
 
 
@@ -87,7 +95,31 @@ def test_bad_json_lines_say_why(tmp_path, line, problem):
     (_, *first), (number, fields, found), (_, *last) = read(path, 'x')
     assert (number, fields) == (2, None) and found.startswith(problem)
     assert (first, last) == ([['good'], ''], [['too'], ''])
-    refused(write(tmp_path, 'b.jsonl', 'no\n{"x": "good"}'), 'line 1: it is not JSON', 'x')
+
+
+def test_a_bad_first_line_is_a_bad_row_and_the_keys_of_all_lines_are_columns(tmp_path):
+    path = write(tmp_path, 'b.jsonl', 'no\n{"y": 1}\n{"x": "good"}')
+    assert open_table(path).columns == ('y', 'x')
+    (_, _, problem), *others = read(path, 'x')
+    assert problem.startswith('it is not JSON') and others == [(2, None, "it has no 'x'"), (3, ['good'], '')]
+    assert [row[1] for row in read(write(tmp_path, 'c.jsonl', 'no\n[]'), 'x')] == [None, None]
+
+
+def test_blanks_and_accents_of_names_do_not_matter(tmp_path):
+    """The header is "label, texte é", with the accent as a character of its own."""
+    for name, content in (('a.csv', 'label, texte e\u0301\nyes,no\n'), ('a.tsv', 'label \ttexte e\u0301\nyes\tno')):
+        assert read(write(tmp_path, name, content), 'texte \u00e9', ' label') == [(2, ['no', 'yes'], '')]
+    path = write(tmp_path, 'a.jsonl', '{" x": "one"}\n{"x": "a", "x ": "b"}')
+    twice = 'two of its keys differ in blanks or accents only'
+    assert read(path, 'x ') == [(1, ['one'], ''), (2, None, twice)]
+    assert parse_class('e\u0301', ['\u00e9']) == 0
+
+
+def test_names_are_split_as_a_line_of_csv():
+    assert split_names(' first, "second, raw" ,third') == ('first', 'second, raw', 'third')
+    assert split_names('') == ()
+    with pytest.raises(BadInput, match='must be names with commas between them'):
+        split_names('a\nb')
 
 
 def test_missing_and_ambiguous_columns_are_refused_only_if_they_are_needed(tmp_path):

@@ -212,9 +212,22 @@ def test_of_one_file_every_fifth_of_a_class_is_held_out(tmp_path, pieces):
         np.testing.assert_array_equal(labels, [(i + 1) % 3 for i in numbers])
     regression = open_files(path, pieces, label_column='mark', regression=True, seed=7)
     assert read_split(regression.eval['val'])[0] == [4, 9, 14, 19, 24, 29]
-    with pytest.raises(BadInput, match='a list holds too few examples to set every 5th of a class aside'):
-        hold_out(make_examples(range(12)), 'a list')
-    assert len(hold_out(make_examples(range(13)), 'a list')[1].labels) == 1
+    tenth = open_files(path, pieces, holdout=0.1)
+    assert read_split(tenth.eval['val'])[0] == [27, 28, 29]
+    with pytest.raises(BadInput, match=r'a list holds too few examples to set a share of 0\.2 of each class aside'):
+        hold_out(make_examples(range(12)), 'a list', 0.2)
+    assert len(hold_out(make_examples(range(13)), 'a list', 0.2)[1].labels) == 1
+
+
+@pytest.mark.parametrize('name', ['dev.tsv', 'validation.jsonl'])
+def test_other_names_of_the_evaluation_file(tmp_path, pieces, caplog, name):
+    write(tmp_path / 'train.tsv'), write(tmp_path / name, 6)
+    with caplog.at_level('INFO'):
+        assert len(open_files(tmp_path, pieces).eval['val']) == 6
+    assert f"evaluation uses '{tmp_path / name}'" in caplog.text
+    refused(tmp_path, pieces, f'which has a {name.split(".")[0]} file, got 0.5', holdout=0.5)
+    (tmp_path / name).unlink()
+    assert len(open_files(tmp_path, pieces, holdout=0.5).eval['val']) == 15
 
 
 def refused(path, pieces, message, **changes):
@@ -243,7 +256,7 @@ def test_refuses_missing_columns_and_names(tmp_path, pieces):
 
 
 def test_refuses_other_layouts(tmp_path, pieces):
-    layout = 'a file (.tsv, .csv, .jsonl), or a folder with train and val as such files'
+    layout = 'a file (.tsv, .csv, .jsonl), or a folder with train and val, validation or dev as such files'
     for path in (None, ''):
         refused(path, pieces, f'path must name {layout}, got {path!r}')
     refused(tmp_path / 'none', pieces, f"none' does not exist: expected {layout}")

@@ -3,7 +3,8 @@
 The shapes of the params describe the encoder, except for its number of heads.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,28 +49,37 @@ class Loaded(NamedTuple):
     """Result of `load_pretrained`."""
 
     params: PyTree  # with the structure of the initial params
-    fresh: tuple[str, ...]  # modules of `HEADS` that the file lacks; they keep their initial values
+    fresh: tuple[str, ...]  # modules of `HEADS` that the file lacks or has for other classes; they keep their values
     skipped: tuple[str, ...]  # tensors of the file that the encoder does not use
 
 
 def load_pretrained(
-    folder: str | Path, params: Mapping[str, PyTree], records: Mapping[str, Any], *, num_heads: int
+    folder: str | Path,
+    params: Mapping[str, PyTree],
+    records: Mapping[str, Any],
+    *,
+    num_heads: int,
+    class_names: Sequence[str] | None = None,
 ) -> Loaded:
     """Fill an encoder with the weights of a folder. Mixtures of experts are upcycled from the dense weights.
+
+    A classifier is loaded if it has the model's classes. Its outputs are put into the order of `class_names`, by the
+    names in `id2label` of config.json. Without names there, their order is trusted.
 
     Args:
       folder: contains config.json and model.safetensors, or its index and shards.
       params: initial params of a `models.Bert` with any kind of feed-forward part.
       records: of `find_records`, of that encoder.
       num_heads: attention heads of the encoder.
+      class_names: of the model's outputs; () for regression, None if they are unknown.
 
     Raises:
-      BadInput: if the folder cannot be read, or has another architecture or size. If tensors do not fit, all of them
-        are listed.
+      BadInput: if the folder cannot be read, or has another architecture or size, or tensors do not fit.
     """
-    shapes = dense_shapes(params, records)
-    _check_config(Path(folder) / CONFIG, read_config(folder), shapes, num_heads)
+    shapes, config = dense_shapes(params, records), read_config(folder)
+    _check_config(Path(folder) / CONFIG, config, shapes, num_heads)
     tensors = _rename(folder, read_weights(folder))
+    tensors = _match_classes(tensors, config, shapes['classifier']['bias'].shape[0], class_names)
     wanted = {path: (*_name_tensor(path), shape) for path, shape in flatten_dict(shapes).items()}
     fresh = tuple(
         head for head in HEADS if not any(name in tensors for path, (name, *_) in wanted.items() if path[0] == head)
@@ -97,6 +107,33 @@ def _rename(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise BadInput(f'the weights in {folder} name the same parameter twice: {names[plain]}, {name}')
         names[plain] = name
     return {plain: tensors[name] for plain, name in names.items()}
+
+
+def _match_classes(
+    tensors: dict[str, np.ndarray], config: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None
+) -> dict[str, np.ndarray]:
+    """Return the tensors with the classifier in the order of `class_names`, or without one for other classes."""
+    heads = [name for name in tensors if name.startswith('classifier.')]
+    found = config.get('id2label')
+    names = [found.get(str(number)) for number in range(len(found))] if isinstance(found, dict) else []
+    order = list(range(num_classes))
+    if class_names and all(isinstance(name, str) for name in names) and not _are_defaults(names):
+        stored, wanted = ([_plain(name) for name in both] for both in (names, class_names))
+        order = [stored.index(name) for name in wanted] if sorted(stored) == sorted(wanted) else []
+    fits = all(tensors[name].ndim and len(tensors[name]) == num_classes for name in heads)
+    if order and fits:
+        return tensors | {name: tensors[name][order] for name in heads}
+    return {name: tensor for name, tensor in tensors.items() if name not in heads}
+
+
+def _are_defaults(names: Sequence[str]) -> bool:
+    """True for the names that Hugging Face gives to outputs without names."""
+    return all(name == f'LABEL_{number}' for number, name in enumerate(names))
+
+
+def _plain(name: str) -> str:
+    """Return a class name as it is compared: 'Not Entailment' is 'not_entailment'."""
+    return re.sub(r'[\s-]+', '_', name.strip().casefold())
 
 
 def _name_tensor(path: tuple[str, ...]) -> tuple[str, bool]:

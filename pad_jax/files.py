@@ -10,7 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pad_jax.errors import BadInput, quote
+from pad_jax.errors import BadInput, describe, quote
+
+
+def reach(path: str | os.PathLike) -> Path:
+    """Return a path, which need not exist, with ~ and ~user replaced by their folders.
+
+    Raises:
+        BadInput: the system cannot look at it: no permission, too long, a loop of links, or an unknown user.
+    """
+    try:
+        found = Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            is_folder = stat.S_ISDIR(found.stat().st_mode)
+            if is_folder and not os.access(found, os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home; ValueError: a null byte
+        raise BadInput(f'{quote(path)} cannot be reached: {describe(error)}') from error
+    return found
 
 
 def open_plain(path: str | os.PathLike) -> BinaryIO:
@@ -75,13 +92,13 @@ def read_own_object(path: Path, folder_is: str) -> dict[str, Any]:
 def fill_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into, which replaces `folder` at the end of the block.
 
-    If the block raises, the former folder stays and the new one is removed.
+    If the block raises, the former folder stays. The new one is removed, with the parents made for it that are empty.
 
     Raises:
         BadInput: the files cannot be written.
     """
     incomplete = folder.with_name(f'{folder.name}.incomplete')
-    made = next((parent for parent in reversed(incomplete.parents) if not parent.exists()), incomplete)
+    made = [parent for parent in incomplete.parents if not parent.exists()]
     try:
         shutil.rmtree(incomplete, ignore_errors=True)
         incomplete.mkdir(parents=True)
@@ -89,7 +106,10 @@ def fill_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         incomplete.rename(folder)
     except BaseException as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(incomplete, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may have written into a parent meanwhile
+            for parent in made:
+                parent.rmdir()
         if isinstance(error, OSError):
             raise BadInput(f'{quote(incomplete)} cannot be written: {error.strerror or error}') from error
         raise

@@ -23,7 +23,7 @@ from pad_jax.deploy.folding import fold_norms, fold_scales
 from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.verify import verify
 from pad_jax.errors import BadInput, quote
-from pad_jax.files import fill_folder
+from pad_jax.files import fill_folder, reach
 from pad_jax.layers.compact import compact, expand_elements
 from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import walk_records
@@ -111,7 +111,7 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
         round of its partition.
       NotVerified: if the export computes something else. Nothing is left of it.
     """
-    out = out.expanduser().resolve()
+    out = reach(out).resolve()
     _check_replaceable(out, overwrite)
     run = restore_run(workdir, overrides)
     config, done = run.config, int(run.state.round)

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from pad_jax.errors import BadInput, quote
-from pad_jax.files import read_json, read_plain
+from pad_jax.files import reach, read_json, read_plain
 
 FORMAT = 1  # of the content of an export; a reader refuses newer ones
 MANIFEST, WEIGHTS, NETWORK, TOKENIZER = 'manifest.json', 'weights.safetensors', 'network.stablehlo', 'tokenizer.json'
@@ -74,7 +74,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     Raises:
       BadInput: a ValueError, if the folder is not a sound export, its format is newer, or JAX cannot read it.
     """
-    folder = Path(path).expanduser()
+    folder = reach(path)
     manifest = read_manifest(folder)
     files = read_files(folder, manifest)
     missing = [name for name in (WEIGHTS, NETWORK) if name not in files]

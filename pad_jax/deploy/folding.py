@@ -66,7 +66,7 @@ def fold_scales(params: Params, records: Params) -> dict[str, Any]:
 
     >>> record = PartialParameter('kernel', (3,), 'output', 'fixed', 'ratio', 'both')
     >>> params = {'kernel': np.ones((2, 3), np.float32), 'fixed': np.ones(3, np.float32), 'ratio': np.float32(9)}
-    >>> folded = fold_scales(params, {'kernel': record})
+    >>> folded = fold_scales(params, {'mask': record})
     >>> {name: values.max().round(3).item() for name, values in folded.items()}
     {'kernel': 2.0, 'fixed': 0.0}
     """
@@ -76,7 +76,7 @@ def fold_scales(params: Params, records: Params) -> dict[str, Any]:
             folded[name] = fold_scales(params[name], record)
         elif record.scale is not None:
             part = read_part(record, params)
-            folded[name] = _multiply(part.dynamic, float(part.dynamic_scale))
+            folded[record.factors] = _multiply(part.dynamic, float(part.dynamic_scale))
             if record.static is not None:
                 folded[record.static] = _multiply(part.static, float(part.static_scale))
             del folded[record.scale]

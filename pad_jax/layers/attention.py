@@ -18,6 +18,20 @@ EXPAND_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 """N(0, sqrt(2 / n)) for n outputs: the authors' code, for every weight of an attention."""
 
 
+def init_in_pairs(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+    """Draw the weights [C, width] of hidden units in pairs of opposite sign, each N(0, sqrt(2 / width)).
+
+    Pooled features are seldom negative, so a unit of random weights is either on or off for all inputs. One unit of
+    each pair is on at the start: the attention cannot begin dead.
+
+    >>> weights = init_in_pairs(jax.random.key(0), (3, 4), jnp.float32)
+    >>> bool((weights[:, :2] == -weights[:, 2:]).all())
+    True
+    """
+    drawn, half = EXPAND_INIT(key, shape, dtype), -(-shape[1] // 2)
+    return jnp.concatenate([drawn[:, :half], -drawn[:, : shape[1] - half]], axis=1)
+
+
 def pool_space(x: jax.Array) -> jax.Array:
     """Take the mean over space: [B, *S, C] -> [B, C], at least float32."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=at_least_float32(x.dtype))
@@ -41,7 +55,7 @@ def squeeze_space(layer: nn.Module, x: jax.Array) -> jax.Array:
       [B, width], at least float32.
     """
     shape, pooled = (x.shape[-1], squeeze_width(layer, x.shape[-1])), pool_space(x)
-    squeeze = layer.param('squeeze', EXPAND_INIT, shape, layer.param_dtype).astype(pooled.dtype)
+    squeeze = layer.param('squeeze', init_in_pairs, shape, layer.param_dtype).astype(pooled.dtype)
     return jax.nn.relu(jnp.dot(pooled, squeeze, precision=jax.lax.Precision.HIGHEST))
 
 
@@ -90,17 +104,18 @@ class Attention(Head):
     Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020, section 3.2.
 
     Attributes:
-      reduction: the hidden width is max(1, C // reduction).
+      reduction: the hidden width is max(4, C // reduction). The authors' code has at least one unit, which dies in a
+        narrow layer; so below 4·reduction channels this attention is wider.
       ...: see `Head`.
 
     >>> layer = Attention(num_kernels=4)
     >>> weights, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((1, 2, 2, 32)), 30.)
     >>> weights.tolist(), variables['params']['squeeze'].shape
-    ([[0.25, 0.25, 0.25, 0.25]], (32, 2))
+    ([[0.25, 0.25, 0.25, 0.25]], (32, 4))
     """
 
     reduction: int = 16
-    least_width = 1
+    least_width = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:

@@ -44,7 +44,7 @@ def compact(variables: Mapping[str, Any], records: Mapping[str, Any], allow_dyna
     >>> from pad_jax.layers import DynamicConv, find_records
     >>> layer, x = DynamicConv(8, (3, 3), granularity='output'), jnp.ones((1, 6, 6, 3))
     >>> variables = layer.init(jax.random.key(0), x)
-    >>> masks = {'kernel': (jnp.arange(8) < 3).reshape(1, 1, 1, 8)}
+    >>> masks = {'kernel_mask': (jnp.arange(8) < 3).reshape(1, 1, 1, 8)}
     >>> small = compact({**variables, 'partition': masks}, find_records(layer, x))
     >>> small['params']['kernel'].shape, small['params']['static_kernel'].shape
     ((4, 3, 3, 3, 3), (3, 3, 3, 5))

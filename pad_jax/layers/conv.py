@@ -25,6 +25,7 @@ from pad_jax.layers.attention import (
     squeeze_width,
 )
 from pad_jax.layers.factors import declare_factors, stack_init
+from pad_jax.layers.meshes import on_any_mesh
 from pad_jax.partition.masks import GRANULARITIES, SCALES
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -85,6 +86,7 @@ class ConvLayer(nn.Module):
         check_choice('granularity', self.granularity, (None, *GRANULARITIES))
         check_choice('scales', self.scales, SCALES)
 
+    @on_any_mesh
     @nn.compact
     def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """Map [*batch, *S, C] to [*batch, *S', F], with any number of batch axes.
@@ -205,13 +207,13 @@ class DynamicConv(MixingConv):
     kernel; biases are mixed in the same way and never masked.
 
     Attributes:
-      reduction: the hidden width of the attention is max(1, C // reduction).
+      reduction: the hidden width of the attention is max(4, C // reduction).
       ...: see `MixingConv` and `ConvLayer`.
 
     >>> import jax.numpy as jnp
     >>> layer = DynamicConv(features=8, kernel_size=(3, 3), granularity='output')
     >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 6, 6, 3)), temperature=30.)
-    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel'].shape
+    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel_mask'].shape
     ((2, 6, 6, 8), (4, 3, 3, 3, 8), (1, 1, 1, 8))
     """
 
@@ -275,7 +277,7 @@ class ODConv(MixingConv):
     >>> layer = ODConv(features=8, kernel_size=(3, 3), granularity='element')
     >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 6, 6, 3)), temperature=30.)
     >>> y.shape, sorted(variables['partition'])
-    ((2, 6, 6, 8), ['channel', 'filter', 'kernel', 'spatial'])
+    ((2, 6, 6, 8), ['channel', 'filter', 'kernel_mask', 'spatial'])
     """
 
     reduction: int = 16

@@ -39,7 +39,7 @@ class DCDConv(ConvLayer):
 
     >>> layer = DCDConv(features=8, kernel_size=(3, 3), granularity='element')
     >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 6, 6, 16)))
-    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['fusion']['tensor'].shape
+    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['fusion']['tensor_mask'].shape
     ((2, 6, 6, 8), (3, 3, 16, 8), (1, 4, 4))
     """
 

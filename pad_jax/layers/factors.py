@@ -17,7 +17,7 @@ from pad_jax.partition.masks import mask_granularity, mask_shape, scale_factors
 from pad_jax.partition.rounds import Partition, iterative_mode_partition
 
 Records = Mapping[str, Any]
-"""Nested dict like the params that holds a `PartialParameter` for each stack of factors."""
+"""Nested dict like the masks that holds a `PartialParameter` for each stack of factors."""
 
 
 def stack_init(init: Initializer) -> Initializer:
@@ -45,10 +45,10 @@ def declare_factors(
     """Declare the parameter `name` [K, *shape] of a module, with all that makes it partially dynamic.
 
     Call it inside the module's compact method. It creates the stack of factors. If the module has a granularity it also
-    creates the static parameter, φ and the mask. Storage is compact if the collection 'index' has an entry of that name
-    (see `layers.compact`).
+    creates the static parameter, φ and the mask `NAME_mask`. Storage is compact if the collection 'index' has an entry
+    of the mask's name (see `layers.compact`).
 
-    A `PartialParameter` is sown into the collection 'intermediates' under the same name. The module itself sows its
+    A `PartialParameter` is sown into the collection 'intermediates' under the mask's name. The module itself sows its
     mixing weights float[N, K] there as 'routing', or generated values float[N, *shape] as 'values'.
 
     Args:
@@ -72,8 +72,10 @@ def declare_factors(
         scales=module.scales if is_partial else 'none',
         **declared,
     )
-    module.sow('intermediates', name, record, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-    index = module.get_variable('index', name) if is_partial else None
+    # A name of its own: in an NNX module parameters and masks are attributes of one object.
+    mask_name = f'{name}_mask'
+    module.sow('intermediates', mask_name, record, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    index = module.get_variable('index', mask_name) if is_partial else None
     if index is not None:
         return _declare_compact(module, record, num_factors, index)
     dynamic = module.param(name, init_factors, (num_factors, *shape), module.param_dtype)
@@ -85,7 +87,7 @@ def declare_factors(
         static = module.param(record.static, init_static, shape, module.param_dtype)
     scales = _declare_scales(module, record)
     gates = mask_shape(shape, module.granularity)
-    mask = module.variable('partition', name, lambda: jnp.ones(gates, bool)).value
+    mask = module.variable('partition', mask_name, lambda: jnp.ones(gates, bool)).value
     return Factors(shape, dynamic, static, *scales, mask)
 
 
@@ -98,10 +100,10 @@ def find_records(model: nn.Module, *inputs, **kwargs) -> dict[str, Any]:
       kwargs: passed to the model as they are.
 
     Returns:
-      Nested dict like the params, with a `PartialParameter` for each stack of factors.
+      Nested dict like the masks, with a `PartialParameter` for each stack of factors.
 
     >>> from pad_jax.layers import DynamicConv
-    >>> find_records(DynamicConv(8, (3, 3)), jnp.ones((1, 6, 6, 3)))['kernel'].shape
+    >>> find_records(DynamicConv(8, (3, 3)), jnp.ones((1, 6, 6, 3)))['kernel_mask'].shape
     (3, 3, 3, 8)
     """
     trace = functools.partial(model.init, mutable=True, **kwargs)
@@ -157,7 +159,7 @@ def partition_flax(
     >>> layer, x = DynamicConv(8, (3, 3), granularity='output'), jnp.ones((1, 6, 6, 3))
     >>> variables = layer.init(jax.random.key(0), x)
     >>> loss = lambda apply, x: jnp.mean(apply(x) ** 2)
-    >>> int(partition_flax(layer, variables, loss, [x], dynamic_fraction=0.5).masks['kernel'].sum())
+    >>> int(partition_flax(layer, variables, loss, [x], dynamic_fraction=0.5).masks['kernel_mask'].sum())
     4
     """
     others = {name: found for name, found in variables.items() if name not in ('params', 'partition')}

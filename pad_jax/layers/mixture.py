@@ -16,6 +16,7 @@ from pad_jax.errors import check_choice
 from pad_jax.kernels.dispatch import MIXTURE_PLANS, arrange, dense_gates
 from pad_jax.kernels.factors import put_entries, take_entries
 from pad_jax.layers.factors import Factors, declare_factors, stack_init
+from pad_jax.layers.meshes import on_any_mesh
 from pad_jax.layers.router import Router, check_routing
 from pad_jax.partition.masks import SCALES
 
@@ -32,6 +33,8 @@ class Mixture(nn.Module, kw_only=True):
     supply the other positions:
 
         parameter of expert e = λd·mask·factor_e + λs·(1 − mask)·static
+
+    So the static part of a token has the sum of its weights: one, or for k = 1 the weight of its expert.
 
     In compact storage the static part is computed once for each token, and the experts compute dynamic entries only.
     In masked storage the experts compute all positions, with the same outputs and gradients; only this path has a
@@ -77,6 +80,7 @@ class Mixture(nn.Module, kw_only=True):
         check_choice('scales', self.scales, SCALES)
         check_choice('plan', self.plan, MIXTURE_PLANS)
 
+    @on_any_mesh
     @nn.compact
     def __call__(
         self, x: jax.Array, valid: jax.Array | None = None, train: bool = False
@@ -95,6 +99,8 @@ class Mixture(nn.Module, kw_only=True):
         if x.ndim < 2 or (valid is not None and valid.shape != x.shape[:-1]):
             shape = None if valid is None else valid.shape
             raise ValueError(f'a mixture needs x [*batch, T, C] and valid [*batch, T], got {x.shape} and {shape}')
+        if valid is not None:  # no value of padding, NaN included, reaches a gradient
+            x = jnp.where(valid[..., None], x, 0)
         fields = ('num_experts', 'num_selected', 'routing', 'noisy', 'balance_coefficient', 'z_coefficient')
         fields = {name: getattr(self, name) for name in (*fields, 'param_dtype', 'axis_name')}
         routing, aux = Router(**fields, name='router')(x, valid, train)
@@ -102,7 +108,8 @@ class Mixture(nn.Module, kw_only=True):
         self.sow('intermediates', 'routing', gates)
         name, shape, init = self._describe(x.shape[-1])
         factors = declare_factors(self, name, shape, self.num_experts, stack_init(init), init, experts=True)
-        y = self._apply(x, factors, arrange(routing, self.num_experts, self.plan))
+        total = jnp.sum(gates, axis=1, keepdims=True) if self.num_selected == 1 else 1.0
+        y = self._apply(x, factors, arrange(routing, self.num_experts, self.plan), total)
         if self.use_bias:
             bias = self.param('bias', stack_init(self.bias_init), (self.num_experts, y.shape[-1]), self.param_dtype)
             y += jnp.dot(gates.astype(y.dtype), bias.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -114,8 +121,8 @@ class Mixture(nn.Module, kw_only=True):
         """Return name, shape and initializer of an expert's parameter for tokens of width C."""
         raise NotImplementedError
 
-    def _apply(self, x: jax.Array, factors: Factors, layout) -> jax.Array:
-        """Apply the experts without their biases: [*batch, T, C] -> [N, F]."""
+    def _apply(self, x: jax.Array, factors: Factors, layout, total: jax.Array | float) -> jax.Array:
+        """Apply the experts without their biases: [*batch, T, C] -> [N, F]; `total` [N, 1] sums a token's weights."""
         raise NotImplementedError
 
     def multiply_adds(self, x_shape, y_shape, count):
@@ -139,7 +146,7 @@ class MixtureLinear(Mixture):
 
     >>> layer = MixtureLinear(5, num_experts=4, granularity='output')
     >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
-    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel'].shape
+    >>> y.shape, variables['params']['kernel'].shape, variables['partition']['kernel_mask'].shape
     ((2, 3, 5), (4, 6, 5), (1, 5))
     """
 
@@ -149,9 +156,8 @@ class MixtureLinear(Mixture):
     def _describe(self, width):
         return 'kernel', (width, self.features), self.kernel_init
 
-    def _apply(self, x, kernel, layout):
+    def _apply(self, x, kernel, layout, total):
         if kernel.index is None:
-            # The weights of a token's experts sum to one, so each expert may add the static part.
             return multiply_experts(*_cast(self.dtype, x, kernel.merge()), layout)
         dynamic, static, size = kernel.index, kernel.static_index, kernel.size
         tokens, experts, shared = _cast(self.dtype, x, kernel.dynamic, kernel.static)
@@ -159,9 +165,9 @@ class MixtureLinear(Mixture):
         for_experts, for_static = _scale(kernel.dynamic_scale, tokens), _scale(kernel.static_scale, tokens)
         if kernel.axis == -2:
             y = multiply_experts(take_entries(for_experts, dynamic, -1), experts, layout)
-            return y + jnp.dot(take_entries(for_static, static, -1), shared)
+            return y + _scale(total, jnp.dot(take_entries(for_static, static, -1), shared))
         y = put_entries(multiply_experts(for_experts, experts, layout), dynamic, size, -1)
-        return y + put_entries(jnp.dot(for_static, shared), static, size, -1)
+        return y + put_entries(_scale(total, jnp.dot(for_static, shared)), static, size, -1)
 
 
 class MixtureFFN(Mixture):
@@ -178,7 +184,7 @@ class MixtureFFN(Mixture):
 
     >>> layer = MixtureFFN(10, num_experts=4, granularity='output')
     >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
-    >>> y.shape, variables['params']['neurons'].shape, variables['partition']['neurons'].shape
+    >>> y.shape, variables['params']['neurons'].shape, variables['partition']['neurons_mask'].shape
     ((2, 3, 6), (4, 13, 10), (1, 10))
     """
 
@@ -189,13 +195,13 @@ class MixtureFFN(Mixture):
     def _describe(self, width):
         return 'neurons', (2 * width + 1, self.hidden), self._draw_neurons
 
-    def _apply(self, x, neurons, layout):
+    def _apply(self, x, neurons, layout, total):
         if neurons.index is None:
             # A neuron may act on the sum of both parts, so the experts compute the static part too.
             return apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
         tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
         y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
-        return y + apply_neurons(tokens, shared, neurons.static_scale)
+        return y + _scale(total, apply_neurons(tokens, shared, neurons.static_scale))
 
     def multiply_adds(self, x_shape, y_shape, count):
         """Count all positions except the biases of neurons; see `models.accounting`."""

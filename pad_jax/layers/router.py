@@ -23,6 +23,8 @@ NOISE_FLOOR = 1e-2
 def route_top_k(logits: jax.Array, num_selected: int, valid: jax.Array | None = None) -> Routing:
     """Select the k experts with the largest logits, weighted by a softmax over these k logits (equations 3 and 5).
 
+    For k = 1 the weight is the expert's share in the softmax over all logits (Fedus et al., "Switch Transformers",
+    arXiv:2101.03961, equation 2). A softmax over a single logit is always 1, and the task would not train the router.
     Ties go to the lower expert.
 
     Args:
@@ -35,7 +37,8 @@ def route_top_k(logits: jax.Array, num_selected: int, valid: jax.Array | None = 
     ([[1, 3]], [[0.5, 0.5]])
     """
     best, experts = jax.lax.top_k(logits, num_selected)
-    return _mask_routing(Routing(experts.astype(jnp.int32), jax.nn.softmax(best, axis=-1)), valid, logits.shape[-1])
+    normalizer = jax.nn.logsumexp(logits if num_selected == 1 else best, axis=-1, keepdims=True)
+    return _mask_routing(Routing(experts.astype(jnp.int32), jnp.exp(best - normalizer)), valid, logits.shape[-1])
 
 
 def count_load(routing: Routing, num_experts: int) -> jax.Array:

@@ -118,7 +118,7 @@ def _count_layer(name, stored, records: Mapping[str, PartialParameter] | None, p
         return LayerCount(name, other_parameters=stored)
     positions = dynamic_positions = dead = 0
     for path, record in records.items():
-        num_factors, size = params[path].shape[0], math.prod(record.shape)
+        num_factors, size = params[posixpath.join(name, record.factors)].shape[0], math.prod(record.shape)
         dynamic = size if record.granularity is None else num_dynamic[path]
         if record.granularity is not None:
             dead += (num_factors + len(record.beside)) * (size - dynamic) + dynamic * (record.static is not None)

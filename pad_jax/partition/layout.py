@@ -113,7 +113,7 @@ class Layout:
 
 
 def walk_records(records: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, PartialParameter]]:
-    """Yield (path, record) for all records, in the order of jax.tree.leaves of the params."""
+    """Yield (path, record) for all records, in the order of jax.tree.leaves of the masks."""
     for name in sorted(records):
         if isinstance(records[name], Mapping):
             yield from walk_records(records[name], f'{path}{name}/')

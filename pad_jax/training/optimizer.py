@@ -2,6 +2,7 @@
 
 import functools
 import math
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ def find_scales(records: Mapping[str, Any]) -> frozenset[str]:
     found = set()
     for path, record in walk_records(records):
         names = (record.scale, record.static if record.generated else None)
-        found |= {path.removesuffix(record.factors) + name for name in names if name is not None}
+        found |= {posixpath.join(posixpath.dirname(path), name) for name in names if name is not None}
     return frozenset(found)
 
 

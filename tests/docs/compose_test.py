@@ -53,9 +53,23 @@ def check_equinox(found):
 
 def check_flax(found):
     # Half of 3·3·1·8 + 3·3·8·16 = 1224 positions, in groups of 9 and of 72.
-    counts = [int(mask['kernel'].sum()) * size for mask, size in zip(found['masks'].values(), (9, 72), strict=True)]
+    sizes = zip(found['masks'].values(), (9, 72), strict=True)
+    counts = [int(mask['kernel_mask'].sum()) * size for mask, size in sizes]
     assert 612 - 72 < sum(counts) <= 612
     assert found['logits'].shape == (4, 10)
+
+
+def check_nnx(found):
+    masks = found['found'].masks
+    # In groups of 27 of 216, and of 17 of 272 positions: half of 488, but for less than the largest group.
+    kept = 27 * int(masks['conv']['kernel_mask'].sum()) + 17 * int(masks['ffn']['neurons_mask'].sum())
+    assert 244 - 27 < kept <= 244
+    np.testing.assert_array_equal(found['network'].conv.kernel_mask[...], masks['conv']['kernel_mask'])
+    assert found['logits'].shape == (8, 4)
+
+
+def check_mesh(found):
+    np.testing.assert_allclose(found['together'], found['alone'], rtol=1e-5)
 
 
 def check_mixture(found):
@@ -65,7 +79,7 @@ def check_mixture(found):
 
 def check_compact(found):
     assert found['difference'] < 1e-5
-    np.testing.assert_array_equal(found['restored']['partition']['kernel'], found['masks']['kernel'])
+    np.testing.assert_array_equal(found['restored']['partition']['kernel_mask'], found['masks']['kernel_mask'])
     np.testing.assert_array_equal(found['restored']['params']['kernel'][..., :3], found['params']['kernel'])
 
 
@@ -83,7 +97,9 @@ CHECKS = {
     'Plain JAX': check_plain_jax,
     'Haiku': check_haiku,
     'Equinox': check_equinox,
-    'Flax': check_flax,
+    'Flax: ': check_flax,
+    'Flax NNX': check_nnx,
+    'On several devices': check_mesh,
     'Mixture': check_mixture,
     'Compact': check_compact,
     'In a loop of your own': check_loop,

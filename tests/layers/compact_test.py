@@ -105,7 +105,10 @@ def draw_masks(shapes, fraction):
 def with_zeros(params, masks):
     """The parameters of the ordinary layer whose static ones are zero."""
     flat = flatten_dict(params)
-    added = {(*path[:-1], f'static_{path[-1]}'): np.zeros(flat[path].shape[1:]) for path in flatten_dict(masks)}
+    added = {}
+    for *module, mask in flatten_dict(masks):
+        name = mask.removesuffix('_mask')
+        added[*module, f'static_{name}'] = np.zeros(flat[*module, name].shape[1:])
     return unflatten_dict({**flat, **added})
 
 
@@ -118,7 +121,7 @@ def compute_twin(name, layer, params, masks, x, cotangent):
     if name in MIXTURES:
         tokens = x.reshape(-1, x.shape[-1])
         rows = cotangent.reshape(len(tokens), -1)
-        y, d_x, d_params = mix(name, tokens, params, masks[MIXTURES[name][1]], layer.num_selected, rows)
+        y, d_x, d_params = mix(name, tokens, params, masks[f'{MIXTURES[name][1]}_mask'], layer.num_selected, rows)
         return y.reshape(cotangent.shape), (d_params, d_x.reshape(x.shape))
     names = ('strides', 'padding', 'input_dilation', 'kernel_dilation', 'feature_group_count')
     geometry = resolve_geometry(x.shape[1:-1], layer.kernel_size, *(getattr(layer, field) for field in names))

@@ -83,10 +83,10 @@ KERNELS = {'dynamic': dynamic_kernel, 'condconv': cond_kernel, 'odconv': od_kern
 
 def part(params, masks, name, dynamic):
     """mask·λd·dynamic + (1 − mask)·λs·static."""
-    if name not in masks:
+    if f'{name}_mask' not in masks:
         return dynamic.copy()
     dynamic_scale = 2 * sigmoid(params['phi'])
-    mask = np.asarray(masks[name], np.float64)
+    mask = np.asarray(masks[f'{name}_mask'], np.float64)
     return mask * dynamic_scale * dynamic + (1 - mask) * (2 - dynamic_scale) * params[f'static_{name}']
 
 

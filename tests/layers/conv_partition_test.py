@@ -91,11 +91,11 @@ def test_generated_values_are_handed_off_by_their_mean(name, head):
     problem, params, masks, batches = setting(name)
     params = {**params, 'conv1': {**params['conv1'], head: {**params['conv1'][head], 'phi': jnp.float32(0.5)}}}
     gates = as_gates(masks)
-    sown = [problem.routing(params, gates, batch)['conv1'][head]['tensor'] for batch in batches]
+    sown = [problem.routing(params, gates, batch)['conv1'][head]['tensor_mask'] for batch in batches]
     values = np.concatenate(sown).astype(np.float64)
     recipe = Recipe('variance', handoff='mean', keep_dynamic=f'^(?!conv1/{head}/)')
     new, handed = partition_round(problem, params, masks, batches, 0.5, recipe)
-    kept = np.asarray(new['conv1'][head]['tensor'])
+    kept = np.asarray(new['conv1'][head]['tensor_mask'])
     dynamic_scale = 2 / (1 + np.exp(-0.5))
     expected = np.where(
         kept, params['conv1'][head]['static_tensor'], dynamic_scale / (2 - dynamic_scale) * values.mean(0)

@@ -172,15 +172,15 @@ def test_masks_of_what_is_generated(granularity):
 
     by = dict.fromkeys(GRANULARITIES, (1, 1, 1, 1))
     assert masks_of('odconv') == {
-        'kernel': masks_of('dynamic')['kernel'],
-        'channel': {'tensor': (by | {'element': (1, 1, 8, 1), 'input': (1, 1, 8, 1)})[granularity]},
-        'filter': {'tensor': (by | {'element': (1, 1, 1, 8), 'output': (1, 1, 1, 8)})[granularity]},
-        'spatial': {'tensor': (by | {'element': (3, 5, 1, 1), 'spatial': (3, 5, 1, 1)})[granularity]},
+        'kernel_mask': masks_of('dynamic')['kernel_mask'],
+        'channel': {'tensor_mask': (by | {'element': (1, 1, 8, 1), 'input': (1, 1, 8, 1)})[granularity]},
+        'filter': {'tensor_mask': (by | {'element': (1, 1, 1, 8), 'output': (1, 1, 1, 8)})[granularity]},
+        'spatial': {'tensor_mask': (by | {'element': (3, 5, 1, 1), 'spatial': (3, 5, 1, 1)})[granularity]},
     }
     fusion = {'element': (2, 2, 2), 'output': (1, 1, 2), 'input': (1, 2, 1), 'spatial': (2, 1, 1), 'layer': (1, 1, 1)}
     assert masks_of('dcd', groups=2) == {
-        'scaling': {'tensor': (by | {'element': (1, 1, 1, 8), 'output': (1, 1, 1, 8)})[granularity]},
-        'fusion': {'tensor': fusion[granularity]},
+        'scaling': {'tensor_mask': (by | {'element': (1, 1, 1, 8), 'output': (1, 1, 1, 8)})[granularity]},
+        'fusion': {'tensor_mask': fusion[granularity]},
     }
 
 

@@ -53,8 +53,8 @@ def make_variables(layer, kind, route, seed=2):
         gate[0] = 0.01
     masks = {}
     if 'partition' in shapes:
-        leaf = shapes['partition'][LAYERS[kind][1]]
-        masks = {LAYERS[kind][1]: draw(seed + 9, *leaf.shape) > 0}
+        name = f'{LAYERS[kind][1]}_mask'
+        masks = {name: draw(seed + 9, *shapes['partition'][name].shape) > 0}
     return params, masks
 
 
@@ -85,7 +85,7 @@ def check_layer(layer, kind, num_tokens, route):
     params, masks = make_variables(layer, kind, route)
     cotangent = draw(3, num_tokens, 6 if kind == 'linear' else WIDTH)
     others = {'partition': masks} if masks else {}
-    mask = masks[LAYERS[kind][1]] if masks else None
+    mask = masks[f'{LAYERS[kind][1]}_mask'] if masks else None
     expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
     batch = (x[None], params, others, valid[None], cotangent[None])
     y, aux, d_x, d_params = compiled(layer)(*batch)
@@ -164,7 +164,7 @@ def test_elements_of_a_single_feature_are_columns():
         layer = MixtureLinear(features, num_experts=3, granularity='element', plan='dense')
         x = jax.random.normal(jax.random.key(0), (2, 5, width))
         variables = start(layer, x)
-        variables['partition']['kernel'] = jnp.arange(4).reshape(width, features) % 2 == 0
+        variables['partition']['kernel_mask'] = jnp.arange(4).reshape(width, features) % 2 == 0
         expected, _ = run(layer, variables, x)
         found, _ = run(layer, compact(variables, find_records(layer, x)), x)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -211,7 +211,7 @@ def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kin
         x, _ = make_tokens('spread', 9)
 
         def loss(gate):
-            return jnp.sum(jnp.sin(layer.apply({'params': params, 'partition': {name: gate}}, x[None])[0]))
+            return jnp.sum(jnp.sin(layer.apply({'params': params, 'partition': {f'{name}_mask': gate}}, x[None])[0]))
 
         # The criterion `grasp` differentiates a gradient.
         def flow(gate):

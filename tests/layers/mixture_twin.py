@@ -42,8 +42,11 @@ def mix(kind, x, params, mask, num_selected, cotangent, valid=None, scales='both
             continue
         logits = x[n] @ gate
         chosen = sorted(range(num_experts), key=lambda e: (-logits[e], e))[:num_selected]
-        exponentials = np.exp(logits[chosen] - max(logits[chosen]))
-        weights = exponentials / exponentials.sum()
+        # One expert has its share of all; several share among themselves.
+        sharing = chosen if num_selected > 1 else list(range(num_experts))
+        exponentials = np.exp(logits[sharing] - max(logits[sharing]))
+        shares = exponentials / exponentials.sum()
+        weights = np.array([shares[sharing.index(e)] for e in chosen])
         d_weights = np.zeros(num_selected)
         for s, e in enumerate(chosen):
             found, saved = apply(kind, x[n], effective[e])
@@ -53,9 +56,11 @@ def mix(kind, x, params, mask, num_selected, cotangent, valid=None, scales='both
             d_token, d_factor = pull(kind, x[n], effective[e], saved, weights[s] * cotangent[n])
             d_x[n] += d_token
             d_effective[e] += d_factor
-        d_logits = weights * (d_weights - weights @ d_weights)
-        d_x[n] += gate[:, chosen] @ d_logits
-        d_gate[:, chosen] += np.outer(x[n], d_logits)
+        d_shares = np.zeros(len(sharing))
+        d_shares[[sharing.index(e) for e in chosen]] = d_weights
+        d_logits = shares * (d_shares - shares @ d_shares)
+        d_x[n] += gate[:, sharing] @ d_logits
+        d_gate[:, sharing] += np.outer(x[n], d_logits)
     d_params = {name: d_effective, 'bias': d_bias, 'router': {'gate': d_gate}}
     if mask is not None:
         d_params[name] = dynamic_scale * mask * d_effective

@@ -22,6 +22,10 @@ def test_top_k_by_hand():
     np.testing.assert_allclose(weights, [[0.880797, 0.119203], [0.5, 0.5], [0, 0]], rtol=1e-5)
     gates = dense_gates(route_top_k(logits, 2, jnp.array([True, True, False])), 3)
     np.testing.assert_allclose(gates, [[0.119203, 0, 0.880797], [0.5, 0.5, 0], [0, 0, 0]], rtol=1e-5)
+    # One expert has its share of all, as in Switch: e³/(e + 1 + e³) = 0.8438, and a third.
+    experts, weights = route_top_k(logits[:2], 1)
+    assert experts.tolist() == [[2], [0]]
+    np.testing.assert_allclose(weights, [[0.843795], [1 / 3]], rtol=1e-5)
     # Importance is the sum of the columns; every expert that is chosen counts once in the load.
     np.testing.assert_allclose(gates.sum(0), [0.619203, 0.5, 0.880797], rtol=1e-5)
     assert count_load(route_top_k(logits, 2, jnp.array([True, True, False])), 3).tolist() == [2, 1, 1]
@@ -79,7 +83,8 @@ def test_router_is_its_twin_in_numpy(num_selected, routing, train, monkeypatch):
     gates, load = np.zeros((len(units), 4)), np.zeros(4)
     for n in np.flatnonzero(used):
         chosen = np.argsort(-logits[n])[:num_selected]
-        gates[n, chosen] = np.exp(logits[n, chosen]) / np.exp(logits[n, chosen]).sum()
+        sharing = chosen if num_selected > 1 else range(4)
+        gates[n, chosen] = np.exp(logits[n, chosen]) / np.exp(logits[n, sharing]).sum()
         for e in range(4):
             if not train or num_selected == 4:
                 load[e] += gates[n, e] > 0

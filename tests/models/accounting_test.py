@@ -101,13 +101,13 @@ def test_dynamic_convolutions_multiply_what_their_programs_do(name, strides):
 
 
 def test_a_partially_dynamic_convolution_by_hand():
-    model = DynamicConv(8, (3, 3), granularity='element', use_bias=False, reduction=3)
-    (layer,) = account(model, IMAGE, num_dynamic={'kernel': 100})
+    model = DynamicConv(8, (3, 3), granularity='element', use_bias=False, reduction=1)
+    (layer,) = account(model, IMAGE, num_dynamic={'kernel_mask': 100})
     static = 9 * 9 * 432  # places of the output; 3·3·6·8 positions
-    attention = 6 * 2 + 2 * 4  # hidden width 6 // 3
+    attention = 6 * 6 + 6 * 4  # hidden width 6
     assert layer.multiply_adds == (static, static + attention + 4 * 432, static + attention + 4 * 100)
-    # 6·2 + 2·4 + 4 of the attention, one φ; masked K + 1 copies.
-    assert stored([layer]) == (5 * 432 + 25, 4 * 100 + 332 + 25)
+    # 6·6 + 6·4 + 4 of the attention, one φ; masked K + 1 copies.
+    assert stored([layer]) == (5 * 432 + 65, 4 * 100 + 332 + 65)
 
 
 @pytest.mark.parametrize('layer', [MixtureLinear, MixtureFFN])
@@ -115,7 +115,7 @@ def test_mixtures_by_hand(layer):
     build = partial(layer, 10, num_experts=4, num_selected=3)
     # A neuron has 6 weights in, 6 out and a bias; a linear layer only weights in.
     weights, positions = (2 * 6 * 10, 13 * 10) if layer is MixtureFFN else (60, 60)
-    router, name = 5 * 6 * 4, 'neurons' if layer is MixtureFFN else 'kernel'
+    router, name = 5 * 6 * 4, 'neurons_mask' if layer is MixtureFFN else 'kernel_mask'
     (dynamic,) = account(build(), TOKENS)
     assert dynamic.multiply_adds == (5 * weights, 5 * 3 * weights + router, 5 * 3 * weights + router)
     half = {name: positions // 2}

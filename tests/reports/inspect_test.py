@@ -69,13 +69,13 @@ def rows(text, name):
 @pytest.mark.parametrize('granularity', ['element', 'output'])
 def test_tables_and_picture(inspect, tmp_path, granularity):
     text = inspect(partition__granularity=granularity)
-    # 3·3·4·4 positions, half of them dynamic, K = 4; 4·1 + 1·4 + 4 of the attention and φ are the others.
-    live = 4 * 72 + 72 + 13
+    # 3·3·4·4 positions, half of them dynamic, K = 4; 4·4 + 4·4 + 4 of the attention and φ are the others.
+    live = 4 * 72 + 72 + 37
     partition, saved = rows(text, 'stage1_block1/conv1')
     assert partition == ['stage1_block1/conv1', granularity, '144', '72', '0.5000', '0.8000', str(live)]
     dense = 8 * 8 * 144
-    products = [format_count(count) for count in (dense, dense + 4 * 144 + 8, dense + 4 * 72 + 8)]
-    assert saved == ['stage1_block1/conv1', str(4 * 144 + 144 + 13), str(live), *products]
+    products = [format_count(count) for count in (dense, dense + 4 * 144 + 32, dense + 4 * 72 + 32)]
+    assert saved == ['stage1_block1/conv1', str(4 * 144 + 144 + 37), str(live), *products]
     # A stem of 3·3·1·4, three norms of 2·4, and a classifier of 4·10 + 10.
     rest = 36 + 24 + 50
     others = 64 * 36 + 40
@@ -87,9 +87,9 @@ def test_tables_and_picture(inspect, tmp_path, granularity):
         ['total', '', '288', '144', '0.5000', '0.8000', str(2 * live + rest)],
         [
             'total',
-            f'{2 * (4 * 144 + 144 + 13) + rest:,}',
+            f'{2 * (4 * 144 + 144 + 37) + rest:,}',
             str(2 * live + rest),
-            *map(format_count, (2 * dense + others, 2 * (dense + 4 * 144 + 8) + others, 2 * (dense + 296) + others)),
+            *map(format_count, (2 * dense + others, 2 * (dense + 4 * 144 + 32) + others, 2 * (dense + 320) + others)),
         ],
     ]
     assert max(map(len, text.splitlines()[:-1])) <= 110
@@ -104,10 +104,10 @@ def test_a_fully_dynamic_network(inspect):
 def test_a_pruned_network(inspect):
     text = inspect(partition__prune=True)
     # As in `test_tables_and_picture`, without static parameters.
-    live = 4 * 72 + 13
+    live = 4 * 72 + 37
     partition, saved = rows(text, 'stage1_block1/conv1')
     assert partition[2:] == ['144', '72', '0.5000', '1', str(live)]
-    assert saved[1:3] == [str(4 * 144 + 13), str(live)]
+    assert saved[1:3] == [str(4 * 144 + 37), str(live)]
     assert rows(text, 'total')[1][2] == str(2 * live + 36 + 24 + 50)
 
 
@@ -175,7 +175,7 @@ def test_every_measure_of_a_convolution_is_that_of_its_kernels(monkeypatch):
     assert list(found) == ['stage1_block1/conv1', 'stage1_block1/conv2']
     for name, layer in found.items():
         block, conv = name.split('/')
-        params, mask = variables['params'][block][conv], variables['partition'][block][conv]['kernel']
+        params, mask = variables['params'][block][conv], variables['partition'][block][conv]['kernel_mask']
         (weights,) = jax.device_get(updates['intermediates'][block][conv]['routing'])
         scales = tuple(map(float, scale_factors(params['phi'])))
         kernels = scales[0] * mask * np.tensordot(weights, params['kernel'], axes=1)

@@ -104,8 +104,8 @@ def test_steps_leave_masks_and_key_alone_and_count(source):
     after = state
     for number in range(3):
         after, metrics = step(after, source.train_batch(number))
-    np.testing.assert_array_equal(after.masks['conv']['kernel'], state.masks['conv']['kernel'])
-    assert after.masks['conv']['kernel'].dtype == bool and jnp.array_equal(after.key, state.key)
+    np.testing.assert_array_equal(after.masks['conv']['kernel_mask'], state.masks['conv']['kernel_mask'])
+    assert after.masks['conv']['kernel_mask'].dtype == bool and jnp.array_equal(after.key, state.key)
     assert int(after.step) == 3 and float(metrics['temperature']) == 30 - 2 * 29 / 4
     changed = jax.tree.map(lambda old, new: bool((old != new).any()), state.params, after.params)
     assert all(jax.tree.leaves(changed)), changed
@@ -115,7 +115,7 @@ def test_static_positions_train_the_static_parameter_alone(batch):
     """Without weight decay, which no gradient is needed for."""
     state = start()
     after, _ = step(state, batch, decay=0.0)
-    mask = np.asarray(state.masks['conv']['kernel'])
+    mask = np.asarray(state.masks['conv']['kernel_mask'])
     before, now = state.params['conv'], after.params['conv']
     np.testing.assert_array_equal((before['kernel'] != now['kernel']).any(0), mask)
     np.testing.assert_array_equal(before['static_kernel'] != now['static_kernel'], ~mask)

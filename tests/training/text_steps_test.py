@@ -154,7 +154,7 @@ def test_similarity_of_experts():
     experts = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     record = PartialParameter('kernel', (2,), 'element', static='static_kernel', experts=True)
     params = {'a': {'kernel': experts, 'static_kernel': jnp.array([0.0, 3.0])}, 'b': {'kernel': experts[:1]}}
-    records = {'a': {'kernel': record}, 'b': {'kernel': PartialParameter('kernel', (2,), experts=True)}}
+    records = {'a': {'kernel_mask': record}, 'b': {'kernel_mask': PartialParameter('kernel', (2,), experts=True)}}
 
     def measure(*names, masks):
         only = [{name: tree[name] for name in names} for tree in (params, records)]
@@ -163,9 +163,9 @@ def test_similarity_of_experts():
 
     assert measure(masks={}) == {}
     assert measure('b', masks={}) == {'expert_similarity': 1}
-    mixed = {'a': {'kernel': jnp.array([True, True])}}
+    mixed = {'a': {'kernel_mask': jnp.array([True, True])}}
     assert measure('a', masks=mixed) == {'expert_similarity': round(1 / 3, 6)}
     assert measure('a', 'b', masks=mixed) == {'expert_similarity': round(2 / 3, 6)}
     # (1, 3), (1, 3) and (0, 3): cosines 1 and twice 3 / √10.
-    mixed = {'a': {'kernel': jnp.array([True, False])}}
+    mixed = {'a': {'kernel_mask': jnp.array([True, False])}}
     assert measure('a', masks=mixed) == {'expert_similarity': round((1 + 2 * 3 / 10**0.5) / 3, 6)}

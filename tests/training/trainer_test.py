@@ -113,7 +113,7 @@ def test_partition_json_says_what_count_promised(finished_run):
         for layer in planned
     )
     masks = load_state(finished_run, small_config(**IN_ROUNDS)).masks
-    dynamic = {name: int(mask['kernel'].sum()) for name, mask in masks['stage1_block1'].items()}
+    dynamic = {name: int(mask['kernel_mask'].sum()) for name, mask in masks['stage1_block1'].items()}
     assert {layer['name'].split('/')[1]: layer['dynamic_positions'] for layer in found['layers']} == dynamic
 
 
@@ -233,7 +233,7 @@ def test_one_and_eight_devices_train_the_same_network(tmp_path, strategy):
         partitions.append((workdir / 'partition.json').read_text())
     assert partitions[0] == partitions[1]
     jax.tree.map(np.testing.assert_array_equal, states[0].masks, states[1].masks)
-    assert 0 < int(states[0].masks['stage1_block1']['conv1']['kernel'].sum()) < 144
+    assert 0 < int(states[0].masks['stage1_block1']['conv1']['kernel_mask'].sum()) < 144
     for one, eight in zip(*rows, strict=True):
         assert one.pop('split') == eight.pop('split')
         assert one == pytest.approx(eight, rel=1e-3)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
-from pad_jax.reports.stats import Interval, estimate_mean
+from pad_jax.reports.stats import estimate_interval, estimate_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,7 @@ _STYLE = {
 _MIN_ERROR = 5e-4  # on a logarithmic axis
 _MAX_INCHES = 60.0
 _WIDE_RATIO = 6.0  # ratio of costs above which their axis is logarithmic
+_FEW_SEEDS = 4
 _POINTS_BESIDE = 9.0  # distance of points with equal costs, in typographic points
 
 
@@ -94,7 +95,7 @@ def plot_training_curves(
 
     Args:
       networks: a line each.
-      names: the metrics whose mean is plotted.
+      names: the metrics whose mean is plotted, or 'loss'.
       label: their name in words.
       as_error: plot 1 − metric on a logarithmic axis, which suits accuracies near 1.
     """
@@ -118,7 +119,9 @@ def plot_training_curves(
     if as_error:
         panels[1].set(title='Error on held-out examples', ylabel=f'1 − {label}', yscale='log')
         _format_log_axis(panels[1].yaxis)
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+    if list(names) != ['loss']:
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+        _end_at_whole(panels[1], 1)
     figure.get_layout_engine().set(wspace=0.06)  # between a panel and the label of the next
     for axes in panels:
         axes.set_xlabel('steps')
@@ -127,6 +130,12 @@ def plot_training_curves(
     seeds = _over_seeds(len(network.runs) for network in networks)
     figure.legend(*panels[1].get_legend_handles_labels(), loc='outside lower center', ncols=4, title=seeds)
     return figure
+
+
+def _end_at_whole(axes, whole: float) -> None:
+    """End an axis of shares at 0, unless some are negative (a correlation), and at the whole."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0) if axes.dataLim.y0 >= 0 else low, min(high, whole))
 
 
 def _format_log_axis(axis) -> None:
@@ -179,16 +188,16 @@ def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_
 
 
 class Point(NamedTuple):
-    """A variant of a sweep: its name, its cost, and the interval of its score in [0, 1]."""
+    """A variant of a sweep: its name, its cost, and its scores in [0, 1] by seed."""
 
     name: str
     cost: float
-    score: Interval
+    scores: Sequence[float]
 
 
 @styled
 def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) -> 'Figure':
-    """Plot scores against a cost with their 95 % intervals."""
+    """Plot scores against a cost: their mean with its 95 % interval, or each seed if there are fewer than four."""
     from matplotlib.ticker import FuncFormatter
     from matplotlib.transforms import ScaledTranslation
 
@@ -200,16 +209,23 @@ def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) ->
         _format_log_axis(axes.xaxis)
     axes.xaxis.set_major_formatter(FuncFormatter(format_short))
     rounded = [f'{cost:.2g}' for cost in costs]
-    for index, (name, cost, score) in enumerate(points):
-        look, margin = _look(index), None if score.count == 1 else 100 * score.margin
+    for index, (name, cost, scores) in enumerate(points):
+        look, label = _look(index), f'{name}, seeds: {len(scores)}'
         style = {'fmt': look.marker, 'color': look.colour, 'markersize': 8, 'capsize': 3, 'elinewidth': 1.2}
-        drawn = axes.errorbar(cost, 100 * score.mean, margin, label=f'{name}, seeds: {score.count}', **style)
+        if len(scores) < _FEW_SEEDS:  # an interval of two seeds is wider than the figure
+            values, margin = [100 * score for score in scores], None
+        else:
+            mean, margin, _ = estimate_interval(scores)
+            values, margin = [100 * mean], 100 * margin
+        drawn = axes.errorbar([cost] * len(values), values, margin, label=label, **style)
         # Draw points with about equal costs side by side.
         shift = rounded[:index].count(rounded[index]) * _POINTS_BESIDE / 72
         for artist in drawn.get_children():
             artist.set_transform(axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans))
     axes.set(title=f'{score_label} against {cost_label}', xlabel=cost_label, ylabel=f'{score_label} in %')
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title='mean, 95 % interval')
+    _end_at_whole(axes, 100)
+    title = f'mean, 95 % interval;\nseeds if fewer than {_FEW_SEEDS}'
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title=title)
     return figure
 
 

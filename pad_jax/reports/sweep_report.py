@@ -217,8 +217,9 @@ def _draw_figures(results: Results) -> dict[str, tuple[str, bytes]]:
     networks, score = [variant.network for variant in results.shown], results.score
 
     def plot_costs(cost, label):
-        points = [Point(one.name, one.estimate(cost).mean, one.estimate(score)) for one in results.shown]
-        return 'Means with 95 % intervals (Student’s t).', plot_tradeoff(points, score, label)
+        points = [Point(one.name, one.estimate(cost).mean, [*one.by_seed(score).values()]) for one in results.shown]
+        caption = 'Means with 95 % intervals (Student’s t); seeds one by one if there are fewer than four.'
+        return caption, plot_tradeoff(points, score, label)
 
     found = {'score_parameters': plot_costs('parameters', 'parameters')}
     if np.ptp([network.total('dynamic_fraction') for network in networks]) > _MIN_KAPPA_SPAN:

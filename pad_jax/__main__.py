@@ -6,10 +6,33 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
-from pad_jax.training.config import FREE_KEYS, load_config
+try:
+    from pad_jax.config_files import SHIPPED
+    from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
+    from pad_jax.training.config import FREE_KEYS, load_config
+    from pad_jax.training.processes import add_flags, all_or_none, join
+except ModuleNotFoundError as error:
+    sys.exit(f"error: the commands need {error.name}, which is not installed: pip install 'pad-jax[train]'")
 
 # Each verb imports its room when it is called, so that `count` starts without plots, data sets and checkpoints.
+
+
+def train(arguments: Sequence[str], prog: str | None = None) -> None:
+    """Train the network of a config; resume from the latest checkpoint."""
+    parser = _make_parser(train)
+    parser.prog = prog or parser.prog
+    parser.add_config(arguments)
+    parser.add_argument(
+        '--workdir', required=True, help='run directory; if it contains checkpoints, training resumes from the latest'
+    )
+    add_flags(parser)
+    flags, overrides = parse_with_overrides(parser, arguments)
+    join(flags.coordinator, flags.num_processes, flags.process_id, flags.join_seconds)
+    with all_or_none():
+        config = load_config(flags.config, overrides)
+    from pad_jax.training.trainer import train as train_network  # after the config is checked: errors come at once
+
+    train_network(config, flags.workdir)
 
 
 def count(arguments: Sequence[str]) -> None:
@@ -21,7 +44,7 @@ def count(arguments: Sequence[str]) -> None:
         return {**report_counts(layers), 'multiply_adds': sum_multiply_adds(layers).compact}
 
     parser = _make_parser(count)
-    parser.add_argument('--config', required=True, help='a file of configs/; --config.section.key=value changes a key')
+    parser.add_config(arguments)
     flags, overrides = parse_with_overrides(parser, arguments)
     config = load_config(flags.config, overrides)
     layers = account_network(config, plan_layers(config))
@@ -95,23 +118,23 @@ def demo(arguments: Sequence[str]) -> None:
     parser = _make_parser(demo)
     parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='directory of the runs and pictures')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
-    parser.add_argument('--configs', type=Path, default=Path('configs'), help='directory of the config files')
+    parser.add_argument('--configs', type=Path, default=SHIPPED, help='directory of the config files')
     flags, overrides = parse_with_overrides(parser, arguments)
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
 
 def sweep(arguments: Sequence[str]) -> None:
     """Train the variants of an ablation file over several seeds; keep runs that are finished already."""
-    from pad_jax.reports.sweep import run_sweep
+    from pad_jax.reports.sweep import COMMAND, run_sweep
 
     epilog = '--config.section.key=value changes a key of the base, before the changes of the variants.'
     parser = _make_parser(sweep, 'sweep', epilog)
-    parser.add_argument('file', type=Path, help='a file of configs/ablations/')
+    parser.add_argument('file', type=Path, help='a Python file, or the name of a file of configs/ablations/')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each variant, with the seeds 0, 1, ...')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     flags, overrides = parse_with_overrides(parser, arguments)
     _leave_accelerator()
-    run_sweep(flags.file, flags.workdir, flags.seeds, flags.jobs, overrides)
+    run_sweep(flags.file, flags.workdir, flags.seeds, flags.jobs, overrides, (*COMMAND, *flags.modules))
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -142,7 +165,7 @@ def _make_parser(verb: Callable, workdir_of: str | None = None, epilog: str = ''
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (count, evaluate, predict, inspect, export, demo, sweep, report)
+    verb.__name__: verb for verb in (train, count, evaluate, predict, inspect, export, demo, sweep, report)
 }
 
 
@@ -154,5 +177,10 @@ def main() -> None:
     VERBS[flags.verb](sys.argv[2:])
 
 
-if __name__ == '__main__':
+def run() -> None:
+    """Run the command `pad-jax`."""
     sys.exit(exit_status(main))
+
+
+if __name__ == '__main__':
+    run()

@@ -26,7 +26,7 @@ def lasting_streams() -> Iterator[Callable[[], OSError | None]]:
     """Replace stdout and stderr in the `with` block; yield a function that returns the error of a lost stdout.
 
     Characters that the encoding lacks become escapes. If the reader is gone or the disk is full, further output is
-    dropped, and the command continues. Streams that are no files, as in notebooks, stay.
+    dropped, and the command continues. Streams without a file, as in notebooks, stay.
     """
     raws, before = {}, {1: sys.stdout, 2: sys.stderr}
     for number, stream in before.items():

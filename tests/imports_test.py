@@ -16,7 +16,7 @@ ALLOWED = {
     'configs': {'configs', 'ml_collections'},
     'pad_jax/deploy/serving.py': {'pad_jax.errors', 'pad_jax.files', 'jax', 'numpy', 'safetensors'},
     'pad_jax/files.py': {'pad_jax.errors'},
-    'train.py': {'absl', 'ml_collections', 'pad_jax.errors', 'pad_jax.training'},
+    'train.py': {'pad_jax.__main__', 'pad_jax.training'},
 }
 
 

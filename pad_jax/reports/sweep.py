@@ -12,9 +12,9 @@ The folder of a sweep:
     VARIANT/seed_N.log         output of that run
     report/                    written by `python -m pad_jax report DIR`
 
-The process `python -m pad_jax.reports.sweep WORKDIR LABEL` trains one run, so a crash ends that run only. The first
-line of its stdin is the config as JSON. The end of stdin stops the run with a checkpoint. The sweep closes stdin to
-stop a run, and the system does so if the sweep is killed.
+The process `python -m pad_jax.reports.sweep [MODULE ...] WORKDIR LABEL` trains one run, so a crash ends that run only.
+It imports the modules of `--import`. The first line of its stdin is the config as JSON. The end of stdin stops the run
+with a checkpoint. The sweep closes stdin to stop a run, and the system does so if the sweep is killed.
 """
 
 import collections
@@ -35,11 +35,12 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from pad_jax.config_files import call_file, find_config_file, import_modules
 from pad_jax.errors import BadInput, Stopped, check_together
 from pad_jax.files import read_own_object, read_plain
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals, check_count, exit_status, make_line
-from pad_jax.training.config import call_file, differing_keys, flatten, is_partial, load_config
+from pad_jax.training.config import differing_keys, flatten, is_partial, load_config
 from pad_jax.training.lock import LOCK, WorkdirInUse, WorkdirLock
 from pad_jax.training.progress import Progress
 from pad_jax.training.setup import measure_lengths, open_source, plan_layers
@@ -167,6 +168,7 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
       BadInput: lists all problems.
     """
+    path = find_config_file(path, 'ablations')
     content = call_file(path, 'get_ablation')
     if content.keys() != {'base', 'variants'} or type(content['base']) is not str:
         raise BadInput(f'get_ablation() of {path} must return base, the name of a config file, and variants')
@@ -424,7 +426,8 @@ def _close(process: subprocess.Popen) -> None:
 
 def train_one() -> None:
     """Train one run of a sweep: the process of a run, see the module docstring."""
-    workdir, label = sys.argv[1:]
+    *modules, workdir, label = sys.argv[1:]
+    import_modules(modules)
     config = ml_collections.ConfigDict(json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     train(config, workdir, label, wait_seconds=_SECONDS_OF_ORPHANS)

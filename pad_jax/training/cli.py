@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.experimental import multihost_utils
 
+from pad_jax.config_files import import_modules
 from pad_jax.errors import BadInput, Stopped, quote
 from pad_jax.partition import PartitionError
 from pad_jax.streams import lasting_streams
+from pad_jax.training.config import describe_keys
 from pad_jax.training.processes import AgreedProblem, AgreedStop, is_lost_connection, leave_at_once
 
 MAX_CHARACTERS = 20_000
@@ -29,6 +31,23 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **arguments):
         super().__init__(allow_abbrev=False, **arguments)
+        added = 'module of your own that registers criteria, layers, models or data sets; may be repeated'
+        self.add_argument('--import', dest='modules', action='append', default=[], metavar='MODULE', help=added)
+
+    def add_config(self, arguments: Sequence[str]) -> None:
+        """Add --config. If help is asked for, its epilog lists the keys of that config."""
+        if {'-h', '--help'} & {*arguments}:
+            first = Parser(add_help=False)
+            first.add_argument('--config', default='')
+            self.epilog = describe_keys(first.parse_known_args(arguments)[0].config)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        shown = 'a Python file, or the name of a file of configs/; --config.section.key=value changes a key'
+        self.add_argument('--config', required=True, help=shown)
+
+    def parse_known_args(self, args=None, namespace=None):
+        flags, others = super().parse_known_args(args, namespace)
+        import_modules(flags.modules)
+        return flags, others
 
     def error(self, message: str):
         raise BadInput(f'{message}; see {self.prog} --help')

@@ -7,16 +7,15 @@ if every key is valid.
 
 import difflib
 import re
-import runpy
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from pad_jax.config_files import SYNONYMS, call_file, find_config_file, flatten
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
@@ -34,11 +33,18 @@ _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32
 
 
 class Rule(NamedTuple):
-    """Allowed values of a key: their type, a test, and the rule in words."""
+    """Allowed values of a key: their type, a test, and the rule in words, or the table of the allowed names.
+
+    A table is read when a value is checked, so that modules of `--import` can add rows to it.
+    """
 
     kind: type
     holds: Callable[[Any], bool]
-    words: str
+    says: str | Collection[str]
+
+    @property
+    def words(self) -> str:
+        return self.says if isinstance(self.says, str) else f'one of {", ".join(self.says)}'
 
 
 class Key(NamedTuple):
@@ -54,9 +60,8 @@ class Key(NamedTuple):
     is_free: bool = False
 
 
-def _one_of(names: Iterable[str]) -> Rule:
-    names = tuple(names)
-    return Rule(str, lambda value: value in names, f'one of {", ".join(names)}')
+def _one_of(names: Collection[str]) -> Rule:
+    return Rule(str, lambda value: value in names, names)
 
 
 def _integer(least: int, most: int = MAX_STEPS) -> Rule:
@@ -71,7 +76,7 @@ _FLAG = Rule(bool, lambda value: True, 'True or False')
 _TEXT = Rule(str, lambda value: True, 'text')
 _SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
 # Parameters are float32, and by default JAX turns float64 into float32.
-_DTYPE = _one_of(name for name in DTYPES if name != 'float64')
+_DTYPE = _one_of([name for name in DTYPES if name != 'float64'])
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
 
@@ -106,7 +111,7 @@ KEYS = (
     Key('partition.criterion', _one_of(CRITERIA), 'score'),
     Key('partition.scope', _one_of(SCOPES), 'positions compete in the whole network (global) or in their layer'),
     Key('partition.granularity', _one_of(GRANULARITIES), 'positions with one gate', IMAGES),
-    Key('partition.granularity', _one_of(filter(None, MIXTURE_GRANULARITIES)), 'positions with one gate', TEXTS),
+    Key('partition.granularity', _one_of([*filter(None, MIXTURE_GRANULARITIES)]), 'positions with one gate', TEXTS),
     Key('partition.rounds', _integer(1, 10_000), 'T, rounds of the partition'),
     Key('partition.schedule', _one_of(SCHEDULES), 'dynamic fraction after each round'),
     Key('partition.start_step', _integer(0), 'training steps before the first round'),
@@ -172,6 +177,15 @@ def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
     return {key.name: key for key in KEYS if models in key.models}
 
 
+def describe_keys(path: str) -> str:
+    """List the keys of a config file with value, meaning and rule, for --help; all keys without a file."""
+    if not path:
+        return '\n'.join(f'--config.{key.name} ({key.models}): {key.help}; {key.rule.words}' for key in KEYS)
+    flat = call_file(find_config_file(path), 'get_config')
+    keys = [(key, flat[name]) for name, key in keys_of(flat).items() if name in flat]
+    return '\n'.join(f'--config.{key.name}={value}: {key.help}; {key.rule.words}' for key, value in keys)
+
+
 def is_text(config) -> bool:
     """Return True for a config of texts, False for one of images."""
     return 'ffn' in config.model
@@ -187,31 +201,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file, apply overrides and check the result.
 
     Args:
-      path: a Python file with get_config(); it can import the files beside it through its folder's name.
+      path: a Python file with get_config(), or the name of a shipped one.
       overrides: 'section.key=value', each for a key that the file has.
 
     Raises:
       BadInput: naming every key that is wrong and its rule, or every combination that cannot work.
     """
-    root = str(Path(path).absolute().parent.parent)
-    if root not in sys.path:  # for `from configs import ...`, wherever the command was started
-        sys.path.append(root)
-    return _finish(call_file(Path(path), 'get_config'), overrides)
-
-
-def call_file(path: Path, function: str) -> dict[str, Any]:
-    """Call a function of a config file and flatten its ConfigDict; raise BadInput if it fails or returns no such."""
-    if not path.is_file() or path.suffix != '.py':
-        raise BadInput(f'config file {path} does not exist or is not a Python file')
-    try:
-        config = runpy.run_path(str(path))[function]()
-        if isinstance(config, ConfigDict):
-            return flatten(config)  # fails for a required placeholder, and for a config that contains itself
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the code of others may raise anything
-        raise BadInput(f'config file {path} fails: {type(error).__name__}: {error}') from error
-    raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
+    return _finish(call_file(find_config_file(path), 'get_config'), overrides)
 
 
 def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
@@ -240,11 +236,6 @@ def _num_classes(data) -> int:
     return 1 if data.regression else 2
 
 
-def flatten(config) -> dict[str, Any]:
-    """Flatten a config, or the dict of a config.json, to {'section.key': value}."""
-    return flatten_dict(config.to_dict() if isinstance(config, ConfigDict) else config, sep='.')
-
-
 def _parse(text: str, kind: type) -> Any:
     """Parse an override into a value of its key's type; return the text if that fails, for the check to report."""
     try:
@@ -253,9 +244,15 @@ def _parse(text: str, kind: type) -> Any:
         return text
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'unknown config key {name}' + (f', did you mean {nearest[0]}?' if nearest else '')
+def _unknown(name: str, known: Collection[str]) -> str:
+    """Describe an unknown key, with the known one of nearest spelling or meaning."""
+    section, _, last = name.lower().rpartition('.')
+    meant = [key for key in known if key.rpartition('.')[2] == SYNONYMS.get(last, last)]
+    meant.sort(key=lambda key: (not key.startswith(f'{section}.'), key.startswith('partition.')))
+    meant += difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    meant += [key.name for key in KEYS if key.name in known and last in re.findall(r'\w+', key.help.lower())]
+    meant += difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'unknown config key {name}' + (f', did you mean {meant[0]}?' if meant else '')
 
 
 def _raise(problems: Iterable[str], where: str = '') -> None:

@@ -85,7 +85,10 @@ def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
     data, seed = config.data, config.train.seed
     try:
         if is_text(config):
-            arguments = {name: data[name] for name in ('path', 'batch_size', 'on_bad', *_TEXT_KEYS[data.name])}
+            arguments = {
+                name: data[name]
+                for name in ('path', 'batch_size', 'on_bad', *_TEXT_KEYS.get(data.name, _TEXT_KEYS['text']))
+            }
             if 'text_columns' in arguments:
                 arguments['text_columns'] = split_columns(config)
             source = TEXT_SOURCES[data.name](**arguments, pieces=open_pieces(config, workdir), seed=seed)

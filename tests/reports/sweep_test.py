@@ -17,7 +17,7 @@ import pytest
 
 from pad_jax import __main__ as commands
 from pad_jax.errors import BadInput, Stopped
-from pad_jax.reports.sweep import BASE, SweepRun, load_variants, read_ablation, read_sweep, run_sweep
+from pad_jax.reports.sweep import BASE, COMMAND, SweepRun, load_variants, read_ablation, read_sweep, run_sweep
 from pad_jax.reports.sweep_report import report_sweep
 from pad_jax.training.cli import exit_status
 from pad_jax.training.lock import WorkdirLock
@@ -347,7 +347,15 @@ def test_a_folder_that_holds_another_sweep(tmp_path, monkeypatch):
 def test_flags_of_the_command_arrive(tmp_path, monkeypatch):
     path, found = write_ablation(tmp_path, *named('one')), []
     monkeypatch.setattr('pad_jax.reports.sweep.run_sweep', lambda *arguments: found.append(arguments))
-    flags = ['sweep', str(path), f'--workdir={tmp_path}', '--seeds=2', '--jobs=4', '--config.train.steps=40']
+    flags = [
+        'sweep',
+        str(path),
+        f'--workdir={tmp_path}',
+        '--seeds=2',
+        '--jobs=4',
+        '--config.train.steps=40',
+        '--import=json',
+    ]
     monkeypatch.setattr(sys, 'argv', ['pad_jax', *flags])
     assert exit_status(commands.main) == 0
-    assert found == [(path, tmp_path, 2, 4, ['train.steps=40'])]
+    assert found == [(path, tmp_path, 2, 4, ['train.steps=40'], (*COMMAND, 'json'))]

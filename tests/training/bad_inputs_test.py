@@ -32,6 +32,10 @@ ROUND_FLAGS = [
 # train.py on a small config of images with these overrides, and a part of its line.
 IMAGES = [
     ('partition.dynamic_fracton=0.3', 'unknown config key partition.dynamic_fracton, did you mean partition.dyn'),
+    ('optim.lr=1', 'unknown config key optim.lr, did you mean optim.learning_rate?'),
+    ('train.batch_size=8', 'did you mean data.batch_size?'),
+    ('model.kappa=1', 'did you mean partition.dynamic_fraction?'),
+    ('train.regular=x', 'did you mean partition.keep_dynamic?'),
     ('data.batch_size=60', 'multiple of 8 (8 devices × optim.accumulate_steps = 1), got 60'),
     ('optim.accumulate_steps=4', 'multiple of 32 (8 devices × optim.accumulate_steps = 4), got 16'),
     ('train.mixup=0.2 data.batch_size=8', 'optim.accumulate_steps = 1, in pairs for train.mixup), got 8'),

@@ -71,6 +71,7 @@ def test_data_that_has_moved(tmp_path):
 def test_help_is_no_error(monkeypatch, capfd):
     for main, flags in (
         (train_command.main, ['--help']),
+        (train_command.main, ['--help', '--config=glue_minilm_moe']),
         (commands.main, ['--help']),
         (commands.main, ['count', '-h']),
         (commands.main, ['evaluate', '--help']),
@@ -80,6 +81,9 @@ def test_help_is_no_error(monkeypatch, capfd):
             exit_status(main)
         out, err = capfd.readouterr()
         assert caught.value.code == 0 and 'usage' in out and err == ''
+        if '--config=glue_minilm_moe' in flags:
+            assert '--config.model.num_selected=2: k, experts of each token; an integer from 1 to 4096' in out
+            assert 'num_kernels' not in out
     assert '--config.data.path=PATH' in out
 
 

@@ -1,0 +1,122 @@
+"""Python files and modules of others: config files, the shipped ones by name, and modules of --import."""
+
+import contextlib
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from pad_jax.errors import BadInput
+
+_HERE = Path(__file__).parent
+# An installed package has the configs inside, a checkout has them beside it.
+SHIPPED = next((path for path in (_HERE / 'shipped' / 'configs', _HERE.parent / 'configs') if path.is_dir()), None)
+
+SYNONYMS = {
+    **dict.fromkeys(('lr', 'rate', 'eta', 'step_size'), 'learning_rate'),
+    **dict.fromkeys(('wd', 'decay', 'l2'), 'weight_decay'),
+    **dict.fromkeys(('bs', 'batch', 'minibatch', 'train_batch_size'), 'batch_size'),
+    **dict.fromkeys(('kappa', 'fraction', 'sparsity', 'density', 'keep_ratio'), 'dynamic_fraction'),
+    **dict.fromkeys(('max_steps', 'iterations', 'num_steps', 'total_steps'), 'steps'),
+    **dict.fromkeys(('num_epochs', 'max_epochs'), 'epochs'),
+    **dict.fromkeys(('dir', 'data_dir', 'directory', 'root', 'folder', 'file'), 'path'),
+    **dict.fromkeys(('size', 'resolution', 'img_size', 'crop_size'), 'image_size'),
+    **dict.fromkeys(('clip', 'grad_clip', 'max_grad_norm'), 'clip_norm'),
+    **dict.fromkeys(('seq_len', 'sequence_length', 'max_seq_length'), 'max_length'),
+    **dict.fromkeys(('precision', 'half', 'fp16', 'bf16', 'amp'), 'dtype'),
+    **dict.fromkeys(('experts', 'n_experts'), 'num_experts'),
+    **dict.fromkeys(('top_k', 'topk', 'k'), 'num_selected'),
+    **dict.fromkeys(('kernels', 'n_kernels'), 'num_kernels'),
+    **dict.fromkeys(('weights', 'checkpoint', 'init_from'), 'pretrained'),
+    'classes': 'num_classes',
+    'warmup': 'warmup_steps',
+    'ema': 'ema_decay',
+    'smoothing': 'label_smoothing',
+    'optimizer': 'name',
+    'grad_accum': 'accumulate_steps',
+    'gradient_accumulation_steps': 'accumulate_steps',
+    'random_seed': 'seed',
+    'vocab': 'vocabulary',
+}
+"""Last part of a key as others call it -> as it is called here."""
+
+
+def find_config_file(name: str | Path, below: str = '') -> Path:
+    """Find a config file by its path, otherwise the shipped one of that name, with or without .py.
+
+    Args:
+      below: folder of the shipped configs to look into.
+    """
+    path = Path(name)
+    if path.exists() or SHIPPED is None or path.is_absolute():
+        return path
+    shipped = SHIPPED / below / path.with_suffix('.py').name
+    is_name = path.with_suffix('').name == str(name).removesuffix('.py')
+    return shipped if is_name and shipped.is_file() else path
+
+
+def call_file(path: Path, function: str) -> dict[str, Any]:
+    """Call a function of a config file and flatten its ConfigDict to {'section.key': value}.
+
+    The file can import the files beside it through the name of its folder.
+
+    Raises:
+      BadInput: the file is missing or fails, or the function returns another type.
+    """
+    if not path.is_file() or path.suffix != '.py':
+        raise BadInput(f'config file {path} does not exist or is not a Python file')
+    with _foreign_code(f'config file {path}'), _importable(path.absolute().parent):
+        config = runpy.run_path(str(path))[function]()
+        if isinstance(config, ConfigDict):
+            return flatten(config)  # fails for a required placeholder, and for a config that contains itself
+    raise BadInput(f'{function}() of {path} must return a ConfigDict, got {type(config).__name__}')
+
+
+def flatten(config) -> dict[str, Any]:
+    """Flatten a config, or the dict of a config.json, to {'section.key': value}."""
+    return flatten_dict(config.to_dict() if isinstance(config, ConfigDict) else config, sep='.')
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules that register criteria, layers, models or data sets; the current folder is searched first."""
+    if names and '' not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        with _foreign_code(f'--import={name}'):
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _foreign_code(what: str) -> Iterator[None]:
+    """Raise BadInput for anything that the code of others raises, except Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise BadInput(f'{what} fails: {type(error).__name__}: {error}') from error
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours as `FOLDER.NAME`, even where another folder of that name was imported."""
+
+    def forget() -> dict[str, Any]:
+        names = [name for name in sys.modules if name.partition('.')[0] == folder.name]
+        return {name: sys.modules.pop(name) for name in names}
+
+    known = sys.modules.get(folder.name)
+    others = forget() if known and str(folder) not in getattr(known, '__path__', ()) else {}
+    sys.path.insert(0, str(folder.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.parent))
+        if others:
+            forget()
+            sys.modules.update(others)

@@ -49,6 +49,14 @@ def read_plain(path: str | os.PathLike) -> bytes:
             raise OSError(errno.ENOMEM, 'memory is too small for it') from error
 
 
+def measure_file(path: str | os.PathLike) -> int:
+    """Return the size of a file in bytes, −1 if the system cannot tell."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
 def parse_json(data: bytes) -> Any:
     """Return the value of UTF-8 encoded JSON; raise ValueError if it is damaged or nests too deeply.
 

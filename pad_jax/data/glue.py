@@ -25,7 +25,7 @@ from pad_jax.data.tables import (
     read_examples,
     write_table,
 )
-from pad_jax.data.texts import TextSource
+from pad_jax.data.texts import TextSource, digest_examples
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, describe, quote
 from pad_jax.files import reach
@@ -145,13 +145,17 @@ def open_glue(
 
     def read(split: str, file: str) -> EncodedTexts:
         if folder is None:
-            return pieces.encode(*read_split(prepared, row, split))
-        table, columns = open_glue_file(folder / file, row), (row.text_columns, row.label_column)
-        return pieces.encode(*read_examples(table, *columns, row.parse_label, on_bad, row.skips_broken_rows))
+            examples = read_split(prepared, row, split)
+        else:
+            table, columns = open_glue_file(folder / file, row), (row.text_columns, row.label_column)
+            examples = read_examples(table, *columns, row.parse_label, on_bad, row.skips_broken_rows)
+        digests.update(digest_examples({split: examples}))
+        return pieces.encode(*examples)
 
+    digests = {}
     train = read('train', TRAIN_FILE)
     evaluation = {split.name: read(split.name, split.file) for split in row.eval_splits}
-    return TextSource(train, evaluation, pieces, row.class_names, row.metrics, batch_size, seed)
+    return TextSource(train, evaluation, pieces, row.class_names, row.metrics, batch_size, seed, digests)
 
 
 def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:

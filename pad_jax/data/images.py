@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from PIL import UnidentifiedImageError
 from pad_jax.data.augment import Augmentation, Words
 from pad_jax.data.decoding import FORMATS, Middle, decode, normalize
 from pad_jax.data.ordering import SCORING, Order
-from pad_jax.data.source import Batch, DataSpec, Source, run_ahead, usable_processors
+from pad_jax.data.source import Batch, DataSpec, Source, make_digest, run_ahead, usable_processors
 from pad_jax.errors import BadInput, describe
 
 CACHE_BYTES = 2 * 2**30
@@ -47,7 +48,11 @@ class Record(NamedTuple):
 
 
 class Records(Protocol):
-    """Labelled image files of a split. Threads may call `read` at once; it raises `BadInput` with the place."""
+    """Labelled image files of a split. Threads may call `read` at once; it raises `BadInput` with the place.
+
+    A method `list_files() -> list[str]` is optional. It returns names and sizes of the files, and a run resumes only if
+    they are the same.
+    """
 
     def __len__(self) -> int: ...
 
@@ -78,7 +83,10 @@ class Photos:
 
     def load(self, index: int, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
         """Return pixels and label, as `decode`; raise `BadInput` with the place of a file that cannot be read."""
-        record = self.records.read(index)
+        return self.decode(self.records.read(index), part)
+
+    def decode(self, record: Record, part: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+        """Decode a file, as `load`."""
         try:
             return decode(record.data, self.size, self.middle, part), record.label
         except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
@@ -155,15 +163,23 @@ def open_images(
     splits = [split if isinstance(split, Arrays) else Photos(split, image_size, kind.middle) for split in splits]
     (train, evaluation), parts, bad = splits, augmentation.augment == 'resized_crop', BadImages(on_bad)
     num_listed, shape = len(evaluation), (image_size, image_size, kind.channels)
+    listed = {name: getattr(split, 'records', None) for name, split in zip(('train', 'val'), splits)}
+    digests = {
+        f'files of {name}': make_digest(map(os.fsencode, records.list_files()))
+        for name, records in listed.items()
+        if hasattr(records, 'list_files')
+    }
     if (len(evaluation) + (0 if parts else len(train))) * image_size**2 * kind.channels <= CACHE_BYTES:
-        train = train if parts else _decode_all(train, 'train', bad)
-        evaluation = _decode_all(evaluation, 'eval', bad)
+        if not parts:
+            train, digests['contents of train'] = _decode_all(train, 'train', bad)
+        evaluation, digests['contents of val'] = _decode_all(evaluation, 'eval', bad)
         missing = set() if parts else set(range(len(names))) - set(train.labels.tolist())
         if missing and bad.lines:
             raise BadInput(f'no training image of the class {names[min(missing)]!r} can be read')
     if not len(evaluation):
         raise BadInput('the data holds no readable example to evaluate on')
-    spec = DataSpec(num_classes=len(names), class_names=names, num_train=len(train), num_eval=len(evaluation))
+    counts = {'num_classes': len(names), 'num_train': len(train), 'num_eval': len(evaluation)}
+    spec = DataSpec(class_names=names, digests=digests, **counts)
     looks, threads = (shape, kind.preprocessing, augmentation), len(usable_processors())
     return ImageSource(spec, batch_size, seed, train, evaluation, *looks, num_listed, threads, bad)
 
@@ -281,24 +297,28 @@ class ImageSource(Source):
             return self.bad.note('eval', index, error)
 
 
-def _decode_all(split: Arrays | Photos, name: str, bad: BadImages) -> Arrays:
-    """Decode a split into memory, without the unreadable images."""
+def _decode_all(split: Arrays | Photos, name: str, bad: BadImages) -> tuple[Arrays, str]:
+    """Decode a split into memory, without the unreadable images; also return the digest of its contents."""
     if isinstance(split, Arrays):
-        return split
+        return split, make_digest(map(np.ascontiguousarray, (split.pixels, split.labels)))
     count = len(split)
+    digests = np.zeros(count, 'S32')
     pixels, labels = np.zeros((count, split.size, split.size, 3), np.uint8), np.full(count, -1, np.int32)
 
     def read(start: int) -> None:
         for index in range(start, min(start + CHUNK, count)):
             try:
-                pixels[index], labels[index] = split.load(index)
+                record = split.records.read(index)
+                pixels[index], labels[index] = split.decode(record)
+                digests[index] = make_digest([record.data])
             except BadInput as error:
                 bad.note(name, index, error)
 
     with ThreadPoolExecutor(len(usable_processors())) as pool:
         list(pool.map(read, range(0, count, CHUNK)))  # after an error the others are cancelled
     good = labels >= 0
-    return Arrays(pixels, labels) if good.all() else Arrays(pixels[good], labels[good])
+    arrays = Arrays(pixels, labels) if good.all() else Arrays(pixels[good], labels[good])
+    return arrays, make_digest([digests[good], arrays.labels])
 
 
 def _without_weight(batch: Batch) -> Batch:

@@ -5,20 +5,22 @@ import logging
 import os
 import pathlib
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from pad_jax.data.images import ImageSplits, Record
 from pad_jax.data.ordering import choose_held
-from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
+from pad_jax.data.prepared import NUM_THREADS, explain_building, find_prepared, find_shards, open_builder, open_split
 from pad_jax.errors import BadInput, describe, quote
-from pad_jax.files import reach, read_plain
+from pad_jax.files import measure_file, reach, read_plain
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 SUFFIXES_TEXT = f'{", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]}'
 EVAL_FOLDERS = ('val', 'validation', 'test')
 LAYOUT = 'PATH/train/CLASS/*.png|jpg|jpeg and PATH/val/CLASS/...'
 NAME = 'imagenet2012'
+FILES_AT_ONCE = 1000  # whose sizes a thread asks for
 SPLITS = ('train', 'validation')
 EXPECTED = f'a data_dir of TFDS that holds {NAME}/VERSION, or a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG'
 
@@ -37,6 +39,16 @@ class FileRecords:
     def select(self, mask: np.ndarray) -> 'FileRecords':
         """Return the files where bool[N] is True."""
         return FileRecords(*(list(itertools.compress(column, mask)) for column in (self.paths, self.labels)))
+
+    def list_files(self) -> list[str]:
+        """Return 'CLASS/NAME SIZE' of each file."""
+
+        def describe_from(start: int) -> list[str]:
+            paths = self.paths[start : start + FILES_AT_ONCE]
+            return ['/'.join(path.split(os.sep)[-2:]) + f' {measure_file(path)}' for path in paths]
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            return [*itertools.chain(*pool.map(describe_from, range(0, len(self), FILES_AT_ONCE)))]
 
     def read(self, index: int) -> Record:
         """Return one file; `BadInput` if it cannot be read."""
@@ -172,11 +184,15 @@ class PreparedRecords:
     """The photos of a split prepared by TFDS."""
 
     def __init__(self, folder: pathlib.Path, builder, split: str, num_classes: int):
-        self._examples = open_split(builder, split, keep_bytes=('image',))
+        self._examples, self._shards = open_split(builder, split, keep_bytes=('image',)), find_shards(builder, split)
         self._place, self._num_classes = f'split {split} of {quote(folder)}', num_classes
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def list_files(self) -> list[str]:
+        """Return 'NAME SIZE' of each shard."""
+        return [f'{path.name} {measure_file(path)}' for path in self._shards]
 
     def read(self, index: int) -> Record:
         """Return one photo; `BadInput` if its record cannot be read."""

@@ -83,18 +83,23 @@ def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[
     """
     import tensorflow_datasets as tfds
 
-    try:
-        info = builder.info.splits[split]
-        files = info.filename_template.replace(filetype_suffix=ARRAY_RECORD)
-        shards = [pathlib.Path(path) for path in files.sharded_filepaths(len(info.shard_lengths))]
-    except Exception as error:
-        raise BadInput(f'cannot read split {split} of {quote(builder.data_path)}: {describe(error)}') from error
+    shards, lengths = find_shards(builder, split), builder.info.splits[split].shard_lengths
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for shard, expected, found in zip(shards, info.shard_lengths, pool.map(_count_records, shards), strict=True):
+        for shard, expected, found in zip(shards, lengths, pool.map(_count_records, shards), strict=True):
             if found != expected:
                 raise BadInput(f'{quote(shard)} holds {found} records, expected {expected}. Prepare the data set again')
     decoders = {name: tfds.decode.SkipDecoding() for name in keep_bytes}
     return builder.as_data_source(split=split, decoders=decoders or None)
+
+
+def find_shards(builder, split: str) -> list[pathlib.Path]:
+    """Return the files of a split, which may be missing; raise `BadInput` if there is no such split."""
+    try:
+        info = builder.info.splits[split]
+        files = info.filename_template.replace(filetype_suffix=ARRAY_RECORD)
+        return [pathlib.Path(path) for path in files.sharded_filepaths(len(info.shard_lengths))]
+    except Exception as error:
+        raise BadInput(f'cannot read split {split} of {quote(builder.data_path)}: {describe(error)}') from error
 
 
 def _count_records(shard: pathlib.Path) -> int:

@@ -3,9 +3,10 @@
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -29,6 +30,7 @@ class DataSpec:
         num_train, num_eval: examples in use.
         eval_splits: names of the splits to evaluate on.
         metrics: keys of `METRICS`, each measured on all outputs of a split. Empty if means over examples suffice.
+        digests: of the data by name: 'contents of SPLIT' if all were read, and 'files of SPLIT' for names and sizes.
     """
 
     num_classes: int
@@ -37,6 +39,16 @@ class DataSpec:
     num_eval: int
     eval_splits: tuple[str, ...] = ('val',)
     metrics: tuple[str, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+
+def make_digest(parts: Iterable[bytes | np.ndarray]) -> str:
+    """Return a digest of bytes and arrays in their order, as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
+    return digest.hexdigest()[:32]
 
 
 class Source(Protocol):

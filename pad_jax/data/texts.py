@@ -6,13 +6,13 @@ import itertools
 import logging
 import pathlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pad_jax.data.ordering import HOLDOUT, SCORING, Order, choose_held
-from pad_jax.data.source import Batch, DataSpec, Source, run_ahead
+from pad_jax.data.source import Batch, DataSpec, Source, make_digest, run_ahead
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, quote
@@ -39,6 +39,7 @@ class TextSource(Source):
     metrics: tuple[str, ...]  # keys of `METRICS`
     batch_size: int  # B, at least 1
     seed: int  # of the order, in [0, 2⁶⁴)
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of `DataSpec`
 
     @functools.cached_property
     def spec(self) -> DataSpec:
@@ -49,6 +50,7 @@ class TextSource(Source):
             num_eval=sum(map(len, self.eval.values())),
             metrics=self.metrics,
             eval_splits=tuple(self.eval),
+            digests=self.digests,
         )
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
@@ -130,8 +132,17 @@ def open_text_files(
     else:
         train, evaluation = hold_out(train, quote(train_file), holdout or HOLDOUT)
     metrics = ('pearson', 'spearman') if regression else ('accuracy',)
+    digests = digest_examples({'train': train, 'val': evaluation})
     train, evaluation = pieces.encode(*train), {'val': pieces.encode(*evaluation)}
-    return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed)
+    return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed, digests)
+
+
+def digest_examples(splits: Mapping[str, TextExamples]) -> dict[str, str]:
+    """Return the digest of the contents of each split, for `DataSpec`."""
+    return {
+        f'contents of {name}': make_digest([*map(str.encode, itertools.chain(*one.texts)), one.labels.tobytes()])
+        for name, one in splits.items()
+    }
 
 
 def hold_out(examples: TextExamples, source: str, holdout: float) -> tuple[TextExamples, TextExamples]:

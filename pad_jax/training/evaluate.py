@@ -23,7 +23,7 @@ from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.rounds import to_trained_storage
 from pad_jax.training.state import TrainState, abstract_state
 from pad_jax.training.steps import eval_step
-from pad_jax.training.workdir import describe_classes, read_data
+from pad_jax.training.workdir import compare_digests, describe_classes, read_data
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
+    for difference in compare_digests(run.record, source.spec):
+        logger.warning('this data is not that of the training: %s', difference)
     step, state, replicas = run.place()
     with jax.debug_nans(run.config.debug):
         values = evaluate_state(step, state, source, replicas, run.config.data.on_bad)

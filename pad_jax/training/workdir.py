@@ -32,14 +32,25 @@ _DISK_FAULT_TEXT = re.compile('|'.join(re.escape(os.strerror(getattr(errno, name
 
 def describe_data(spec: DataSpec) -> dict[str, Any]:
     """Contents of data.json: the data that a run is trained on, independent of its folder."""
-    return {'class_names': list(spec.class_names), 'num_train': spec.num_train, 'num_eval': spec.num_eval}
+    counts = {'num_train': spec.num_train, 'num_eval': spec.num_eval}
+    return {'class_names': list(spec.class_names), **counts, 'digests': dict(spec.digests)}
 
 
 def compare_data(old: DataSpec, new: DataSpec) -> list[str]:
     """List the differences of two data sets as 'name: old -> new'."""
     counts = [(name, getattr(old, name), getattr(new, name)) for name in ('num_train', 'num_eval')]
     changed = [f'{name}: {one} -> {other}' for name, one, other in counts if one != other]
-    return describe_classes(old.class_names, new.class_names) + changed
+    return describe_classes(old.class_names, new.class_names) + changed or compare_digests(old, new)
+
+
+def compare_digests(old: DataSpec, new: DataSpec) -> list[str]:
+    """List the digests that differ. Names and sizes of files do not count where the contents of both are known."""
+    shared, found = old.digests.keys() & new.digests.keys(), []
+    for name in sorted(shared):
+        what, _, split = name.partition(' of ')
+        if old.digests[name] != new.digests[name] and (what != 'files' or f'contents of {split}' not in shared):
+            found.append(f'{"names or sizes of " * (what == "files")}{name} differ')
+    return found
 
 
 def describe_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -99,9 +110,12 @@ def read_data(workdir: Path) -> DataSpec:
     """Read data.json; raise BadInput if it is missing or damaged. It does not record splits and metrics."""
     content = read_own_object(workdir / 'data.json', 'the workdir of a run')
     names, counts = content.get('class_names'), {name: content.get(name) for name in ('num_train', 'num_eval')}
-    if not _are_texts(names) or any(type(count) is not int for count in counts.values()):
-        raise BadInput(f'{workdir}/data.json is damaged: class_names must be texts, num_train and num_eval integers')
-    return DataSpec(num_classes=max(len(names), 1), class_names=tuple(names), **counts)
+    digests = content.get('digests', {})  # runs of earlier versions have none
+    is_sound = type(digests) is dict and _are_texts([*digests.values()])
+    if not is_sound or not _are_texts(names) or any(type(count) is not int for count in counts.values()):
+        said = 'class_names and digests must be texts, num_train and num_eval integers'
+        raise BadInput(f'{workdir}/data.json is damaged: {said}')
+    return DataSpec(num_classes=max(len(names), 1), class_names=tuple(names), digests=digests, **counts)
 
 
 def read_versions(workdir: Path) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pad_jax.data import make_source
+from pad_jax.data import images, make_source
 from pad_jax.data.decoding import Middle, decode
 from pad_jax.errors import BadInput
 from tests.data.photos import claim_size, truncate
@@ -42,6 +42,29 @@ def refused(path, message, **changes):
         open_folder(path, **changes)
     assert '\n' not in str(caught.value)
     return str(caught.value)
+
+
+def test_digests_tell_data_apart_and_do_not_depend_on_the_folder(folder, monkeypatch):
+    """Images swapped within their class keep names and sizes, so only their contents tell."""
+    ant = folder / 'train' / 'ant'
+    for path in ant.iterdir():
+        path.write_bytes(path.read_bytes().ljust(2000, b'\0'))
+    moved = folder / 'moved'
+    for name in ('train', 'val'):
+        shutil.copytree(folder / name, moved / name)
+    whole = open_folder(folder).spec.digests
+    files = {name: digest for name, digest in whole.items() if name.startswith('files of ')}
+    assert [*whole] == ['files of train', 'files of val', 'contents of train', 'contents of val']
+    assert open_folder(moved).spec.digests == whole
+    one, other = sorted(ant.iterdir())[1:3]
+    one.rename(ant / 'third'), other.rename(one), (ant / 'third').rename(other)
+    swapped = open_folder(folder).spec.digests
+    assert [name for name in whole if swapped[name] != whole[name]] == ['contents of train']
+    monkeypatch.setattr(images, 'CACHE_BYTES', 0)
+    assert open_folder(folder).spec.digests == files
+    one.write_bytes(one.read_bytes() + b'\0')
+    changed = open_folder(folder).spec.digests
+    assert changed['files of train'] != files['files of train'] and changed['files of val'] == files['files of val']
 
 
 def test_reads_classes_and_labels_in_sorted_order(folder):
@@ -156,6 +179,7 @@ def test_skips_bad_images_counts_and_names_them(folder, caplog):
         path.unlink()
     clean = open_folder(folder)
     assert clean.spec == source.spec
+    assert clean.spec.digests['contents of train'] == source.spec.digests['contents of train']
     np.testing.assert_array_equal(source.train_batch(3)['image'], clean.train_batch(3)['image'])
 
 

@@ -200,6 +200,14 @@ def test_reads_pairs_and_numbers(tmp_path, pieces):
     assert source.train.first_lengths.tolist() == [4] * 9  # [CLS] it ran [SEP]
 
 
+def test_digests_are_those_of_the_texts_and_labels(tmp_path, pieces):
+    digests = open_files(write(tmp_path / 'a.tsv'), pieces).spec.digests
+    assert [*digests] == ['contents of train', 'contents of val']
+    assert open_files(write(tmp_path / 'b.tsv'), pieces, seed=8).spec.digests == digests
+    path = write(tmp_path / 'c.tsv', labels=['yes', 'no', 'no'])
+    assert not set(open_files(path, pieces).spec.digests.items()) & set(digests.items())
+
+
 def test_of_one_file_every_fifth_of_a_class_is_held_out(tmp_path, pieces):
     path = write(tmp_path / 'all.tsv')
     source = open_files(path, pieces)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pad_jax.data import images
+from pad_jax.errors import BadInput
 from pad_jax.training import processes
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
@@ -28,7 +29,7 @@ def photos(tmp_path):
 
 
 def photo_config(folder, **changes):
-    return small_config(**PHOTOS, **{'data.path': folder}, **changes)
+    return small_config(**PHOTOS | {'data.path': folder} | changes)
 
 
 def test_a_run_that_skips_says_how_many_and_resumes_to_the_same_bytes(photos, tmp_path, capfd, monkeypatch):
@@ -53,6 +54,21 @@ def test_a_run_that_skips_says_how_many_and_resumes_to_the_same_bytes(photos, tm
     values = evaluate_workdir(resumed)
     assert (values['examples'], values['skipped']) == (5, 1)
     assert np.isclose(values['loss'], read_metrics(straight)[-1]['loss'], rtol=1e-6)
+
+
+def test_a_run_on_other_photos_of_the_same_names_is_noticed(photos, tmp_path, caplog):
+    config, workdir = photo_config(photos, **{'data.augment': 'crop'}), tmp_path / 'run'
+    train(config, workdir, devices=one_device())
+    shutil.move(photos, tmp_path / 'moved')
+    config.data.path = str(tmp_path / 'moved')
+    train(config, workdir, devices=one_device())
+    one, other = sorted((tmp_path / 'moved' / 'train' / CLASSES[0]).iterdir())[:2]
+    content = one.read_bytes()
+    shutil.copy(other, one), other.write_bytes(content)
+    with pytest.raises(BadInput, match=r'run was trained on other data \(contents of train differ\): use another'):
+        train(config, workdir, devices=one_device())
+    evaluate_workdir(workdir, [f'data.path={tmp_path}/moved'])
+    assert 'this data is not that of the training: contents of train differ' in caplog.text
 
 
 def test_a_run_stops_at_a_damaged_photo_with_its_name(photos, tmp_path):

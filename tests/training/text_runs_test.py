@@ -60,6 +60,8 @@ def test_a_run_on_texts_of_ones_own_leaves_what_evaluate_finds(finished_text_run
     found, last = evaluate_workdir(finished_text_run), rows_of(finished_text_run, 'eval')[-1]
     assert found == {'step': 6, 'examples': NUM_VAL, 'loss': last['loss'], 'accuracy': last['accuracy']}
     data = json.loads((finished_text_run / 'data.json').read_text())
+    digests = data.pop('digests')
+    assert [*digests] == ['contents of train', 'contents of val']
     assert data == {'class_names': ['a cat', 'a dog'], 'num_train': NUM_TRAIN, 'num_eval': NUM_VAL}
     partition = json.loads((finished_text_run / 'partition.json').read_text())
     assert [layer['name'] for layer in partition['layers']] == ['layer_0/ffn/down', 'layer_0/ffn/up']

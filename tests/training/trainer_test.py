@@ -86,6 +86,8 @@ def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     names = 'checkpoints config.json data.json metrics.jsonl partition.json tensorboard timing.json versions.json'
     assert sorted(path.name for path in finished_run.iterdir()) == names.split()
     data = json.loads((finished_run / 'data.json').read_text())
+    digests = data.pop('digests')
+    assert [*digests] == ['contents of train', 'contents of val']
     assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
     assert list(finished_run.rglob('events.out.tfevents*'))
     assert sorted(path.name for path in (finished_run / 'checkpoints').iterdir()) == ['4', '6']

@@ -5,9 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from pad_jax.data import DataSpec
 from pad_jax.errors import BadInput
-from pad_jax.training.workdir import MetricWriter, check_workdir, read_metrics, write_json
+from pad_jax.training.workdir import MetricWriter, check_workdir, compare_data, read_metrics, write_json
 from tests.training.tiny import small_config
+
+
+def test_data_is_compared_by_its_contents_where_both_are_known():
+    def spec(num_train=3, **digests):
+        names = {name.replace('_', ' of '): digest for name, digest in digests.items()}
+        return DataSpec(num_classes=2, class_names=('a', 'b'), num_train=num_train, num_eval=2, digests=names)
+
+    old = spec(files_train='1', files_val='2', contents_val='3')
+    assert compare_data(old, spec(files_train='1', files_val='4', contents_val='3', contents_train='5')) == []
+    assert compare_data(old, spec(files_train='6', files_val='2')) == ['names or sizes of files of train differ']
+    assert compare_data(old, spec(contents_val='7')) == ['contents of val differ']
+    assert compare_data(old, spec(4, contents_val='7')) == ['num_train: 3 -> 4']
+    assert compare_data(spec(), old) == []  # the run of an earlier version
 
 
 def write_rows(workdir, *rows, torn=''):

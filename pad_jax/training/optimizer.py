@@ -137,7 +137,7 @@ def hand_off_moments(optimizer_state: PyTree, layout: Layout, params: PyTree, ol
         first moment = c · Σ_k m_k        second moment = (c · Σ_k √ν_k)²        c = λs / (λd · Σ_k π_k)
 
     A factor's gradient is λd·π_k·g and that of the shared parameter λs·g, so these gradients add up. The root mean
-    square of a sum is at most the sum of theirs, so the second moment is not too small.
+    square of a sum is at most the sum of theirs. So the second moment is not too small.
 
     Args:
       optimizer_state: of optax, with moments of momentum or Adam at any depth; no parameter is pruned.

@@ -40,6 +40,7 @@ from pad_jax.training.setup import (
     make_task,
     open_source,
 )
+from pad_jax.training.steps import describe_constant_layers, find_constant_layers
 from pad_jax.training.tasks import Task
 from pad_jax.training.workdir import describe_classes
 
@@ -112,6 +113,10 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     except BadInput as error:
         print_line(f'Left out, as the data cannot be read: variation over inputs ({error})')
         return
+    task, model, variables = make_task(config), make_model(config), run.state.averaged_variables
+    constant = find_constant_layers(task, model, variables, batches[0], run.temperature)
+    if said := describe_constant_layers(constant, partition['layers']):
+        print_line(f'{said}.')
     measures = measure_run(run, records, batches)
     num_examples = int(sum(batch['weight'].sum() for batch in batches))
     print_table(tabulate_measures(measures, f'Variation over {num_examples:,} held-out examples'))

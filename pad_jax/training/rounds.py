@@ -24,8 +24,6 @@ from pad_jax.layers.factors import read_records
 from pad_jax.models.accounting import count_layers, report_counts
 from pad_jax.partition import (
     Layout,
-    Problem,
-    as_gates,
     count_dynamic,
     count_positions,
     merge,
@@ -39,7 +37,7 @@ from pad_jax.training.config import is_partial
 from pad_jax.training.optimizer import follow_handoff, hand_off_moments
 from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
 from pad_jax.training.state import TrainState
-from pad_jax.training.steps import make_problem
+from pad_jax.training.steps import find_constant_layers, make_problem, observe_batch
 from pad_jax.training.tasks import Task
 
 PyTree = Any
@@ -64,7 +62,7 @@ class Rounds:
             fractions = round_fractions(partition.dynamic_fraction, partition.rounds, partition.schedule)
             self.plan = [(partition.start_step + i * partition.every_steps, part) for i, part in enumerate(fractions)]
         records = read_records(abstract_variables(model, make_inputs(config)).get('intermediates', {}))
-        self._problem = make_problem(task, model, Layout.of(records))
+        self._network, self._problem = (task, model), make_problem(task, model, Layout.of(records))
         self._recipe, self._scoring = make_recipe(config), (partition.batches, partition.batch_size)
         self._source, self._temperature, self._prunes = source, temperature, partition.prune
 
@@ -83,31 +81,36 @@ class Rounds:
           and right after the round.
         """
         done, (count, size) = int(state.round), self._scoring
-        scoring = [self._source.scoring_batch(done * count + number, size) for number in range(count)]
-        if self._temperature:
-            current = jnp.asarray(self._temperature(state.step), jnp.float32)
-            scoring = [{**batch, 'temperature': current} for batch in scoring]
+        batches = [self._source.scoring_batch(done * count + number, size) for number in range(count)]
+        current = jnp.float32(self._temperature(state.step)) if self._temperature else None
+        scoring = batches if current is None else [{**batch, 'temperature': current} for batch in batches]
         problem, key = self._problem, jax.random.fold_in(state.key, done)
         masks, params = partition_round(
             problem, state.params, state.masks, scoring, dynamic_fraction, self._recipe, key
         )
         positions = positions_of(problem.layout, params, masks)
         values = {'round': done + 1, 'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions)}
-        for name, variables in (('loss_before', (state.params, state.masks)), ('loss_after', (params, masks))):
-            values[name] = sum(float(_loss(problem, *variables, batch)) for batch in scoring) / count
-        average = state.average
-        if average:
+        after = state.replace(masks=masks, params=params, round=state.round + 1)
+        for name, one in (('loss_before', state), ('loss_after', after)):
+            losses = (observe_batch(*self._network, _variables(one), batch, current)[0] for batch in batches)
+            values[name] = sum(map(float, losses)) / count
+        if average := state.average:
             average = {**average, 'params': follow_handoff(average['params'], state.params, params)}
-        state = state.replace(average=average)
+            after = after.replace(average=average)
         if not self._prunes:
             moments = hand_off_moments(state.optimizer_state, problem.layout, params, state.masks, masks)
-            state = state.replace(optimizer_state=moments)
-        return state.replace(masks=masks, params=params, round=state.round + 1), values
+            after = after.replace(optimizer_state=moments)
+        return after, values
+
+    def find_constant(self, state: TrainState) -> list[str]:
+        """Find the layers of a masked state that give every input of the first scoring batch the same parameters."""
+        batch = self._source.scoring_batch(0, min(self._scoring[1], self._source.spec.num_train))
+        temperature = jnp.float32(1) if self._temperature else None  # above it, rounding could hide a difference
+        return find_constant_layers(*self._network, _variables(state.replace(**state.average)), batch, temperature)
 
 
-@jax.jit(static_argnums=0)
-def _loss(problem: Problem, params, masks, batch):
-    return problem.loss(params, as_gates(masks), batch)
+def _variables(state: TrainState) -> dict[str, Any]:
+    return {'params': state.params, 'partition': state.masks}
 
 
 def summarize_partition(

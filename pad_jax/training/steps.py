@@ -6,7 +6,7 @@ float32[B]. Here B counts the examples of one replica.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from pad_jax.layers.factors import read_routing
 from pad_jax.partition import Layout, Problem, leaf_names
@@ -187,6 +188,50 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
         return read_routing(apply(params, gates, batch, task.scored_in_training_mode)[1]['intermediates'])
 
     return Problem(loss, layout, output, routing)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def observe_batch(task: Task, model: nn.Module, variables, batch, temperature=None):
+    """Compute the mean loss of a batch, and how far its inputs move the mixing weights or values of each layer.
+
+    Norms behave as in scoring, see `make_problem`. All-zero rows are padding and do not count.
+
+    Returns:
+      (loss, {layer: largest value − smallest value, over rows, of the entry that moves most}).
+    """
+    collections, spreads = ['batch_stats', 'intermediates'], {}
+    (outputs, _), updates = task.apply(
+        model, variables, batch, temperature, train=task.scored_in_training_mode, mutable=collections
+    )
+    for (*module, kind), calls in flatten_dict(updates.get('intermediates', {})).items():
+        if kind in ('routing', 'values'):
+            rows = jnp.concatenate(calls).astype(jnp.float32)
+            rows = rows.reshape(len(rows), -1)
+            counts = jnp.any(rows != 0, axis=1, keepdims=True)
+            highest, lowest = (jnp.where(counts, rows, sign * jnp.inf) for sign in (-1, 1))
+            spreads['/'.join(module)] = jnp.max(highest.max(0) - lowest.min(0))
+    return task.losses(outputs, batch['label']).mean(), spreads
+
+
+def find_constant_layers(task: Task, model: nn.Module, variables, batch, temperature=None) -> list[str]:
+    """Find the dynamic layers that give every input of a batch the same parameters; see `observe_batch`."""
+    spreads = jax.device_get(observe_batch(task, model, variables, batch, temperature)[1])
+    return [layer for layer, spread in spreads.items() if not spread >= 1e-6]
+
+
+def describe_constant_layers(constant: list[str], layers: Sequence[Mapping[str, Any]]) -> str:
+    """Describe them in one line, '' if there are none; `layers` are those of partition.json.
+
+    >>> layers = [{'name': 'a', 'dynamic_positions': 3}, {'name': 'b', 'dynamic_positions': 9}]
+    >>> describe_constant_layers(['a'], layers)
+    '1 of 2 dynamic layers, with 25 % of the dynamic positions, give every input the same parameters: a'
+    """
+    dynamic = {layer['name']: layer['dynamic_positions'] for layer in layers}
+    found = [layer for layer in constant if dynamic.get(layer)]
+    share = sum(dynamic[layer] for layer in found) / max(sum(dynamic.values()), 1)
+    number = f'{len(found)} of {sum(map(bool, dynamic.values()))} dynamic layers'
+    said = f'{number}, with {share:.0%} of the dynamic positions, give every input the same parameters: '
+    return said.replace('%', ' %') + ', '.join(found) if found else ''
 
 
 def mix_neighbours(batch, share: jax.Array | float):

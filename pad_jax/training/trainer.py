@@ -23,7 +23,7 @@ from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import Rounds, compare_experts, summarize_partition, to_masked_storage, to_trained_storage
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
-from pad_jax.training.steps import check_finite, eval_step, find_nonfinite, train_step
+from pad_jax.training.steps import check_finite, describe_constant_layers, eval_step, find_nonfinite, train_step
 
 
 def train(
@@ -171,6 +171,7 @@ class Run:
         is_finished = self.evaluated is not None
         if not is_finished:
             self._run_steps(signals)
+            self._warn_of_constant_layers(to_masked_storage(self._fetch_network()))
         if not is_finished or not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
             self.writer.write_file('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
         values = ', '.join(f'{name} {value:.4f}' for name, value in _select_measures(self.evaluated).items())
@@ -215,6 +216,12 @@ class Run:
                     f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
                 )
             self._place(share(state))
+            self._warn_of_constant_layers(state)
+
+    def _warn_of_constant_layers(self, state: TrainState) -> None:
+        layers = self.summary['layers']
+        if said := layers and describe_constant_layers(self.rounds.find_constant(state), layers):
+            self.progress.say(said)
 
     def _place(self, state: TrainState) -> None:
         """Put a masked state on the devices, and write partition.json."""
@@ -255,13 +262,15 @@ class Run:
         """Evaluate the state after `step` steps and write the row."""
         with self.progress.paused(step, self.state):
             values = evaluate_state(self.eval_step, self.state, self.source, self.replicas, self.config.data.on_bad)
-            # Not the whole state: its largest part belongs to the optimizer.
-            state = self.state.replace(optimizer_state=(), average={}, **self.state.average)
-            values |= {name: float(value) for name, value in compare_experts(self.replicas.fetch(state)).items()}
+            values |= {name: float(value) for name, value in compare_experts(self._fetch_network()).items()}
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
         self.progress.update(step, **{f'eval_{name}': value for name, value in measured.items()})
+
+    def _fetch_network(self) -> TrainState:
+        """Fetch what is evaluated, not the whole state: its largest part belongs to the optimizer."""
+        return self.replicas.fetch(self.state.replace(optimizer_state=(), average={}, **self.state.average))
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step`."""

@@ -264,6 +264,7 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
     assert max(map(len, text.splitlines()[:-1])) <= 130
     for row, (name, layer) in zip(table_rows(text, 'Variation over'), masked.items(), strict=True):
         assert row[:4] == [name, '4', *(f'{value:.3g}' for value in (layer.dynamic, layer.whole))]
+    assert ('give every input the same parameters' in text) == any(layer.dynamic == 0 for layer in masked.values())
     first, *_ = table_rows(text, 'Outputs and inputs')
     assert (first[1], first[4]) == ('4', '4')
 

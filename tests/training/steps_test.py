@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from pad_jax.errors import BadInput
 from pad_jax.models import count_layers, report_counts
@@ -23,7 +24,7 @@ from pad_jax.training.setup import (
     open_source,
 )
 from pad_jax.training.state import init_state
-from pad_jax.training.steps import eval_step, make_problem, mix_neighbours, train_step
+from pad_jax.training.steps import eval_step, find_constant_layers, make_problem, mix_neighbours, train_step
 from pad_jax.training.tasks import IMAGES, Task, image_inputs
 from tests.training.tiny import NormFree, one_device, small_config
 
@@ -338,3 +339,44 @@ def test_a_step_is_the_same_in_both_storages():
     compact, other_values = step(to_trained_storage(state, 1, compact=True))
     assert_close(zero_the_dead(to_masked_storage(compact)).params, zero_the_dead(masked).params)
     assert_close(other_values, values)
+
+
+class Sower(nn.Module):
+    """Stands in for a network whose layer `layer` mixes by these rows."""
+
+    rows: tuple
+
+    @nn.compact
+    def __call__(self, images, train):
+        return Mixer(self.rows, name='layer')(images), {}
+
+
+class Mixer(nn.Module):
+    rows: tuple
+
+    @nn.compact
+    def __call__(self, images):
+        self.sow('intermediates', 'routing', jnp.array(self.rows))
+        return images
+
+
+@pytest.mark.parametrize(
+    ('rows', 'is_constant'),
+    [
+        (((0.3, 0.7), (0.0, 0.0), (0.3, 0.7)), True),  # the row of zeros is padding
+        (((0.3, 0.7), (0.3, 0.7), (0.30001, 0.69999)), False),
+        (((0.0, 0.0),), True),
+    ],
+)
+def test_a_layer_is_constant_if_rows_of_its_weights_are_equal(rows, is_constant):
+    batch = {'image': jnp.ones((3, 2)), 'label': jnp.zeros(3, int)}
+    assert find_constant_layers(IMAGES, Sower(rows), {}, batch) == ['layer'] * is_constant
+
+
+def test_an_attention_whose_hidden_units_are_dead_is_constant(batch):
+    state = start()
+    dead = jax.tree.map(jnp.copy, state.params)
+    dead['conv']['attention']['squeeze'] *= 0
+    variables = ({'params': params, 'partition': state.masks} for params in (state.params, dead))
+    found = [find_constant_layers(IMAGES, NormFree(), one, batch, jnp.float32(1)) for one in variables]
+    assert found == [[], ['conv']]

@@ -192,7 +192,7 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def observe_batch(task: Task, model: nn.Module, variables, batch, temperature=None):
-    """Compute the mean loss of a batch, and how far its inputs move the mixing weights or values of each layer.
+    """Compute the mean loss of a batch, and the spread of each layer's mixing weights or values.
 
     Norms behave as in scoring, see `make_problem`. All-zero rows are padding and do not count.
 
@@ -220,7 +220,7 @@ def find_constant_layers(task: Task, model: nn.Module, variables, batch, tempera
 
 
 def describe_constant_layers(constant: list[str], layers: Sequence[Mapping[str, Any]]) -> str:
-    """Describe them in one line, '' if there are none; `layers` are those of partition.json.
+    """Describe them in one line, '' without any; `layers` are those of partition.json.
 
     >>> layers = [{'name': 'a', 'dynamic_positions': 3}, {'name': 'b', 'dynamic_positions': 9}]
     >>> describe_constant_layers(['a'], layers)

@@ -29,10 +29,12 @@ from pad_jax.training.workdir import compare_data, read_data, read_versions
 COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
 _MIN_KAPPA_SPAN = 0.005  # masks by groups of positions meet the same κ only approximately
 _EXPLANATION = (
-    'Mean ± half of the 95 % interval over finished seeds (Student’s t). Differences are paired by seed, and the '
-    'number of pairs is given if some seeds lack a partner. A single seed has no interval. Multiply-adds are those of '
-    'one example. They and the parameters belong to the compact network.'
+    'Mean over finished seeds, from four seeds on ± half of its 95 % interval (Student’s t): with fewer, the interval '
+    'says little. Differences are paired by seed and have an interval from three pairs on. The number of pairs is '
+    'given if some seeds lack a partner. Multiply-adds are those of one example. They and the parameters belong to '
+    'the compact network.'
 )
+_MIN_SEEDS, _MIN_PAIRS = 4, 3  # of an interval in the table
 _STYLE = (
     'body { margin: 2rem auto; max-width: 80rem; font: 16px/1.5 sans-serif } img { max-width: 100% } '
     'th, td { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right } td { white-space: nowrap }'
@@ -276,18 +278,24 @@ def tabulate_variants(results: Results) -> list[list[str]]:
     rows = []
     for variant in results.variants:
         changes = ', '.join(f'{key} = {value}' for key, value in variant.changes.items()) or 'nothing: the base'
-        first, *others = [_format_percent(variant.estimate(name)) for name in metrics]
+        first, *others = [_format_percent(_drop_wide(variant.estimate(name))) for name in metrics]
         found = variant.difference(results.base, results.score)
-        difference = '–' if variant is results.base else _format_percent(found, signed=True)
+        shown = found and _drop_wide(found, _MIN_PAIRS)
+        difference = '–' if variant is results.base else _format_percent(shown, signed=True)
         if found and found.count < len(variant.finished):
             difference += f' (of {found.count})'
         means = [variant.estimate(name).mean for name in COSTS]
         rows.append([
             *(variant.name, changes, f'{len(variant.finished)} of {len(variant.outcomes)}', first, difference),
-            *(*others, format_interval(*variant.estimate('loss')[:2], 1, 3)),
+            *(*others, format_interval(*_drop_wide(variant.estimate('loss'))[:2], 1, 3)),
             *('n/a' if math.isnan(mean) else form(mean) for mean, form in zip(means, formats, strict=True)),
         ])  # fmt: skip
     return [heads, *rows]
+
+
+def _drop_wide(interval: Interval, seeds: int = _MIN_SEEDS) -> Interval:
+    """Drop the margin of an interval of fewer seeds."""
+    return interval if interval.count >= seeds else interval._replace(margin=math.nan)
 
 
 def _format_percent(interval: Interval | None, signed: bool = False) -> str:

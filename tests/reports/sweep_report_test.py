@@ -143,8 +143,8 @@ def test_table_and_sentences_name_the_differences(reported):
     assert text.startswith(f'    python -m pad_jax report {reported}\n\n')
     # by_magnitude − base: 0.125, 0.0625, 0.125; mean 5 / 48, deviation √(2 · (1/48)² + (2/48)²) / √2 = √3 / 48:
     # margin t · (√3 / 48) / √3 = t / 48 = 0.0896. static − base: −0.25, 0, −0.125, margin t · 0.125 / √3 = 0.3105.
-    assert '| by_magnitude | partition.criterion = magnitude | 3 of 3 | 72.92 ± 23.72 | +10.42 ± 8.96 |' in text
-    assert '| static | model.conv = static | 3 of 3 | 50.00 ± 62.10 | −12.50 ± 31.05 |' in text
+    assert '| by_magnitude | partition.criterion = magnitude | 3 of 3 | 72.92 | +10.42 ± 8.96 |' in text
+    assert '| static | model.conv = static | 3 of 3 | 50.00 | −12.50 ± 31.05 |' in text
     assert '95 % intervals that exclude 0, of 2 differences to base: by_magnitude (+10.42 ± 8.96).' in text
     lines = [line for line in text.splitlines() if line.startswith('|')]
     assert len(lines) == 5 and len({line.count('|') for line in lines}) == 1
@@ -179,16 +179,27 @@ def test_any_variant_may_be_the_base_of_the_comparison(sweep, refused):
     assert text.startswith(f'    python -m pad_jax report {folder} --base=static\n\n')
     assert '| difference to static |' in text and 'differences to static: ' in text
     # base − static: 0.25, 0, 0.125, margin t · 0.125 / √3 = 0.3105.
-    assert '| base | nothing: the base | 3 of 3 | 62.50 ± 31.05 | +12.50 ± 31.05 |' in text
-    assert '| static | model.conv = static | 3 of 3 | 50.00 ± 62.10 | – |' in text
+    assert '| base | nothing: the base | 3 of 3 | 62.50 | +12.50 ± 31.05 |' in text
+    assert '| static | model.conv = static | 3 of 3 | 50.00 | – |' in text
     line = refused('report', folder, '--base=other')
     assert '--base must be a variant of' in line and 'one of base, by_magnitude, static, got other' in line
 
 
-def test_a_difference_of_fewer_pairs_gives_their_number(sweep):
-    _, text = report(sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625, 1: 1.0, 2: 0.1}}))
-    # 0.125 and 0.25: 0.1875, of two pairs; three runs are finished.
-    assert re.search(r'\+18\.75 ± \d+\.\d\d \(of 2\) \|', text)
+def test_few_seeds_have_no_interval_and_few_pairs_are_counted(sweep):
+    """Two seeds of 0.5 and 0.75 have the interval 62.50 ± 158.83 %."""
+    fourth = {0: 0.25, 1: 0.75, 2: 0.5, 3: 0.5}
+    out, text = report(sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625, 1: 1.0, 2: 0.1}, 'static': fourth}))
+    # by_magnitude − base: 0.125 and 0.25, so 0.1875 of two pairs; three runs are finished.
+    assert '| 2 of 4 | 62.50 | – |' in text and '| 3 of 4 | 57.50 | +18.75 (of 2) |' in text
+    # Four seeds: √(0.125 / 3) / 2 · t of 3 degrees of freedom = 3.1824.
+    assert '| 4 of 4 | 50.00 ± 32.48 | −12.50 (of 2) |' in text
+    assert '95 % intervals that exclude 0, of 2 differences to base: 0.' in out
+
+
+def test_nothing_is_compared_before_two_variants_share_two_seeds(sweep):
+    out, text = report(sweep({'base': {0: 0.5, 1: 0.75}, 'by_magnitude': {0: 0.625}, 'static': {2: 0.5}}))
+    assert out.splitlines()[1] == ('No variant shares two finished seeds with base, so differences cannot be judged.')
+    assert ' ± ' not in text.partition('Mean over finished seeds')[0]
 
 
 def test_a_score_that_is_not_a_number_is_named_and_shows_no_difference(sweep):

@@ -103,7 +103,7 @@ def open_text_files(
       label_column: another name. Labels are any text; for regression finite numbers.
       regression: True if the labels are numbers.
       holdout: share in [0, 1) of each class (for regression: of all examples) that is for evaluation, for all seeds, if
-        there is no file for it; 0 sets aside a fifth of a single file.
+        no file has that purpose; 0 sets aside a fifth of a single file.
 
     Raises:
       BadInput: if the path has another layout, a column is missing or a row is bad. Also if there is only one class, or

@@ -23,9 +23,9 @@ NOISE_FLOOR = 1e-2
 def route_top_k(logits: jax.Array, num_selected: int, valid: jax.Array | None = None) -> Routing:
     """Select the k experts with the largest logits, weighted by a softmax over these k logits (equations 3 and 5).
 
-    For k = 1 the weight is the expert's share in the softmax over all logits (Fedus et al., "Switch Transformers",
-    arXiv:2101.03961, equation 2). A softmax over a single logit is always 1, and the task would not train the router.
-    Ties go to the lower expert.
+    A softmax over a single logit is always 1, and the task would not train the router. So for k = 1 the weight is a
+    share in the softmax over all logits, as in "Switch Transformers" (arXiv:2101.03961, equation 2). Ties go to the
+    lower expert.
 
     Args:
       logits: float[N, E].

@@ -32,6 +32,8 @@ class Criterion(NamedTuple):
       finish: `(problem, params, masks, total) -> scores`, float[*mask] each; by default the sum itself.
       needs: the functions of `Problem` that it calls. Without any it reads no data and gets None as its only batch.
       adds_up: True if a group gets the sum of its positions, to be divided by their number.
+      of_factors: True if it scores only the dynamic factors. Others compare them with the static parameters, and know
+        nothing of factors that are copies of these.
       hint: explanation and remedy in the error for scores that are all equal.
     """
 
@@ -39,6 +41,7 @@ class Criterion(NamedTuple):
     finish: Callable | None = None
     needs: tuple[str, ...] = ('loss',)
     adds_up: bool = True
+    of_factors: bool = False
     hint: str = NO_GRADIENT
 
 
@@ -65,23 +68,23 @@ def measure_random(problem: Problem, params, gates, batch, key):
 
 
 def measure_gradient_flow(problem: Problem, params, gates, batch, key):
-    """Return ∂(½‖∂L/∂params‖²)/∂gate: the gradient flow that a switch to dynamic adds.
+    """Return Σ_k W_k · (H g)_k for the gradient g and the Hessian H of the loss: the gradient flow of the factors.
 
-    GraSP (Wang et al. 2020, arXiv:2002.07376, eq. 8) through the gate. Signed: positions that add gradient flow
-    stay dynamic.
+    GraSP (Wang et al. 2020, arXiv:2002.07376, eq. 8) of the dynamic factors, because H g is the gradient of ½‖g‖².
+    Signed: positions that carry gradient flow stay dynamic.
     """
 
-    def gradient_flow(gates):
+    def gradient_flow(params):
         gradients = jax.tree.leaves(jax.grad(problem.loss, allow_int=True)(params, gates, batch))
         return 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in gradients if leaf.dtype != jax.dtypes.float0)
 
-    return jax.grad(gradient_flow)(gates)
+    return _saliency(problem, params, gates, jax.grad(gradient_flow, allow_int=True)(params))
 
 
 def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
-    """Return ∂R/∂gate for R = the sum of the outputs with |params| on an input of ones.
+    """Return Σ_k |W_k| · ∂R/∂|W_k| for R = the sum of the outputs with |params| on an input of ones.
 
-    SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) through the gate. It reads only the shapes of the data;
+    SynFlow (Tanaka et al. 2020, arXiv:2006.05467, eq. 2) of the dynamic factors. It reads only the shapes of the data;
     integers (token ids) and scalars (a temperature) stay as they are. R of a deep network without effective norms may
     overflow, and then its scores are refused.
     """
@@ -91,7 +94,8 @@ def measure_synaptic_flow(problem: Problem, params, gates, batch, key):
 
     positive = change_floats(jnp.abs, params)
     ones = change_floats(lambda leaf: jnp.ones_like(leaf) if leaf.ndim else leaf, batch)
-    return jax.grad(lambda gates: jnp.sum(problem.output(positive, gates, ones)))(gates)
+    flow = jax.grad(lambda params: jnp.sum(problem.output(params, gates, ones)), allow_int=True)(positive)
+    return _saliency(problem, positive, gates, flow)
 
 
 def measure_routing(problem: Problem, params, gates, batch, key):
@@ -146,6 +150,12 @@ def finish_variance(problem: Problem, params, masks, total):
     return jax.tree.map(variance, masks, problem.layout.read(params, masks), total)
 
 
+def _saliency(problem, params, gates, gradients):
+    """Return Σ_k W_k · gradient_k, summed over the positions of each group."""
+    factors, slopes = (problem.layout.dynamic(tree, gates) for tree in (params, gradients))
+    return jax.tree.map(lambda gate, leaf, by: _sum_by_gate((leaf * by).sum(0), gate), gates, factors, slopes)
+
+
 def _sum_by_gate(values, mask):
     """Sum float[*shape] over the positions of each gate, to float[*mask]."""
     grouped = tuple(axis for axis, gates in enumerate(mask.shape) if gates == 1)
@@ -154,10 +164,12 @@ def _sum_by_gate(values, mask):
 
 CRITERIA = {
     'sensitivity': Criterion(measure_sensitivity, finish_absolute),
-    'magnitude': Criterion(measure_magnitude, needs=(), hint="take criterion 'sensitivity' or 'random'"),
+    'magnitude': Criterion(
+        measure_magnitude, needs=(), of_factors=True, hint="take criterion 'sensitivity' or 'random'"
+    ),
     'random': Criterion(measure_random, needs=(), adds_up=False),
-    'grasp': Criterion(measure_gradient_flow),
-    'synflow': Criterion(measure_synaptic_flow, finish_absolute, needs=('output',)),
+    'grasp': Criterion(measure_gradient_flow, of_factors=True),
+    'synflow': Criterion(measure_synaptic_flow, needs=('output',), of_factors=True),
     'variance': Criterion(
         measure_routing,
         finish_variance,

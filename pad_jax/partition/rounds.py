@@ -175,7 +175,7 @@ def partition_round(
     if dynamic_fraction < 1 and candidates:
         row = CRITERIA[recipe.criterion]
         scores = score_positions(problem, params, masks, batches, recipe.criterion, key)
-        scores = by_path(silence_copies(scores, params, masks, layout) if row.needs else scores)
+        scores = by_path(silence_copies(scores, params, masks, layout) if row.needs and not row.of_factors else scores)
         targets = targets if recipe.scope == 'layer' else targets.popitem()[1]
         competition = scores, candidates, targets, positions, recipe.scope, layout.layer_of
         check_informative(*competition, f'criterion {recipe.criterion!r}', row.hint)
@@ -277,7 +277,8 @@ def check_informative(
       hint: the cause of equal scores and its remedy, in the message.
 
     Raises:
-      UninformativeScores: if all competing scores are equal (zero, above all), or if NaN leaves fewer than the target.
+      UninformativeScores: if all competing scores are equal (zero, above all). Also if NaN leaves fewer than the
+        target, or more than the target are infinite.
       NothingSelected: if the best-scored group has more positions than the target.
     """
     paths, structure = leaf_names(masks), jax.tree.structure(masks)
@@ -297,12 +298,17 @@ def check_informative(
                 "'magnitude'"
             )
         values = np.concatenate([competing[path] for path in members])
+        infinite = sum(sizes[path] * int(np.isposinf(competing[path]).sum()) for path in members)
+        if infinite > wanted:
+            raise UninformativeScores(
+                f'{criterion} gave infinity for {infinite} of the {total} positions of {layer}, and {wanted} are to '
+                "stay dynamic: look for an overflow, lower the learning rate, or take criterion 'magnitude'"
+            )
         low, high = np.nanmin(values), np.nanmax(values)
         if low == high and np.count_nonzero(values == high) > 1:
-            overflow = "look for an overflow in the loss, lower the learning rate, or take criterion 'magnitude'"
             raise UninformativeScores(
                 f'{criterion} gave every position of {layer} the same score ({low:g}), so it cannot tell which to keep '
-                f'dynamic: {overflow if np.isinf(low) else hint}'
+                f'dynamic: {hint}'
             )
         first = next(path for path in members if np.any(competing[path] == high))
         if sizes[first] > target:

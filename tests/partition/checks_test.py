@@ -53,8 +53,9 @@ def test_equal_scores_are_refused_with_advice():
 
 
 def test_infinite_scores_are_refused_as_such():
-    with pytest.raises(UninformativeScores, match=r'same score \(inf\), .*: look for an overflow'):
-        check({'a': [jnp.inf] * 3})
+    for values, count in (([jnp.inf] * 3, 3), ([jnp.inf, 1.0, jnp.inf], 2)):
+        with pytest.raises(UninformativeScores, match=f'infinity for {count} of the 3 positions .* for an overflow'):
+            check({'a': values})
 
 
 def test_too_few_numbers_are_refused():

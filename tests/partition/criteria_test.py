@@ -138,15 +138,17 @@ def test_sensitivity_is_the_formula_of_the_switch():
         assert_close(measure('sensitivity', gates, batch)['first'], (slopes * switched).sum(0), rtol=1e-9)
 
 
-def test_grasp_is_the_slope_of_half_the_squared_gradient():
+def test_grasp_is_the_slope_of_half_the_squared_gradient_as_the_factors_grow():
     with jax.enable_x64(True):
-        batch, gates = double(BATCHES[0]), soft_gates()
+        batch, gates, params = double(BATCHES[0]), soft_gates(), double(PARAMS)
 
-        def gradient_flow(gates):
-            gradients = jax.grad(problems.loss_fn)(double(PARAMS), gates, batch)
+        def gradient_flow(growth):
+            dynamic = {name: growth[name][None] * leaf for name, leaf in params['dynamic'].items()}
+            gradients = jax.grad(problems.loss_fn)({**params, 'dynamic': dynamic}, gates, batch)
             return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)) / 2
 
-        assert_close(measure('grasp', gates, batch), differentiate(gradient_flow, gates), rtol=1e-5, atol=1e-7)
+        slopes = differentiate(gradient_flow, jax.tree.map(jnp.ones_like, gates))
+        assert_close(measure('grasp', gates, batch), slopes, rtol=1e-5, atol=1e-7)
 
 
 def test_magnitude_by_hand():
@@ -194,9 +196,8 @@ def test_rows_that_are_routed_nowhere_do_not_count():
 
 
 def test_synflow_of_a_linear_network_by_hand():
-    # y = x · a · b for one input, one hidden and one output feature, K = 1: R = |gate a + (1 − gate) s| · the same of
-    # b and its t, at x = 1. With a = −2, s = 1, b = 3, t = −1 and both gates 1:
-    # ∂R/∂gate_a = (|a| − |s|)·|b| = (2 − 1)·3 = 3 and ∂R/∂gate_b = |a|·(|b| − |t|) = 2·(3 − 1) = 4.
+    # y = x · a · b for one input, one hidden and one output feature, K = 1, both gates 1: R = |a|·|b| at x = 1. With
+    # a = −2 and b = 3: |a|·∂R/∂|a| = |a|·|b| = 6 = |b|·∂R/∂|b|. The static parameters carry no flow at gates of 1.
     params = {
         'dynamic': {'a': jnp.array([[[-2.0]]]), 'b': jnp.array([[[3.0]]])},
         'static': {'a': jnp.array([[1.0]]), 'b': jnp.array([[-1.0]])},
@@ -210,7 +211,7 @@ def test_synflow_of_a_linear_network_by_hand():
     problem = Problem(lambda params, gates, batch: 0.0, output=output)
     masks = init_masks(params['static'])
     scores = score_positions(problem, params, masks, [jnp.array([[-7.0]])], 'synflow')
-    assert (scores['a'].item(), scores['b'].item()) == (3, 4)
+    assert (scores['a'].item(), scores['b'].item()) == (6, 6)
 
 
 def test_synflow_leaves_integer_inputs_alone():
@@ -241,6 +242,5 @@ def test_grasp_of_params_with_an_integer_among_them():
 
     params = {'dynamic': jnp.array([[1.0, -2, 3]]), 'static': jnp.zeros(3), 'count': jnp.int32(1)}
     scores = score_positions(Problem(loss), params, jnp.ones(3, bool), [None], 'grasp')
-    # ∂L/∂w = 2 g² w, half its square is 2 g⁴ w², whose derivative at g = 1 is 8 w²; the static part adds
-    # ½ (2 g w (1 − g))² = 0 to first order.
-    np.testing.assert_allclose(scores, [8, 32, 72], rtol=1e-6)
+    # L = w²: the gradient is 2 w, the Hessian 2, and w · H · gradient = 4 w².
+    np.testing.assert_allclose(scores, [4, 16, 36], rtol=1e-6)

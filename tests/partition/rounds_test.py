@@ -168,9 +168,9 @@ def test_identical_copies_are_refused_with_advice():
     def loss_fn(params, gates, batch):
         return jnp.mean(output_fn(params, gates, batch) ** 2)
 
-    for criterion in ('sensitivity', 'grasp', 'synflow'):
-        refuse(copies, criterion)
-    assert count_dynamic(plain_partition(copies, 'magnitude'), POSITIONS) == 12
+    refuse(copies, 'sensitivity')
+    for criterion in ('magnitude', 'grasp'):  # scores of the factors themselves
+        assert count_dynamic(plain_partition(copies, criterion), POSITIONS) == 12
     # One layer of copies: under scope `layer` it is asked by itself, under `global` the other layer's scores tell.
     one_copied = {**PARAMS, 'dynamic': {**PARAMS['dynamic'], 'first': copies['dynamic']['first']}}
     refuse(one_copied, 'sensitivity', scope='layer')

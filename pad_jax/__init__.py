@@ -53,7 +53,6 @@ _LATER = {
     'load_exported': 'pad_jax.deploy',
     'load_pretrained': 'pad_jax.pretrained',
     'upcycle': 'pad_jax.pretrained',
-    'upcycle_convolutions': 'pad_jax.pretrained',
 }
 
 

@@ -1,7 +1,7 @@
 """Exceptions that a command reports in one line."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -39,6 +39,16 @@ def quote(path: str | os.PathLike) -> str:
     'a\nb'
     """
     return repr(str(path))
+
+
+def list_first(names: Sequence[str], most: int = 3) -> str:
+    """List the first names for a message.
+
+    >>> list_first(['a', 'b', 'c', 'd', 'e'])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - most
+    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
 
 
 def describe(error: Exception) -> str:

@@ -2,5 +2,5 @@
 
 from pad_jax.pretrained.bert import Loaded, load_pretrained
 from pad_jax.pretrained.torchvision import LAYOUTS, LoadedNetwork, find_layout, load_torchvision
-from pad_jax.pretrained.upcycling import upcycle, upcycle_convolutions
+from pad_jax.pretrained.upcycling import upcycle
 from pad_jax.pretrained.weights import PACKAGES, find_vocabulary, find_weights

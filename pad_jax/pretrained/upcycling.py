@@ -44,10 +44,6 @@ def upcycle(static: Mapping[str, PyTree], params: Mapping[str, PyTree], records:
     return _fill(static, params, records, '')
 
 
-upcycle_convolutions = upcycle
-"""The same function, under its name for networks of images."""
-
-
 def dense_shapes(params: Mapping[str, PyTree], records: Records) -> dict[str, PyTree]:
     """Return the shapes of the dense encoder that `params` can be upcycled from, as jax.ShapeDtypeStructs."""
 

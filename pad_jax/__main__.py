@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     from pad_jax.config_files import SHIPPED
-    from pad_jax.training.cli import Parser, exit_status, parse_with_overrides
+    from pad_jax.training.cli import Parser, exit_status, parse_with_overrides, path_flag, workdir_flag
     from pad_jax.training.config import FREE_KEYS, load_config
     from pad_jax.training.processes import add_flags, all_or_none, join
 except ModuleNotFoundError as error:
@@ -23,7 +23,10 @@ def train(arguments: Sequence[str], prog: str | None = None) -> None:
     parser.prog = prog or parser.prog
     parser.add_config(arguments)
     parser.add_argument(
-        '--workdir', required=True, help='run directory; if it contains checkpoints, training resumes from the latest'
+        '--workdir',
+        type=workdir_flag,
+        required=True,
+        help='run directory; if it contains checkpoints, training resumes from the latest',
     )
     add_flags(parser)
     flags, overrides = parse_with_overrides(parser, arguments)
@@ -62,8 +65,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         f'was trained on. These keys may be changed too: {", ".join(sorted(FREE_KEYS - {"data.path"}))}.'
     )
     parser = _make_parser(evaluate, 'run', epilog)
+    parser.add_argument('--confusion', type=path_flag, help='.csv to write: true classes as rows, predicted as columns')
     flags, overrides = parse_with_overrides(parser, arguments)
-    print(encode_row(evaluate_workdir(flags.workdir, overrides)), end='')
+    print(encode_row(evaluate_workdir(flags.workdir, overrides, flags.confusion)), end='')
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -71,8 +75,8 @@ def predict(arguments: Sequence[str]) -> None:
     from pad_jax.training.evaluate import predict_file
 
     parser = _make_parser(predict, 'run')
-    parser.add_argument('--input', type=Path, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
-    parser.add_argument('--output', type=Path, required=True, help='file to write; for GLUE a directory is enough')
+    parser.add_argument('--input', type=path_flag, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
+    parser.add_argument('--output', type=path_flag, required=True, help='file to write; for GLUE a directory is enough')
     flags = parser.parse_args(arguments)
     path, num_rows = predict_file(flags.workdir, flags.input, flags.output)
     print(f'{num_rows} predictions in {path}', file=sys.stderr)
@@ -95,7 +99,7 @@ def export(arguments: Sequence[str]) -> None:
 
     epilog = 'The export is verified on the data of the run. If that has moved, add --config.data.path=PATH.'
     parser = _make_parser(export, 'run', epilog)
-    parser.add_argument('--out', type=Path, required=True, help='directory to write')
+    parser.add_argument('--out', type=path_flag, required=True, help='directory to write')
     parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so half-written files are cleaned up
@@ -111,14 +115,27 @@ def export(arguments: Sequence[str]) -> None:
     print(f'exported: {exported.folder}', file=sys.stderr)
 
 
+def compare(arguments: Sequence[str]) -> None:
+    """Compare runs, finished or not: their last evaluations and costs as a table, their curves as a picture."""
+    from pad_jax.reports.compare import compare_runs
+
+    parser = _make_parser(compare)
+    parser.add_argument('workdirs', type=path_flag, nargs='+', metavar='RUN', help='directory of a run')
+    parser.add_argument('--out', type=path_flag, default=Path('compare.png'), help='picture to write')
+    flags = parser.parse_args(arguments)
+    compare_runs(flags.workdirs, flags.out)
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Train static, dynamic and partially dynamic networks on embedded digits, and compare them."""
     from pad_jax.reports.demo import run_demo
 
     parser = _make_parser(demo)
-    parser.add_argument('--workdir', type=Path, default=Path('runs/demo'), help='directory of the runs and pictures')
+    parser.add_argument(
+        '--workdir', type=workdir_flag, default=Path('runs/demo'), help='directory of the runs and pictures'
+    )
     parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
-    parser.add_argument('--configs', type=Path, default=SHIPPED, help='directory of the config files')
+    parser.add_argument('--configs', type=path_flag, default=SHIPPED, help='directory of the config files')
     flags, overrides = parse_with_overrides(parser, arguments)
     run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
 
@@ -129,7 +146,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
     epilog = '--config.section.key=value changes a key of the base, before the changes of the variants.'
     parser = _make_parser(sweep, 'sweep', epilog)
-    parser.add_argument('file', type=Path, help='a Python file, or the name of a file of configs/ablations/')
+    parser.add_argument('file', type=path_flag, help='a Python file, or the name of a file of configs/ablations/')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each variant, with the seeds 0, 1, ...')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     flags, overrides = parse_with_overrides(parser, arguments)
@@ -143,7 +160,7 @@ def report(arguments: Sequence[str]) -> None:
     from pad_jax.reports.sweep_report import report_sweep
 
     parser = _make_parser(report)
-    parser.add_argument('workdir', type=Path, metavar='DIR', help='directory of a sweep')
+    parser.add_argument('workdir', type=workdir_flag, metavar='DIR', help='directory of a sweep')
     parser.add_argument('--base', default=BASE, metavar='VARIANT', help='variant that the others are compared with')
     flags = parser.parse_args(arguments)
     _leave_accelerator()
@@ -160,12 +177,12 @@ def _leave_accelerator() -> None:
 def _make_parser(verb: Callable, workdir_of: str | None = None, epilog: str = '') -> Parser:
     parser = Parser(prog=f'python -m pad_jax {verb.__name__}', description=verb.__doc__, epilog=epilog)
     if workdir_of:
-        parser.add_argument('--workdir', type=Path, required=True, help=f'directory of a {workdir_of}')
+        parser.add_argument('--workdir', type=workdir_flag, required=True, help=f'directory of a {workdir_of}')
     return parser
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (train, count, evaluate, predict, inspect, export, demo, sweep, report)
+    verb.__name__: verb for verb in (train, count, evaluate, predict, inspect, compare, export, demo, sweep, report)
 }
 
 

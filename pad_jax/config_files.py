@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from pad_jax.errors import BadInput
+from pad_jax.files import reach
 
 _HERE = Path(__file__).parent
 # An installed package has the configs inside, a checkout has them beside it.
@@ -52,7 +53,7 @@ def find_config_file(name: str | Path, below: str = '') -> Path:
     Args:
       below: folder of the shipped configs to look into.
     """
-    path = Path(name)
+    path = reach(name)
     if path.exists() or SHIPPED is None or path.is_absolute():
         return path
     shipped = SHIPPED / below / path.with_suffix('.py').name

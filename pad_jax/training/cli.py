@@ -8,12 +8,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
 from pad_jax.config_files import import_modules
 from pad_jax.errors import BadInput, Stopped, quote
+from pad_jax.files import reach
 from pad_jax.partition import PartitionError
 from pad_jax.streams import lasting_streams
 from pad_jax.training.config import describe_keys
@@ -71,6 +73,25 @@ def parse_with_overrides(parser: Parser, arguments: Sequence[str]) -> tuple[argp
             flag = f'{flag}={others.pop(0)}'
         overrides.append(flag.removeprefix('--config.'))
     return flags, overrides
+
+
+def path_flag(text: str) -> Path:
+    """Read a path of the command line, for `type=`; ~ is the home folder."""
+    try:
+        return reach(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def workdir_flag(text: str) -> Path:
+    """Read the path of a folder to write into, which JAX's libraries need as UTF-8."""
+    if not text:
+        raise argparse.ArgumentTypeError('it must name a folder, got an empty text')
+    try:
+        os.path.abspath(text).encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f'the path {quote(text)} must be UTF-8: use another folder') from error
+    return path_flag(text)
 
 
 def check_count(flag: str, value: int, most: int = 1000) -> None:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from pad_jax.config_files import SYNONYMS, call_file, find_config_file, flatten
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
-from pad_jax.files import read_own_object
+from pad_jax.files import reach, read_own_object
 from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MIXTURE_PLANS, PLAN_NAMES, ROUTINGS
 from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_size
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions
@@ -167,6 +167,7 @@ KEYS = (
     Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
     Key('debug', _FLAG, 'stop at the operation that makes a NaN', BOTH, FREE),
 )
+PATHS = ('data.path', 'data.vocabulary', 'model.pretrained')
 FREE_KEYS = frozenset(key.name for key in KEYS if key.is_free)
 """Keys that a resumed run may change."""
 
@@ -207,11 +208,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       BadInput: naming every key that is wrong and its rule, or every combination that cannot work.
     """
-    return _finish(call_file(find_config_file(path), 'get_config'), overrides)
+    return _finish(call_file(find_config_file(path), 'get_config'), overrides, PATHS)
 
 
-def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
-    """Apply overrides to a flattened config; check the keys, then their combinations."""
+def _finish(flat: dict[str, Any], overrides: Sequence[str], paths: Collection[str] = ()) -> ConfigDict:
+    """Apply overrides to a flattened config; check the keys, the overridden and the given paths, then combinations."""
     keys, problems = keys_of(flat), []
     for override in overrides:
         name, _, text = override.partition('=')
@@ -222,6 +223,14 @@ def _finish(flat: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
         else:
             flat[name] = _parse(text, keys[name].rule.kind) if name in keys else text
     _raise(problems + find_key_problems(flat))
+    for name in {*paths, *(override.partition('=')[0] for override in overrides)} & {*PATHS} & flat.keys():
+        try:
+            found = reach(flat[name])
+        except BadInput as error:
+            problems.append(f'{name}: {error}')
+        else:  # a name of a package or a bucket stays as it is
+            flat[name] = str(found) if flat[name].startswith('~') else flat[name]
+    _raise(problems)
     config = ConfigDict(unflatten_dict(flat, sep='.'))
     if is_text(config) and not config.model.num_classes:
         config.model.num_classes = _num_classes(config.data)

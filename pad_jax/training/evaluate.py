@@ -1,6 +1,7 @@
 """A stored run, opened to be evaluated or exported: its latest checkpoint, on one device. Its data may be gone."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from pad_jax.data import DataSpec, Source, score
 from pad_jax.data.glue import GLUE_TASKS, choose_output, open_glue_file, write_predictions
-from pad_jax.data.tables import check_fields, open_table, read_unlabelled
+from pad_jax.data.tables import check_fields, check_output, open_table, read_unlabelled, write_table
 from pad_jax.data.tokenization import EncodedTexts
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
@@ -42,10 +43,16 @@ class RestoredRun(NamedTuple):
         schedule = setup.make_temperature(self.config, self.lengths)
         return float(schedule(self.state.step)) if schedule else None
 
-    def place(self) -> tuple[Callable, TrainState, Replicas]:
-        """Map the evaluation step over one device, and place the state on it."""
+    def place(self, collects: bool = False) -> tuple[Callable, TrainState, Replicas]:
+        """Map the evaluation step over one device, and place the state on it.
+
+        Args:
+          collects: the step also returns the outputs of a network of images.
+        """
         config, replicas = self.config, Replicas(self.config.parallel, jax.local_devices()[:1])
-        arguments = {'task': setup.make_task(config), 'temperature': setup.make_temperature(config, self.lengths)}
+        task = setup.make_task(config)
+        task = dataclasses.replace(task, collects=task.collects or collects)
+        arguments = {'task': task, 'temperature': setup.make_temperature(config, self.lengths)}
         step = replicas.map_step(eval_step, donate=False, model=setup.make_model(config), **arguments)
         state = to_trained_storage(self.state, config.partition.rounds, config.partition.compact)
         return step, replicas.place_state(state), replicas
@@ -77,11 +84,12 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     return run
 
 
-def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate_workdir(workdir: Path, overrides: Sequence[str] = (), confusion: Path | None = None) -> dict[str, Any]:
     """Evaluate the latest checkpoint of a run on one device.
 
     Args:
       overrides: as in `restore_run`; data.path if the data has moved.
+      confusion: file to write the confusion matrix to; the result then has `class_accuracy`, None without examples.
 
     Raises:
       BadInput: workdir contains no run or no checkpoint, its data is gone, or the data has other classes.
@@ -93,15 +101,30 @@ def evaluate_workdir(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, 
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
     for difference in compare_digests(run.record, source.spec):
         logger.warning('this data is not that of the training: %s', difference)
-    step, state, replicas = run.place()
+    names = source.spec.class_names
+    if confusion and not names:
+        raise BadInput('--confusion needs classes, and the labels of this run are numbers')
+    if confusion:
+        check_output(confusion)
+    counts = np.zeros((len(names), len(names)), np.int64) if confusion else None
+    step, state, replicas = run.place(collects=confusion is not None)
     with jax.debug_nans(run.config.debug):
-        values = evaluate_state(step, state, source, replicas, run.config.data.on_bad)
+        values = evaluate_state(step, state, source, replicas, run.config.data.on_bad, counts)
+    if confusion:
+        write_table(confusion, ['class', *names], ([name, *row] for name, row in zip(names, counts.tolist())))
+        rows = zip(names, counts.diagonal().tolist(), counts.sum(axis=1).tolist())
+        values['class_accuracy'] = {name: hits / total if total else None for name, hits, total in rows}
     temperature = {} if run.temperature is None else {'temperature': run.temperature}
     return {'step': int(run.state.step), **temperature, **values}
 
 
 def evaluate_state(
-    step: Callable, state: TrainState, source: Source, replicas: Replicas, on_bad: str = 'stop'
+    step: Callable,
+    state: TrainState,
+    source: Source,
+    replicas: Replicas,
+    on_bad: str = 'stop',
+    confusion: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Evaluate a state: mean loss, and accuracy in [0, 1] or the metrics that the source names.
 
@@ -112,6 +135,8 @@ def evaluate_state(
     Args:
       step: `eval_step` mapped over the replicas.
       state: placed on them.
+      confusion: int64[classes, classes], to which the examples of each (true class, predicted class) are added; needs a
+        step that collects, and one process.
 
     Raises:
       BadInput: no example can be read, or one cannot that must be.
@@ -121,7 +146,12 @@ def evaluate_state(
         outputs = []
         for batch in source.eval_batches(split, replicas.rows(source.batch_size)):
             sums.append(replicas.fetch(step(state, replicas.place_batch(batch))))
-            outputs.append(np.asarray(sums[-1].pop('outputs', ())))  # of all replicas
+            found = np.asarray(sums[-1].pop('outputs', ()))  # of all replicas
+            if spec.metrics:
+                outputs.append(found)
+            if confusion is not None:
+                is_example = batch['weight'] > 0
+                np.add.at(confusion, (batch['label'][is_example], found[is_example].argmax(axis=-1)), 1)
         if spec.metrics:
             labels, prefix = source.eval_labels(split), f'{split}/' if len(spec.eval_splits) > 1 else ''
             scores = score(spec.metrics, labels, np.concatenate(outputs)[: len(labels)])

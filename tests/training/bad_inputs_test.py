@@ -3,6 +3,7 @@
 In flags and lines {tmp} is a folder of the test, and {texts} the folder that `write_texts` fills.
 """
 
+import errno
 import functools
 import json
 import os
@@ -102,7 +103,7 @@ COMMANDS = [
     ('train', '', 'the following arguments are required: --config, --workdir'),
     ('train', f'--config={DIGITS} --workdir=w --configg.train.steps=3', 'unknown argument --configg.train.steps=3'),
     ('train', f'--config={DIGITS} --workdir=w --config.train.steps', '--config.train.steps has no value'),
-    ('train', f'--config={DIGITS} --workdir=', 'workdir must name a folder'),
+    ('train', f'--config={DIGITS} --workdir=', 'argument --workdir: it must name a folder'),
     ('train', '--config=nowhere.py --workdir=w', 'config file nowhere.py does not exist'),
     ('count', '', 'required: --config'),
     ('count', f'--config={DIGITS} --config.model.num_kernels=0', 'model.num_kernels must be'),
@@ -341,6 +342,49 @@ def test_workdirs_that_cannot_be_written(refused, tmp_path, monkeypatch):
     for workdir in ('closed', 'closed/run'):
         line = refused('train', f'--config={DIGITS}', *FLAGS, f'--workdir={tmp_path}/{workdir}')
         assert f'{tmp_path}/closed cannot be written: no permission' in line
+
+
+FLAGS_WITH_PATHS = [
+    'train --config={} --workdir=w',
+    'train --config=x --workdir={}',
+    *(f'{verb} --workdir={{}}' for verb in ('evaluate', 'inspect', 'export', 'predict', 'sweep', 'demo')),
+    'evaluate --workdir=x --confusion={}',
+    'export --workdir=x --out={}',
+    'predict --workdir=x --input={} --output=y',
+    'predict --workdir=x --input=y --output={}',
+    'demo --configs={}',
+    'sweep {} --workdir=w',
+    'report {}',
+    'compare {}',
+    'compare x --out={}',
+    *(f'count --config={DIGITS} --config.{key}={{}}' for key in ('data.path', 'model.pretrained')),
+    *(f'count --config={GLUE} --config.{key}={{}}' for key in ('data.path', 'data.vocabulary', 'model.pretrained')),
+]
+
+
+@pytest.mark.parametrize('kind', ['x' * 300, '~nosuchuser/x', 'loop/x', 'closed/x'])
+def test_paths_that_cannot_be_looked_at(refused, tmp_path_factory, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path_factory.mktemp('paths'))
+    os.symlink('loop', 'loop')
+    look = os.stat
+
+    def stat(path, *arguments, **named):  # the system lets root look anywhere
+        if 'closed' in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, *arguments, **named)
+
+    monkeypatch.setattr(os, 'stat', stat)
+    for flags in FLAGS_WITH_PATHS:
+        line = refused(*flags.format(kind).split())
+        assert f"{kind}' cannot be reached: " in line, line
+
+
+def test_the_home_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert f'error: {tmp_path}/runs/x is not the workdir of a run' in refused('evaluate', '--workdir=~/runs/x')
+    flags = ('--config.data.name=folder', '--config.data.path=~/photos', f'--workdir={tmp_path}/run')
+    assert f"{tmp_path}/photos' does not exist" in refused('train', f'--config={DIGITS}', *flags)
+    assert 'must be UTF-8' in refused('train', f'--config={DIGITS}', '--workdir=' + os.fsdecode(b'~/\xff'))
 
 
 def run(*command, devices=1):

@@ -1,11 +1,13 @@
 """The commands on good input, and their exit codes."""
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import train as train_command
@@ -43,10 +45,21 @@ def test_train_evaluate_count_and_inspect(tmp_path, monkeypatch):
     assert found['accuracy'] == last['accuracy']
     # Added up on one device instead of eight.
     assert found['loss'] == pytest.approx(last['loss'], rel=1e-5)
+    path = tmp_path / 'confusion.csv'
+    detailed = json.loads(call('evaluate', f'--workdir={workdir}', f'--confusion={path}'))
+    by_class = detailed.pop('class_accuracy')
+    assert detailed == found
+    header, *rows = csv.reader(path.open())
+    matrix = np.array([row[1:] for row in rows], int)
+    assert header == ['class', *by_class] and [row[0] for row in rows] == header[1:]
+    assert matrix.sum() == found['examples'] and matrix.trace() / matrix.sum() == pytest.approx(found['accuracy'])
+    assert list(by_class.values()) == pytest.approx(list(matrix.diagonal() / matrix.sum(1)))
     counted = json.loads(call('count', f'--config={DIGITS}', *FLAGS))
     partition = json.loads((workdir / 'partition.json').read_text())
     assert counted['parameters'] == partition['totals']['parameters']
     assert counted['dynamic_fraction'] == partition['totals']['dynamic_fraction']
+    compared = call('compare', workdir, f'--out={tmp_path}/curves.png')
+    assert f'{100 * last["accuracy"]:.2f}' in compared and (tmp_path / 'curves.png').stat().st_size > 10_000
     shown = call('inspect', f'--workdir={workdir}')
     assert 'stage1_block1/conv1' in shown and list(workdir.glob('*.png'))
 

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = 'resnet10'  # network: resnet10, resnet18, resnet34, resnet50, resnet101, mobilenet_v2
-    config.model.num_classes = 10  # classes of the data
+    config.model.num_classes = 10  # classes of the data; 0 = as many as it has
     config.model.conv = 'dynamic'  # layer of all convolutions except the stem: static, dynamic, condconv, odconv, dcd
     config.model.num_kernels = 4  # K, kernels of a dynamic convolution
     config.model.reduction = 16  # hidden width of the attention = channels / reduction
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.sync_batch_norm = True  # batch statistics over all devices
     config.model.plan = 'auto'  # execution of dynamic convolutions
     config.model.pretrained = ''  # torchvision's weights as safetensors; '' = from scratch
-    config.model.dtype = 'float32'  # dtype to compute in; parameters stay float32: float32, bfloat16, float16
+    config.model.dtype = 'float32'  # dtype to compute in, float32 or bfloat16; parameters stay float32
 
     config.partition = ConfigDict()
     config.partition.dynamic_fraction = 0.3  # κ; 1 = fully dynamic
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = 'digits'  # digits, embedded; folder, kept in memory; imagenet, streamed
     config.data.path = ''  # file or folder of the data
+    config.data.holdout = 0.0  # share of each class to evaluate on, if the data has no split for it
     config.data.batch_size = 64  # examples of a batch, over all devices
     config.data.image_size = 8  # side in pixels
     config.data.augment = 'crop'  # crop moves the image; resized_crop (imagenet only) takes a part

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.model.vocab_size = 30522  # rows of the token embedding
     config.model.max_length = 512  # rows of the position embedding
     config.model.dropout = 0.1  # dropped fraction in training
-    config.model.dtype = 'float32'  # dtype to compute in; parameters stay float32: float32, bfloat16, float16
+    config.model.dtype = 'float32'  # dtype to compute in, float32 or bfloat16; parameters stay float32
     config.model.remat = False  # recompute activations for the gradient: less memory, more time
     config.model.pretrained = 'minilm'  # folder with model.safetensors, or name of a package; '' = from scratch
 
@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = 'glue'  # glue, or text: your own files
     config.data.path = ''  # file or folder of the data
+    config.data.holdout = 0.0  # share of each class to evaluate on, if the data has no split for it
     config.data.task = 'rte'  # task of glue: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli
     config.data.text_columns = ''  # of text: one column, or two separated by a comma
     config.data.label_column = ''  # of text: column of the labels

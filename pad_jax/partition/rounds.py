@@ -60,7 +60,8 @@ class Recipe:
         for key, role in (('keep_dynamic', True), ('keep_static', False)):
             pattern = getattr(self, key)
             try:
-                matched = [name for name in roles if pattern and re.search(pattern, name)]
+                # The mask of a parameter in Flax is named after it.
+                matched = [name for name in roles if pattern and re.search(pattern, name.removesuffix('_mask'))]
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f'{key} is not a regular expression: {pattern!r} ({error})') from None
             if pattern and not matched:
@@ -312,8 +313,9 @@ def check_informative(
             )
         first = next(path for path in members if np.any(competing[path] == high))
         if sizes[first] > target:
+            name = first.removesuffix('_mask')
             raise NothingSelected(
-                f'the best-scored group of positions, in {first or "the parameter"}, has {sizes[first]} of them, and '
+                f'the best-scored group of positions, in {name or "the parameter"}, has {sizes[first]} of them, and '
                 f'{target} are to stay dynamic: take a finer granularity or a larger dynamic_fraction'
             )
 

@@ -20,7 +20,7 @@ from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, 
 from pad_jax.errors import BadInput
 from pad_jax.files import reach, read_own_object
 from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MIXTURE_PLANS, PLAN_NAMES, ROUTINGS
-from pad_jax.models import DTYPES, ENCODERS, FFNS, MODELS, STEMS, check_image_size
+from pad_jax.models import ENCODERS, FFNS, MODELS, STEMS, check_image_size
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions
 from pad_jax.pretrained import find_layout
 from pad_jax.training.devices import PARALLEL
@@ -76,7 +76,8 @@ _FLAG = Rule(bool, lambda value: True, 'True or False')
 _TEXT = Rule(str, lambda value: True, 'text')
 _SHARE = Rule(float, lambda value: 0 <= value < 1, 'in [0, 1)')
 # Parameters are float32, and by default JAX turns float64 into float32.
-_DTYPE = _one_of([name for name in DTYPES if name != 'float64'])
+_DTYPES = ('float32', 'bfloat16')
+_DTYPE = Rule(str, lambda value: value in _DTYPES, 'one of float32, bfloat16 (float16 would need loss scaling)')
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
 
@@ -84,7 +85,7 @@ IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True
 KEYS = (
     Key('model.name', _one_of(MODELS), 'network', IMAGES),
     Key('model.name', _one_of(ENCODERS), 'encoder', TEXTS),
-    Key('model.num_classes', _integer(2, 2**20), 'classes of the data', IMAGES),
+    Key('model.num_classes', _integer(0, 2**20), 'classes of the data; 0 = as many as it has', IMAGES),
     Key('model.num_classes', _integer(0, 2**20), '0 = those of the task; own texts: 2, or 1 for regression', TEXTS),
     Key('model.conv', _one_of(CONVS), 'layer of all convolutions except the stem', IMAGES),
     Key('model.num_kernels', _integer(1, 1024), 'K, kernels of a dynamic convolution', IMAGES),
@@ -103,7 +104,7 @@ KEYS = (
     Key('model.vocab_size', _integer(8, 2**24), 'rows of the token embedding', TEXTS),
     Key('model.max_length', _integer(8, 2**20), 'rows of the position embedding', TEXTS),
     Key('model.dropout', _SHARE, 'dropped fraction in training', TEXTS),
-    Key('model.dtype', _DTYPE, 'dtype to compute in; parameters stay float32'),
+    Key('model.dtype', _DTYPE, 'dtype to compute in, float32 or bfloat16; parameters stay float32'),
     Key('model.remat', _FLAG, 'recompute activations for the gradient: less memory, more time', TEXTS, FREE),
     Key('model.pretrained', _TEXT, "torchvision's weights as safetensors; '' = from scratch", IMAGES),
     Key('model.pretrained', _TEXT, "folder with model.safetensors, or name of a package; '' = from scratch", TEXTS),
@@ -127,6 +128,7 @@ KEYS = (
     Key('data.name', _one_of(SOURCES), 'digits, embedded; folder, kept in memory; imagenet, streamed', IMAGES),
     Key('data.name', _one_of(TEXT_SOURCES), 'glue, or text: your own files', TEXTS),
     Key('data.path', _TEXT, 'file or folder of the data', BOTH, FREE),
+    Key('data.holdout', _SHARE, 'share of each class to evaluate on, if the data has no split for it'),
     Key('data.task', _one_of(GLUE_TASKS), 'task of glue', TEXTS),
     Key('data.text_columns', _TEXT, 'of text: one column, or two separated by a comma', TEXTS),
     Key('data.label_column', _TEXT, 'of text: column of the labels', TEXTS),
@@ -318,7 +320,10 @@ def find_conflicts(config: ConfigDict) -> list[str]:
         check(found <= most, f'data.max_length must be at most model.max_length = {most}, got {found}')
         found, right = model.num_classes, _num_classes(data)
         check(data.name != 'glue' or found == right, f'model.num_classes must be {right} for {data.task}, got {found}')
+        holdout = data.holdout
+        check(data.name != 'glue' or not holdout, f'data.holdout must be 0 for glue, got {holdout}: it has own splits')
     else:
+        check(model.num_classes != 1, 'model.num_classes must be at least 2, or 0 for those of the data, got 1')
         ask('data', check_image_size, model.stem, data.image_size)
         if model.pretrained:
             ask('model', find_layout, model.name)
@@ -351,11 +356,14 @@ def name_key(section: str, error: ValueError) -> str:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List 'key: old -> new' for the keys of two flattened configs that differ and are not free on resume."""
+    """List 'key: old -> new' for the keys of two flattened configs that differ and are not free on resume.
+
+    A model.num_classes of 0 equals any number: it stands for that of the data.
+    """
     return [
         f'{name}: {old.get(name, "missing")!r} -> {new.get(name, "missing")!r}'
         for name in sorted((old.keys() | new.keys()) - FREE_KEYS)
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and (name != 'model.num_classes' or 0 not in (old.get(name), new.get(name)))
     ]
 
 

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from pad_jax.data import DataSpec, Source, score
+from pad_jax.data import DataSpec, Source, score, split_names
 from pad_jax.data.glue import GLUE_TASKS, choose_output, open_glue_file, write_predictions
 from pad_jax.data.tables import check_fields, check_output, open_table, read_unlabelled, write_table
 from pad_jax.data.tokenization import EncodedTexts
@@ -191,7 +191,7 @@ def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
     task = GLUE_TASKS[config.data.task] if config.data.name == 'glue' else None
     path, names = choose_output(output, source, task), read_data(workdir).class_names
     table = open_glue_file(source, task) if task else open_table(source)
-    texts, ids = read_unlabelled(table, task.text_columns if task else setup.split_columns(config))
+    texts, ids = read_unlabelled(table, task.text_columns if task else split_names(config.data.text_columns))
     check_fields(path, [*names, *ids])
     logits = _apply(restore_run(workdir), setup.open_pieces(config, workdir).encode(texts))
     wrong = ~np.isfinite(logits).all(axis=1)

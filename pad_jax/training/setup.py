@@ -6,7 +6,7 @@ import functools
 import math
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from pad_jax.data import SOURCES, TEXT_SOURCES, Source, WordPieces, list_names, make_source, open_vocabulary
+from pad_jax.data import (
+    SOURCES,
+    TEXT_SOURCES,
+    Source,
+    WordPieces,
+    list_names,
+    make_source,
+    open_vocabulary,
+    split_names,
+)
 from pad_jax.errors import BadInput
 from pad_jax.layers.factors import read_records
 from pad_jax.models import account_layers, build_encoder, build_model
@@ -30,7 +40,7 @@ from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_input
 from pad_jax.training.workdir import find_tokenizer
 
 # Keys of `data` that only one source of texts has.
-_TEXT_KEYS = {'glue': ('task',), 'text': ('text_columns', 'label_column', 'regression')}
+_TEXT_KEYS = {'glue': ('task',), 'text': ('text_columns', 'label_column', 'regression', 'holdout')}
 
 
 class Lengths(NamedTuple):
@@ -49,6 +59,8 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
     """
     partition, arguments = config.partition, config.model.to_dict()
     del arguments['pretrained']
+    if not arguments['num_classes']:
+        raise BadInput('model.num_classes must be above 0 where no data is read, got 0')
     if not arguments.pop('sync_batch_norm', True):
         axis_name = None
     granularity = partition.granularity if is_partial(config) else None
@@ -74,7 +86,7 @@ def make_inputs(config: ConfigDict, length: int | None = 8) -> Inputs:
 
 
 def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
-    """Open the data of a config and check that it fits the model.
+    """Open the data of a config and check that it fits the model. A model.num_classes of 0 becomes that of the data.
 
     Args:
       workdir: directory of a run, which keeps its tokenizer. None: use the vocabulary that the config names.
@@ -90,24 +102,21 @@ def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
                 for name in ('path', 'batch_size', 'on_bad', *_TEXT_KEYS.get(data.name, _TEXT_KEYS['text']))
             }
             if 'text_columns' in arguments:
-                arguments['text_columns'] = split_columns(config)
+                arguments['text_columns'] = split_names(data.text_columns)
             source = TEXT_SOURCES[data.name](**arguments, pieces=open_pieces(config, workdir), seed=seed)
         else:
             source = make_source(**data, seed=seed)
     except BadInput as error:
         raise BadInput(name_key('data', error)) from error
     found, num_classes = source.spec.num_classes, config.model.num_classes
-    if found != num_classes:
+    if not num_classes:
+        config.model.num_classes = found
+    elif found != num_classes:
         classes = 'numbers for labels' if found == 1 else f'{found} classes ({list_names(source.spec.class_names)})'
         raise BadInput(
             f'model.num_classes is {num_classes}, the data has {classes}: --config.model.num_classes={found}'
         )
     return source
-
-
-def split_columns(config: ConfigDict) -> tuple[str, ...]:
-    """Split data.text_columns into names."""
-    return tuple(filter(None, (column.strip() for column in config.data.text_columns.split(','))))
 
 
 def open_pieces(config: ConfigDict, workdir: Path | None = None) -> WordPieces:
@@ -175,8 +184,13 @@ def make_step_arguments(config: ConfigDict, lengths: Lengths, axis_name: str | N
     }
 
 
-def start_from_pretrained(config: ConfigDict, model: nn.Module, state: TrainState) -> tuple[TrainState, list[str]]:
+def start_from_pretrained(
+    config: ConfigDict, model: nn.Module, state: TrainState, class_names: Sequence[str] | None = None
+) -> tuple[TrainState, list[str]]:
     """Put the weights that the config names into the state before the first step.
+
+    Args:
+      class_names: of the data; None if they are unknown.
 
     Returns:
       The state, and lines that describe the weights.
@@ -189,9 +203,13 @@ def start_from_pretrained(config: ConfigDict, model: nn.Module, state: TrainStat
         return state, []
     if is_text(config):
         folder = find_weights(path)
-        loaded = load_pretrained(folder, state.params, state.records, num_heads=model.num_heads)
-        fresh = [f'drawn at random, because the weights lack them: {", ".join(loaded.fresh)}'] if loaded.fresh else []
-        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), [f'weights of {folder}', *fresh]
+        names = {'num_heads': model.num_heads, 'class_names': class_names}
+        loaded = load_pretrained(folder, state.params, state.records, **names)
+        notes = [f'weights of {folder}']
+        if loaded.fresh:
+            lacking = 'drawn at random, because the weights lack them or have other classes'
+            notes.append(f'{lacking}: {", ".join(loaded.fresh)}')
+        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), notes
     static = config.copy_and_resolve_references()
     static.model.conv = 'static'
     shapes = abstract_variables(make_model(static), make_inputs(static))
@@ -207,8 +225,30 @@ def make_recipe(config: ConfigDict) -> Recipe:
 
 @functools.lru_cache
 def abstract_variables(model: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
-    """Shapes of every collection of a model, `intermediates` included; nothing is computed or allocated."""
-    return jax.eval_shape(functools.partial(model.init, mutable=True), jax.random.key(0), *inputs)
+    """Shapes of every collection of a model; nothing is computed or allocated.
+
+    `intermediates` also has the outputs of batch norms, as `__call__`.
+    """
+    is_norm = lambda module, method: isinstance(module, nn.BatchNorm)  # noqa: E731
+    trace = functools.partial(model.init, mutable=True, capture_intermediates=is_norm)
+    return jax.eval_shape(trace, jax.random.key(0), *inputs)
+
+
+def check_norms(config: ConfigDict, num_devices: int) -> None:
+    """Raise BadInput if a batch norm would see one value, in a step or in scoring: its output would be zero."""
+    found = flatten_dict(abstract_variables(make_model(config), make_inputs(config)).get('intermediates', {}))
+    positions = [math.prod(shapes[0].shape[1:-1]) for path, shapes in found.items() if path[-1] == '__call__']
+    parts, scoring = config.optim.accumulate_steps, config.partition.batch_size
+    apart = 1 if config.model.get('sync_batch_norm', True) else num_devices
+    cases = {f'data.batch_size / optim.accumulate_steps / {apart}': config.data.batch_size // (parts * apart)}
+    cases |= {'partition.batch_size': scoring} if is_partial(config) else {}
+    for key, examples in cases.items():
+        if positions and examples * min(positions) < 2:
+            where = f'with data.image_size={config.data.image_size}'
+            raise BadInput(
+                f'{key} must be at least 2, got {examples}: {where} the smallest map of {config.model.name} has one '
+                'position, so a batch norm would see one value and give zero'
+            )
 
 
 def plan_layers(config: ConfigDict) -> list[LayerCount]:
@@ -277,6 +317,7 @@ def _check_groups_fit(config, roles, layer_of, positions, masks) -> None:
         competing = [groups[name] for name in members]
         target = num_dynamic_positions(sum(total for _, total, _ in competing), partition.dynamic_fraction)
         size, _, name = (min if scope == 'global' else max)(competing)
+        name = name.removesuffix('_mask')
         if size > target:
             raise ValueError(
                 f'granularity {partition.granularity!r} selects {size} positions of {name} at once, but '

@@ -55,7 +55,7 @@ def train(
     """
     if not str(workdir):
         raise BadInput('workdir must name a folder, got an empty text')
-    workdir = Path(workdir)
+    workdir, config = Path(workdir), config.copy_and_resolve_references()
     replicas = Replicas(config.parallel, devices)
     processes.check_same('config', flatten(config))
     processes.check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
@@ -75,14 +75,23 @@ def train(
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.Lengths]:
     """Open the data and measure the run, after all checks that read nothing but the input."""
+    is_counted = config.model.num_classes > 0  # otherwise the data has the number
     *_, source = check_together(
         lambda: files.check_workdir(workdir, config),
         lambda: _check_batch(config, replicas),
-        lambda: is_partial(config) and setup.plan_layers(config),  # refuses exclusions that do not fit the network
+        lambda: is_counted and _check_network(config, replicas),
         lambda: setup.open_source(config, workdir),
     )
+    if not is_counted:
+        _check_network(config, replicas)
     files.check_data(workdir, source.spec)
     return source, setup.measure_lengths(config, source.spec.num_train)
+
+
+def _check_network(config, replicas: Replicas) -> None:
+    if is_partial(config):
+        setup.plan_layers(config)  # refuses exclusions that do not fit the network
+    setup.check_norms(config, len(replicas.devices))
 
 
 def _check_batch(config, replicas: Replicas) -> None:
@@ -139,7 +148,7 @@ class Run:
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.restore_newest(abstract_state(*arguments, averaged)), []
         state = init_state(*arguments, self.config.train.seed, averaged)
-        return setup.start_from_pretrained(self.config, self.model, state)
+        return setup.start_from_pretrained(self.config, self.model, state, self.source.spec.class_names)
 
     def _open_workdir(self, lock: WorkdirLock, steps_found: list[int]) -> list[str]:
         try:

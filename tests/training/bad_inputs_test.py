@@ -66,6 +66,13 @@ IMAGES = [
     ('train.steps=0 train.epochs=0', 'train.steps or train.epochs must be above 0, got 0'),
     ('train.steps=0 train.epochs=0.1 partition.start_step=99', 'comes after 99 steps, the run has 10'),
     ('train.steps=0 train.epochs=1e30', 'train.epochs must make at most 2147483647 steps, got 9.01e+31'),
+    ('model.dtype=float16', "one of float32, bfloat16 (float16 would need loss scaling), got 'float16'"),
+    ('model.num_classes=1', 'model.num_classes must be at least 2, or 0 for those of the data, got 1'),
+    (
+        'model.name=resnet18 data.batch_size=8 model.sync_batch_norm=False',
+        'data.batch_size / optim.accumulate_steps / 8 must be at least 2, got 1: with data.image_size=8 the smallest',
+    ),
+    ('model.name=resnet18 partition.batch_size=1', 'partition.batch_size must be at least 2, got 1'),
     ('train.temperature_share=1.1', 'train.temperature_share must be a number from 0 to 1, got 1.1'),
     ('train.steps=0 train.epochs=0.01 optim.warmup_steps=1', 'must be below the 1 steps of the run, got 1'),
     ('partition.batch_size=1443', 'partition.batch_size must be at most the 1442 training examples, got 1443'),

@@ -67,7 +67,7 @@ def test_train_evaluate_count_and_inspect(tmp_path, monkeypatch):
 @pytest.mark.usefixtures('one_block')
 def test_data_that_has_moved(tmp_path):
     write_classes(tmp_path / 'here', 8, 3)
-    flags = [f'--config={DIGITS}', f'--workdir={tmp_path}/run', *FLAGS, '--config.model.num_classes=2']
+    flags = [f'--config={DIGITS}', f'--workdir={tmp_path}/run', *FLAGS, '--config.model.num_classes=0']
     flags += ['--config.data.name=folder', '--config.train.steps=2', '--config.partition.batch_size=8']
     flags += ['--config.train.temperature_share=1']
     call('train', *flags, f'--config.data.path={tmp_path}/here')

@@ -71,14 +71,21 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """Predict the texts of a file: a submission for a GLUE task, labels and scores for your own texts."""
-    from pad_jax.training.evaluate import predict_file
+    """Predict new images or texts by a run or an export: labels and scores, for a GLUE task a submission."""
+    from pad_jax.deploy.predict import open_export, open_run, predict_files
 
-    parser = _make_parser(predict, 'run')
-    parser.add_argument('--input', type=path_flag, required=True, help='.tsv, .csv or .jsonl; for GLUE a test file')
-    parser.add_argument('--output', type=path_flag, required=True, help='file to write; for GLUE a directory is enough')
+    parser = _make_parser(predict)
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument('--workdir', type=workdir_flag, help='directory of a run')
+    one.add_argument('--export', type=path_flag, help='directory of an export')
+    shown = 'images and folders of images; for texts one .tsv, .csv or .jsonl file; for GLUE a test file'
+    parser.add_argument('--input', type=path_flag, nargs='+', required=True, help=shown)
+    parser.add_argument(
+        '--output', type=path_flag, required=True, help='table to write; for GLUE a directory is enough'
+    )
     flags = parser.parse_args(arguments)
-    path, num_rows = predict_file(flags.workdir, flags.input, flags.output)
+    predictor = open_run(flags.workdir) if flags.workdir else open_export(flags.export)
+    path, num_rows = predict_files(predictor, flags.input, flags.output)
     print(f'{num_rows} predictions in {path}', file=sys.stderr)
 
 

@@ -14,7 +14,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     'pad_jax/partition': {'pad_jax.partition', 'jax', 'numpy', 'optax', 'flax.struct'},
     'configs': {'configs', 'ml_collections'},
-    'pad_jax/deploy/serving.py': {'pad_jax.errors', 'pad_jax.files', 'jax', 'numpy', 'safetensors'},
+    'pad_jax/deploy/serving.py': {
+        'pad_jax.data.unlabelled',
+        'pad_jax.errors',
+        'pad_jax.files',
+        'jax',
+        'numpy',
+        'safetensors',
+    },
     'pad_jax/files.py': {'pad_jax.errors'},
     'train.py': {'pad_jax.__main__', 'pad_jax.training'},
 }

@@ -27,7 +27,7 @@ def _of_photos(view: str) -> Preprocessing:
 SOURCES: dict[str, ImageKind] = {
     'digits': ImageKind(
         digits.open_digits,
-        Preprocessing('grey, 0 to 16 as scikit-learn has it', 'as it is', digits.MEAN, digits.STD),
+        Preprocessing('grey, 0 to 16 as scikit-learn has it', 'as it is', digits.MEAN, digits.STD, white=16),
         flip=False,  # a mirrored 2 is not a digit
     ),
     'folder': ImageKind(

@@ -37,6 +37,7 @@ class Preprocessing(NamedTuple):
     view: str  # part of the image and its resizing, in words
     mean: tuple[float, ...]  # of each channel, in units of the stored pixels, and so is std
     std: tuple[float, ...]
+    white: float = 255  # stored value of a white pixel
 
 
 class Record(NamedTuple):

@@ -144,7 +144,7 @@ def _list_split(folders: dict[str, pathlib.Path], names: list[str]) -> tuple[Fil
     """List the images of a split, and the other files of its class folders."""
     paths, labels, ignored = [], [], []
     for label, name in enumerate(names):
-        found, others = _list_images(folders[name]) if name in folders else ([], [])
+        found, others = list_images(folders[name]) if name in folders else ([], [])
         paths += found
         labels += [label] * len(found)
         ignored += others
@@ -167,7 +167,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
+def list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     """List the images of a class folder, and its other files at any depth."""
     images, others = [], []
     for entry in _list_entries(folder):

@@ -18,8 +18,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 import pad_jax
-from pad_jax.data import SOURCES
 from pad_jax.deploy.folding import fold_norms, fold_scales
+from pad_jax.deploy.predict import describe_inputs
 from pad_jax.deploy.serving import MANIFEST, NETWORK, TOKENIZER, WEIGHTS, read_manifest, write_manifest
 from pad_jax.deploy.verify import verify
 from pad_jax.errors import BadInput, quote
@@ -209,14 +209,10 @@ def _describe_inputs(network: Network, config: ml_collections.ConfigDict) -> lis
 def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dict[str, Any]:
     """Return the content of the manifest except for the files."""
     config, text = run.config, is_text(run.config)
-    if text:
-        prepared = {'tokenizer': TOKENIZER, 'max_length': config.data.max_length, 'columns': config.data.text_columns}
-    else:
-        prepared = {**SOURCES[config.data.name].preprocessing._asdict(), 'size': config.data.image_size}
     return {
         'task': f'{"text" if text else "image"} {"regression" if network.task.regression else "classification"}',
         'inputs': _describe_inputs(network, config),
-        'preprocessing': prepared,
+        'preprocessing': describe_inputs(config),
         'output': {'name': 'logits', 'dtype': 'float32', 'shape': ['batch', config.model.num_classes]},
         'class_names': list(run.record.class_names),
         'model': {name: value for name, value in config.model.items() if name not in _FILES},

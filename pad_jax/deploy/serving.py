@@ -5,7 +5,7 @@ The manifest describes an export and holds the size and checksum of every file.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _KEYS = {'task': str, 'inputs': list, 'output': dict, 'class_names': list, 'file
 class ExportedNetwork:
     """An exported network; call it with its inputs in the order of the manifest, or by name.
 
-    Images: `image` float32[B, H, W, channels], normalised as the manifest describes. Texts: `tokens` int32[B, T],
+    Images: `image` float32[B, H, W, channels], as `preprocess` makes it of files. Texts: `tokens` int32[B, T],
     `segments` int32[B, T] and `valid` bool[B, T], False on padding. The result is a jax.Array float32[B, outputs] on
     the default device. The batch may have any size, zero included. Each new size compiles once.
 
@@ -43,6 +43,18 @@ class ExportedNetwork:
     def class_names(self) -> tuple[str, ...]:
         """Names of the outputs; () if the network predicts a number."""
         return tuple(self.manifest['class_names'])
+
+    def preprocess(self, paths: Sequence[str | Path]) -> np.ndarray:
+        """Read image files, and those of folders by name, as float32[N, H, W, channels], the input of the network.
+
+        Raises:
+          BadInput: a ValueError, if the network takes no images, or a file cannot be read.
+        """
+        from pad_jax.data.unlabelled import find_images, prepare_images  # serving needs no decoder
+
+        if not self.manifest['task'].startswith('image'):
+            raise BadInput('the network takes texts: encode them with tokenizer.json')
+        return prepare_images(find_images(paths), self.manifest['preprocessing'])
 
     def __call__(self, *inputs, **named) -> jax.Array:
         """Compute logits, float32[B, outputs].

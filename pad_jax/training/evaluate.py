@@ -11,14 +11,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from pad_jax.data import DataSpec, Source, score, split_names
-from pad_jax.data.glue import GLUE_TASKS, choose_output, open_glue_file, write_predictions
-from pad_jax.data.tables import check_fields, check_output, open_table, read_unlabelled, write_table
-from pad_jax.data.tokenization import EncodedTexts
+from pad_jax.data import DataSpec, Source, score
+from pad_jax.data.tables import check_output, write_table
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
 from pad_jax.training.checkpoints import Checkpoints
-from pad_jax.training.config import is_text, read_workdir_config
+from pad_jax.training.config import read_workdir_config
 from pad_jax.training.devices import Replicas
 from pad_jax.training.processes import AgreedProblem
 from pad_jax.training.rounds import to_trained_storage
@@ -165,48 +163,3 @@ def evaluate_state(
     if on_bad == 'skip' and not spec.metrics:
         counts['skipped'] = source.num_eval_listed - int(weight)
     return counts | {name: totals[name] / weight for name in names} | measured
-
-
-def predict_file(workdir: Path, source: Path, output: Path) -> tuple[Path, int]:
-    """Predict all texts of a file with the newest checkpoint of a run.
-
-    For GLUE the file has the layout of the task's test file, and the output is a submission. Other files have the
-    columns of the training file. Their output has a label and scores for each row.
-
-    Args:
-      workdir: run directory.
-      source: file to read.
-      output: file to write; for GLUE also a folder, in which the file gets the name that the benchmark expects.
-
-    Returns:
-      (file, number of rows below its header).
-
-    Raises:
-      BadInput: the run is not one of texts, a file cannot be read or written, or a result is not finite. Nothing is
-        written then.
-    """
-    config = read_workdir_config(workdir)
-    if not is_text(config):
-        raise BadInput(f'the run in {workdir} is one of images: only texts can be predicted from a file')
-    task = GLUE_TASKS[config.data.task] if config.data.name == 'glue' else None
-    path, names = choose_output(output, source, task), read_data(workdir).class_names
-    table = open_glue_file(source, task) if task else open_table(source)
-    texts, ids = read_unlabelled(table, task.text_columns if task else split_names(config.data.text_columns))
-    check_fields(path, [*names, *ids])
-    logits = _apply(restore_run(workdir), setup.open_pieces(config, workdir).encode(texts))
-    wrong = ~np.isfinite(logits).all(axis=1)
-    if wrong.any():
-        raise BadInput(f'outputs of the run in {workdir} are not finite for {wrong.sum()} of {len(wrong)} texts')
-    write_predictions(path, names, ids, logits, task)
-    return path, len(ids)
-
-
-def _apply(run: RestoredRun, texts: EncodedTexts) -> np.ndarray:
-    """Compute the outputs float32[N, F] for encoded texts."""
-    step, state, replicas = run.place()
-    outputs = []
-    for batch in texts.iterate(run.config.data.batch_size):
-        labels = np.zeros(len(batch['weight']), np.int32)  # the step computes a loss, which is not used here
-        found = step(state, replicas.place_batch({**batch, 'label': labels}))
-        outputs.append(np.asarray(replicas.fetch(found)['outputs'])[batch['weight'] > 0])
-    return np.concatenate(outputs)

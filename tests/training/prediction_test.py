@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from pad_jax.data.tables import open_table
-from pad_jax.training import evaluate
+from pad_jax.deploy import predict as prediction
 from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
@@ -93,11 +93,11 @@ def test_submissions_of_numbers(monkeypatch, texts, tmp_path):
     """With three decimals; what lies outside of the labels' range is clipped to it."""
     weights = {'model__pretrained': '{texts}/weights', 'model__ffn': 'dense', 'train__steps': 2}
     workdir = train_task(texts, tmp_path, 'stsb', **weights)
-    truth, apply = [label for _, label in rows('stsb', 'dev')], evaluate._apply
+    truth, apply = [label for _, label in rows('stsb', 'dev')], prediction._apply
 
     def predict_numbers(shift):
         # Hardly trained, it says little but zero; no correlation changes with this.
-        monkeypatch.setattr(evaluate, '_apply', lambda run, texts: 30 * apply(run, texts) + shift)
+        monkeypatch.setattr(prediction, '_apply', lambda *arguments: 30 * apply(*arguments) + shift)
         predict(workdir, texts / 'glue' / 'STS-B' / 'dev.tsv', tmp_path / 'dev.tsv')
         (found,) = read(tmp_path / 'dev.tsv', 'prediction')
         assert all(len(text.split('.')[1]) == 3 for text in found)
@@ -147,7 +147,7 @@ def test_files_that_cannot_be_predicted(finished_text_run, texts, tmp_path):
 
 def test_files_are_checked_before_anything_is_computed(monkeypatch, finished_text_run, texts, tmp_path):
     """The output first: it must not be the input."""
-    monkeypatch.setattr(evaluate, 'restore_run', None)
+    monkeypatch.setattr(prediction, 'restore_run', None)
     own, nowhere = texts / 'own' / 'val.tsv', tmp_path / 'nowhere.tsv'
     for output, says in [
         (tmp_path / 'out.txt', 'out.txt'),
@@ -164,7 +164,7 @@ def test_files_are_checked_before_anything_is_computed(monkeypatch, finished_tex
 
 
 def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, texts, tmp_path):
-    restore = evaluate.restore_run
+    restore = prediction.restore_run
 
     def spoil(workdir):
         run = restore(workdir)
@@ -173,6 +173,6 @@ def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, tex
         }
         return run._replace(state=run.state.replace(params=params))
 
-    monkeypatch.setattr(evaluate, 'restore_run', spoil)
+    monkeypatch.setattr(prediction, 'restore_run', spoil)
     line = refused(finished_text_run, texts / 'new.jsonl', tmp_path / 'out.csv')
-    assert f'outputs of the run in {finished_text_run} are not finite for {NUM_NEW} of {NUM_NEW} texts' in line
+    assert f'outputs of the network are not finite for {NUM_NEW} of {NUM_NEW} inputs' in line

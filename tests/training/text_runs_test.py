@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from pad_jax.training.evaluate import evaluate_workdir, predict_file
+from pad_jax.deploy.predict import open_run, predict_files
+from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
@@ -112,7 +113,7 @@ def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch
     changes = UPCYCLED | {'model__pretrained': str(weights), 'data__vocabulary': ''}
     config = small_text_config(texts, **changes, model__ffn='dense')
     train(config, straight, devices=one_device())
-    predict_file(straight, new, tmp_path / 'before.csv')
+    predict_files(open_run(straight), [new], tmp_path / 'before.csv')
     interrupt(monkeypatch, config, broken, 'train', 4)
     for place in ('gone', 'replaced'):
         shutil.rmtree(weights)
@@ -124,7 +125,7 @@ def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch
         train(config, resumed, devices=one_device())
         assert (resumed / 'metrics.jsonl').read_text() == (straight / 'metrics.jsonl').read_text()
         assert evaluate_workdir(resumed) == evaluate_workdir(straight)
-        predict_file(resumed, new, tmp_path / f'{place}.csv')
+        predict_files(open_run(resumed), [new], tmp_path / f'{place}.csv')
         assert (tmp_path / f'{place}.csv').read_text() == (tmp_path / 'before.csv').read_text()
         weights.mkdir(exist_ok=True)
     names = {path.name for path in straight.iterdir()}

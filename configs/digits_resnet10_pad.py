@@ -80,6 +80,8 @@ def get_config() -> ConfigDict:
     config.train.log_every_steps = 10  # train rows of metrics.jsonl
     config.train.checkpoint_every_steps = 1000  # most steps that an interruption loses
     config.train.keep_checkpoints = 2  # latest checkpoints that are kept
+    config.train.keep_best = False  # also keep the checkpoint of the best evaluation, for --best
+    config.train.patience = 0  # evaluations without a better one that end the run; 0 = never
 
     config.parallel = 'pmap'  # step on several devices: pmap, shard_map
     config.debug = False  # stop at the operation that makes a NaN

@@ -65,9 +65,10 @@ def evaluate(arguments: Sequence[str]) -> None:
         f'was trained on. These keys may be changed too: {", ".join(sorted(FREE_KEYS - {"data.path"}))}.'
     )
     parser = _make_parser(evaluate, 'run', epilog)
+    _add_best(parser)
     parser.add_argument('--confusion', type=path_flag, help='.csv to write: true classes as rows, predicted as columns')
     flags, overrides = parse_with_overrides(parser, arguments)
-    print(encode_row(evaluate_workdir(flags.workdir, overrides, flags.confusion)), end='')
+    print(encode_row(evaluate_workdir(flags.workdir, overrides, flags.confusion, flags.best)), end='')
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -75,6 +76,7 @@ def predict(arguments: Sequence[str]) -> None:
     from pad_jax.deploy.predict import open_export, open_run, predict_files
 
     parser = _make_parser(predict)
+    _add_best(parser)
     one = parser.add_mutually_exclusive_group(required=True)
     one.add_argument('--workdir', type=workdir_flag, help='directory of a run')
     one.add_argument('--export', type=path_flag, help='directory of an export')
@@ -84,7 +86,9 @@ def predict(arguments: Sequence[str]) -> None:
         '--output', type=path_flag, required=True, help='table to write; for GLUE a directory is enough'
     )
     flags = parser.parse_args(arguments)
-    predictor = open_run(flags.workdir) if flags.workdir else open_export(flags.export)
+    if flags.best and flags.export:
+        parser.error('--best needs --workdir: an export holds one checkpoint')
+    predictor = open_run(flags.workdir, flags.best) if flags.workdir else open_export(flags.export)
     path, num_rows = predict_files(predictor, flags.input, flags.output)
     print(f'{num_rows} predictions in {path}', file=sys.stderr)
 
@@ -106,12 +110,13 @@ def export(arguments: Sequence[str]) -> None:
 
     epilog = 'The export is verified on the data of the run. If that has moved, add --config.data.path=PATH.'
     parser = _make_parser(export, 'run', epilog)
+    _add_best(parser)
     parser.add_argument('--out', type=path_flag, required=True, help='directory to write')
     parser.add_argument('--overwrite', action='store_true', help='replace an export that exists')
     flags, overrides = parse_with_overrides(parser, arguments)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so half-written files are cleaned up
     try:
-        exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides)
+        exported = export_workdir(flags.workdir, flags.out, flags.overwrite, overrides, flags.best)
     except NotVerified as error:
         sys.exit(f'error: {error}')
     table = make_table(f'Export of {flags.workdir}', ['figure'], ['export', 'fully dynamic', 'ratio'])
@@ -186,6 +191,10 @@ def _make_parser(verb: Callable, workdir_of: str | None = None, epilog: str = ''
     if workdir_of:
         parser.add_argument('--workdir', type=workdir_flag, required=True, help=f'directory of a {workdir_of}')
     return parser
+
+
+def _add_best(parser: Parser) -> None:
+    parser.add_argument('--best', action='store_true', help='the best checkpoint of a run with train.keep_best=True')
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -97,7 +97,9 @@ class Export(NamedTuple):
         return rows
 
 
-def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = ()) -> Export:
+def export_workdir(
+    workdir: Path, out: Path, overwrite: bool = False, overrides: Sequence[str] = (), best: bool = False
+) -> Export:
     """Write the newest checkpoint of a run to a folder, and verify it in a fresh process.
 
     Args:
@@ -105,6 +107,7 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
       out: folder of the export; created with its parents.
       overwrite: replace an export that exists.
       overrides: 'section.key=value' for keys that may change on resume, as data.path for data that has moved.
+      best: as in `restore_run`.
 
     Raises:
       BadInput: if `out` exists or cannot be written. Also if workdir holds no run, or no checkpoint after the last
@@ -113,7 +116,7 @@ def export_workdir(workdir: Path, out: Path, overwrite: bool = False, overrides:
     """
     out = reach(out).resolve()
     _check_replaceable(out, overwrite)
-    run = restore_run(workdir, overrides)
+    run = restore_run(workdir, overrides, best)
     config, done = run.config, int(run.state.round)
     if is_partial(config) and done < config.partition.rounds:
         rounds = f'{done} of {config.partition.rounds} rounds of the partition of {workdir} are done'

@@ -48,12 +48,12 @@ def describe_inputs(config) -> dict[str, Any]:
     return {'tokenizer': TOKENIZER, 'max_length': data.max_length, 'columns': data.text_columns, 'task': task}
 
 
-def open_run(workdir: Path) -> Predictor:
-    """Open the run in workdir; its newest checkpoint is read later."""
+def open_run(workdir: Path, best: bool = False) -> Predictor:
+    """Open the run in workdir; its newest checkpoint is read later, or the best one, as in `restore_run`."""
     config, record = read_workdir_config(workdir), read_data(workdir)
 
     def restore() -> Callable[[Batch], np.ndarray]:
-        step, state, replicas = restore_run(workdir).place(collects=True)
+        step, state, replicas = restore_run(workdir, best=best).place(collects=True)
 
         def apply(batch: Batch) -> np.ndarray:
             labels = np.zeros(len(batch['weight']), np.int32)  # the step computes a loss, which is not used here

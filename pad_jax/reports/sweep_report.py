@@ -21,10 +21,11 @@ from pad_jax.reports.runs import Network, Run, read_run
 from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.sweep import BASE, REPORT, SWEEP, Sweep, SweepRun, find_runs, read_sweep
 from pad_jax.reports.tables import format_count, format_fraction, format_interval, print_line
+from pad_jax.training.best import Scores
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.training.setup import account_network, measure_lengths
-from pad_jax.training.workdir import compare_data, read_data, read_versions
+from pad_jax.training.workdir import compare_data, read_data, read_metrics, read_versions
 
 COSTS = ('parameters', 'dynamic_fraction', 'dynamic_share', 'multiply_adds', 'seconds_per_step')
 _MIN_KAPPA_SPAN = 0.005  # masks by groups of positions meet the same κ only approximately
@@ -198,10 +199,10 @@ def _read_outcome(run: SweepRun) -> Outcome:
     config = read_workdir_config(run.workdir)
     total = measure_lengths(config, read_data(run.workdir).num_train).total
     step = max(Checkpoints(run.workdir / 'checkpoints').steps_here(), default=0)
-    if step < total:
+    if step < total and not _is_stopped_early(run.workdir, config, step):
         return Outcome(run, f'unfinished at step {step} of {total}{problem}')
     files = read_run(run.workdir, timed=False)
-    if files.evaluated['step'] != total:
+    if files.evaluated['step'] != step:
         raise BadInput(f'{run.workdir} is finished, but its metrics.jsonl has lost the last evaluation')
     found = {name: float(files.evaluated[name]) for name in files.metric_names}
     if len(found) > 1:  # as in GLUE, a task with several metrics counts with their mean
@@ -212,6 +213,11 @@ def _read_outcome(run: SweepRun) -> Outcome:
     costs = *(files.partition['totals'][name] for name in COSTS[:3]), products, seconds
     values = found | {'loss': float(files.evaluated['loss'])} | dict(zip(COSTS, costs, strict=True))
     return Outcome(run, 'finished', files, values)
+
+
+def _is_stopped_early(workdir: Path, config, step: int) -> bool:
+    rows = read_metrics(workdir) if config.train.patience else []
+    return Scores(config, [row for row in rows if row['step'] <= step]).is_out_of_patience
 
 
 def _draw_figures(results: Results) -> dict[str, tuple[str, bytes]]:

@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,10 @@ class Checkpoints:
         """Step of the latest checkpoint, None without any."""
         return max(ask_first(self.steps_here), default=None)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, best: int | None = None) -> None:
         """Write a masked state that lives on one device of each process; return when it is complete.
 
+        Older checkpoints are removed, except the one of step `best`.
         If the disk is full or fails, raise Stopped; earlier checkpoints stay unchanged.
         """
         step = int(state.step)
@@ -100,15 +101,15 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'checkpoint {step}')
         if is_first():
-            for old in self.steps_here()[: -self._keep]:
+            for old in set(self.steps_here()[: -self._keep]) - {best}:
                 # If it is being read, it stays until a later call.
                 with contextlib.suppress(OSError), self._lock(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     # Renamed first, so that half a checkpoint never has a number.
                     self._path(old).rename(self._path(old, '.removing'))
             self._clear_leftovers()
 
-    def restore_newest(self, like: TrainState) -> TrainState:
-        """Restore the latest sound checkpoint, in the shapes of `like`, on the default device.
+    def restore_newest(self, like: TrainState, choose: Callable[[set[int]], int] = max) -> TrainState:
+        """Restore the latest sound checkpoint, or another that `choose` prefers, in the shapes of `like`.
 
         `describe_damage` then lists the damaged ones after it.
 
@@ -118,7 +119,7 @@ class Checkpoints:
         self._damaged, num_vanished = {}, 0
         # Listed again each time, because a run may meanwhile remove old ones and add new ones.
         while steps := set(ask_first(self.steps_here)) - self._damaged.keys():
-            step = max(steps)
+            step = choose(steps)
             try:
                 with self._lock(step, fcntl.LOCK_SH):
                     reason = ask_first(lambda step=step: self._find_damage(step))

@@ -166,6 +166,8 @@ KEYS = (
     Key('train.log_every_steps', _integer(1), 'train rows of metrics.jsonl'),
     Key('train.checkpoint_every_steps', _integer(1), 'most steps that an interruption loses'),
     Key('train.keep_checkpoints', _integer(1), 'latest checkpoints that are kept', BOTH, FREE),
+    Key('train.keep_best', _FLAG, 'also keep the checkpoint of the best evaluation, for --best'),
+    Key('train.patience', _integer(0), 'evaluations without a better one that end the run; 0 = never'),
     Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
     Key('debug', _FLAG, 'stop at the operation that makes a NaN', BOTH, FREE),
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pad_jax.data import DataSpec, Source, score
 from pad_jax.data.tables import check_output, write_table
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
+from pad_jax.training.best import choose_best
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import read_workdir_config
 from pad_jax.training.devices import Replicas
@@ -56,10 +58,11 @@ class RestoredRun(NamedTuple):
         return step, replicas.place_state(state), replicas
 
 
-def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
+def restore_run(workdir: Path, overrides: Sequence[str] = (), best: bool = False) -> RestoredRun:
     """Read the run in workdir, with the latest sound checkpoint.
 
     Args:
+      best: with the checkpoint of the best evaluation instead; the run has train.keep_best=True.
       overrides: 'section.key=value' for keys that are free on resume.
 
     Raises:
@@ -70,7 +73,7 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     optimizer, averaged = setup.make_run_optimizer(config, lengths), config.optim.ema_decay > 0
     like = abstract_state(setup.make_model(config), optimizer, setup.make_inputs(config), averaged)
     with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
-        state = checkpoints.restore_newest(like)
+        state = checkpoints.restore_newest(like, functools.partial(choose_best, workdir, config) if best else max)
         for line in checkpoints.describe_damage():
             logger.warning(line)
     run = RestoredRun(config, record, lengths, state)
@@ -82,17 +85,20 @@ def restore_run(workdir: Path, overrides: Sequence[str] = ()) -> RestoredRun:
     return run
 
 
-def evaluate_workdir(workdir: Path, overrides: Sequence[str] = (), confusion: Path | None = None) -> dict[str, Any]:
+def evaluate_workdir(
+    workdir: Path, overrides: Sequence[str] = (), confusion: Path | None = None, best: bool = False
+) -> dict[str, Any]:
     """Evaluate the latest checkpoint of a run on one device.
 
     Args:
       overrides: as in `restore_run`; data.path if the data has moved.
       confusion: file to write the confusion matrix to; the result then has `class_accuracy`, None without examples.
+      best: as in `restore_run`.
 
     Raises:
       BadInput: workdir contains no run or no checkpoint, its data is gone, or the data has other classes.
     """
-    run = restore_run(workdir, overrides)
+    run = restore_run(workdir, overrides, best)
     source = setup.open_source(run.config, workdir)
     differing = describe_classes(run.record.class_names, source.spec.class_names)
     if differing:

@@ -14,6 +14,7 @@ from pad_jax.data import METRICS, Source
 from pad_jax.errors import BadInput, check_together
 from pad_jax.training import processes, setup
 from pad_jax.training import workdir as files
+from pad_jax.training.best import Scores
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals
 from pad_jax.training.config import flatten, is_partial
@@ -133,7 +134,9 @@ class Run:
             # A run that has skipped steps may now stop at the first one.
             in_a_row = min(int(state.faults.in_a_row), self.most_nonfinite - 1)
             state = state.replace(faults=Faults.none(self.skipped, in_a_row))
-            self.evaluated = self._read_last_evaluation() if self.start >= self.last_step else None
+            self.scores = Scores(self.config, self._read_evaluations())
+            is_over = self.start >= self.last_step or self.scores.is_out_of_patience
+            self.evaluated = self._read_last_evaluation() if is_over else None
             if processes.is_first():
                 notes += self._open_workdir(lock, steps_found)
         self.progress = StepProgress(self.label, self.last_step, self.start, quiet=not processes.is_first())
@@ -158,7 +161,7 @@ class Run:
             files.check_workdir(self.workdir, self.config)
             if self.checkpoints.steps_here() != steps_found:
                 raise BadInput(f'another run has written into {self.workdir} meanwhile: start again')
-            if self.start < self.last_step:
+            if self.evaluated is None:
                 files.add_version(self.workdir)
             files.write_identity(self.workdir, self.config, self.source)
             notes = self.checkpoints.describe_damage()
@@ -168,8 +171,12 @@ class Run:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
         return notes
 
+    def _read_evaluations(self) -> list[dict[str, Any]]:
+        rows = processes.ask_first(lambda: files.read_metrics(self.workdir)) if self.start else []
+        return [row for row in rows if row['split'] == 'eval' and row['step'] <= self.start]
+
     def _read_last_evaluation(self) -> dict[str, Any]:
-        rows = [row for row in files.read_metrics(self.workdir) if (row['step'], row['split']) == (self.start, 'eval')]
+        rows = [row for row in self._read_evaluations() if row['step'] == self.start]
         measures = _select_measures(rows[-1]) if rows else {}
         if 'loss' in measures and all(type(value) is float for value in measures.values()):
             return rows[-1]
@@ -202,6 +209,9 @@ class Run:
             for step, batch in batches:
                 self.partition(step)
                 self.train(step + 1, batch)
+                if self.scores.is_out_of_patience:
+                    self.progress.say(f'stops early: no evaluation was better than that of step {self.scores.best()}')
+                    return
                 if signals.stop_after(step + 1):
                     self._check_finite()
                     self.save(step + 1)
@@ -254,6 +264,8 @@ class Run:
             self.progress.update(step)
         if evaluates:
             self.evaluate(step)
+            is_best = self.config.train.keep_best and self.scores.best() == step
+            saves = saves or is_best or self.scores.is_out_of_patience
         if saves:
             self.save(step)
 
@@ -274,6 +286,7 @@ class Run:
             values |= {name: float(value) for name, value in compare_experts(self._fetch_network()).items()}
         self.writer.write(step, 'eval', values)
         self.evaluated = {'step': step, 'split': 'eval', **values}
+        self.scores.add(self.evaluated)
         measured = {name: value for name, value in values.items() if name.rpartition('/')[2] in METRICS}
         self.progress.update(step, **{f'eval_{name}': value for name, value in measured.items()})
 
@@ -290,7 +303,7 @@ class Run:
         if broken := find_nonfinite(state):
             raise self._stop_with(f'after step {int(state.step)} {broken} is not finite')
         self.writer.sync()
-        self.checkpoints.save(to_masked_storage(state))
+        self.checkpoints.save(to_masked_storage(state), self.scores.best() if self.config.train.keep_best else None)
 
     def _check_finite(self) -> None:
         """Read the faults of the steps since the last call, before anything reports these steps.

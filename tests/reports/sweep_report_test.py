@@ -230,6 +230,20 @@ def test_unfinished_runs_are_named_and_do_not_count(sweep):
     assert 'No variant shares two finished seeds with base' in out
 
 
+def test_a_run_that_stopped_early_is_finished(sweep):
+    folder = sweep({'base': {0: 0.5}}, planned=1)
+    workdir = folder / 'base' / 'seed_0'
+    for path in (folder / 'sweep.json', workdir / 'config.json'):
+        content = read_json(path)
+        content.get('config', content)['train'] |= {'steps': 12, 'patience': 1}
+        path.write_text(json.dumps(content))
+    (workdir / 'checkpoints' / '6').rename(workdir / 'checkpoints' / '8')
+    change_rows(workdir, lambda row: row | ({'step': {3: 6, 6: 8}[row['step']]} if row['split'] == 'eval' else {}))
+    assert report(folder)[0].startswith('1 variants, 1 planned seeds each: 1 of 1 runs are ')
+    change_rows(workdir, lambda row: row | ({'accuracy': 0.75} if (row['step'], row['split']) == (8, 'eval') else {}))
+    assert 'has no finished run to report' in run_command('report', folder)[2]  # the last evaluation is the best one
+
+
 def test_a_variant_without_a_finished_run_has_a_row_without_numbers_and_empty_figures_are_left_out(sweep):
     folder = sweep({'base': {}, 'static': {0: 0.25, 1: 0.5}})
     (folder / 'report').mkdir()

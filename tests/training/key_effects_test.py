@@ -151,9 +151,9 @@ TEXTS = BOTH | {
     'data.max_length': (8, batches, {}),
     'data.on_bad': ('skip', batches, {'data.path': '{texts_broken}'}),
 }
-# Effects that only whole runs show: trainer_test.py and commands_test.py test them.
+# Effects that only whole runs show: trainer_test.py, best_test.py and commands_test.py test them.
 OF_A_RUN = {'train.eval_every_steps', 'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_checkpoints'}
-OF_A_RUN |= {'parallel', 'debug', 'partition.compact'}
+OF_A_RUN |= {'train.keep_best', 'train.patience', 'parallel', 'debug', 'partition.compact'}
 
 
 def test_the_tables_have_every_key():

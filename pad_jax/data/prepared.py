@@ -93,7 +93,7 @@ def open_split(builder, split: str, keep_bytes: Sequence[str] = ()) -> Sequence[
 
 
 def find_shards(builder, split: str) -> list[pathlib.Path]:
-    """Return the files of a split, which may be missing; raise `BadInput` if there is no such split."""
+    """Return the files of a split, which may be missing; raise `BadInput` for an unknown split."""
     try:
         info = builder.info.splits[split]
         files = info.filename_template.replace(filetype_suffix=ARRAY_RECORD)

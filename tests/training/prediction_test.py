@@ -166,8 +166,8 @@ def test_files_are_checked_before_anything_is_computed(monkeypatch, finished_tex
 def test_what_is_not_finite_is_no_prediction(monkeypatch, finished_text_run, texts, tmp_path):
     restore = prediction.restore_run
 
-    def spoil(workdir):
-        run = restore(workdir)
+    def spoil(workdir, best):
+        run = restore(workdir, best=best)
         params = run.state.params | {
             'classifier': jax.tree.map(lambda leaf: leaf * jnp.nan, run.state.params['classifier'])
         }

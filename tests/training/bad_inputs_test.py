@@ -232,7 +232,7 @@ WORKDIRS = [
     ('partition.json', half, ('inspect',), 'run/partition.json is damaged'),
     ('partition.json', set_value('totals', 'positions', value='1' + '0' * 400), ('inspect',), 'positions'),
     ('timing.json', None, ('evaluate',), 'checkpoint'),  # the run below has none
-    ('timing.json', None, ('predict',), 'only texts can be predicted'),
+    ('timing.json', None, ('predict',), "new.csv' does not exist"),
 ]
 MORE = {'train': ROUND_FLAGS, 'predict': ['--input={tmp}/new.csv', '--output={tmp}/out.csv']}
 

@@ -108,6 +108,16 @@ class StepProgress(Progress):
             left = f'{self._task.time_remaining:.0f} s left, ' if self.rate else ''
             self.say(f'step {step}/{self._task.total}, {left}{self._note}')
 
+    def note(self, text: str) -> None:
+        """Show what takes time: in the live line, elsewhere as a line unless one came a moment ago."""
+        self.show(self._task.completed, text)
+        now = time.monotonic()
+        if not self._console.is_terminal and (
+            not text.startswith('scoring') or now - self._printed > _SECONDS_BETWEEN_LINES
+        ):
+            self._printed = now
+            self.say(text)
+
     @contextlib.contextmanager
     def paused(self, step: int, state):
         """Exclude the `with` block from `seconds_per_step`; first wait for `state`, the result of `step`."""

@@ -6,9 +6,10 @@ it into the storage that is trained. That is compact if the config asks for it a
 full parameters, masks, and the index of whole dynamic outputs, inputs or taps.
 """
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,11 +71,16 @@ class Rounds:
         """Dynamic fractions of the rounds due after `step` steps, in order."""
         return [fraction for at, fraction in self.plan if at == step]
 
-    def run(self, state: TrainState, dynamic_fraction: float) -> tuple[TrainState, dict[str, float]]:
+    def run(
+        self, state: TrainState, dynamic_fraction: float, note: Callable[[str], None] = str
+    ) -> tuple[TrainState, dict[str, float]]:
         """Run the next round on a masked state that lives on one device, to reach a dynamic fraction.
 
         Only that device computes, over the same examples by the same program however many devices train. So the masks
         do not depend on the number of devices: sums over devices would round differently.
+
+        Args:
+          note: called with a line before each scoring batch.
 
         Returns:
           (new state, values to log): round, dynamic_fraction, and the mean loss over the scoring batches right before
@@ -86,7 +92,7 @@ class Rounds:
         scoring = batches if current is None else [{**batch, 'temperature': current} for batch in batches]
         problem, key = self._problem, jax.random.fold_in(state.key, done)
         masks, params = partition_round(
-            problem, state.params, state.masks, scoring, dynamic_fraction, self._recipe, key
+            problem, state.params, state.masks, _Noted(scoring, note), dynamic_fraction, self._recipe, key
         )
         positions = positions_of(problem.layout, params, masks)
         values = {'round': done + 1, 'dynamic_fraction': count_dynamic(masks, positions) / count_positions(positions)}
@@ -107,6 +113,19 @@ class Rounds:
         batch = self._source.scoring_batch(0, min(self._scoring[1], self._source.spec.num_train))
         temperature = jnp.float32(1) if self._temperature else None  # above it, rounding could hide a difference
         return find_constant_layers(*self._network, _variables(state.replace(**state.average)), batch, temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+    """Scoring batches that are announced when they are read."""
+
+    batches: list
+    note: Callable[[str], None]
+
+    def __iter__(self):
+        for number, batch in enumerate(self.batches, 1):
+            self.note(f'scoring batch {number} of {len(self.batches)}')
+            yield batch
 
 
 def _variables(state: TrainState) -> dict[str, Any]:

@@ -190,6 +190,23 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
     return Problem(loss, layout, output, routing)
 
 
+@jax.jit
+def add_metrics(sums: Mapping[str, tuple], metrics: Mapping[str, jax.Array]) -> dict[str, tuple]:
+    """Add the metrics of a step to {name: (sum, number of steps)}; {} before the first. Only finite values count.
+
+    >>> sums = add_metrics(add_metrics({}, {'loss': 1.0}), {'loss': jnp.nan})
+    >>> [float(value) for value in sums['loss']]
+    [1.0, 1.0]
+    """
+
+    def add(name, value):
+        total, count = sums.get(name, (0.0, 0.0))
+        is_finite = jnp.isfinite(value)
+        return total + jnp.where(is_finite, value, 0.0), count + is_finite
+
+    return {name: add(name, value) for name, value in metrics.items() if name != 'temperature'}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def observe_batch(task: Task, model: nn.Module, variables, batch, temperature=None):
     """Compute the mean loss of a batch, and the spread of each layer's mixing weights or values.

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from pad_jax.data import METRICS, Source
 from pad_jax.errors import BadInput, check_together
@@ -24,7 +26,14 @@ from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import Rounds, compare_experts, summarize_partition, to_masked_storage, to_trained_storage
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
-from pad_jax.training.steps import check_finite, describe_constant_layers, eval_step, find_nonfinite, train_step
+from pad_jax.training.steps import (
+    add_metrics,
+    check_finite,
+    describe_constant_layers,
+    eval_step,
+    find_nonfinite,
+    train_step,
+)
 
 
 def train(
@@ -36,7 +45,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the network of a checked config; resume from the latest checkpoint if workdir contains any.
 
-    The workdir then contains config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl,
+    The workdir then contains config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl, sums.json,
     tensorboard/, partition.json, timing.json and checkpoints/. All processes must call it; the first one writes.
 
     Args:
@@ -123,6 +132,8 @@ class Run:
         self.rounds = Rounds(config, source, **alone)
         self.rate = setup.make_rate(config, lengths)
         self.writer, self.checkpoints = files.NoWriter(), None
+        # Of metrics since the last row, on the devices; those of checkpoints are in sums.json.
+        self.sums, self.sums_kept = {}, {}
 
     def open(self, lock: WorkdirLock) -> None:
         """Restore or make the state, take the lock, and begin to write."""
@@ -137,6 +148,10 @@ class Run:
             self.scores = Scores(self.config, self._read_evaluations())
             is_over = self.start >= self.last_step or self.scores.is_out_of_patience
             self.evaluated = self._read_last_evaluation() if is_over else None
+            self.sums_kept = files.read_sums(self.workdir) if self.start else {}
+            self.sums = {
+                name: tuple(map(np.float32, one)) for name, one in self.sums_kept.get(str(self.start), {}).items()
+            }
             if processes.is_first():
                 notes += self._open_workdir(lock, steps_found)
         self.progress = StepProgress(self.label, self.last_step, self.start, quiet=not processes.is_first())
@@ -167,6 +182,7 @@ class Run:
             notes = self.checkpoints.describe_damage()
             self.checkpoints.prepare_to_write()
             self.writer = files.MetricWriter(self.workdir, self.start)
+            self.writer.write_board(self.start, {}, {'config': str(self.config)})
         except OSError as error:
             raise BadInput(f'workdir {self.workdir} cannot be written: {error.strerror}') from error
         return notes
@@ -227,7 +243,7 @@ class Run:
         with self.progress.paused(step, self.state):
             state = to_masked_storage(self.replicas.fetch(self.state))
             for fraction in due:
-                state, values = self.rounds.run(state, fraction)
+                state, values = self.rounds.run(state, fraction, self.progress.note)
                 self.writer.write(step, 'partition', values)
                 self.progress.say(
                     f'partition round {values["round"]} of {len(self.rounds.plan)}: '
@@ -247,13 +263,22 @@ class Run:
         shapes = setup.abstract_variables(self.model, setup.make_inputs(self.config))
         self.summary = summarize_partition(self.config, shapes, state.masks, int(state.round))
         self.writer.write_file('partition.json', self.summary)
+        fractions = {f'κ/{layer["name"]}': layer['dynamic_fraction'] for layer in self.summary['layers']}
+        self.writer.write_board(int(state.step), fractions)
         state = to_trained_storage(state, len(self.rounds.plan), self.config.partition.compact)
         self.state = self.replicas.place_state(state)
 
     def train(self, step: int, batch) -> None:
         """Take the step of this number, counted from 1, and log, evaluate and save where they are due."""
         every, is_last = self.config.train, step == self.last_step
+        is_first, began = step == self.start + 1, time.monotonic()
+        if is_first:
+            self.progress.note('compiling the step; XLA calls that slow after two minutes, and continues')
         self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
+        self.sums = add_metrics(self.sums, metrics)
+        if is_first:
+            jax.block_until_ready(metrics)
+            self.progress.note(f'step {step} is done, compiled in {time.monotonic() - began:.0f} s')
         counts = every.log_every_steps, every.eval_every_steps, every.checkpoint_every_steps
         logs, evaluates, saves = (step % count == 0 or is_last for count in counts)
         if logs or evaluates or saves:
@@ -270,7 +295,9 @@ class Run:
             self.save(step)
 
     def _log(self, step: int, metrics) -> None:
-        values = {name: float(value) for name, value in self.replicas.fetch(metrics).items()}
+        last, sums = self.replicas.fetch((metrics, self.sums))
+        means = {name: float(total / count) if count else math.nan for name, (total, count) in sums.items()}
+        values, self.sums = {name: means.get(name, float(value)) for name, value in last.items()}, {}
         values['learning_rate'] = float(self.rate(step - 1 - self.skipped))  # schedules count updates
         if self.config.train.on_nonfinite == 'skip':
             values['nonfinite_steps'] = self.skipped
@@ -302,6 +329,11 @@ class Run:
     def _store(self, state: TrainState) -> None:
         if broken := find_nonfinite(state):
             raise self._stop_with(f'after step {int(state.step)} {broken} is not finite')
+        if self.sums:
+            sums = {name: [*map(float, one)] for name, one in self.replicas.fetch(self.sums).items()}
+            kept = [*self.sums_kept.items()][-self.config.train.keep_checkpoints :]
+            self.sums_kept = {**dict(kept), str(int(state.step)): sums}
+            self.writer.write_file(files.SUMS, self.sums_kept)
         self.writer.sync()
         self.checkpoints.save(to_masked_storage(state), self.scores.best() if self.config.train.keep_best else None)
 

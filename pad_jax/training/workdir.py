@@ -6,14 +6,19 @@ and `MetricWriter` write, so that a refused run changes nothing.
 
 import contextlib
 import errno
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import re
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from pad_jax.data import DataSpec, Source, list_names
 from pad_jax.errors import BadInput, Stopped
@@ -22,7 +27,7 @@ from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'
-VERSIONS = 'versions.json'
+VERSIONS, SUMS = 'versions.json', 'sums.json'
 # What a run appends to, after it has written config.json. It replaces all other files.
 _APPENDED = ('checkpoints', 'tensorboard', 'metrics.jsonl')
 # Texts of errors of a disk that is full, read-only, closed or gone: C++ libraries report no numbers.
@@ -144,10 +149,28 @@ def find_tokenizer(workdir: Path) -> Path | None:
 
 
 def add_version(workdir: Path) -> None:
-    """Add this version to versions.json."""
-    versions = read_versions(workdir)
-    if __version__ not in versions:
-        write_json(workdir / VERSIONS, {'pad_jax': [*versions, __version__]})
+    """Add this version and environment to versions.json."""
+    versions, path = read_versions(workdir), workdir / VERSIONS
+    known = read_own_object(path, 'the workdir of a run').get('environments', []) if versions else []
+    here = {'pad_jax': __version__, 'python': platform.python_version()}
+    here |= {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax')}
+    here |= {'backend': jax.default_backend(), 'device': jax.local_devices()[0].device_kind}
+    if __version__ not in versions or here not in known:
+        versions = [*dict.fromkeys([*versions, __version__])]
+        write_json(path, {'pad_jax': versions, 'environments': [*known, here]})
+
+
+def read_sums(workdir: Path) -> dict[str, dict[str, list[float]]]:
+    """Read sums.json: for steps with a checkpoint, the sums of metrics since the last row; {} if it is missing."""
+    path = workdir / SUMS
+    found = read_own_object(path, 'the workdir of a run') if path.exists() else {}
+    pairs = [pair for sums in found.values() if isinstance(sums, dict) for pair in sums.values()]
+    is_sound = all(isinstance(sums, dict) for sums in found.values()) and all(
+        isinstance(pair, list) and [*map(type, pair)] == [float, float] for pair in pairs
+    )
+    if not is_sound:
+        raise BadInput(f'{path} is damaged: it must hold pairs of numbers by step and name')
+    return found
 
 
 def write_identity(workdir: Path, config, source: Source) -> None:
@@ -246,16 +269,22 @@ class MetricWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float], **board_only: float) -> None:
         """Write one row: `step` (steps done), `split` (train, eval or partition), then values."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
         row = encode_row({'step': step, 'split': split, **values}).encode()
         with disk_faults_stop(f'{self._path} cannot be written'):
             while row:  # an almost full disk takes a part, which the next start drops, and fails at the rest
                 row = row[self._file.write(row) :]
+        self.write_board(step, {f'{split}/{name}': value for name, value in {**values, **board_only}.items()})
+
+    def write_board(self, step: int, values: Mapping[str, float], texts: Mapping[str, str] | None = None) -> None:
+        """Write numbers and texts to TensorBoard only."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar, text
+
+        summaries = [scalar(name, value) for name, value in values.items()]
+        # Four blanks: a block of code in Markdown.
+        summaries += [text(name, textwrap.indent(content, '    ')) for name, content in (texts or {}).items()]
         with disk_faults_stop(f'{self._board_folder} cannot be written'):
-            for name, value in {**values, **board_only}.items():
-                summary = scalar(f'{split}/{name}', value)
+            for summary in summaries:
                 self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._board.flush()
 
@@ -279,7 +308,7 @@ class MetricWriter:
 class NoWriter:
     """Stands in for a MetricWriter in processes that do not write."""
 
-    write = write_file = sync = close = lambda self, *arguments, **named: None
+    write = write_board = write_file = sync = close = lambda self, *arguments, **named: None
 
 
 def encode_row(row: Mapping[str, Any]) -> str:

@@ -89,7 +89,8 @@ def test_a_finished_run_leaves_what_the_contract_says(finished_run):
     digests = data.pop('digests')
     assert [*digests] == ['contents of train', 'contents of val']
     assert data == {'class_names': [str(digit) for digit in range(10)], 'num_train': 1442, 'num_eval': 355}
-    assert list(finished_run.rglob('events.out.tfevents*'))
+    (events,) = finished_run.rglob('events.out.tfevents*')
+    assert all(name.encode() in events.read_bytes() for name in ('config/text', 'κ/stage1_block1/conv1'))
     assert sorted(path.name for path in (finished_run / 'checkpoints').iterdir()) == ['4', '6']
     rows = [(row['step'], row['split']) for row in read_metrics(finished_run)]
     others = [(3, 'eval'), (3, 'partition'), (5, 'partition'), (6, 'eval')]
@@ -180,6 +181,17 @@ def test_a_run_resumes_from_the_newest_sound_checkpoint(finished_run, tmp_path, 
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
 
 
+def test_train_rows_are_means_since_the_last_row_across_a_kill(finished_run, monkeypatch, tmp_path):
+    changes = {**IN_ROUNDS, 'train__log_every_steps': 5}
+    kill_in(monkeypatch, tmp_path / 'run', 'train', 4, **changes)
+    train(small_config(**changes), tmp_path / 'run', devices=one_device())
+    single, found = (
+        [row['loss'] for row in read_metrics(workdir) if row['split'] == 'train']
+        for workdir in (finished_run, tmp_path / 'run')
+    )
+    assert found == pytest.approx([np.mean(single[:5]), single[5]], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_resumed_equals_uninterrupted_with_an_average_and_is_evaluated(monkeypatch, tmp_path):
     """With rounds of the partition in between, whose means the average takes over."""
@@ -268,6 +280,9 @@ def test_versions_that_trained_a_run_are_recorded(finished_run, tmp_path):
     for _ in range(2):
         add_version(tmp_path)
         assert read_versions(tmp_path) == [__version__]
+    (one,) = json.loads((tmp_path / 'versions.json').read_text())['environments']
+    assert [*one] == ['pad_jax', 'python', 'jax', 'jaxlib', 'flax', 'optax', 'backend', 'device']
+    assert (one['jax'], one['backend']) == (jax.__version__, 'cpu')
     (tmp_path / 'versions.json').write_text('{"pad_jax": ["0.0.1"]}')
     add_version(tmp_path)
     assert read_versions(tmp_path) == ['0.0.1', __version__]

@@ -148,7 +148,7 @@ class Run:
             self.scores = Scores(self.config, self._read_evaluations())
             is_over = self.start >= self.last_step or self.scores.is_out_of_patience
             self.evaluated = self._read_last_evaluation() if is_over else None
-            self.sums_kept = files.read_sums(self.workdir) if self.start else {}
+            self.sums_kept = processes.ask_first(lambda: files.read_sums(self.workdir)) if self.start else {}
             self.sums = {
                 name: tuple(map(np.float32, one)) for name, one in self.sums_kept.get(str(self.start), {}).items()
             }

@@ -22,21 +22,13 @@ BATCH = 64  # of an export, which does not record one
 
 
 class Predictor(NamedTuple):
-    """A trained network and the preparation of its inputs.
+    """A trained network and the preparation of its inputs."""
 
-    Attributes:
-      class_names: by label; () if the network predicts a number.
-      prepared: of `describe_inputs`.
-      pieces: tokenizer; None for images.
-      batch_size: largest batch.
-      open: restores the network and returns a function from a batch to outputs float32[B, F].
-    """
-
-    class_names: Sequence[str]
-    prepared: Mapping[str, Any]
-    pieces: WordPieces | None
+    class_names: Sequence[str]  # by label; () if the network predicts a number
+    prepared: Mapping[str, Any]  # of `describe_inputs`
+    pieces: WordPieces | None  # tokenizer; None for images
     batch_size: int
-    open: Callable[[], Callable[[Batch], np.ndarray]]
+    open: Callable[[], Callable[[Batch], np.ndarray]]  # restores the network; its function returns float32[B, F]
 
 
 def describe_inputs(config) -> dict[str, Any]:
@@ -82,12 +74,10 @@ def open_export(folder: Path) -> Predictor:
 def predict_files(predictor: Predictor, inputs: Sequence[Path], output: Path) -> tuple[Path, int]:
     """Predict image files, or all texts of one file.
 
-    For GLUE the file has the layout of the task's test file, and the output is a submission. Other texts have the
-    columns of the training file. Their output, and that of images, has a label and scores for each row.
+    For GLUE the output is a submission. Other outputs have a label and scores for each row.
 
     Args:
-      predictor: of `open_run` or `open_export`.
-      inputs: files and folders of images; or one file of texts.
+      inputs: files and folders of images; or one file of texts, in the layout of GLUE's test file or of the training.
       output: file to write; for GLUE also a folder, in which the file gets the name that the benchmark expects.
 
     Returns:

@@ -97,7 +97,7 @@ class ConvLayer(nn.Module):
             array's value is unknown while tracing, and an array of 0 gives NaN.
         """
         rank = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
-        if isinstance(temperature, (int, float)) and not temperature > 0:
+        if isinstance(temperature, (int, float)) and not np.float32(temperature) > 0:
             raise ValueError(f'temperature must be above 0, got {temperature}')
         num_batch_axes = x.ndim - rank - 1
         if num_batch_axes < 0:

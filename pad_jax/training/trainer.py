@@ -130,7 +130,7 @@ class Run:
         self.train_step = replicas.map_step(train_step, donate=True, **arguments)
         self.eval_step = replicas.map_step(eval_step, donate=False, **alone)
         self.rounds = Rounds(config, source, **alone)
-        self.rate = setup.make_rate(config, lengths)
+        self.temperature, self.rate = arguments['temperature'], setup.make_rate(config, lengths)
         self.writer, self.checkpoints = files.NoWriter(), None
         # Of metrics since the last row, on the devices; those of checkpoints are in sums.json.
         self.sums, self.sums_kept = {}, {}
@@ -209,6 +209,11 @@ class Run:
         values = ', '.join(f'{name} {value:.4f}' for name, value in _select_measures(self.evaluated).items())
         how = 'is finished already' if is_finished else 'done'
         self.progress.say(f'{how}: {self.evaluated["step"]} steps, {values}, in {self.workdir}')
+        temperature = self.temperature and float(self.temperature(self.evaluated['step']))
+        if (temperature or 1) > 1:  # stopped early
+            self.progress.say(
+                f'the temperature of the attention is still {temperature:.3g}: the network is nearly static'
+            )
         if self.skipped:
             self.progress.say(f'{self.skipped} steps were not finite and were skipped')
         # Metrics do not count images: those met in training depend on the start and on the prefetching.

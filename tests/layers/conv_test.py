@@ -362,6 +362,7 @@ def test_refuses_values_when_it_is_made(arguments, message):
     ('arguments', 'shape', 'temperature', 'message'),
     [
         ({}, (2, 4, 4, 3), 0.0, 'temperature must be above 0, got 0.0'),
+        ({}, (2, 4, 4, 3), 1e-50, 'temperature must be above 0, got 1e-50'),  # 0 as float32
         ({'feature_group_count': 2}, (2, 4, 4, 3), 1.0, 'must divide channels 3 and features 4, got 2'),
         ({}, (4, 3), 1.0, r'needs at least 3 axes, got \(4, 3\)'),
         ({'padding': 'SOME'}, (2, 4, 4, 3), 1.0, 'padding must be one of'),

@@ -117,8 +117,9 @@ class Checkpoints:
           BadInput: no checkpoint exists, or it cannot be read, has another format, or does not fit the model.
         """
         self._damaged, num_vanished = {}, 0
-        # Listed again each time, because a run may meanwhile remove old ones and add new ones.
-        while steps := set(ask_first(self.steps_here)) - self._damaged.keys():
+        # Listed again each time, because a run may meanwhile remove old ones and add new ones. A list that was made
+        # during such a change may be empty.
+        while steps := set(ask_first(lambda: self.steps_here() or self.steps_here())) - self._damaged.keys():
             step = choose(steps)
             try:
                 with self._lock(step, fcntl.LOCK_SH):

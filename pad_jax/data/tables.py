@@ -147,8 +147,12 @@ def check_output(path: pathlib.Path) -> None:
 
 
 def check_fields(path: pathlib.Path, fields: Iterable[object]) -> None:
-    """Raise `BadInput` if the path is a TSV and a field has a tab or an end of line."""
+    """Raise `BadInput` if a field is not UTF-8 (the name of a file may be anything), or breaks a line of a TSV."""
     for field in map(str, fields):
+        try:
+            field.encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(f'{quote(path)}: {shorten(field)!r} is not UTF-8. Rename it') from error
         if path.suffix == '.tsv' and re.search(r'[\t\n\r]', field):
             raise BadInput(f'{quote(path)}: a TSV cannot hold {shorten(field)!r}. Name a .csv or .jsonl file')
 

@@ -62,7 +62,7 @@ class Part(NamedTuple):
     """One partially dynamic parameter, read from params.
 
     It holds the factors float[K, *shape] and the static parameter float[*shape], zeros if it is pruned. λd and λs and
-    two fields of its `PartialParameter` follow.
+    three fields of its `PartialParameter` follow.
     """
 
     dynamic: jax.Array
@@ -71,6 +71,7 @@ class Part(NamedTuple):
     static_scale: jax.Array | float = 1.0
     copies_at: float = 1.0
     generated: bool = False
+    experts: bool = False
 
 
 def read_part(record: PartialParameter, module: Mapping[str, jax.Array]) -> Part:
@@ -78,7 +79,7 @@ def read_part(record: PartialParameter, module: Mapping[str, jax.Array]) -> Part
     dynamic = module[record.factors]
     static = jnp.zeros(dynamic.shape[1:], dynamic.dtype) if record.static is None else module[record.static]
     scales = (1.0, 1.0) if record.scale is None else scale_factors(module[record.scale], record.scales)
-    return Part(dynamic, static, *scales, record.copies_at, record.generated)
+    return Part(dynamic, static, *scales, record.copies_at, record.generated, record.experts)
 
 
 @dataclasses.dataclass(frozen=True)

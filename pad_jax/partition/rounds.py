@@ -325,8 +325,9 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
 
         λs · static = λd · Σ_k ᾱ_k W_k
 
-    So the layer computes the same as before for an input with mean mixing weights. A generated parameter takes its mean
-    value: `λs · static = λd · mean value`. The value at the mean factors would differ.
+    So the layer computes the same as before for an input with mean mixing weights. Those of experts are divided by
+    their sum, because a mixture multiplies the static part by that too. A generated parameter takes its mean value:
+    `λs · static = λd · mean value`. The value at the mean factors would differ.
 
     Args:
       params: as `layout` reads it.
@@ -344,6 +345,7 @@ def hand_off_means(params, old_masks, new_masks, layout: Layout, routing=None):
         if mean is None:
             mean = part.dynamic.mean(0)
         elif not part.generated:
+            mean = mean / mean.sum() if part.experts else mean
             mean = jnp.tensordot(mean.astype(part.dynamic.dtype), part.dynamic, axes=1)
         mean = (part.dynamic_scale / part.static_scale * mean).astype(part.static.dtype)
         return jnp.where(old & ~new, mean, part.static)

@@ -34,6 +34,7 @@ _STYLE = {
     'grid.color': '#E4E4E4',
     'legend.frameon': False,
     'figure.constrained_layout.use': True,
+    'text.parse_math': False,  # a run or a layer may be called $
 }
 _MIN_ERROR = 5e-4  # on a logarithmic axis
 _MAX_INCHES = 60.0
@@ -175,7 +176,7 @@ def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_
         )
     for fraction in sorted(overall):
         axes.axvline(fraction, color=_DARK, linestyle='--', linewidth=1.2, label=f'overall, κ = {fraction:.3g}')
-    axes.set_yticks(range(len(names)), names, parse_math=False)  # a layer may be called $
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first layer on top
     axes.grid(axis='y', visible=False)
     axes.tick_params(axis='y', length=0)

@@ -110,7 +110,8 @@ class Rounds:
 
     def find_constant(self, state: TrainState) -> list[str]:
         """Find the layers of a masked state that give every input of the first scoring batch the same parameters."""
-        batch = self._source.scoring_batch(0, min(self._scoring[1], self._source.spec.num_train))
+        size = max(self._scoring[1], 2)  # a single input does not vary
+        batch = self._source.scoring_batch(0, min(size, self._source.spec.num_train))
         temperature = jnp.float32(1) if self._temperature else None  # above it, rounding could hide a difference
         return find_constant_layers(*self._network, _variables(state.replace(**state.average)), batch, temperature)
 

@@ -206,6 +206,9 @@ def start_from_pretrained(
         names = {'num_heads': model.num_heads, 'class_names': class_names}
         loaded = load_pretrained(folder, state.params, state.records, **names)
         notes = [f'weights of {folder}']
+        if config.model.ffn != 'dense' and config.model.num_selected == 1:
+            share = f'1/{config.model.num_experts} at first'
+            notes.append(f'model.num_selected=1 multiplies each expert by its share, {share}: these weights lack that')
         if loaded.fresh:
             lacking = 'drawn at random, because the weights lack them or have other classes'
             notes.append(f'{lacking}: {", ".join(loaded.fresh)}')
@@ -240,7 +243,8 @@ def check_norms(config: ConfigDict, num_devices: int) -> None:
     positions = [math.prod(shapes[0].shape[1:-1]) for path, shapes in found.items() if path[-1] == '__call__']
     parts, scoring = config.optim.accumulate_steps, config.partition.batch_size
     apart = 1 if config.model.get('sync_batch_norm', True) else num_devices
-    cases = {f'data.batch_size / optim.accumulate_steps / {apart}': config.data.batch_size // (parts * apart)}
+    devices = '' if apart == 1 else f' / {apart} devices'
+    cases = {f'data.batch_size / optim.accumulate_steps{devices}': config.data.batch_size // (parts * apart)}
     cases |= {'partition.batch_size': scoring} if is_partial(config) else {}
     for key, examples in cases.items():
         if positions and examples * min(positions) < 2:

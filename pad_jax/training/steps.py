@@ -191,18 +191,22 @@ def make_problem(task: Task, model: nn.Module, layout: Layout) -> Problem:
 
 
 @jax.jit
-def add_metrics(sums: Mapping[str, tuple], metrics: Mapping[str, jax.Array]) -> dict[str, tuple]:
+def add_metrics(
+    sums: Mapping[str, tuple], metrics: Mapping[str, jax.Array], in_a_row: jax.Array | int = 0
+) -> dict[str, tuple]:
     """Add the metrics of a step to {name: (sum, number of steps)}; {} before the first. Only finite values count.
 
+    A step that was not finite does not count, nor do those after it that changed nothing: `in_a_row` is then above 0.
+
     >>> sums = add_metrics(add_metrics({}, {'loss': 1.0}), {'loss': jnp.nan})
-    >>> [float(value) for value in sums['loss']]
+    >>> [float(value) for value in add_metrics(sums, {'loss': 3.0}, in_a_row=1)['loss']]
     [1.0, 1.0]
     """
 
     def add(name, value):
         total, count = sums.get(name, (0.0, 0.0))
-        is_finite = jnp.isfinite(value)
-        return total + jnp.where(is_finite, value, 0.0), count + is_finite
+        counts = jnp.isfinite(value) & (in_a_row == 0)
+        return total + jnp.where(counts, value, 0.0), count + counts
 
     return {name: add(name, value) for name, value in metrics.items() if name != 'temperature'}
 

@@ -280,7 +280,7 @@ class Run:
         if is_first:
             self.progress.note('compiling the step; XLA calls that slow after two minutes, and continues')
         self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
-        self.sums = add_metrics(self.sums, metrics)
+        self.sums = add_metrics(self.sums, metrics, self.state.faults.in_a_row)
         if is_first:
             jax.block_until_ready(metrics)
             self.progress.note(f'step {step} is done, compiled in {time.monotonic() - began:.0f} s')
@@ -336,8 +336,9 @@ class Run:
             raise self._stop_with(f'after step {int(state.step)} {broken} is not finite')
         if self.sums:
             sums = {name: [*map(float, one)] for name, one in self.replicas.fetch(self.sums).items()}
-            kept = [*self.sums_kept.items()][-self.config.train.keep_checkpoints :]
-            self.sums_kept = {**dict(kept), str(int(state.step)): sums}
+            steps = [*map(str, self.checkpoints.steps_here())]
+            kept = {step: known for step, known in self.sums_kept.items() if step in steps}
+            self.sums_kept = {**kept, str(int(state.step)): sums}
             self.writer.write_file(files.SUMS, self.sums_kept)
         self.writer.sync()
         self.checkpoints.save(to_masked_storage(state), self.scores.best() if self.config.train.keep_best else None)

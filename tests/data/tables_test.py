@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from pad_jax.data.tables import (
+    SUFFIXES,
+    check_fields,
     open_table,
     parse_class,
     parse_number,
@@ -153,6 +155,9 @@ def test_refuses_to_write_where_nothing_can_be_written(tmp_path, monkeypatch):
     for field in ('a\tb', 'a\nb', 'a\rb'):
         with pytest.raises(BadInput, match=re.escape(f'a TSV cannot hold {field!r}. Name a .csv or .jsonl file')):
             write_table(tmp_path / 'a.tsv', ['x'], [[field]])
+    for suffix in SUFFIXES:  # the name of a photo
+        with pytest.raises(BadInput, match=r"'\\udcff\.png' is not UTF-8\. Rename it"):
+            check_fields(tmp_path / f'a{suffix}', ['a.png', os.fsdecode(b'\xff.png')])
     with pytest.raises(BadInput, match=r"cannot write '.*a.tsv': '.*none' is not a folder that you may write into"):
         write_table(tmp_path / 'none' / 'a.tsv', ['x'], [['a']])
     (tmp_path / 'folder.tsv').mkdir()

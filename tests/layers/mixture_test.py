@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import PLANS
-from pad_jax.layers import MixtureFFN, MixtureLinear, compact, find_records
+from pad_jax.layers import MixtureFFN, MixtureLinear, compact, find_records, partition_flax
 from pad_jax.layers.mixture import apply_neurons
 from pad_jax.layers.router import Router
 from pad_jax.partition import scale_factors
@@ -297,3 +297,18 @@ def test_what_a_mixture_refuses(arguments, message):
         MixtureFFN(4, granularity='input')
     with pytest.raises(ValueError, match=r'x \[\*batch, T, C\] and valid'):
         MixtureLinear(4).init(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 4), bool))
+
+
+@pytest.mark.parametrize('num_selected', [1, 2])
+@pytest.mark.parametrize('kind', LAYERS)
+def test_mean_of_equal_experts_is_each_of_them(kind, num_selected):
+    """A weight below one, as that of a single expert, also multiplies the static part: nothing changes."""
+    layer = make_layer(kind, num_experts=4, num_selected=num_selected, granularity='output')
+    params, _ = make_variables(layer, kind, 'spread')
+    name, x = LAYERS[kind][1], draw(1, 2, 7, WIDTH)
+    params = {**params, name: np.repeat(params[name][:1], 4, axis=0)}
+    variables = layer.init(jax.random.key(0), x) | {'params': params}
+    loss = lambda apply, x: jnp.mean(apply(x)[0])  # noqa: E731
+    masks, after = partition_flax(layer, variables, loss, [x], dynamic_fraction=0.5, handoff='mean', criterion='random')
+    found, _ = layer.apply({'params': after, 'partition': masks}, x)
+    np.testing.assert_allclose(found, layer.apply(variables, x)[0], rtol=1e-5, atol=1e-5)

@@ -70,7 +70,7 @@ IMAGES = [
     ('model.num_classes=1', 'model.num_classes must be at least 2, or 0 for those of the data, got 1'),
     (
         'model.name=resnet18 data.batch_size=8 model.sync_batch_norm=False',
-        'data.batch_size / optim.accumulate_steps / 8 must be at least 2, got 1: with data.image_size=8 the smallest',
+        'data.batch_size / optim.accumulate_steps / 8 devices must be at least 2, got 1: with data.image_size=8 the',
     ),
     ('model.name=resnet18 partition.batch_size=1', 'partition.batch_size must be at least 2, got 1'),
     ('train.temperature_share=1.1', 'train.temperature_share must be a number from 0 to 1, got 1.1'),

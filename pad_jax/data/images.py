@@ -177,6 +177,8 @@ def open_images(
         missing = set() if parts else set(range(len(names))) - set(train.labels.tolist())
         if missing and bad.lines:
             raise BadInput(f'no training image of the class {names[min(missing)]!r} can be read')
+    if holdout and not num_listed:
+        raise BadInput(f'holdout must set at least one image of a class aside, got {holdout:g}')
     if not len(evaluation):
         raise BadInput('the data holds no readable example to evaluate on')
     counts = {'num_classes': len(names), 'num_train': len(train), 'num_eval': len(evaluation)}

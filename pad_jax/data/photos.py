@@ -93,7 +93,7 @@ def open_folders(path: str | None, image_size: int = 0, holdout: float = 0.0) ->
             raise BadInput(f'{place} has classes that train lacks: {", ".join(unknown)}')
         evaluation, others = _list_split(folders, names)
         splits, ignored = (found, evaluation), ignored + others
-    if not len(splits[1]):
+    if eval_name and not len(splits[1]):
         raise BadInput(f'{place} holds no {SUFFIXES_TEXT} file in its class folders: expected {LAYOUT}')
     if eval_name != 'val':
         logger.info('evaluation uses %s', place)

@@ -114,7 +114,7 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
         print_line(f'Left out, as the data cannot be read: variation over inputs ({error})')
         return
     task, model, variables = make_task(config), make_model(config), run.state.averaged_variables
-    constant = find_constant_layers(task, model, variables, batches[0], run.temperature)
+    constant = find_constant_layers(task, model, variables, join_batches(batches), run.temperature)
     if said := describe_constant_layers(constant, partition['layers']):
         print_line(f'{said}.')
     measures = measure_run(run, records, batches)
@@ -152,6 +152,18 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     # Take the first few of every batch, because neighbours may have the same class.
     num_rows = min(source.batch_size, max(1, MAX_EXAMPLES // max(source.num_eval_batches, 1)))
     return list(source.eval_batches(rows=slice(0, num_rows)))
+
+
+def join_batches(batches: Sequence[Batch], least: int = 64) -> Batch:
+    """Join the first batches of equal shapes, of at least 64 rows if there are as many: a large split has one each.
+
+    >>> join_batches([{'label': np.zeros(1)}, {'label': np.zeros(2)}, {'label': np.ones(1)}])['label'].tolist()
+    [0.0, 1.0]
+    """
+    shapes = [jax.tree.map(np.shape, batch) for batch in batches]
+    alike = [batch for batch, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
+    alike = alike[: -(-least // len(alike[0]['label']))]
+    return {name: np.concatenate([batch[name] for batch in alike]) for name in alike[0]}
 
 
 def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> dict[str, LayerMeasures]:

@@ -223,6 +223,7 @@ def test_other_names_of_the_evaluation_folder_and_a_held_out_share(folder, caplo
         assert f"evaluation uses '{folder / name}'" in caplog.text
     refused(folder, f"holdout must be 0 for '{folder}', which has test/, got 0.25", holdout=0.25)
     shutil.rmtree(folder / 'test')
+    refused(folder, 'holdout must set at least one image of a class aside, got 0.01', holdout=0.01)
     source = open_folder(folder, holdout=0.25)
     assert (source.spec.num_train, source.spec.num_eval) == (9, 3)
     assert source.eval.labels.tolist() == [0, 1, 2]

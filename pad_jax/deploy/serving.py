@@ -54,7 +54,12 @@ class ExportedNetwork:
 
         if not self.manifest['task'].startswith('image'):
             raise BadInput('the network takes texts: encode them with tokenizer.json')
-        return prepare_images(find_images(paths), self.manifest['preprocessing'])
+        if isinstance(paths, str | Path):
+            raise BadInput(f'paths must be a list, got {str(paths)!r}')
+        prepared = self.manifest['preprocessing']
+        if 'white' not in prepared:
+            raise BadInput('the export is of an older version, which did not record how images are prepared')
+        return prepare_images(find_images(paths), prepared)
 
     def __call__(self, *inputs, **named) -> jax.Array:
         """Compute logits, float32[B, outputs].

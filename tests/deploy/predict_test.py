@@ -38,6 +38,8 @@ def test_images_by_a_run_and_by_its_export(finished_run, exported, tmp_path):
     network = pad_jax.load_exported(exported.folder)
     logits = np.asarray(network(network.preprocess([tmp_path / 'new'])))
     assert [network.class_names[label] for label in logits.argmax(1)] == [row['label'] for row in by_run[:20]]
+    with pytest.raises(ValueError, match=r"paths must be a list, got 'new\.png'"):
+        network.preprocess('new.png')
     preprocessing = network.manifest['preprocessing']
     stored = (digits.pixels[:20] - preprocessing['mean'][0]) / preprocessing['std'][0]
     np.testing.assert_allclose(network.preprocess([tmp_path / 'new']), stored, atol=0.02)

@@ -144,6 +144,11 @@ def test_a_run_stops_at_a_bad_step_and_keeps_the_state_before_it(monkeypatch, fi
     train(config, tmp_path / 'run', devices=one_device())
     states = load_state(tmp_path / 'run', config), load_state(finished_run, small_config(**IN_ROUNDS))
     assert same(*states)
+    single, means = (
+        [row['loss'] for row in read_metrics(workdir) if row['split'] == 'train']
+        for workdir in (finished_run, tmp_path / 'run')
+    )
+    assert means == pytest.approx([np.mean(single[:4]), np.mean(single[4:])], rel=1e-5)
 
 
 @pytest.mark.usefixtures('one_block')

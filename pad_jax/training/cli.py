@@ -148,9 +148,13 @@ def _run(command: Callable[[], None]) -> int:
 
 
 def _find_environment_problem(error: Exception) -> str:
-    """Describe a file that the system refuses, or JAX without a device; '' for all other errors."""
+    """Describe a file that the system refuses, a folder that is gone, or JAX without a device; '' for other errors."""
     if isinstance(error, OSError) and error.filename is not None:
         return f'{quote(os.fsdecode(error.filename))}: {error.strerror}'
+    try:
+        os.getcwd()
+    except OSError as problem:
+        return f'the current folder cannot be used: {problem.strerror}'
     try:
         jax.devices()
         return ''

@@ -175,3 +175,12 @@ def test_a_machine_without_the_device(environment, says):
     found = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert (found.returncode, found.stdout, found.stderr.count('\n')) == (2, '', 1), found.stderr
     assert found.stderr.startswith('error: JAX finds no device (') and says in found.stderr
+
+
+def test_a_current_folder_that_is_gone(monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, 'No such file or directory')
+
+    monkeypatch.setattr(os, 'getcwd', fail)
+    status, out, err = run_command('train', f'--config={DIGITS}', '--workdir=run')
+    assert (status, out, err) == (2, '', 'error: the current folder cannot be used: No such file or directory\n')

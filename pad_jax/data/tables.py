@@ -147,7 +147,7 @@ def check_output(path: pathlib.Path) -> None:
 
 
 def check_fields(path: pathlib.Path, fields: Iterable[object]) -> None:
-    """Raise `BadInput` if a field breaks a line of a TSV, or is not UTF-8, as the name of a file may be."""
+    """Raise `BadInput` if a field breaks a line of a TSV, or cannot be written as UTF-8."""
     for field in map(str, fields):
         try:
             field.encode()

@@ -230,7 +230,7 @@ class Run:
             for step, batch in batches:
                 self.partition(step)
                 self.train(step + 1, batch)
-                if self.scores.is_out_of_patience:
+                if step + 1 < self.last_step and self.scores.is_out_of_patience:
                     self.progress.say(f'stops early: no evaluation was better than that of step {self.scores.best()}')
                     return
                 if signals.stop_after(step + 1):

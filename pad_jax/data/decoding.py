@@ -37,14 +37,15 @@ UPRIGHT = {
 # Bytes of a JPEG marker. Within a scan 0xff is followed by a zero or a restart (0xd0 to 0xd7).
 _MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-# Segments that only describe a picture. Adobe's (0xee) tells how its colours are stored.
-_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
+# Segments that only describe a picture. Adobe's tells how its colours are stored, unless it is cut.
+_ADOBE, _ADOBE_BYTES = 0xEE, 16
+_NOTES = {*range(0xE0, 0xF0), 0xFE} - {_ADOBE}
 
 # open_image compares the size itself; Pillow would print a warning too.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Some of ImageNet's photos contain damaged metadata beside an intact picture.
 warnings.filterwarnings('ignore', module='PIL.TiffImagePlugin')
-warnings.filterwarnings('ignore', message='Image appears to be a malformed MPO')
+warnings.filterwarnings('ignore', message='Image appears to be a malformed MPO|Invalid APNG')
 
 
 class Middle(NamedTuple):
@@ -174,7 +175,7 @@ def remove_notes(data: bytes) -> bytes:
     kept, end = [], 0
     if data.startswith(b'\xff\xd8'):
         for marker, start, after in find_segments(data):
-            if marker in _NOTES:
+            if marker in _NOTES or (marker == _ADOBE and after - start < _ADOBE_BYTES):
                 kept.append(data[end:start])
                 end = after
     elif data.startswith(b'\x89PNG\r\n\x1a\n'):

@@ -211,6 +211,7 @@ NOTES = {
     'jpeg exif of four bytes': ('JPEG', 2, make_segment(0xE1, b'Exif\0\0II*\0')),
     'jpeg jfif': ('JPEG', 2, make_segment(0xE0, b'JFIF\0')),
     'jpeg pictures': ('JPEG', 2, make_segment(0xE2, b'MPF\0II*\0\x08\0\0\0' + b'\xff' * 30)),
+    'jpeg colours': ('JPEG', 2, make_segment(0xEE, b'Adobe\0')),
     'png exif': ('PNG', 33, make_chunk(b'eXIf', b'no notes')),
     'png profile': ('PNG', 33, make_chunk(b'iCCP', b'abc')),
     'png text': ('PNG', 33, make_chunk(b'zTXt', b'a\0\0' + zlib.compress(b'0' * (3 << 20)))),

@@ -302,9 +302,12 @@ def _check_suffix(path: pathlib.Path) -> None:
 def _parse_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, list[str]]]:
     # All readers of a process share the limit. A field is at most as long as its file.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     line = 1
     try:
+        header = next(csv.reader(io.StringIO(text, newline=''), strict=True))
+        # Blanks before quotation marks in the header: the rows are written like that too.
+        has_blanks = any(re.match(' +"', name) for name in header)
+        reader = csv.reader(io.StringIO(text, newline=''), strict=True, skipinitialspace=has_blanks)
         for fields in reader:
             yield line, fields or ['']  # An empty line is one empty field, as in a TSV.
             line = reader.line_num + 1

@@ -111,6 +111,8 @@ def test_blanks_and_accents_of_names_do_not_matter(tmp_path):
     """The header is "label, texte é", with the accent as a character of its own."""
     for name, content in (('a.csv', 'label, texte e\u0301\nyes,no\n'), ('a.tsv', 'label \ttexte e\u0301\nyes\tno')):
         assert read(write(tmp_path, name, content), 'texte \u00e9', ' label') == [(2, ['no', 'yes'], '')]
+    path = write(tmp_path, 'b.csv', 'label, "texte, cru"\nyes, "no, never"\n')
+    assert read(path, 'texte, cru', 'label') == [(2, ['no, never', 'yes'], '')]
     path = write(tmp_path, 'a.jsonl', '{" x": "one"}\n{"x": "a", "x ": "b"}')
     twice = 'two of its keys differ in blanks or accents only'
     assert read(path, 'x ') == [(1, ['one'], ''), (2, None, twice)]

@@ -110,8 +110,8 @@ def plot_training_curves(
             mean, error = found.mean, found.standard_error
             if axes is panels[1] and as_error:
                 mean = np.maximum(1 - mean, _MIN_ERROR)
-            dot = look.marker if len(steps) == 1 else ''  # a line needs two points
-            axes.plot(steps, mean, dot, color=look.colour, linestyle=look.line, label=name, linewidth=1.8)
+            style = {'color': look.colour, 'linestyle': look.line, 'linewidth': 1.8}
+            axes.plot(steps, mean, marker=look.marker if len(steps) == 1 else '', label=name, **style)
             if len(network.runs) > 1:
                 axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.15, linewidth=0)
     title = f'{label[:1].upper()}{label[1:]}'

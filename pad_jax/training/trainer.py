@@ -203,7 +203,8 @@ class Run:
         is_finished = self.evaluated is not None
         if not is_finished:
             self._run_steps(signals)
-            self._warn_of_constant_layers(to_masked_storage(self._fetch_network()))
+            with contextlib.suppress(BadInput):  # a damaged image that no batch had asked for; the run is done
+                self._warn_of_constant_layers(to_masked_storage(self._fetch_network()))
         if not is_finished or not (self.workdir / 'timing.json').exists():  # killed right after its last checkpoint
             self.writer.write_file('timing.json', {'seconds_per_step': self.progress.seconds_per_step})
         values = ', '.join(f'{name} {value:.4f}' for name, value in _select_measures(self.evaluated).items())

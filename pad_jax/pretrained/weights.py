@@ -163,7 +163,7 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     ):
         raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
     shards = sorted(set(index.values()))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    missing = [shard for shard in shards if not reach(folder / shard).is_file()]
     if missing:
         raise BadInput(f'{folder} lacks {", ".join(missing)}, which {INDEX} lists')
     held = {(name, shard): tensor for shard in shards for name, tensor in _read_file(folder / shard).items()}

@@ -220,7 +220,7 @@ WEIGHTS, BROKEN = 'model.safetensors', 'damaged or incomplete'
 FINDINGS = [
     ('config.json', b'{"a":' * 99 + b'1' + b'}' * 99, 'unknown config key a.a.a'),
     ('config.json', DEEP[0], 'nests too deeply'),
-    ('data.json', b'{"class_names": "cat", "num_train": 1, "num_eval": 1}', 'class_names must be'),
+    ('data.json', b'{"class_names": "cat", "num_train": 1, "num_eval": 1}', 'class_names and digests must be'),
     ('metrics.jsonl', b'{"step": null, "split": "train"}\n', 'line 1: not a row of metrics'),
     ('metrics.jsonl', b'{"step": 1, "split": "train"}\n\xff\n', "line 2: not a row of metrics: '\ufffd'"),
     ('versions.json', b'{"pad_jax": []}', 'versions.json is damaged'),

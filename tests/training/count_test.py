@@ -109,12 +109,12 @@ def test_the_count_of_a_small_network_by_hand(capsys):
     commands.count([f'--config={DIGITS}', '--config.model.width_multiplier=0.03125', '--config.model.num_kernels=3'])
     layers = json.loads(capsys.readouterr().out)['layers']
     conv = layers['stage1_block1/conv1']
-    # 3·3·2·2 positions; the attention has 2·1 + 1·3 + 3, and φ is one more.
-    assert (conv['positions'], conv['other_parameters']) == (36, 9)
+    # 3·3·2·2 positions; the attention has 2·4 + 4·3 + 3, and φ is one more.
+    assert (conv['positions'], conv['other_parameters']) == (36, 24)
     assert conv['dynamic_parameters'] == 3 * conv['dynamic_positions']
     assert conv['static_parameters'] == 36 - conv['dynamic_positions']
-    # 8·8 outputs of 36 products each; 3 kernels to mix; 2·1 + 1·3 of the attention
-    assert conv['multiply_adds'] == 64 * 36 + 3 * conv['dynamic_positions'] + 5
+    # 8·8 outputs of 36 products each; 3 kernels to mix; 2·4 + 4·3 of the attention
+    assert conv['multiply_adds'] == 64 * 36 + 3 * conv['dynamic_positions'] + 20
 
 
 @pytest.mark.parametrize('fraction', [1.0, 0.5])

@@ -256,6 +256,6 @@ def test_steps_right_after_a_late_round_are_not_larger_than_the_learning_rate():
 
     before, _ = run(init_state(NormFree(), optimizer, image_inputs((8, 8, 1)), 0), 300)
     after, _ = rounds.Rounds(config, source, **one).run(before, 0.3)
-    turned = np.asarray(before.masks['conv']['kernel'] & ~after.masks['conv']['kernel'])
+    turned = np.asarray(before.masks['conv']['kernel_mask'] & ~after.masks['conv']['kernel_mask'])
     largest = np.abs(run(after, 20)[1]).max(0)[turned].max() / rate
     assert turned.any() and 0.2 < largest < 1.1, largest

@@ -231,7 +231,7 @@ FINDINGS = [
     ('tokenizer_config.json', b'{"do_lower_case": "yes"}', "do_lower_case must be true or false, got 'yes'"),
     ('tokenizer_config.json', change(SETTINGS, do_lower_case=None), ''),
     ('model.safetensors.index.json', b'{"weight_map": {"a": "../x.safetensors"}}', 'to file names'),
-    ('model.safetensors.index.json', b'{"weight_map": {"a": "a\\u0000b"}}', 'lacks a'),
+    ('model.safetensors.index.json', b'{"weight_map": {"a": "a\\u0000b"}}', 'cannot be reached'),
     ('model.safetensors.index.json', change(INDEX), ''),
     ('tokenizer.json', tokenizer_with(normalizer=None), ''),
     ('texts.tsv', b'text\tlabel\n' + b'\0' * 10**6, 'it has 1 fields, but there are 2 columns'),

@@ -34,7 +34,12 @@ def shard_outputs(leaf, mesh):
     return place(leaf, mesh, PartitionSpec(*(None,) * (leaf.ndim - 1), 'data') if divides else PartitionSpec())
 
 
-@pytest.mark.parametrize('name', LAYERS)
+QUICK = ('dynamic', 'linear', 'ffn')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LAYERS]
+)
 def test_a_layer_is_that_of_one_device(name):
     layer, shape = LAYERS[name]
     x = jax.random.normal(jax.random.key(0), shape)

@@ -18,34 +18,6 @@ _HERE = Path(__file__).parent
 # An installed package has the configs inside, a checkout has them beside it.
 SHIPPED = next((path for path in (_HERE / 'shipped' / 'configs', _HERE.parent / 'configs') if path.is_dir()), None)
 
-SYNONYMS = {
-    **dict.fromkeys(('lr', 'rate', 'eta', 'step_size'), 'learning_rate'),
-    **dict.fromkeys(('wd', 'decay', 'l2'), 'weight_decay'),
-    **dict.fromkeys(('bs', 'batch', 'minibatch', 'train_batch_size'), 'batch_size'),
-    **dict.fromkeys(('kappa', 'fraction', 'sparsity', 'density', 'keep_ratio'), 'dynamic_fraction'),
-    **dict.fromkeys(('max_steps', 'iterations', 'num_steps', 'total_steps'), 'steps'),
-    **dict.fromkeys(('num_epochs', 'max_epochs'), 'epochs'),
-    **dict.fromkeys(('dir', 'data_dir', 'directory', 'root', 'folder', 'file'), 'path'),
-    **dict.fromkeys(('size', 'resolution', 'img_size', 'crop_size'), 'image_size'),
-    **dict.fromkeys(('clip', 'grad_clip', 'max_grad_norm'), 'clip_norm'),
-    **dict.fromkeys(('seq_len', 'sequence_length', 'max_seq_length'), 'max_length'),
-    **dict.fromkeys(('precision', 'half', 'fp16', 'bf16', 'amp'), 'dtype'),
-    **dict.fromkeys(('experts', 'n_experts'), 'num_experts'),
-    **dict.fromkeys(('top_k', 'topk', 'k'), 'num_selected'),
-    **dict.fromkeys(('kernels', 'n_kernels'), 'num_kernels'),
-    **dict.fromkeys(('weights', 'checkpoint', 'init_from'), 'pretrained'),
-    'classes': 'num_classes',
-    'warmup': 'warmup_steps',
-    'ema': 'ema_decay',
-    'smoothing': 'label_smoothing',
-    'optimizer': 'name',
-    'grad_accum': 'accumulate_steps',
-    'gradient_accumulation_steps': 'accumulate_steps',
-    'random_seed': 'seed',
-    'vocab': 'vocabulary',
-}
-"""Last part of a key as others call it -> as it is called here."""
-
 
 def find_config_file(name: str | Path, below: str = '') -> Path:
     """Find a config file by its path, otherwise the shipped one of that name, with or without .py.

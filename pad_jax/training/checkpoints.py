@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -36,7 +37,7 @@ from pad_jax.training.processes import ask_first, is_first
 from pad_jax.training.state import Faults, TrainState
 from pad_jax.training.workdir import check_access, disk_faults_stop, sync, write_json
 
-FORMAT = 3
+FORMAT = 4
 """Version of the contents of a checkpoint; other versions are refused."""
 MANIFEST = 'manifest.json'
 _STEP = re.compile('0|[1-9][0-9]*')  # not "07", which would be looked for under another name
@@ -82,6 +83,7 @@ class Checkpoints:
             return
         where, begun = self._path(step), self._path(step, '.writing')
         counts = {name: int(getattr(state.faults, name)) for name in ('skipped', 'in_a_row')}
+        counts['sums'] = jax.tree.map(float, state.sums)
         try:
             with disk_faults_stop(f'checkpoint {where} cannot be written'), _join_threads():
                 if is_first():
@@ -222,7 +224,8 @@ class Checkpoints:
             raise BadInput(
                 f'checkpoint {where} does not fit the model or has changed: {describe(error)[:200]}'
             ) from error
-        return like.replace(**found, faults=Faults.none(manifest['skipped'], manifest['in_a_row']))
+        sums = {name: tuple(map(np.float32, pair)) for name, pair in manifest['sums'].items()}
+        return like.replace(**found, faults=Faults.none(manifest['skipped'], manifest['in_a_row']), sums=sums)
 
     def close(self) -> None:
         self._checkpointer.close()
@@ -230,7 +233,7 @@ class Checkpoints:
 
 def _stored_fields(state: TrainState) -> dict[str, Any]:
     """Fields that a checkpoint stores as arrays: not those that follow from the masks, and no empty average."""
-    left_out = {'index', 'records', 'faults'} | (set() if state.average else {'average'})
+    left_out = {'index', 'records', 'faults', 'sums'} | (set() if state.average else {'average'})
     return {name: value for name, value in vars(state).items() if name not in left_out}
 
 
@@ -238,7 +241,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write_manifest(folder: Path, counts: dict[str, int]) -> None:
+def _write_manifest(folder: Path, counts: dict[str, Any]) -> None:
     """Put all files of a folder on the disk, and then the manifest that lists them."""
     paths = sorted(folder.rglob('*'))
     for path in paths:

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from pad_jax.config_files import SYNONYMS, call_file, find_config_file, flatten
+from pad_jax.config_files import call_file, find_config_file, flatten
 from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.files import reach, read_own_object
@@ -128,7 +128,7 @@ KEYS = (
     Key('data.name', _one_of(SOURCES), 'digits, embedded; folder, kept in memory; imagenet, streamed', IMAGES),
     Key('data.name', _one_of(TEXT_SOURCES), 'glue, or text: your own files', TEXTS),
     Key('data.path', _TEXT, 'file or folder of the data', BOTH, FREE),
-    Key('data.holdout', _SHARE, 'share of each class to evaluate on, if the data has no split for it'),
+    Key('data.holdout', _number(0, 0.999), 'share of each class to evaluate on, if the data has no split for it'),
     Key('data.task', _one_of(GLUE_TASKS), 'task of glue', TEXTS),
     Key('data.text_columns', _TEXT, 'of text: one column, or two separated by a comma', TEXTS),
     Key('data.label_column', _TEXT, 'of text: column of the labels', TEXTS),
@@ -171,6 +171,15 @@ KEYS = (
     Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
     Key('debug', _FLAG, 'stop at the operation that makes a NaN', BOTH, FREE),
 )
+_SYNONYMS = {  # last part of a key as others call it: as it is called here
+    'lr': 'learning_rate',
+    'wd': 'weight_decay',
+    'bs': 'batch_size',
+    'kappa': 'dynamic_fraction',
+    'sparsity': 'dynamic_fraction',
+    'top_k': 'num_selected',
+    'iterations': 'steps',
+}
 PATHS = ('data.path', 'data.vocabulary', 'model.pretrained')
 FREE_KEYS = frozenset(key.name for key in KEYS if key.is_free)
 """Keys that a resumed run may change."""
@@ -260,7 +269,7 @@ def _parse(text: str, kind: type) -> Any:
 def _unknown(name: str, known: Collection[str]) -> str:
     """Describe an unknown key, with the known one of nearest spelling or meaning."""
     section, _, last = name.lower().rpartition('.')
-    meant = [key for key in known if key.rpartition('.')[2] == SYNONYMS.get(last, last)]
+    meant = [key for key in known if key.rpartition('.')[2] == _SYNONYMS.get(last, last)]
     meant.sort(key=lambda key: (not key.startswith(f'{section}.'), key.startswith('partition.')))
     meant += difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     meant += [key.name for key in KEYS if key.name in known and last in re.findall(r'\w+', key.help.lower())]
@@ -318,6 +327,11 @@ def find_conflicts(config: ConfigDict) -> list[str]:
     if is_text(config):
         found, most = model.num_selected, model.num_experts
         check(found <= most, f'model.num_selected must be at most model.num_experts = {most}, got {found}')
+        check(
+            found > 1 or not model.pretrained or model.ffn == 'dense',
+            'model.num_selected must be at least 2 for model.pretrained, got 1: the weight of a single expert is below '
+            '1 at the start, so the copies would not compute what the pretrained layer does',
+        )
         found, most = data.max_length, model.max_length
         check(found <= most, f'data.max_length must be at most model.max_length = {most}, got {found}')
         found, right = model.num_classes, _num_classes(data)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import signal
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,9 +205,6 @@ def start_from_pretrained(
         names = {'num_heads': model.num_heads, 'class_names': class_names}
         loaded = load_pretrained(folder, state.params, state.records, **names)
         notes = [f'weights of {folder}']
-        if config.model.ffn != 'dense' and config.model.num_selected == 1:
-            share = f'1/{config.model.num_experts} at first'
-            notes.append(f'model.num_selected=1 multiplies each expert by its share, {share}: these weights lack that')
         if loaded.fresh:
             lacking = 'drawn at random, because the weights lack them or have other classes'
             notes.append(f'{lacking}: {", ".join(loaded.fresh)}')
@@ -266,7 +262,7 @@ def plan_layers(config: ConfigDict) -> list[LayerCount]:
         recipe, layout = make_recipe(config), Layout.of(read_records(variables.get('intermediates', {})))
         positions = positions_of(layout, variables['params'], variables['partition'])
         try:
-            with _deadline('keep_dynamic and keep_static'):
+            with _deadline():
                 roles = recipe.find_roles(positions)
             planned = plan_dynamic_positions(positions, config.partition.dynamic_fraction, recipe, layout.layer_of)
             _check_groups_fit(config, roles, layout.layer_of, positions, variables['partition'])
@@ -276,22 +272,19 @@ def plan_layers(config: ConfigDict) -> list[LayerCount]:
 
 
 @contextlib.contextmanager
-def _deadline(what: str, seconds: int = 10):
-    """Raise ValueError if the `with` block takes longer: some regular expressions never end. Needs the main thread."""
+def _deadline(seconds: int = 10):
+    """Raise ValueError if the `with` block takes longer: some regular expressions never end."""
 
     def stop(number, frame):
-        raise ValueError(f'{what} take longer than {seconds} s: a regular expression must not repeat a repetition')
+        raise ValueError(f'no end of keep_dynamic or keep_static within {seconds} s: they must not repeat a repetition')
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with contextlib.suppress(ValueError):  # outside the main thread, signals belong to the caller
+        signal.signal(signal.SIGALRM, stop)
+        signal.alarm(seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.alarm(0)
 
 
 def account_network(config: ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:

@@ -53,6 +53,7 @@ class TrainState:
       round: int32, rounds of the partition done.
       average: the collections `params` and `batch_stats`, averaged by `update_average`; {} if no average is kept.
       faults: of the steps done.
+      sums: of `steps.add_metrics` since the last row of metrics, in a checkpoint only; {} in training.
     """
 
     step: jax.Array
@@ -66,6 +67,7 @@ class TrainState:
     records: Any = struct.field(default_factory=dict)
     average: Any = struct.field(default_factory=dict)
     faults: Faults = struct.field(default_factory=Faults.none)
+    sums: Any = struct.field(default_factory=dict)
 
     @property
     def learned(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from pad_jax.data import METRICS, Source
 from pad_jax.errors import BadInput, check_together
@@ -45,7 +44,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the network of a checked config; resume from the latest checkpoint if workdir contains any.
 
-    The workdir then contains config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl, sums.json,
+    The workdir then contains config.json, data.json, versions.json, for texts tokenizer.json, metrics.jsonl,
     tensorboard/, partition.json, timing.json and checkpoints/. All processes must call it; the first one writes.
 
     Args:
@@ -132,8 +131,6 @@ class Run:
         self.rounds = Rounds(config, source, **alone)
         self.temperature, self.rate = arguments['temperature'], setup.make_rate(config, lengths)
         self.writer, self.checkpoints = files.NoWriter(), None
-        # Of metrics since the last row, on the devices; those of checkpoints are in sums.json.
-        self.sums, self.sums_kept = {}, {}
 
     def open(self, lock: WorkdirLock) -> None:
         """Restore or make the state, take the lock, and begin to write."""
@@ -144,14 +141,10 @@ class Run:
             self.start, self.skipped = int(state.step), int(state.faults.skipped)
             # A run that has skipped steps may now stop at the first one.
             in_a_row = min(int(state.faults.in_a_row), self.most_nonfinite - 1)
-            state = state.replace(faults=Faults.none(self.skipped, in_a_row))
+            self.sums, state = state.sums, state.replace(sums={}, faults=Faults.none(self.skipped, in_a_row))
             self.scores = Scores(self.config, self._read_evaluations())
             is_over = self.start >= self.last_step or self.scores.is_out_of_patience
             self.evaluated = self._read_last_evaluation() if is_over else None
-            self.sums_kept = processes.ask_first(lambda: files.read_sums(self.workdir)) if self.start else {}
-            self.sums = {
-                name: tuple(map(np.float32, one)) for name, one in self.sums_kept.get(str(self.start), {}).items()
-            }
             if processes.is_first():
                 notes += self._open_workdir(lock, steps_found)
         self.progress = StepProgress(self.label, self.last_step, self.start, quiet=not processes.is_first())
@@ -335,14 +328,9 @@ class Run:
     def _store(self, state: TrainState) -> None:
         if broken := find_nonfinite(state):
             raise self._stop_with(f'after step {int(state.step)} {broken} is not finite')
-        if self.sums:
-            sums = {name: [*map(float, one)] for name, one in self.replicas.fetch(self.sums).items()}
-            steps = [*map(str, self.checkpoints.steps_here())]
-            kept = {step: known for step, known in self.sums_kept.items() if step in steps}
-            self.sums_kept = {**kept, str(int(state.step)): sums}
-            self.writer.write_file(files.SUMS, self.sums_kept)
         self.writer.sync()
-        self.checkpoints.save(to_masked_storage(state), self.scores.best() if self.config.train.keep_best else None)
+        state = to_masked_storage(state).replace(sums=self.replicas.fetch(self.sums))
+        self.checkpoints.save(state, self.scores.best() if self.config.train.keep_best else None)
 
     def _check_finite(self) -> None:
         """Read the faults of the steps since the last call, before anything reports these steps.

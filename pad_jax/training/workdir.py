@@ -27,7 +27,7 @@ from pad_jax.training.config import differing_keys, flatten, read_workdir_config
 from pad_jax.version import __version__
 
 TOKENIZER = 'tokenizer.json'
-VERSIONS, SUMS = 'versions.json', 'sums.json'
+VERSIONS = 'versions.json'
 # What a run appends to, after it has written config.json. It replaces all other files.
 _APPENDED = ('checkpoints', 'tensorboard', 'metrics.jsonl')
 # Texts of errors of a disk that is full, read-only, closed or gone: C++ libraries report no numbers.
@@ -158,19 +158,6 @@ def add_version(workdir: Path) -> None:
     if __version__ not in versions or here not in known:
         versions = [*dict.fromkeys([*versions, __version__])]
         write_json(path, {'pad_jax': versions, 'environments': [*known, here]})
-
-
-def read_sums(workdir: Path) -> dict[str, dict[str, list[float]]]:
-    """Read sums.json: for steps with a checkpoint, the sums of metrics since the last row; {} if it is missing."""
-    path = workdir / SUMS
-    found = read_own_object(path, 'the workdir of a run') if path.exists() else {}
-    pairs = [pair for sums in found.values() if isinstance(sums, dict) for pair in sums.values()]
-    is_sound = all(isinstance(sums, dict) for sums in found.values()) and all(
-        isinstance(pair, list) and [*map(type, pair)] == [float, float] for pair in pairs
-    )
-    if not is_sound:
-        raise BadInput(f'{path} is damaged: it must hold pairs of numbers by step and name')
-    return found
 
 
 def write_identity(workdir: Path, config, source: Source) -> None:

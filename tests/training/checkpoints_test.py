@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput, Stopped
@@ -35,7 +36,8 @@ def like():
 def state():
     state = init_state(NormFree(), OPTIMIZER, INPUTS, seed=2**32 - 1)
     mixed = jax.tree.map(lambda mask: (jnp.arange(mask.size) % 3 == 0).reshape(mask.shape), state.masks)
-    return state.replace(masks=mixed, step=jnp.int32(7), round=jnp.int32(2), faults=Faults.none(3, in_a_row=2))
+    sums = {'loss': (np.float32(0.1), np.float32(3))}
+    return state.replace(masks=mixed, step=jnp.int32(7), round=jnp.int32(2), faults=Faults.none(3, 2), sums=sums)
 
 
 def at(state, step):
@@ -69,11 +71,11 @@ def test_what_a_checkpoint_of_this_format_holds(tmp_path, state):
         saved.save(at(state.replace(average={'params': state.params, 'batch_stats': state.batch_stats}), 10))
     names = {'step', 'params', 'masks', 'batch_stats', 'optimizer_state', 'key', 'round'}
     describe = saved._checkpointer.metadata
-    assert FORMAT == 3 and set(describe((saved.folder / '7').absolute()).item_metadata.state) == names
+    assert FORMAT == 4 and set(describe((saved.folder / '7').absolute()).item_metadata.state) == names
     assert set(describe(saved.folder / '10').item_metadata.state) == names | {'average'}
     manifest = json.loads((saved.folder / '7' / MANIFEST).read_text())
-    assert list(manifest) == ['format', 'skipped', 'in_a_row', 'files', 'sha256']
-    assert (manifest['format'], manifest['skipped'], manifest['in_a_row']) == (3, 3, 2)
+    assert list(manifest) == ['format', 'skipped', 'in_a_row', 'sums', 'files', 'sha256']
+    assert (manifest['format'], manifest['skipped'], manifest['in_a_row']) == (4, 3, 2)
     with pytest.raises(BadInput, match=r'10 does not fit the model or has changed: .* average: '):
         saved.restore_newest(like())
 
@@ -141,7 +143,7 @@ DAMAGES = {
     'a pipe': (put_pipe, 'state/_METADATA is missing'),
     'a bit of the manifest': (lambda folder: flip(folder / MANIFEST), ''),
     'another format, without a sha256 that fits': (
-        lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(': 3', ': 7', 1)),
+        lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(': 4', ': 7', 1)),
         'manifest.json has changed',
     ),
     'the manifest is not text': (lambda folder: (folder / MANIFEST).write_bytes(b'\xff'), "can't decode byte"),

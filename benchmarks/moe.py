@@ -132,7 +132,7 @@ def compile_plan(name: str, mode: str, x, kernels, routing):
 
     def forward(x, kernels, weights):
         layout = PLANS[name].arrange(routing._replace(weights=weights), kernels.shape[0])
-        return multiply_experts(x[0], kernels.astype(x.dtype), layout)
+        return multiply_experts(x[0], layout, None, kernels.astype(x.dtype))
 
     return compile_call(forward, mode, x, kernels, routing.weights)
 

@@ -34,7 +34,6 @@ TINY_MAP = 16  # output positions up to which reading B mixed kernels takes long
 SMALL_MAP = 100  # output positions below which one static product for the batch beats one joined to each kernel
 MOST_MERGED = 1_000_000  # positions of a masked kernel up to which K merged kernels beat one merged for each sample
 MANY_KERNELS = 8  # above it accelerators mix kernels and not outputs; not measured, it follows from data sheets
-LEAST_SCALE = 1e-9  # least λd to divide by: beside λs = 2 it is lost to rounding, and its square is finite in float32
 
 
 def convolve(
@@ -151,8 +150,7 @@ def _convolve_masked(x, factors, attention, geometry, plan, precision, tap_weigh
     if mask.dtype != bool:  # its gradient is a score
         return run(x, factors.merge(), attention, plan=name)
     if name != 'fused' or (plan == 'auto' and factors.static.size <= MOST_MERGED):
-        divisor = jnp.maximum(dynamic_scale, LEAST_SCALE)
-        static = scale_values(static_scale / divisor, factors.static)
+        divisor, static = factors.factor_out_scale()
         # Repeated by hand, as in `partition.masks.merge`.
         merged = jnp.where(mask, factors.dynamic, jnp.concatenate([static[None]] * factors.dynamic.shape[0]))
         return run(x, merged, attention * jnp.asarray(divisor, attention.dtype), plan=name)

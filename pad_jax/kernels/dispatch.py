@@ -1,29 +1,31 @@
 """Execution of a mixture of experts: plans that bring tokens to their experts, all with the same numbers.
 
-A plan is a layout, made by `arrange`. It copies tokens into rows, each of which belongs to one expert. The shape of the
-rows is private to the plan, so a matrix and a whole network of an expert use the same methods:
+A plan is a layout, made by `arrange`. It copies tokens into rows, each of which belongs to one expert:
 
-    spread(x [N, C]) -> rows            Copy each token to all of its rows.
-    multiply(rows, [E, C, F]) -> rows   Multiply each row by the matrix of its expert; `transposed`: by [E, F, C].
-                                        `spread`: the input is x [N, C]. `combine`: the result is [N, F].
-    take([E, F]) -> rows                Read the vector of each row's expert.
-    weigh(rows) -> rows                 Multiply each row by its routing weight, once between spread and combine.
-    combine(rows) -> [N, F]             Sum the rows of each token; zero for a token without experts.
+    apply(function, experts, shared, mask, x [N, C]) -> [N, F]
 
-Arrays keep their dtype. Empty rows add nothing, as long as the operations between these calls map zero to zero.
-Everything is differentiable in reverse, to any order. A slot is one of the k choices of a token, M the number of rows.
+`experts` is a pytree of [E, ...], `shared` one of what all experts use. `function(products, experts, shared, mask,
+rows, weights) -> rows` computes all experts at once or one of them, and `products` hides which:
+
+    multiply(rows, matrices, transposed)    Multiply each row by the matrix of its expert, or by its transpose.
+    take(vectors)                           Read the vector of each row's expert.
+
+`weights` has the routing weight of each row, to multiply with on the side that the function likes. Rows without a token
+have weight zero. The rows of a token are summed; a token without experts gets zero. Everything is differentiable in
+reverse, to any order, except with respect to the mask. A slot is one of the k choices of a token, M the number of rows.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pad_jax.kernels.factors import vary_together
+from pad_jax.kernels.factors import at_least_float32, vary_together
 
-# Rows of a block, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
+# Rows of a product, large to small. Measured on CPU with benchmarks/moe.py, see docs/benchmarks.md.
 BLOCK_SIZES = (128, 32)
 
 
@@ -49,22 +51,15 @@ class Dense(NamedTuple):
     def arrange(cls, routing: Routing, num_experts: int) -> 'Dense':
         return cls(dense_gates(routing, num_experts))
 
-    def spread(self, x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x[None], (self.gates.shape[1], *x.shape))
+    def apply(self, function: Callable, experts: Any, shared: Any, mask: jax.Array | None, x: jax.Array) -> jax.Array:
+        rows = jnp.broadcast_to(x[None], (self.gates.shape[1], *x.shape))
+        return jnp.sum(function(self, experts, shared, mask, rows, self.gates.T.astype(x.dtype)[:, :, None]), axis=0)
 
-    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
-        rows = self.spread(rows) if spread else rows
-        product = jnp.einsum('enc,efc->enf' if transposed else 'enc,ecf->enf', rows, weights)
-        return self.combine(product) if combine else product
+    def multiply(self, rows: jax.Array, matrices: jax.Array, transposed: bool = False) -> jax.Array:
+        return jnp.einsum('enc,efc->enf' if transposed else 'enc,ecf->enf', rows, matrices)
 
     def take(self, vectors: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(vectors[:, None], (vectors.shape[0], self.gates.shape[0], vectors.shape[1]))
-
-    def weigh(self, rows: jax.Array) -> jax.Array:
-        return rows * self.gates.T.astype(rows.dtype)[:, :, None]
-
-    def combine(self, rows: jax.Array) -> jax.Array:
-        return jnp.sum(rows, axis=0)
+        return vectors[:, None]
 
 
 class Ragged(NamedTuple):
@@ -96,13 +91,14 @@ class Ragged(NamedTuple):
         slots = slots.at[rows.reshape(-1)].set(jnp.arange(num_slots, dtype=jnp.int32), mode='drop')
         return cls(experts, routing.weights, rows, slots, starts, counts)
 
-    def spread(self, x: jax.Array) -> jax.Array:
-        return _copy(x, self.rows, self.slots, True)
+    def apply(self, function: Callable, experts: Any, shared: Any, mask: jax.Array | None, x: jax.Array) -> jax.Array:
+        rows = _copy(x, self.rows, self.slots, True)
+        return _copy(
+            function(self, experts, shared, mask, rows, self.read_weights(x.dtype)), self.rows, self.slots, False
+        )
 
-    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
-        rows = self.spread(rows) if spread else rows
-        product = lax.ragged_dot(rows, jnp.swapaxes(weights, 1, 2) if transposed else weights, self.counts)
-        return self.combine(product) if combine else product
+    def multiply(self, rows: jax.Array, matrices: jax.Array, transposed: bool = False) -> jax.Array:
+        return lax.ragged_dot(rows, jnp.swapaxes(matrices, 1, 2) if transposed else matrices, self.counts)
 
     def take(self, vectors: jax.Array) -> jax.Array:
         experts = jnp.take(self.experts.reshape(-1), self.slots, mode='fill', fill_value=vectors.shape[0])
@@ -110,49 +106,58 @@ class Ragged(NamedTuple):
         chosen = (experts[:, None] == jnp.arange(vectors.shape[0])[None]).astype(vectors.dtype)
         return jnp.dot(chosen, vectors, precision=lax.Precision.HIGHEST)
 
-    def weigh(self, rows: jax.Array) -> jax.Array:
-        weights = jnp.take(self.weights.reshape(-1), self.slots, mode='fill', fill_value=0)
-        return rows * weights.astype(rows.dtype)[:, None]
-
-    def combine(self, rows: jax.Array) -> jax.Array:
-        return _copy(rows, self.rows, self.slots, False)
+    def read_weights(self, dtype) -> jax.Array:
+        """Read the weight of each row: [M, 1]."""
+        return jnp.take(self.weights.reshape(-1), self.slots, mode='fill', fill_value=0).astype(dtype)[:, None]
 
 
 class Blocks(Ragged):
     """Rows of each expert padded to whole small blocks, multiplied in as many blocks as the experts really have.
 
-    One loop runs over the experts and takes each matrix once. An inner loop runs over the expert's rows: large blocks
-    while they last, because a larger product is faster, then small blocks, which leave little padding. Shapes are
-    static, trip counts are not, so tokens without experts cost nothing.
-    The gradient is written by hand: the sum for each matrix stays in place, so no block needs a copy of a matrix.
-    Tokens are spread inside the loop: writing all rows out would cost a good part of the product.
+    One loop runs over the experts. Inner loops run over the expert's rows: large blocks while they last, because a
+    larger product is faster, then small blocks, which leave little padding. Shapes are static, trip counts are not, so
+    tokens without experts cost nothing. Tokens are spread, and experts put together from both parts, inside the loop:
+    to write all of them out would cost a good part of the products.
     """
 
     alignment = BLOCK_SIZES[-1]
 
-    def multiply(self, rows, weights, transposed: bool = False, spread: bool = False, combine: bool = False):
-        rows, weights, _ = vary_together(rows, weights, self.slots)
-        return _multiply(rows, weights, self, transposed, spread, combine)
+    def apply(self, function: Callable, experts: Any, shared: Any, mask: jax.Array | None, x: jax.Array) -> jax.Array:
+        def call(experts, shared, mask, tokens, rows):
+            return function(OneExpert, experts, shared, mask, tokens, rows), (), (), ()
 
-    def read_block(self, values: jax.Array, start: jax.Array, size: int, spread: bool) -> jax.Array:
-        """Read rows start to start + size of `values`, which are tokens [N, C] if `spread`."""
-        rows = lax.dynamic_slice_in_dim(self.slots if spread else values, start, size)
-        return _read(values, rows // self.rows.shape[1]) if spread else rows
+        inputs = experts, shared, x, self.read_weights(x.dtype)
+        leaves, structure = jax.tree.flatten(inputs)
+        *leaves, _ = vary_together(*leaves, self.slots)
+        experts, shared, x, weights = structure.unflatten(leaves)
+        return _fold(call, self, mask, experts, shared, x, weights)[0]
 
-    def fold_blocks(self, function, expert: jax.Array, carry):
-        """Fold `function(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
+    def fold_blocks(self, step: Callable, expert: jax.Array, carry: Any) -> Any:
+        """Fold `step(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
         start, count = self.starts[expert], self.counts[expert]
         for size in BLOCK_SIZES:
             if size > self.slots.shape[0]:
                 continue  # such a block does not fit, and a slice of that size is an error even if never taken
             num_blocks = count // size if size != BLOCK_SIZES[-1] else -(-count // size)
 
-            def step(index, carry, start=start, size=size):
-                return function(start + index * size, size, carry)
+            def run(index, carry, start=start, size=size):
+                return step(start + index * size, size, carry)
 
-            carry = lax.fori_loop(0, num_blocks, step, carry)
+            carry = lax.fori_loop(0, num_blocks, run, carry)
             start, count = start + num_blocks * size, count - num_blocks * size
         return carry
+
+
+class OneExpert:
+    """Products of the rows of one expert, for `Blocks`."""
+
+    @staticmethod
+    def multiply(rows: jax.Array, matrix: jax.Array, transposed: bool = False) -> jax.Array:
+        return lax.dot_general(rows, matrix, (((1,), (1 if transposed else 0,)), ((), ())))
+
+    @staticmethod
+    def take(vector: jax.Array) -> jax.Array:
+        return vector[None]
 
 
 PLANS = {'dense': Dense, 'blocks': Blocks, 'ragged': Ragged}
@@ -211,61 +216,73 @@ _copy.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _multiply(x, weights, layout, transposed, spread, combine):
-    """Multiply rows of expert e by weights[e]: [M, C], [E, C, F] -> [M, F]; with [E, F, C] if `transposed`."""
-    contracted = (((1,), (1 if transposed else 0,)), ((), ()))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fold(function, layout, mask, experts, shared, tokens, rows):
+    """Apply a function to the rows of each expert, block by block.
 
-    def multiply_expert(expert, found):
-        matrix = lax.dynamic_index_in_dim(weights, expert, keepdims=False)
+    Args:
+      function: called with an expert's part of `experts`, then shared, mask, tokens [R, ...] and rows [R, ...] of a
+        block. It returns four pytrees: tokens and rows of the block, sums over it for the expert, and sums for all.
+      layout: `Blocks`.
+      mask: any arrays; they get no gradient.
+      experts, tokens, rows: pytrees of [E, ...], [N, ...] and [M, ...].
+      shared: a pytree.
 
-        def multiply_block(start, size, found):
-            product = lax.dot_general(layout.read_block(x, start, size, spread), matrix, contracted)
-            return lax.dynamic_update_slice_in_dim(found, product, start, 0)
+    Returns:
+      (tokens [N, ...], each the sum of its rows; rows [M, ...]; sums over the rows of each expert [E, ...]; sums over
+      all rows). The gradient of this function is this function, with the gradient of `function`.
+    """
+    num_experts, num_rows, num_selected = layout.starts.shape[0], layout.slots.shape[0], layout.rows.shape[1]
 
-        return layout.fold_blocks(multiply_block, expert, found)
+    def call(expert, start, size):
+        part = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, expert, keepdims=False), experts)
+        indices = lax.dynamic_slice_in_dim(layout.slots, start, size) // num_selected
+        block = jax.tree.map(lambda leaf: _read(leaf, indices), tokens)
+        own_rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), rows)
+        return function(part, shared, mask, block, own_rows)
 
-    found = jnp.zeros((layout.slots.shape[0], weights.shape[1 if transposed else 2]), x.dtype)
-    *_, found = vary_together(x, weights, layout.slots, found)
-    found = lax.fori_loop(0, weights.shape[0], multiply_expert, found)
-    return layout.combine(found) if combine else found
+    def run_expert(expert, carry):
+        def step(start, size, carry):
+            def write(old, new):
+                return lax.dynamic_update_slice_in_dim(old, new, start, 0)
 
+            def add(old, new):
+                new += lax.dynamic_index_in_dim(old, expert, keepdims=False)
+                return lax.dynamic_update_index_in_dim(old, new, expert, 0)
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _accumulate(left, right, layout, spread_left, spread_right):
-    """Sum left·rightᵀ over the rows of each expert: [M, C], [M, F] -> [E, C, F], at least float32."""
-    wide = jnp.promote_types(left.dtype, jnp.float32)
-    shape, num_experts = (left.shape[1], right.shape[1]), layout.starts.shape[0]
-    *_, found, nothing = vary_together(left, right, jnp.zeros((num_experts, *shape), wide), jnp.zeros(shape, wide))
+            written, by_expert, total = carry
+            *new, sums, more = call(expert, start, size)
+            written = jax.tree.map(write, written, tuple(new))
+            return written, jax.tree.map(add, by_expert, sums), jax.tree.map(jnp.add, total, more)
 
-    def accumulate_expert(expert, found):
-        def add_block(start, size, total):
-            lefts = layout.read_block(left, start, size, spread_left)
-            rights = layout.read_block(right, start, size, spread_right)
-            return total + lax.dot_general(lefts, rights, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        return layout.fold_blocks(step, expert, carry)
 
-        total = layout.fold_blocks(add_block, expert, nothing)
-        return lax.dynamic_update_index_in_dim(found, total, expert, 0)
-
-    return lax.fori_loop(0, num_experts, accumulate_expert, found)
-
-
-def _multiply_backward(transposed, spread, combine, saved, d_y):
-    x, weights, layout = saved
-    # Spreading is the transpose of combining, so each replaces the other in the gradient.
-    d_x = _multiply(d_y, weights, layout, not transposed, combine, spread)
-    sides = (d_y, x, layout, combine, spread) if transposed else (x, d_y, layout, spread, combine)
-    d_weights = _accumulate(*sides)
-    return d_x, d_weights.astype(weights.dtype), None
-
-
-def _accumulate_backward(spread_left, spread_right, saved, d_products):
-    left, right, layout = saved
-    d_products = d_products.astype(left.dtype)
-    d_left = _multiply(right, d_products, layout, True, spread_right, spread_left)
-    d_right = _multiply(left, d_products, layout, False, spread_left, spread_right)
-    return d_left, d_right, None
+    *found, sums, more = jax.eval_shape(lambda: call(0, 0, BLOCK_SIZES[-1]))
+    start = (
+        jax.tree.map(lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:]), leaf.dtype), tuple(found)),
+        jax.tree.map(lambda leaf: jnp.zeros((num_experts, *leaf.shape), at_least_float32(leaf.dtype)), sums),
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, at_least_float32(leaf.dtype)), more),
+    )
+    leaves = jax.tree.leaves((experts, shared, tokens, rows))
+    start = jax.tree.map(lambda zero: vary_together(*leaves, layout.slots, zero)[-1], start)
+    written, *totals = lax.fori_loop(0, num_experts, run_expert, start)
+    copied = jax.tree.map(lambda leaf: _copy(leaf, layout.rows, layout.slots, False), written[0])
+    return copied, written[1], *jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), tuple(totals), (sums, more))
 
 
-_multiply.defvjp(lambda *inputs: (_multiply(*inputs), inputs[:3]), _multiply_backward)
-_accumulate.defvjp(lambda *inputs: (_accumulate(*inputs), inputs[:3]), _accumulate_backward)
+def _fold_backward(function, saved, cotangents):
+    layout, mask, experts, shared, tokens, rows = saved
+    d_tokens, d_rows, d_experts, d_shared = cotangents
+
+    def pull(experts, shared, mask, tokens, rows):
+        inputs, cotangents = zip(tokens, rows, experts, shared)
+        _, pull_block = jax.vjp(lambda tokens, rows, *both: function(*both, mask, tokens, rows), *inputs)
+        return pull_block(cotangents)
+
+    # A cotangent has the kind of what it belongs to: tokens, rows, an expert's values, or those of all.
+    pairs = (experts, d_experts), (shared, d_shared), (tokens, d_tokens), (rows, d_rows)
+    d_tokens, d_rows, d_experts, d_shared = _fold(pull, layout, mask, *pairs)
+    return None, None, d_experts, d_shared, d_tokens, d_rows
+
+
+_fold.defvjp(lambda function, *inputs: (_fold(function, *inputs), inputs), _fold_backward)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from pad_jax.partition.masks import merge, scale_values, split
 
+LEAST_SCALE = 1e-9  # least λd to divide by: beside λs = 2 it is lost to rounding, and its square is finite in float32
+
 
 class Factors(NamedTuple):
     """Parameter [K, *shape] of a dynamic layer: its factors, its static part, and a mask or an index.
@@ -54,6 +56,11 @@ class Factors(NamedTuple):
         dynamic_part = scale_values(self.dynamic_scale, self.dynamic)
         static_part = scale_values(self.static_scale, self.static)
         return self.put_dynamic(dynamic_part), self.put_static(static_part)
+
+    def factor_out_scale(self) -> tuple[jax.Array, jax.Array]:
+        """Return (λd, λs / λd · static): effective factors are λd times those with this static part and no scales."""
+        scale = jnp.maximum(self.dynamic_scale, LEAST_SCALE)
+        return scale, scale_values(self.static_scale / scale, self.static)
 
     def put_dynamic(self, values: jax.Array) -> jax.Array:
         """Put dynamic entries where they belong, with zeros elsewhere: [N, *entries] -> [N, *shape]."""

@@ -158,15 +158,17 @@ class MixtureLinear(Mixture):
 
     def _apply(self, x, kernel, layout, total):
         if kernel.index is None:
-            return multiply_experts(*_cast(self.dtype, x, kernel.merge()), layout)
+            scale, parts, mask = _split_masked(kernel)
+            tokens, *parts = _cast(self.dtype, x, *parts)
+            return multiply_experts(_scale(scale, tokens), layout, mask, *parts)
         dynamic, static, size = kernel.index, kernel.static_index, kernel.size
         tokens, experts, shared = _cast(self.dtype, x, kernel.dynamic, kernel.static)
         # Scaling the tokens takes fewer products than scaling the parameters.
         for_experts, for_static = _scale(kernel.dynamic_scale, tokens), _scale(kernel.static_scale, tokens)
         if kernel.axis == -2:
-            y = multiply_experts(take_entries(for_experts, dynamic, -1), experts, layout)
+            y = multiply_experts(take_entries(for_experts, dynamic, -1), layout, None, experts)
             return y + _scale(total, jnp.dot(take_entries(for_static, static, -1), shared))
-        y = put_entries(multiply_experts(for_experts, experts, layout), dynamic, size, -1)
+        y = put_entries(multiply_experts(for_experts, layout, None, experts), dynamic, size, -1)
         return y + put_entries(_scale(total, jnp.dot(for_static, shared)), static, size, -1)
 
 
@@ -198,9 +200,11 @@ class MixtureFFN(Mixture):
     def _apply(self, x, neurons, layout, total):
         if neurons.index is None:
             # A neuron may act on the sum of both parts, so the experts compute the static part too.
-            return apply_experts(*_cast(self.dtype, x, neurons.merge()), layout)
+            scale, parts, mask = _split_masked(neurons)
+            tokens, *parts = _cast(self.dtype, x, *parts)
+            return apply_experts(tokens, layout, scale, mask, *parts)
         tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
-        y = apply_experts(tokens, experts, layout, neurons.dynamic_scale)
+        y = apply_experts(tokens, layout, neurons.dynamic_scale, None, experts)
         return y + _scale(total, apply_neurons(tokens, shared, neurons.static_scale))
 
     def multiply_adds(self, x_shape, y_shape, count):
@@ -220,20 +224,36 @@ class MixtureFFN(Mixture):
         )
 
 
-def multiply_experts(x: jax.Array, kernels: jax.Array, layout) -> jax.Array:
-    """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype."""
-    # The product is linear: weights multiply on the side with fewer features, and only that side is written as rows.
-    if kernels.shape[1] <= kernels.shape[2]:
-        return layout.multiply(layout.weigh(layout.spread(x)), kernels, combine=True)
-    return layout.combine(layout.weigh(layout.multiply(x, kernels, spread=True)))
+def multiply_experts(x: jax.Array, layout, mask: jax.Array | None, kernels: jax.Array, static: jax.Array | None = None):
+    """Σ over a token's experts of weight·(x·kernel): x [N, C], kernels [E, C, F] -> [N, F] of x's dtype.
+
+    Where a bool mask [C, F] is False, static [C, F] replaces the kernel of every expert.
+    """
+
+    def multiply(products, kernels, static, mask, rows, weights):
+        kernels = kernels if mask is None else jnp.where(mask, kernels, static)
+        # The product is linear: weights multiply on the side with fewer features.
+        if kernels.shape[-2] <= kernels.shape[-1]:
+            return products.multiply(rows * weights, kernels)
+        return products.multiply(rows, kernels) * weights
+
+    return layout.apply(multiply, kernels, static, mask, x)
 
 
-def apply_experts(x: jax.Array, neurons: jax.Array, layout, scale: jax.Array | float = 1.0) -> jax.Array:
-    """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, 2C + 1, F] -> [N, C]."""
-    weights_in, bias, weights_out = split_neurons(neurons)
-    hidden = layout.multiply(_scale(scale, x), weights_in, spread=True)
-    hidden = _gelu(hidden + layout.take(_scale(scale, bias)))
-    return _scale(scale, layout.combine(layout.weigh(layout.multiply(hidden, weights_out, transposed=True))))
+def apply_experts(x, layout, scale, mask: jax.Array | None, neurons: jax.Array, static: jax.Array | None = None):
+    """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, 2C + 1, F] -> [N, C].
+
+    Where a bool mask [2C + 1, F] is False, static [2C + 1, F] replaces the neurons of every expert.
+    """
+
+    def apply(products, neurons, shared, mask, rows, weights):
+        static, scale = shared
+        neurons = neurons if mask is None else jnp.where(mask, neurons, static)
+        weights_in, bias, weights_out = split_neurons(neurons)
+        hidden = _gelu(products.multiply(rows, weights_in) + products.take(bias) * scale)
+        return products.multiply(hidden, weights_out, transposed=True) * weights
+
+    return _scale(scale, layout.apply(apply, neurons, (static, jnp.asarray(scale, x.dtype)), mask, _scale(scale, x)))
 
 
 def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
@@ -241,6 +261,14 @@ def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1
     weights_in, bias, weights_out = split_neurons(neurons)
     hidden = jnp.dot(_scale(scale, x), weights_in) + _scale(scale, bias)[None]
     return _scale(scale, jnp.dot(_gelu(hidden), weights_out.T))
+
+
+def _split_masked(factors: Factors) -> tuple[jax.Array | float, list[jax.Array], jax.Array | None]:
+    """Return a scale for the tokens, the parts of masked storage, and a bool mask that joins them if there are two."""
+    if factors.mask is None or factors.mask.dtype != bool:  # the gradient of a gate is a score
+        return 1.0, [factors.merge()], None
+    scale, static = factors.factor_out_scale()
+    return scale, [factors.dynamic, static], factors.mask
 
 
 def split_neurons(neurons: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

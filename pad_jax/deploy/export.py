@@ -167,7 +167,7 @@ def shrink_network(network: Network, config: ml_collections.ConfigDict) -> Netwo
         served.partition.scales = 'none'
     model = make_model(served) if is_text(config) else make_model(served).clone(norms_folded=True)
     if jax.tree.leaves(variables.get('partition', {})):
-        variables = compact(variables, network.records, allow_dynamic=True)
+        variables = compact(variables, network.records)
     return network._replace(model=model, variables=jax.device_get(variables))
 
 

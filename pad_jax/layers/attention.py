@@ -10,7 +10,6 @@ from flax.typing import Initializer
 
 from pad_jax.kernels.factors import at_least_float32
 from pad_jax.layers.factors import declare_factors
-from pad_jax.partition.masks import blend
 
 LEAST_SQUARE = 1e-5
 """Added to a mean square before dividing by it, as in norms."""
@@ -169,8 +168,10 @@ class GeneratedTensor(nn.Module):
         """Map float[B, width] to [B, *shape] of the same dtype; temperature > 0, may be traced."""
         batch, width = hidden.shape
         record = {'generated': True, 'linear': False, 'start': self.start, 'beside': ('bias',), 'layer': '..'}
+        entries = range(1, len(self.shape) + 1)  # drawn as one attention over all of them
+        init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal', in_axis=0, out_axis=entries)
         init_static = nn.initializers.constant(self.start)
-        factors = declare_factors(self, 'tensor', self.shape, width, _init_together, init_static, **record)
+        factors = declare_factors(self, 'tensor', self.shape, width, init, init_static, **record)
         # Dead at static positions: in compact storage it has dynamic entries only, as the factors do.
         bias = self.param('bias', nn.initializers.zeros_init(), factors.dynamic.shape[1:], self.param_dtype)
         weights = factors.dynamic.astype(hidden.dtype).reshape(width, bias.size)
@@ -182,17 +183,15 @@ class GeneratedTensor(nn.Module):
         self.sow('intermediates', 'values', values)
         if factors.static is None:
             return values
-        scales = factors.dynamic_scale, factors.static_scale
-        if factors.index is None:
-            return blend(values, factors.static, factors.mask, *scales)
-        dynamic_scale, static_scale, static = (jnp.asarray(array, values.dtype) for array in (*scales, factors.static))
-        return dynamic_scale * values + factors.put_static(static_scale * static)[None]
+        static, scales = factors.static.astype(values.dtype), (factors.dynamic_scale, factors.static_scale)
+        dynamic_scale, static_scale = (jnp.asarray(scale, values.dtype) for scale in scales)
+        dynamic_part, static_part = dynamic_scale * values, static_scale * static
+        if factors.index is not None:
+            return dynamic_part + factors.put_static(static_part)[None]
+        # If both parts are equal, the gradient of the mask is exactly zero. A rounding error would pass as a score.
+        gate = jnp.asarray(factors.mask, values.dtype)[None]
+        return static_part[None] + gate * (dynamic_part - static_part[None])
 
     def multiply_adds(self, x_shape, y_shape, count):
         """Return multiply-adds of one example as (dense, masked, compact)."""
         return 0, count.num_factors * count.positions, count.num_factors * count.dynamic_positions
-
-
-def _init_together(key, shape, dtype):
-    """Draw the weights as those of one attention over all entries together."""
-    return EXPAND_INIT(key, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)

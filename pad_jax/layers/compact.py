@@ -30,16 +30,15 @@ from pad_jax.partition.layout import PartialParameter
 from pad_jax.partition.masks import gate_axis, mask_granularity, mask_shape
 
 
-def compact(variables: Mapping[str, Any], records: Mapping[str, Any], allow_dynamic: bool = False) -> dict[str, Any]:
+def compact(variables: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
     """Return variables without dead entries: the network computes the same, with the same gradients of live entries.
 
     Args:
       variables: collections of a Flax module, among them `params` and `partition`, concrete arrays.
       records: of `find_records`.
-      allow_dynamic: accept masks that are still all dynamic.
 
     Raises:
-      ValueError: if nothing is static yet, or if the variables are compact already.
+      ValueError: if the variables have no masks, or are compact already.
 
     >>> from pad_jax.layers import DynamicConv, find_records
     >>> layer, x = DynamicConv(8, (3, 3), granularity='output'), jnp.ones((1, 6, 6, 3))
@@ -51,11 +50,9 @@ def compact(variables: Mapping[str, Any], records: Mapping[str, Any], allow_dyna
     """
     if 'index' in variables:
         raise ValueError('these variables are compact already')
-    masks = variables.get('partition', {})
-    leaves = jax.tree.leaves(masks)
-    if not leaves or not (allow_dynamic or any(not np.asarray(mask).all() for mask in leaves)):
-        advice = ' (allow_dynamic=True accepts a network in which all is dynamic)' if leaves else ''
-        raise ValueError(f'nothing is static yet: call compact after the partition{advice}')
+    masks = variables.get('partition')
+    if not masks:
+        raise ValueError("the variables have no masks: only partially dynamic layers have a collection 'partition'")
     others = {name: found for name, found in variables.items() if name != 'partition'}
     params = compact_params(variables['params'], masks, records)
     return {**others, 'params': params, 'index': index_masks(masks, with_elements=True)}

@@ -12,7 +12,6 @@ from pad_jax.partition.layout import Layout, Part, PartialParameter, Problem, po
 from pad_jax.partition.masks import (
     GRANULARITIES,
     SCALES,
-    blend,
     count_dynamic,
     count_positions,
     dynamic_fraction,
@@ -30,7 +29,6 @@ from pad_jax.partition.rounds import (
     HANDOFFS,
     PAPER,
     SCHEDULES,
-    NothingSelected,
     Partition,
     PartitionError,
     Recipe,

@@ -204,32 +204,29 @@ def score_positions(
             raise ValueError(f'criterion {criterion!r} needs the function {field!r}, which was not given')
     if not row.needs:
         batches, axis_name = [None], None
-    return _evaluate(row, f'criterion {criterion!r}', problem, params, masks, batches, key, axis_name)
+    total = _sum_batches(row.measure, problem, params, masks, batches, key, axis_name)
+    return _finish(row, problem, params, masks, total)
 
 
 def mean_routing(problem: Problem, params, masks, batches: Iterable):
     """Return the means over batches behind every mask: mixing weights float[K], or generated values float[*shape]."""
-    row = Criterion(measure_routing, _finish_means, adds_up=False)
-    return _evaluate(row, "handoff 'mean'", problem, params, masks, batches)
 
-
-def _finish_means(problem, params, masks, total):
     def mean(mask, part, moments):
         count, first, _ = moments
         return first / count + (0 if part.generated else 1 / first.shape[0])
 
+    total = _sum_batches(measure_routing, problem, params, masks, batches)
     return jax.tree.map(mean, masks, problem.layout.read(params, masks), total)
 
 
-def _evaluate(row, user, problem, params, masks, batches, key=None, axis_name=None):
-    """Sum the measurements of a criterion over batches (and devices), and finish."""
+def _sum_batches(measure, problem, params, masks, batches, key=None, axis_name=None):
     key, total = jax.random.key(0) if key is None else key, None
     for batch in batches:
-        found = _measure(row.measure, problem, params, masks, batch, key, axis_name)
+        found = _measure(measure, problem, params, masks, batch, key, axis_name)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     if total is None:
-        raise ValueError(f'{user} needs at least one scoring batch, got none')
-    return _finish(row, problem, params, masks, total)
+        raise ValueError('batches must hold at least one scoring batch, got none')
+    return total
 
 
 # Each is compiled once for all rounds: masks and parameters are traced.

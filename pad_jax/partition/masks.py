@@ -147,22 +147,6 @@ def merge(dynamic, static, mask, dynamic_scale=1.0, static_scale=1.0):
     return dynamic_part + jnp.concatenate([static_part[None]] * dynamic.shape[0])
 
 
-def blend(values, static, mask, dynamic_scale=1.0, static_scale=1.0):
-    """Return effective values float[N, *shape] of a generated parameter, for each of N rows.
-
-        λd · mask · values + λs · (1 − mask) · static
-
-    If values and static parameters are equal, the gradient through the mask is exactly zero. A rounding error would
-    pass as a score.
-
-    >>> blend(jnp.array([[1., 2.], [3., 4.]]), jnp.array([9., 9.]), jnp.array([True, False])).tolist()
-    [[1.0, 9.0], [3.0, 9.0]]
-    """
-    gate = jnp.asarray(mask, values.dtype)[None]
-    static_part = (jnp.asarray(static_scale, values.dtype) * static.astype(values.dtype))[None]
-    return static_part + gate * (jnp.asarray(dynamic_scale, values.dtype) * values - static_part)
-
-
 def group_size(mask, position) -> int:
     """Return the number of positions that one gate of `mask` decides for; both need only a `.shape`.
 

@@ -109,11 +109,7 @@ def round_fractions(dynamic_fraction: float, rounds: int = 1, schedule: str = 'e
 
 
 class PartitionError(ValueError):
-    """A partition is not possible with these scores or groups."""
-
-
-class NothingSelected(PartitionError):
-    """The best-scored group of positions is larger than the number of positions that stay dynamic."""
+    """A partition is not possible: the best-scored group is too large, or the scores are uninformative."""
 
 
 class UninformativeScores(PartitionError):
@@ -154,7 +150,7 @@ def partition_round(
 
     Raises:
       UninformativeScores: if the scores cannot tell which positions to keep.
-      NothingSelected: if the best-scored group is larger than the dynamic fraction.
+      PartitionError: if the best-scored group is larger than the dynamic fraction.
       ValueError: on a dynamic fraction out of range, params and masks that don't fit each other, or no batches.
     """
     layout, roles, structure = problem.layout, recipe.find_roles(masks), jax.tree.structure(masks)
@@ -280,7 +276,7 @@ def check_informative(
     Raises:
       UninformativeScores: if all competing scores are equal (zero, above all). Also if NaN leaves fewer than the
         target, or more than the target are infinite.
-      NothingSelected: if the best-scored group has more positions than the target.
+      PartitionError: if the best-scored group has more positions than the target.
     """
     paths, structure = leaf_names(masks), jax.tree.structure(masks)
     sizes = dict(zip(paths, jax.tree.leaves(jax.tree.map(group_size, masks, positions)), strict=True))
@@ -288,23 +284,17 @@ def check_informative(
     competing = [np.asarray(score, np.float32)[np.asarray(mask, bool)] for score, mask in leaves]
     competing = {path: values for path, values in zip(paths, competing, strict=True) if values.size}
     for layer, members in find_competitions(competing, scope, layer_of).items():
-        total = sum(sizes[path] * competing[path].size for path in members)
-        missing = sum(sizes[path] * int(np.isnan(competing[path]).sum()) for path in members)
+        gates = [(leaf.size, np.isnan(leaf).sum(), np.isposinf(leaf).sum()) for leaf in map(competing.get, members)]
+        total, nan, infinite = np.dot([sizes[path] for path in members], gates)
         target = int(targets if scope == 'global' else targets[layer])
         wanted = max(1, min(target, total))
-        if total - missing < wanted:
+        if total - nan < wanted or infinite > wanted:
             raise UninformativeScores(
-                f'{criterion} gave NaN for {missing} of the {total} positions of {layer}, and {wanted} are to stay '
-                'dynamic: look for NaN in the loss, lower the temperature or the learning rate, or take criterion '
-                "'magnitude'"
+                f'{criterion} gave NaN for {nan} and infinity for {infinite} of the {total} positions of {layer}, and '
+                f'{wanted} must stay dynamic. Look for NaN or an overflow in the loss, lower the temperature or the '
+                "learning rate, or take criterion 'magnitude'"
             )
         values = np.concatenate([competing[path] for path in members])
-        infinite = sum(sizes[path] * int(np.isposinf(competing[path]).sum()) for path in members)
-        if infinite > wanted:
-            raise UninformativeScores(
-                f'{criterion} gave infinity for {infinite} of the {total} positions of {layer}, and {wanted} are to '
-                "stay dynamic: look for an overflow, lower the learning rate, or take criterion 'magnitude'"
-            )
         low, high = np.nanmin(values), np.nanmax(values)
         if low == high and np.count_nonzero(values == high) > 1:
             raise UninformativeScores(
@@ -314,7 +304,7 @@ def check_informative(
         first = next(path for path in members if np.any(competing[path] == high))
         if sizes[first] > target:
             name = first.removesuffix('_mask')
-            raise NothingSelected(
+            raise PartitionError(
                 f'the best-scored group of positions, in {name or "the parameter"}, has {sizes[first]} of them, and '
                 f'{target} are to stay dynamic: take a finer granularity or a larger dynamic_fraction'
             )

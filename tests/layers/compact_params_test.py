@@ -81,10 +81,10 @@ def assert_same(found, expected):
 )
 def test_expand_undoes_compact_and_dead_entries_are_zero(seed, granularity, fraction, kernel):
     variables, records = draw_variables(seed, granularity, fraction, kernel)
-    small = compact(variables, records, allow_dynamic=True)
+    small = compact(variables, records)
     assert sorted(small) == ['batch_stats', 'index', 'params']
     assert_same(expand(small, records), variables)
-    assert_same(compact(expand(small, records), records, allow_dynamic=True), small)
+    assert_same(compact(expand(small, records), records), small)
     full, _ = draw_variables(seed, granularity, fraction, kernel, dead=True)
     assert_same(compact_params(full['params'], small['index'], records), small['params'])
 
@@ -156,7 +156,7 @@ def test_the_index_of_masks():
 def test_under_a_trace_it_is_the_same(granularity, fraction):
     # More bytes than one row of counts has.
     variables, records = draw_variables(1, granularity, fraction, (3, 3, 20, 65))
-    small = compact(variables, records, allow_dynamic=True)
+    small = compact(variables, records)
     assert_same(jit_quickly(expand)(small, records), variables)
     if granularity not in ('element', 'spatial'):  # of matrices by element
         found = jit_quickly(compact_params)(variables['params'], small['index'], records)
@@ -196,11 +196,9 @@ def test_what_is_refused():
         compact(small, records)
     with pytest.raises(ValueError, match='not compact: there is nothing to expand'):
         expand(variables, records)
-    for masks in ({}, jax.tree.map(jnp.ones_like, variables['partition'])):
-        with pytest.raises(ValueError, match='nothing is static yet: call compact after the partition'):
-            compact({**variables, 'partition': masks}, records)
-    with pytest.raises(ValueError, match=r'after the partition$'):
-        compact({'params': {}}, {}, allow_dynamic=True)
+    for masks in ({}, {'partition': {}}):
+        with pytest.raises(ValueError, match='the variables have no masks'):
+            compact({'params': {}, **masks}, {})
     odd = {'kernel': jnp.ones((2, 3, 4, 5)), 'static_kernel': jnp.ones((3, 4, 5))}
     for gates in ((1, 4, 5), (1, 1, 4)):
         with pytest.raises(ValueError, match=r'mask of kernel must have the shape \(1, 1, 5\) of granularity'):

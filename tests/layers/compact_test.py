@@ -138,7 +138,7 @@ def check(name, granularity, fraction):
         if of_twin is not None:
             chex.assert_trees_all_close(gradients, of_twin, rtol=1e-8, atol=1e-8)
 
-        small = compact({'params': params, 'partition': masks}, records, allow_dynamic=True)
+        small = compact({'params': params, 'partition': masks}, records)
         small_momentum = compact_params(momentum, masks, records)
         others = {'index': small['index']}
         found = step(small['params'], small_momentum, others, x, cotangent)
@@ -205,7 +205,7 @@ def test_dead_entries_cost_nothing(granularity):
             return jnp.sum(apply(layer, records, {'params': params, **others}, x) ** 2)
 
         program = jit_quickly(jax.grad(loss))
-        small = compact(variables, records, allow_dynamic=True)
+        small = compact(variables, records)
         found = [
             program.lower(small['params'], {'index': small['index']}),
             program.lower(params, {'partition': masks, 'index': index_masks(masks)}),
@@ -269,11 +269,11 @@ def test_a_pruned_layer_stores_what_counts_and_expands_again(granularity, fracti
         for name in LAYERS:
             _, records, params, _, shapes, *_ = setting(PRUNED + name, granularity)
             masked = {'params': params, 'partition': draw_masks(shapes, fraction)}
-            small = compact(masked, records, allow_dynamic=True)
+            small = compact(masked, records)
             again = expand(small, records)
             chex.assert_trees_all_equal(again['partition'], masked['partition'])
             chex.assert_trees_all_equal_structs(again['params'], params)
-            chex.assert_trees_all_equal(compact(again, records, allow_dynamic=True), small)
+            chex.assert_trees_all_equal(compact(again, records), small)
             counted = report_counts(count_layers({**masked, 'intermediates': records}))
             assert counted['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(small['params']))
             assert counted['static_parameters'] == 0 and (counted['dynamic_share'] > 0) == (fraction > 0)

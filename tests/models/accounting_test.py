@@ -146,7 +146,7 @@ def test_compact_parameters_are_those_of_compact_arrays(name, granularity):
     found = account_layers(
         model, [x], count_layers(variables | {'intermediates': shapes_of(model, x)['intermediates']})
     )
-    small = compact(variables, find_records(model, x), allow_dynamic=True)
+    small = compact(variables, find_records(model, x))
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(one['params'])) for one in (variables, small)]
     assert stored(found) == tuple(sizes)
 

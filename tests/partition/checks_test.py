@@ -7,8 +7,8 @@ import pytest
 
 from pad_jax.partition import (
     Layout,
-    NothingSelected,
     Part,
+    PartitionError,
     Problem,
     Recipe,
     UninformativeScores,
@@ -54,19 +54,21 @@ def test_equal_scores_are_refused_with_advice():
 
 def test_infinite_scores_are_refused_as_such():
     for values, count in (([jnp.inf] * 3, 3), ([jnp.inf, 1.0, jnp.inf], 2)):
-        with pytest.raises(UninformativeScores, match=f'infinity for {count} of the 3 positions .* for an overflow'):
+        with pytest.raises(UninformativeScores, match=f'infinity for {count} of the 3 positions .* or an overflow'):
             check({'a': values})
 
 
 def test_too_few_numbers_are_refused():
-    with pytest.raises(UninformativeScores, match='NaN for 3 of the 3 positions of all parameters, and 1 are to stay'):
+    with pytest.raises(
+        UninformativeScores, match=r'NaN for 3 .* of the 3 positions of all parameters, and 1 must stay'
+    ):
         check({'a': [NAN] * 3})
     scores = {'a': [NAN, NAN, 1.0], 'b': [1.0, 2, 3]}
     check(scores, targets=4)
-    with pytest.raises(UninformativeScores, match=r'snip gave NaN for 2 of the 6 positions of all .*, and 5 are'):
+    with pytest.raises(UninformativeScores, match=r'snip gave NaN for 2 .* of the 6 positions of all .*, and 5 must'):
         check(scores, targets=5, criterion='snip')
     check(scores, targets={'a': 1, 'b': 3}, scope='layer')
-    with pytest.raises(UninformativeScores, match='NaN for 2 of the 3 positions of a, and 2 are to stay dynamic'):
+    with pytest.raises(UninformativeScores, match=r'NaN for 2 .* of the 3 positions of a, and 2 must stay dynamic'):
         check(scores, targets={'a': 2, 'b': 3}, scope='layer')
     # Never more than there are: the two candidates of `a` are all that can be asked for.
     check(scores, {'a': jnp.array([0, 0, 1], bool), 'b': jnp.ones(3, bool)}, targets=6)
@@ -75,7 +77,7 @@ def test_too_few_numbers_are_refused():
 def test_groups_count_with_their_size_among_the_nan():
     scores, masks, positions = jnp.array([[NAN, 1.0, 2.0]]), jnp.ones((1, 3), bool), jnp.zeros((4, 3))
     check_informative(scores, masks, 8, positions)
-    with pytest.raises(UninformativeScores, match='NaN for 4 of the 12 positions'):
+    with pytest.raises(UninformativeScores, match=r'NaN for 4 .* of the 12 positions'):
         check_informative(scores, masks, 9, positions)
 
 
@@ -114,7 +116,7 @@ def test_a_group_larger_than_what_may_stay_is_named(granularity):
         'static': {'small': jnp.zeros((2, 5)), 'wide': jnp.zeros((20, 2))},
     }
     size = {'layer': 40, 'output': 20}[granularity]
-    with pytest.raises(NothingSelected, match=f'group of positions, in wide, has {size} of them, and 15 are to stay'):
+    with pytest.raises(PartitionError, match=f'group of positions, in wide, has {size} of them, and 15 are to stay'):
         iterative_mode_partition(
             problems.loss_fn, params, None, dynamic_fraction=0.3, criterion='magnitude', granularity=granularity
         )

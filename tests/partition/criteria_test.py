@@ -54,7 +54,7 @@ def test_a_criterion_says_what_it_needs(criterion, needed):
 def test_what_scoring_refuses():
     with pytest.raises(ValueError, match=r"criterion must be one of sensitivity, .*, got 'snip'"):
         score('snip')
-    with pytest.raises(ValueError, match="criterion 'sensitivity' needs at least one scoring batch, got none"):
+    with pytest.raises(ValueError, match='batches must hold at least one scoring batch, got none'):
         score('sensitivity', batches=[])
 
 

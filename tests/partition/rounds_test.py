@@ -128,8 +128,8 @@ def test_exclusions():
         ({'schedule': 'one_shot', 'rounds': 2}, "schedule 'one_shot' has a single round, got rounds = 2"),
         ({'dynamic_fraction': 0}, r'dynamic_fraction must be in \(0, 1\], got 0'),
         ({'rounds': 0}, 'rounds must be at least 1, got 0'),
-        ({'batches': []}, "criterion 'sensitivity' needs at least one scoring batch, got none"),
-        ({'batches': [], 'criterion': 'magnitude', 'handoff': 'mean'}, "handoff 'mean' needs at least one scoring"),
+        ({'batches': []}, 'batches must hold at least one scoring batch, got none'),
+        ({'batches': [], 'criterion': 'magnitude', 'handoff': 'mean'}, 'batches must hold at least one scoring'),
     ],
 )
 def test_what_is_refused(options, message):

@@ -13,7 +13,7 @@ from pad_jax.errors import BadInput
 from pad_jax.layers import CONVS
 from pad_jax.layers.factors import read_records
 from pad_jax.models import LayerSpec, make_conv_spec
-from pad_jax.partition import Layout, NothingSelected, Problem, Recipe, count_dynamic, partition_round, positions_of
+from pad_jax.partition import Layout, PartitionError, Problem, Recipe, count_dynamic, partition_round, positions_of
 from pad_jax.training import setup
 from pad_jax.training.config import load_config
 from tests.training.tiny import DIGITS
@@ -79,5 +79,5 @@ def test_config_and_partition_agree(monkeypatch, conv, granularity, scope):
         for module in modules:
             inside = inside[module]
         inside[leaf] = inside[leaf] + 9
-        with pytest.raises(NothingSelected, match=f'in {name}, has {size} of them'):
+        with pytest.raises(PartitionError, match=f'in {name}, has {size} of them'):
             partition()

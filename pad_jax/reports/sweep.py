@@ -255,11 +255,10 @@ def run_sweep(
     flat = {name: flatten(config) for name, config in configs.items()}
     changes = {name: {key: flat[name][key] for key in change} for name, change in ablation.variants.items()}
     with WorkdirLock(folder) as lock:
-        lock.find()
+        lock.take()
         sweep = Sweep(__version__, ablation.base.name, configs[BASE].to_dict(), changes, seeds)
         sweep = _join_earlier(folder, sweep)
         _check_data_and_runs(folder, configs)
-        lock.take()
         with disk_faults_stop(f'{folder / SWEEP} cannot be written'):
             write_sweep(folder, sweep)
         runs = [SweepRun(folder, name, seed) for seed in range(seeds) for name in configs]
@@ -368,7 +367,7 @@ class _Runner(Progress):
         # A terminal or a scheduler signals all processes at once. Only the sweep reacts, and then stops its runs.
         try:
             with WorkdirLock(run.workdir) as lock:
-                lock.find()
+                lock.take()
         except WorkdirInUse as problem:
             self.say(f'{run} waits up to {_SECONDS_OF_ORPHANS} s for a run that is stopping: {problem}')
         except BadInput:

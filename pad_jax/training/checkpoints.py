@@ -4,19 +4,16 @@ Orbax writes the arrays into STEP.writing. A manifest with the size and sha256 o
 folder is renamed to STEP. So a folder whose name is a number is complete, and later damage is noticed. A damaged
 checkpoint is kept as STEP.damaged, and the latest sound one replaces it.
 
-Readers lock the manifest of a checkpoint (flock), and a run removes no checkpoint that is locked. On file systems
-without locks, readers look again if a checkpoint has vanished.
+A run may remove a checkpoint while another command reads it. The reader then takes a newer one.
 
 If there are several processes, all of them call every method.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -44,8 +41,6 @@ _STEP = re.compile('0|[1-9][0-9]*')  # not "07", which would be looked for under
 _LEFTOVER = re.compile(r'\d+\.(writing|removing)(\..*)?|\d+\.orbax-checkpoint-tmp.*')
 # Errors of a file that differs from the written one; other errors are trouble of the machine.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EIO)
-
-_MOST_VANISHED = 100  # checkpoints that a run may remove while they are read
 
 
 class Checkpoints:
@@ -104,8 +99,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f'checkpoint {step}')
         if is_first():
             for old in set(self.steps_here()[: -self._keep]) - {best}:
-                # If it is being read, it stays until a later call.
-                with contextlib.suppress(OSError), self._lock(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with contextlib.suppress(OSError):  # a later call tries again
                     # Renamed first, so that half a checkpoint never has a number.
                     self._path(old).rename(self._path(old, '.removing'))
             self._clear_leftovers()
@@ -118,27 +112,20 @@ class Checkpoints:
         Raises:
           BadInput: no checkpoint exists, or it cannot be read, has another format, or does not fit the model.
         """
-        self._damaged, num_vanished = {}, 0
+        self._damaged = {}
         # Listed again each time, because a run may meanwhile remove old ones and add new ones. A list that was made
         # during such a change may be empty.
         while steps := set(ask_first(lambda: self.steps_here() or self.steps_here())) - self._damaged.keys():
             step = choose(steps)
             try:
-                with self._lock(step, fcntl.LOCK_SH):
-                    reason = ask_first(lambda step=step: self._find_damage(step))
-                    if not reason:
-                        return self._restore(like, step)
-                problem = None
+                reason = ask_first(lambda step=step: self._find_damage(step))
+                if not reason:
+                    return self._restore(like, step)
             except BadInput as error:
-                problem = error
-            # Several processes read as a training, which no other one changes.
-            if jax.process_count() == 1 and not self._path(step).is_dir():
-                num_vanished += 1
-                if num_vanished < _MOST_VANISHED:
-                    continue
-                problem = BadInput(f'a run removed {num_vanished} checkpoints of {self.folder} while they were read')
-            if problem:
-                raise problem
+                # Several processes read as a training, which no other one changes.
+                if jax.process_count() > 1 or self._path(step).is_dir():
+                    raise
+                reason = str(error)
             self._damaged[step] = reason
         if not self._damaged:
             raise BadInput(f'{self.folder} holds no checkpoint')
@@ -166,25 +153,6 @@ class Checkpoints:
         for path in self.folder.iterdir() if self.folder.exists() else ():
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _lock(self, step: int, operation: int) -> Iterator[None]:
-        """Lock a checkpoint during the block, if it has a manifest and the file system has locks.
-
-        LOCK_SH, to read, waits for the end of a removal. LOCK_EX | LOCK_NB, to remove, raises BlockingIOError if the
-        checkpoint is being read.
-        """
-        flags = os.O_NONBLOCK | (os.O_RDONLY if operation == fcntl.LOCK_SH else os.O_RDWR)  # NFS needs O_RDWR
-        with contextlib.ExitStack() as stack:
-            try:
-                file = os.open(self._path(step) / MANIFEST, flags)
-                stack.callback(os.close, file)
-                fcntl.flock(file, operation)
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass
-            yield
 
     def _path(self, step: int, suffix: str = '') -> Path:
         return self.folder / f'{step}{suffix}'
@@ -286,7 +254,8 @@ def _hide_repeated_errors() -> None:
     show = sys.unraisablehook
 
     def show_others(unraisable) -> None:
-        if str(unraisable.exc_value) != 'Event loop is closed':  # one for each array of tensorstore
+        # One for each array of tensorstore.
+        if not str(unraisable.exc_value).startswith(('Event loop is closed', 'Encountered error while reading array')):
             show(unraisable)
 
     if getattr(show, '__module__', '') != __name__:

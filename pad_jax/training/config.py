@@ -329,8 +329,8 @@ def find_conflicts(config: ConfigDict) -> list[str]:
         check(found <= most, f'model.num_selected must be at most model.num_experts = {most}, got {found}')
         check(
             found > 1 or not model.pretrained or model.ffn == 'dense',
-            'model.num_selected must be at least 2 for model.pretrained, got 1: the weight of a single expert is below '
-            '1 at the start, so the copies would not compute what the pretrained layer does',
+            'model.num_selected must be at least 2 for model.pretrained, got 1. A single expert has a weight below 1, '
+            'so copies would not compute what the pretrained layer does',
         )
         found, most = data.max_length, model.max_length
         check(found <= most, f'data.max_length must be at most model.max_length = {most}, got {found}')

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from pad_jax.errors import BadInput
 from pad_jax.files import read_json
 from pad_jax.training.processes import all_or_none, ask_first
+from pad_jax.training.workdir import check_access
 
 LOCK = 'lock.json'
 SECONDS_TO_APPEAR = 60
@@ -30,7 +29,7 @@ class WorkdirInUse(BadInput):
 
 
 class WorkdirLock:
-    """A context manager; `find` and `take` lock within its block. The workdir need not exist.
+    """A context manager; `take` locks within its block. Its end removes the file, and new folders that are empty.
 
     Args:
       workdir: directory of a run, or of a sweep.
@@ -40,42 +39,37 @@ class WorkdirLock:
     def __init__(self, workdir: Path, wait_seconds: float = 0):
         self._workdir, self._path, self._end = workdir, workdir / LOCK, time.monotonic() + wait_seconds
         self._file: int | None = None  # descriptor of the locked file
-        self._is_written = False
-
-    def find(self) -> None:
-        """Take over the lock of a killed run, if there is one; raise WorkdirInUse if that run lives. Write nothing."""
-        with self._explain_faults():
-            if self._file is None and self._path.exists():
-                self._wait_and_lock(os.O_RDWR)
+        self._made: list[Path] = []  # folders
 
     def take(self) -> dict[str, Any]:
-        """Take the lock, write its holder and return it; make the workdir. From here on the run may write.
+        """Take the lock, write its holder and return it; make the workdir.
 
         Raises:
           WorkdirInUse: another run holds it, with its host, process and start.
           BadInput: it cannot be written.
         """
-        with self._explain_faults():
-            self._workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            folders = self._workdir, *self._workdir.parents
+            check_access(next(path for path in folders if path.exists()))
+            self._made = [path for path in folders if not path.exists()]
             while self._file is None:
-                self._wait_and_lock(os.O_RDWR | os.O_CREAT)
-            if not self._is_written:
-                since = time.strftime('%Y-%m-%dT%H:%M:%S%z')
-                holder = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}
-                os.ftruncate(self._file, 0)
-                os.pwrite(self._file, json.dumps(holder).encode(), 0)
-                os.fsync(self._file)  # now network file systems show it to other machines
-                self._is_written = True
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                self._wait_and_lock()
+            since = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+            holder = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(holder).encode(), 0)
+            os.fsync(self._file)  # now network file systems show it to other machines
+        except OSError as error:
+            raise BadInput(f'workdir {self._workdir} cannot be written: {error.strerror}') from error
         return self._read_holder()
 
-    def check_shared(self) -> None:
-        """Take the lock if there are several processes, and check that all see it. All processes must call it.
+    def take_together(self) -> None:
+        """Take the lock in the first process, and check that the others see it. All processes must call it.
 
         Raises:
           AgreedProblem: naming the processes whose workdir is another folder.
         """
-        if jax.process_count() == 1:
-            return
         holder, end = ask_first(self.take), time.monotonic() + SECONDS_TO_APPEAR
         with all_or_none():
             while self._read_holder() != holder:
@@ -86,18 +80,11 @@ class WorkdirLock:
                     )
                 time.sleep(0.5)
 
-    @contextlib.contextmanager
-    def _explain_faults(self):
-        try:
-            yield
-        except OSError as error:
-            raise BadInput(f'workdir {self._workdir} cannot be written: {error.strerror}') from error
-
-    def _wait_and_lock(self, flags: int) -> None:
+    def _wait_and_lock(self) -> None:
         is_told = False
         while True:
             try:
-                return self._lock(flags)
+                return self._lock()
             except WorkdirInUse as error:
                 if time.monotonic() >= self._end:
                     raise
@@ -106,10 +93,10 @@ class WorkdirLock:
                 is_told = True
                 time.sleep(0.2)
 
-    def _lock(self, flags: int) -> None:
+    def _lock(self) -> None:
         """Open and lock the file; leave `_file` at None if it was removed meanwhile."""
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-            file = os.open(self._path, flags, 0o644)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             stack.callback(os.close, file)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,9 +125,11 @@ class WorkdirLock:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._is_written:
+        if self._file is not None:
             with contextlib.suppress(OSError):  # a file that stays on a failing disk blocks no later run
                 self._path.unlink()
-        if self._file is not None:
             os.close(self._file)
             self._file = None
+        with contextlib.suppress(OSError):  # a folder that is not empty
+            for folder in self._made:
+                folder.rmdir()

@@ -58,7 +58,7 @@ def train(
       The last evaluated row of metrics.
 
     Raises:
-      BadInput: before anything is written; or later, at a damaged image that had not been decoded until then.
+      BadInput: before anything except the lock is written; or later, at a damaged image that was not decoded before.
       Stopped: the disk is full or fails, or the loss or a gradient is not finite. Checkpoints stay sound.
       SystemExit: 143 after SIGTERM and 130 after SIGINT, once the step is done and its checkpoint written.
     """
@@ -69,16 +69,14 @@ def train(
     processes.check_same('config', flatten(config))
     processes.check_same('machine', {'devices': len(replicas.local_devices), 'jax': jax.__version__})
     with WorkdirLock(workdir, wait_seconds) as lock:
+        lock.take_together()
         with processes.all_or_none():
-            if processes.is_first():
-                lock.find()
             source, lengths = _prepare(config, workdir, replicas)
         processes.check_same('data', files.describe_data(source.spec))
-        lock.check_shared()
         source = source.with_threads(processes.count_own_processors())
         run = Run(config, workdir, source, lengths, replicas, label)
         with jax.debug_nans(config.debug), StopSignals() as signals, contextlib.closing(run):
-            run.open(lock)
+            run.open()
             return run.finish(signals)
 
 
@@ -132,11 +130,10 @@ class Run:
         self.temperature, self.rate = arguments['temperature'], setup.make_rate(config, lengths)
         self.writer, self.checkpoints = files.NoWriter(), None
 
-    def open(self, lock: WorkdirLock) -> None:
-        """Restore or make the state, take the lock, and begin to write."""
+    def open(self) -> None:
+        """Restore or make the state, and begin to write."""
         with processes.all_or_none():
             self.checkpoints = Checkpoints(self.workdir / 'checkpoints', self.config.train.keep_checkpoints)
-            steps_found = self.checkpoints.steps_here()
             state, notes = self._begin()
             self.start, self.skipped = int(state.step), int(state.faults.skipped)
             # A run that has skipped steps may now stop at the first one.
@@ -146,7 +143,7 @@ class Run:
             is_over = self.start >= self.last_step or self.scores.is_out_of_patience
             self.evaluated = self._read_last_evaluation() if is_over else None
             if processes.is_first():
-                notes += self._open_workdir(lock, steps_found)
+                notes += self._open_workdir()
         self.progress = StepProgress(self.label, self.last_step, self.start, quiet=not processes.is_first())
         for line in notes:
             self.progress.say(line)
@@ -161,14 +158,8 @@ class Run:
         state = init_state(*arguments, self.config.train.seed, averaged)
         return setup.start_from_pretrained(self.config, self.model, state, self.source.spec.class_names)
 
-    def _open_workdir(self, lock: WorkdirLock, steps_found: list[int]) -> list[str]:
+    def _open_workdir(self) -> list[str]:
         try:
-            # Take the lock only after validation, because a refused run must not write anything. Then check again that
-            # nothing has changed since.
-            lock.take()
-            files.check_workdir(self.workdir, self.config)
-            if self.checkpoints.steps_here() != steps_found:
-                raise BadInput(f'another run has written into {self.workdir} meanwhile: start again')
             if self.evaluated is None:
                 files.add_version(self.workdir)
             files.write_identity(self.workdir, self.config, self.source)

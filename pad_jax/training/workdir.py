@@ -78,7 +78,6 @@ def check_workdir(workdir: Path, config) -> None:
       BadInput: it contains files of another config or of unknown origin, a damaged file, or cannot be written.
     """
     try:
-        check_access(next(path for path in (workdir, *workdir.parents) if path.exists()))
         for name in _APPENDED:
             check_access(workdir / name, is_folder=name != 'metrics.jsonl')
         if (workdir / 'config.json').exists():

@@ -98,9 +98,9 @@ def finished_text_run(tmp_path_factory, texts):
 
 
 def contents(folder):
-    """Everything below a folder, with its bytes and times."""
+    """Everything below a folder; files with their bytes and times."""
     return {
-        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else '')
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) if path.is_file() else ''
         for path in folder.rglob('*')
     }
 

@@ -106,7 +106,7 @@ def test_disagreements_name_the_keys_on_every_process(monkeypatch):
 def test_a_workdir_has_to_be_the_same_folder_for_all(monkeypatch, tmp_path):
     def check(index, workdir):
         with WorkdirLock(workdir) as held:
-            held.check_shared()
+            held.take_together()
             return several.gather(sorted(path.name for path in workdir.iterdir()))[index]
 
     monkeypatch.setattr(lock, 'SECONDS_TO_APPEAR', 0.1)
@@ -116,9 +116,9 @@ def test_a_workdir_has_to_be_the_same_folder_for_all(monkeypatch, tmp_path):
         assert str(found).startswith(f'on process 2: workdir {tmp_path}/diskTrue/run on ')
         assert str(found).endswith('is not the folder that process 0 writes into. It must be on storage that all '
                                    'processes share')  # fmt: skip
-    assert list(tmp_path.rglob('*')) == [tmp_path / 'diskFalse', tmp_path / 'diskFalse' / 'run']
+    assert list(tmp_path.rglob('*')) == []
     (tmp_path / LOCK).write_text('{"host": "elsewhere"}')  # that of a run that was killed
-    assert several.run(lambda index: check(index, tmp_path)) == [['diskFalse', LOCK]] * 3
+    assert several.run(lambda index: check(index, tmp_path)) == [[LOCK]] * 3
     assert not (tmp_path / LOCK).exists()
 
 
@@ -131,7 +131,7 @@ def test_a_lock_that_appears_late_is_waited_for(monkeypatch, tmp_path):
 
     def check(index):
         with WorkdirLock(tmp_path) as held:
-            held.check_shared()
+            held.take_together()
             several.gather(None)
 
     monkeypatch.setattr(WorkdirLock, '_read_holder', read_late)

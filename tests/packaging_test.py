@@ -7,6 +7,9 @@ import subprocess
 import sys
 import tomllib
 
+from pad_jax import CRITERIA, MODELS
+from tests.training.fixtures import run_command
+
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
@@ -91,14 +94,14 @@ MODELS['small'] = MODELS['resnet10']
 """
 
 
-def test_a_module_of_the_user_registers_parts(tmp_path):
-    (tmp_path / 'mine.py').write_text(REGISTERED)
-    command = ('-m', 'pad_jax', 'count', '--config=digits_resnet10_pad', '--config.partition.criterion=mine')
-    found = run(*command, '--import=mine', '--config.model.name=small', folder=tmp_path, PYTHONPATH=str(ROOT))
-    assert found.returncode == 0 and '"parameters": ' in found.stdout, found.stderr
-    (tmp_path / 'broken.py').write_text('1 / 0')
-    found = run(*command, '--import=broken', folder=tmp_path, PYTHONPATH=str(ROOT))
-    assert (found.returncode, found.stderr) == (
-        2,
-        'error: --import=broken fails: ZeroDivisionError: division by zero\n',
-    )
+def test_a_module_of_the_user_registers_parts(tmp_path, monkeypatch):
+    for table, name in ((CRITERIA, 'mine'), (MODELS, 'small')):
+        monkeypatch.setitem(table, name, None)  # so that it is removed in the end
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'parts_of_a_test.py').write_text(REGISTERED)
+    flags = ('--config=digits_resnet10_pad', '--config.partition.criterion=mine', '--config.model.name=small')
+    status, out, err = run_command('count', *flags, '--import=parts_of_a_test')
+    assert status == 0 and '"parameters": ' in out, err
+    (tmp_path / 'broken_part_of_a_test.py').write_text('1 / 0')
+    status, _, err = run_command('count', *flags, '--import=broken_part_of_a_test')
+    assert status == 2 and err == 'error: --import=broken_part_of_a_test fails: ZeroDivisionError: division by zero\n'

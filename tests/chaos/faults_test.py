@@ -1,7 +1,6 @@
 """Other faults of whole processes: signals, full disks, other devices."""
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -35,19 +34,6 @@ def wait_for_step(workdir, step, process):
             return
         time.sleep(0.01)
     raise AssertionError(f'step {step} never came: {process.communicate()[1]}')
-
-
-@pytest.mark.parametrize(('number', 'expected'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_step_and_resumes(runs, straight, tmp_path, number, expected):
-    process = runs.start(tmp_path / 'run')
-    wait_for_step(tmp_path / 'run', 4, process)
-    process.send_signal(number)
-    errors = process.communicate()[1]
-    assert process.returncode == expected, errors
-    step = re.search(rf'{number.name}: checkpoint of step (\d+) is written', errors)[1]
-    assert (tmp_path / 'run' / 'checkpoints' / step).is_dir()
-    assert not runs.finish(tmp_path / 'run')[0]
-    compare(tmp_path / 'run', straight)
 
 
 def test_a_second_signal_stops_at_once(runs, tmp_path):

@@ -33,7 +33,10 @@ def test_the_files_that_are_promised_exist():
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)
-def test_a_variant_is_the_diff_that_it_says_and_has_an_effect(path):
+def test_an_ablation_says_its_command_and_its_variants_are_the_diffs_that_they_say_and_have_an_effect(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f'python -m pad_jax sweep configs/ablations/{path.name} --workdir=runs/{path.stem} ' in text
+    assert '--config.data.path=FOLDER' in text and '?' in text.split('\n\n')[0]
     ablation, (base, *variants) = read_ablation(path), load(path).values()
     old, seen = flatten(base), [typed(base)]
     for change, config in zip(ablation.variants.values(), variants, strict=True):
@@ -51,10 +54,3 @@ def test_all_that_the_rules_know_is_compared(name):
     flat, key = [flatten(config) for config in configs.values()], WHOLE[name]
     allowed = keys_of(flat[0])[key].rule.words.removeprefix('one of ').split(', ')
     assert {one[key] for one in flat} == set(allowed)
-
-
-@pytest.mark.parametrize('path', FILES, ids=NAMES)
-def test_an_ablation_says_its_own_command(path):
-    text = ast.get_docstring(ast.parse(path.read_text()))
-    assert f'python -m pad_jax sweep configs/ablations/{path.name} --workdir=runs/{path.stem} ' in text
-    assert '--config.data.path=FOLDER' in text and '?' in text.split('\n\n')[0]

@@ -119,7 +119,7 @@ def test_saturation_moves_colours_from_grey():
     assert apply('color', Image.new('RGB', (1, 1), (200, 100, 100)), -1.0) == [[[137, 127, 127]]]
 
 
-def test_shifts_are_shares_of_the_sides_and_filled_with_the_mean():
+def test_shifts_shears_and_rotations_move_by_what_they_say():
     # 150 / 331 of 331 pixels at the end of the scale.
     image = Image.new('RGB', (331, 2), (255, 0, 0))
     shifted = np.array(apply('translate_x', image, 1.0))
@@ -128,9 +128,6 @@ def test_shifts_are_shares_of_the_sides_and_filled_with_the_mean():
     assert (back[0, :149] == FILL).all() and (back[0, 151:] == (255, 0, 0)).all()
     upwards = np.array(apply('translate_y', image.transpose(Image.Transpose.ROTATE_90), 1.0))
     assert (upwards[:180, 0] == (255, 0, 0)).all() and (upwards[182:, 0] == FILL).all()
-
-
-def test_shear_and_rotation_move_by_what_they_say():
     column = Image.new('RGB', (101, 101))
     column.paste((255, 255, 255), (50, 0, 51, 101))
     # 0.3 of the row: the white column of row 100 comes from 0.3 · 100 = 30 pixels further right.

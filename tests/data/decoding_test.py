@@ -16,12 +16,16 @@ EXACT = Middle(margin=256 / 224, is_reduced=False)
 SQUARE = Middle()
 
 
-def test_normalize_by_channel():
+def test_golden_numbers():
     images = np.array([0, 100, 255], np.uint8).reshape(1, 1, 1, 3)
     found = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
     # (0 − .485) / .229, (100/255 − .456) / .224, (1 − .406) / .225.
     np.testing.assert_allclose(found.ravel(), [-2.117904, -0.285014, 2.64], rtol=1e-5)
     assert found.dtype == np.float32
+    # 375 becomes 256 and 500 becomes 341 (341.33): 224 of each, from 16 and from 58 (58.5, to even).
+    left, top, right, bottom = find_middle(500, 375, 224, 256 / 224)
+    assert (top, bottom) == (16 * 375 / 256, 240 * 375 / 256)
+    np.testing.assert_allclose((left, right), (58 * 500 / 341, 282 * 500 / 341), rtol=1e-15)
 
 
 def weigh(length, resized):
@@ -56,13 +60,6 @@ def test_evaluation_sees_the_middle_of_the_antialiased_photo(width, height, size
     assert found.shape == (size, size, 3) and found.dtype == np.uint8
     # Both directions are rounded to whole numbers: half of one, and at most half of one more.
     assert abs(found - resize_and_cut(pixels, size, margin)).max() <= 1 + 1e-9
-
-
-def test_imagenet_in_numbers():
-    # 375 becomes 256 and 500 becomes 341 (341.33): 224 of each, from 16 and from 58 (58.5, to even).
-    left, top, right, bottom = find_middle(500, 375, 224, 256 / 224)
-    assert (top, bottom) == (16 * 375 / 256, 240 * 375 / 256)
-    np.testing.assert_allclose((left, right), (58 * 500 / 341, 282 * 500 / 341), rtol=1e-15)
 
 
 @pytest.mark.parametrize('middle', [SQUARE, EXACT])

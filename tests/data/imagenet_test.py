@@ -8,7 +8,7 @@ import pytest
 
 from pad_jax.data import images, make_source
 from pad_jax.errors import BadInput
-from tests.data.photos import CLASSES, truncate, write_folders, write_prepared
+from tests.data.photos import CLASSES, write_folders, write_prepared
 
 SIZE = 16
 
@@ -164,29 +164,15 @@ def claim_classes(prepared, names, number):
     (prepared / 'features.json').write_text(json.dumps(content))
 
 
-def test_a_label_beyond_the_classes_is_refused(prepared):
+def test_labels_and_names_have_to_fit_the_number_of_classes(prepared):
     claim_classes(prepared, CLASSES[:2], 2)
     with pytest.raises(BadInput, match=r"^record \d of split \w+ of '.*' has the label 2, expected 0 to 1. Prepare "):
         open_data(prepared).scoring_batch(0, 12)
-
-
-def test_class_names_have_to_be_as_many_as_the_classes(prepared):
     claim_classes(prepared, CLASSES[:2], 3)
     refused(prepared, f"'{prepared}' names 2 classes, expected 3. Prepare the data set again")
     (prepared / 'label.labels.txt').unlink()
     claim_classes(prepared, (), 0)
     refused(prepared, f"the feature label of '{prepared}' has no classes")
-
-
-def test_a_truncated_photo_is_named_with_its_record(folders, tmp_path):
-    path = folders / 'train' / CLASSES[0] / f'{CLASSES[0]}_2.JPEG'
-    truncate(path)
-    paths = {'train': sorted((folders / 'train').rglob('*.JPEG')), 'val': sorted((folders / 'val').rglob('*.JPEG'))}
-    folder = write_prepared(tmp_path / 'tfds', paths)
-    with pytest.raises(BadInput) as caught:
-        open_data(folder).scoring_batch(0, 12)
-    place = rf"'{path.name}' \(record \d+ of split train of '{folder}'\)"
-    assert re.match(f'cannot read the image {place}: ', str(caught.value))
 
 
 def test_only_images_that_fit_into_memory_are_decoded_at_the_start(folders, monkeypatch):

@@ -58,20 +58,17 @@ def test_rows_with_missing_or_more_fields_say_so_and_the_others_are_read(tmp_pat
     assert read(path) == [*bad, (5, ['5', '6'], '')]
 
 
-def test_csv_fields_span_lines_and_rows_know_where_they_begin(tmp_path):
+def test_csv_fields_of_any_length_span_lines(tmp_path):
     path = write(tmp_path, 'a.csv', 'x,y\n"a, ""b""\nc",1\nd,2\n')
     assert read(path) == [(2, ['a, "b"\nc', '1'], ''), (4, ['d', '2'], '')]
     refused(write(tmp_path, 'a.csv', 'x,y\n1,2\n"a"b,1\n'), 'line 3 is not CSV')
     refused(write(tmp_path, 'b.csv', 'x,y\n1,2\n3,"4\n5\n'), 'line 3 is not CSV')
-
-
-def test_csv_takes_cells_of_any_length_and_empty_lines_as_tsv_does(tmp_path):
     long = 'a ' * 70_000
     for name in ('a.csv', 'a.tsv'):
         assert read(write(tmp_path, name, f'x\n{long}\n\nb\n')) == [(2, [long], ''), (3, [''], ''), (4, ['b'], '')]
 
 
-def test_json_lines_become_text(tmp_path):
+def test_json_lines_become_text_and_all_their_keys_are_columns(tmp_path):
     lines = ['{"x": "é", "y": 1, "z": [1]}', '{"y": true, "x": "\\u00e9\\n"}', '{"x": "b", "y": 2.5}', '{"x": null}']
     path = write(tmp_path, 'a.jsonl', '\n'.join(lines))
     assert open_table(path).columns == ('x', 'y', 'z')
@@ -79,6 +76,11 @@ def test_json_lines_become_text(tmp_path):
     assert read(path, 'x', 'y') == [*rows, (4, None, "'x' is not text")]
     optional = list(open_table(path).read_rows(['x', 'y'], optional=['x', 'y']))
     assert optional == [*rows, (4, ['', ''], '')]
+    path = write(tmp_path, 'b.jsonl', 'no\n{"y": 1}\n{"x": "good"}')
+    assert open_table(path).columns == ('y', 'x')
+    (_, _, problem), *others = read(path, 'x')
+    assert problem.startswith('it is not JSON') and others == [(2, None, "it has no 'x'"), (3, ['good'], '')]
+    assert [row[1] for row in read(write(tmp_path, 'c.jsonl', 'no\n[]'), 'x')] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -97,14 +99,6 @@ def test_bad_json_lines_say_why(tmp_path, line, problem):
     (_, *first), (number, fields, found), (_, *last) = read(path, 'x')
     assert (number, fields) == (2, None) and found.startswith(problem)
     assert (first, last) == ([['good'], ''], [['too'], ''])
-
-
-def test_a_bad_first_line_is_a_bad_row_and_the_keys_of_all_lines_are_columns(tmp_path):
-    path = write(tmp_path, 'b.jsonl', 'no\n{"y": 1}\n{"x": "good"}')
-    assert open_table(path).columns == ('y', 'x')
-    (_, _, problem), *others = read(path, 'x')
-    assert problem.startswith('it is not JSON') and others == [(2, None, "it has no 'x'"), (3, ['good'], '')]
-    assert [row[1] for row in read(write(tmp_path, 'c.jsonl', 'no\n[]'), 'x')] == [None, None]
 
 
 def test_blanks_and_accents_of_names_do_not_matter(tmp_path):
@@ -217,9 +211,6 @@ def test_bad_rows_are_left_out_where_asked_and_said(tmp_path, caplog):
     assert re.search("left out 2 of 6 rows, the first: .* line 5: label 'maybe' is not one of", caplog.text)
     with pytest.raises(BadInput, match="on_bad must be one of stop, skip, got 'ignore'"):
         examples_of(tmp_path, on_bad='ignore')
-
-
-def test_broken_rows_can_be_left_out_while_wrong_labels_stop(tmp_path):
     lines = [*LINES, 'n\te']
     assert len(examples_of(tmp_path, lines, skip_broken=True).labels) == 3
     with pytest.raises(BadInput, match="line 6: label 'maybe'"):
@@ -263,7 +254,7 @@ def test_rows_without_text_are_predicted_as_empty(tmp_path, caplog, second):
         unlabelled(tmp_path, lines[2:], 'text', 'other')
 
 
-def test_numbers_are_finite_and_within_the_range():
+def test_labels_are_finite_numbers_or_classes_and_cut_in_messages():
     assert [parse_number(text) for text in ('1', '-2.5', '1e3')] == [1, -2.5, 1000]
     for text in ('nan', 'inf', '-inf', '1e300', 'good', '', '0x1'):
         with pytest.raises(ValueError, match=f'label {text!r} is not a finite number$'):
@@ -272,9 +263,6 @@ def test_numbers_are_finite_and_within_the_range():
         with pytest.raises(ValueError, match=rf"label '{text}' is not a finite number in \[0, 5\]"):
             parse_number(text, 0, 5)
     assert parse_number('5.000', 0, 5) == 5 and parse_number('0', 0, 5) == 0
-
-
-def test_long_labels_and_long_lists_of_them_are_cut():
     with pytest.raises(ValueError, match=r"label 'x' is not one of '0', '1', .*, '19' and 280 more$"):
         parse_class('x', [str(i) for i in range(300)])
     long = 'it ran ' * 1000

@@ -70,20 +70,6 @@ def test_batches_hold_whole_examples_with_their_labels(pieces):
         assert not batch['tokens'][~batch['valid']].any() and not batch['segments'].any()
 
 
-def test_an_epoch_passes_through_all_examples_and_resumes_from_any_step(pieces):
-    source = make_tiny(pieces, seed=3)
-    straight = [source.train_batch(step) for step in range(6)]
-    for epoch in range(3):
-        cats = np.concatenate([count_cats(batch) for batch in straight[2 * epoch : 2 * epoch + 2]])
-        assert sorted(cats) == sorted(KEPT)
-    with make_tiny(pieces, seed=3).train_batches(3, 6) as batches:
-        for step, batch in batches:
-            assert_same(batch, straight[step])
-    other = make_tiny(pieces, seed=4)
-    assert any((count_cats(other.train_batch(step)) != count_cats(straight[step])).any() for step in range(6))
-    assert any((count_cats(source.scoring_batch(step, 4)) != count_cats(straight[step])).any() for step in range(6))
-
-
 @pytest.mark.parametrize('longest, length', [(2, 16), (16, 16), (17, 32), (32, 32), (33, 40), (40, 40)])
 def test_lengths_are_few(longest, length):
     assert choose_length(longest, 40) == length
@@ -244,16 +230,13 @@ def refused(path, pieces, message, **changes):
     assert '\n' not in str(caught.value)
 
 
-def test_refuses_labels_that_are_unknown_or_no_numbers_or_no_classes(tmp_path, pieces):
+def test_refuses_labels_and_names_of_columns(tmp_path, pieces):
     write(tmp_path / 'train.tsv', 6, labels=['yes', 'no']), write(tmp_path / 'val.tsv', 6)
     refused(tmp_path, pieces, f"{str(tmp_path / 'val.tsv')!r} line 4: label 'maybe' is not one of 'no', 'yes'")
     path = write(tmp_path / 'a.tsv')
     refused(path, pieces, "a.tsv' line 2: label 'no' is not a finite number (on_bad", regression=True)
     refused(write(path, labels=['yes', '']), pieces, "a.tsv' line 3: its label is empty")
     refused(write(path, labels=['yes']), pieces, f"column 'answer' of {str(path)!r} has only the label 'yes'")
-
-
-def test_refuses_missing_columns_and_names(tmp_path, pieces):
     path = write(tmp_path / 'a.tsv')
     for names in ('first', (), ('',), ('first', 'second', 'answer'), ('first', 'first')):
         message = f'text_columns must be one or two different names of columns, got {names!r}'

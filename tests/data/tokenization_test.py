@@ -35,14 +35,11 @@ def write_tokenizer_json(vocabulary, path):
     return str(path)
 
 
-def test_text_becomes_pieces_between_marks(vocabulary):
+def test_texts_become_pieces_between_marks_and_pairs_two_segments(vocabulary):
     expected = ['[CLS]', 'the', 'cat', '##s', 'sat', '"', '[UNK]', '[SEP]']
     assert encode(vocabulary, 'The  CATS sat" zebra') == (expected, 8)
     assert encode(vocabulary, 'Café') == (['[CLS]', 'cafe', '[SEP]'], 3)
     assert encode(vocabulary, '') == (['[CLS]', '[SEP]'], 2)
-
-
-def test_pairs_have_two_segments(vocabulary):
     expected = ['[CLS]', 'it', 'ran', '[SEP]', 'did', 'it', '?', '[SEP]']
     assert encode(vocabulary, 'it ran', 'did it?') == (expected, 4)
     assert encode(vocabulary, '', 'it') == (['[CLS]', '[SEP]', 'it', '[SEP]'], 2)
@@ -123,14 +120,11 @@ def refused(path, message, max_length=8):
     assert '\n' not in str(caught.value)
 
 
-def test_refuses_lengths_and_names(vocabulary, tmp_path):
+def test_what_is_refused(vocabulary, tmp_path):
     refused(vocabulary, 'max_length must be at least 8, got 7', max_length=7)
     for path in (None, '', tmp_path):
         refused(path, f"vocabulary must name a vocab.txt or tokenizer.json, got '{path or ''}'")
     refused(tmp_path / 'none.txt', 'No such file or directory')
-
-
-def test_refuses_what_is_no_vocabulary(tmp_path):
     path = tmp_path / 'vocab.txt'
     path.write_text('a\n[CLS]\n[SEP]\n')
     refused(path, "vocab.txt' has no [PAD], [UNK]: it is not a vocabulary of BERT")
@@ -140,9 +134,6 @@ def test_refuses_what_is_no_vocabulary(tmp_path):
     refused(path, 'line 2 is not UTF-8')
     path.write_text('')
     refused(path, 'is empty')
-
-
-def test_refuses_broken_json(tmp_path):
     path = tmp_path / 'tokenizer.json'
     path.write_text('{"version": ')
     refused(path, 'is not a tokenizer.json')

@@ -15,7 +15,7 @@ import pytest
 from pad_jax import CONVS, CRITERIA, MODELS, data
 from pad_jax.__main__ import VERBS
 from pad_jax.reports.sweep import read_ablation
-from pad_jax.training.config import flatten, load_config
+from pad_jax.training.config import load_config
 from pad_jax.training.processes import add_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,9 +50,23 @@ def test_snippets_run_and_print_what_they_say(page, capsys):
     assert [line for line in said if line not in printed] == []
 
 
-def test_every_page_with_snippets_is_run_somewhere():
+def test_pages_links_ablations_and_the_map_of_the_readme_name_what_exists():
     for page, test in ELSEWHERE.items():
         assert page in (ROOT / 'tests' / test).read_text()
+    for page in ALL:
+        for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
+            assert (page.parent / target).exists(), f'{page.name}: {target}'
+    files = {path.name for path in (ROOT / 'configs' / 'ablations').glob('[!_]*.py')}
+    page = (ROOT / 'docs' / 'ablations.md').read_text()
+    assert set(re.findall(r'^\| `(\w+\.py)`', page, flags=re.MULTILINE)) == files
+    section = (ROOT / 'README.md').read_text().split('## Where things are')[1].split('\n## ')[0]
+    lines = [line[4:] for line in section.splitlines() if line.startswith('    ')]
+    assert len(lines) >= 20
+    path = []
+    for line in lines:
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        path = [*path[:depth], name]
+        assert (ROOT / '/'.join(part.rstrip('/') for part in path)).exists(), path
 
 
 def test_commands_name_verbs_files_and_keys_that_exist():
@@ -74,38 +88,7 @@ def test_commands_name_verbs_files_and_keys_that_exist():
     assert found > 30
 
 
-def test_links_lead_somewhere():
-    for page in ALL:
-        for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text()):
-            assert (page.parent / target).exists(), f'{page.name}: {target}'
-
-
-def test_every_ablation_is_in_the_table():
-    files = {path.name for path in (ROOT / 'configs' / 'ablations').glob('[!_]*.py')}
-    page = (ROOT / 'docs' / 'ablations.md').read_text()
-    assert set(re.findall(r'^\| `(\w+\.py)`', page, flags=re.MULTILINE)) == files
-
-
-def test_the_map_of_the_readme_names_what_exists():
-    section = (ROOT / 'README.md').read_text().split('## Where things are')[1].split('\n## ')[0]
-    lines = [line[4:] for line in section.splitlines() if line.startswith('    ')]
-    assert len(lines) >= 20
-    path = []
-    for line in lines:
-        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        path = [*path[:depth], name]
-        assert (ROOT / '/'.join(part.rstrip('/') for part in path)).exists(), path
-
-
-def test_four_keys_make_a_recipe_one_for_other_hardware():
-    """Beside those that count steps, these are all that the recipe for one GPU changes."""
-    base, gpu = (flatten(load_config(str(ROOT / f'configs/imagenet_resnet50_pad{end}.py'))) for end in ('', '_gpu'))
-    changed = {f'--config.{key}={gpu[key]}' for key in base if base[key] != gpu[key] and not key.endswith('_steps')}
-    page = (ROOT / 'docs' / 'train.md').read_text()
-    assert len(changed) == 4 and all(f' {flag}' in page for flag in changed), changed
-
-
-def test_flags_files_and_python_of_pods_exist():
+def test_what_the_page_on_pods_names_exists():
     parser = argparse.ArgumentParser()
     add_flags(parser)
     assert set(re.findall(r'^\| `(--[\w-]+)`', PODS, flags=re.MULTILINE)) <= set(parser.format_help().split())
@@ -118,10 +101,7 @@ def test_flags_files_and_python_of_pods_exist():
     wanted = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['requires-python']
     oldest, beyond = re.fullmatch(r'>=3\.(\d+),<3\.(\d+)', wanted).groups()
     assert f'Python 3.{oldest} to 3.{int(beyond) - 1}' in PODS and f'--python 3.{oldest} ' in PODS
-
-
-def test_commands_of_pods_make_the_folder_of_their_logs():
-    """`runs` is in no checkout, and neither the shell nor srun makes it."""
+    # `runs` is in no checkout, and neither the shell nor srun makes it.
     logged = [block for block in re.findall(r'(?:^    .*\n|^\n(?=    ))+', PODS, re.MULTILINE) if 'runs/log' in block]
     assert len(logged) == 2 and all('mkdir -p runs\n' in block.split('runs/log')[0] for block in logged)
 

@@ -110,7 +110,17 @@ def test_none_or_all_of_it_dynamic(granularity):
     )
 
 
-@pytest.mark.parametrize(('granularity', 'plan'), [*itertools.product(('output', 'input', 'spatial'), PLANS)])
+# Every plan and every granularity; the other pairs are slow.
+QUICK = {*itertools.product(('output',), PLANS), ('input', 'fused'), ('spatial', 'shift'), ('spatial', 'outputs')}
+
+
+@pytest.mark.parametrize(
+    ('granularity', 'plan'),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(('output', 'input', 'spatial'), PLANS)
+    ],
+)
 @pytest.mark.parametrize(
     'numbers', [(0, 3, 4), pytest.param(range(5), marks=pytest.mark.slow)], ids=['corners', 'all samples']
 )
@@ -119,22 +129,6 @@ def test_every_plan_equals_a_loop_over_samples(granularity, plan, numbers):
         (granularity, 'one' if number == 1 else 'some', SAMPLES[number], plan != 'outputs' and number % 2 == 1, plan)
         for number in numbers
     )
-
-
-def test_scales_and_the_static_part_is_taken_once():
-    (x, dynamic, static, attention, _), index, _, geometry = draw_case('output', 'some', SAMPLES[0], False)
-    shape = (*geometry.kernel_size, CHANNELS, FEATURES)
-
-    def apply(scale, weight):
-        factors = Factors(shape, dynamic, static, scale, 3.0, index=jnp.asarray(index), axis=-1)
-        return convolve(x, factors, weight * attention, geometry)
-
-    with jax.enable_x64(True):
-        values = (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)
-        once, scaled, twice = (np.asarray(jit_quickly(apply)(*pair)) for pair in values)
-    others = np.setdiff1d(np.arange(FEATURES), index)
-    np.testing.assert_allclose(2 * once[..., index], scaled[..., index], rtol=1e-9)
-    np.testing.assert_allclose(once[..., others], twice[..., others], rtol=1e-9)
 
 
 # Masked storage.
@@ -257,7 +251,7 @@ def choose(side, channels, kernel=3, batch=8, groups=1, **options):
 (SYMBOL,) = jax.export.symbolic_shape('b')
 
 
-def test_the_choice_of_a_plan():
+def test_the_choice_of_a_plan_and_of_a_strategy():
     assert {choose(side, channels) for side, channels in ((56, 64), (28, 128), (14, 256), (7, 512))} == {'fused'}
     assert choose(14, 256, kernel=1) == 'shift'
     # Few positions of a sample: its kernel would be read for few products.
@@ -270,9 +264,7 @@ def test_the_choice_of_a_plan():
             assert choose(side, 64, by_tap=True, platform=platform) != 'outputs'
             assert platform == 'cpu' or choose(side, 64, platform=platform) != 'fused'
 
-
-def test_the_choice_of_a_strategy():
-    def choose(side, share, axis=-1, plan='auto', batch=16, groups=1, **options):
+    def choose_for(side, share, axis=-1, plan='auto', batch=16, groups=1, **options):
         shape = [3, 3, 64 // groups, 64]
         view = [9, *shape[2:]] if axis == -3 else list(shape)
         sizes = list(view), list(view)
@@ -283,10 +275,10 @@ def test_the_choice_of_a_strategy():
         return choose_strategy(spread(batch, side, side, 64), factors, geometry, plan, False, **options)
 
     # Small maps read many weights for few products: there the static part is taken for the whole batch at once.
-    assert [choose(side, 0.3) for side in (56, 14, 7, 4)] == ['joined', 'joined', 'apart', 'apart']
-    assert choose(56, 0.3, batch=SYMBOL) == choose(56, 0.3, platform='gpu') == 'apart'
-    assert choose(7, 0.3, -3) == choose(7, 0.3, groups=64) == choose(7, 0.3, plan='fused') == 'joined'
-    assert choose(56, 0.3, plan='outputs') == 'apart'
+    assert [choose_for(side, 0.3) for side in (56, 14, 7, 4)] == ['joined', 'joined', 'apart', 'apart']
+    assert choose_for(56, 0.3, batch=SYMBOL) == choose_for(56, 0.3, platform='gpu') == 'apart'
+    assert choose_for(7, 0.3, -3) == choose_for(7, 0.3, groups=64) == choose_for(7, 0.3, plan='fused') == 'joined'
+    assert choose_for(56, 0.3, plan='outputs') == 'apart'
 
 
 def test_refusals():

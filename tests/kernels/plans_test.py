@@ -1,6 +1,5 @@
 """Every plan gives the numbers of a loop over samples, values and gradients."""
 
-import functools
 import itertools
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from pad_jax.kernels.convolution import PLANS, choose_plan, convolve
+from pad_jax.kernels.convolution import PLANS, convolve
 from pad_jax.kernels.factors import Factors
 from pad_jax.kernels.geometry import resolve_geometry
 from tests.kernels.conv_twin import convolve_samples
@@ -46,6 +45,13 @@ EMPTY_ONES = [
     for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
     for groups in (1, 2)
 ]
+# (batch, size, geometry). A step that divides none of the grid's lengths: each value of each argument occurs.
+CASES = {
+    'corners of the grid': [(BATCH, (7, 6), geometry) for geometry in GRID[::7]],
+    'the grid': [(BATCH, (7, 6), geometry) for geometry in GRID],
+    'one, two and three dimensions': [(BATCH, *case) for case in ODD_ONES],
+    'empty batches and outputs': EMPTY_ONES,
+}
 
 
 def run_plan(plan, x, kernels, attention, geometry, precision=None, tap_weights=None):
@@ -60,50 +66,26 @@ def draw_case(size, geometry, seed=0, batch=BATCH):
     return x, kernels, attention, draw(size=(batch, *geometry.output_size(size), FEATURES))
 
 
-def run_cases(plan, geometries, cases):
+@pytest.mark.parametrize(
+    'cases', [pytest.param(name, marks=pytest.mark.slow if name == 'the grid' else []) for name in CASES]
+)
+@pytest.mark.parametrize('plan', PLANS)
+def test_values_and_gradients_equal_a_loop_over_samples(plan, cases):
     """All cases in one compilation."""
+    geometries = [geometry for *_, geometry in CASES[cases]]
+    inputs = [draw_case(size, geometry, batch=batch) for batch, size, geometry in CASES[cases]]
 
-    def run(cases):
+    def run(inputs):
         results = []
-        for geometry, (x, kernels, attention, cotangent) in zip(geometries, cases):
-
-            def apply(*inputs, geometry=geometry):
-                return run_plan(plan, *inputs, geometry)
-
-            y, pull = jax.vjp(apply, x, kernels, attention)
+        for geometry, (*arguments, cotangent) in zip(geometries, inputs):
+            y, pull = jax.vjp(lambda *found, geometry=geometry: run_plan(plan, *found, geometry), *arguments)
             results.append((y, pull(cotangent)))
         return results
 
-    return jit_quickly(run)(cases)
-
-
-# A step that divides none of the grid's lengths: each value of each argument occurs.
-@pytest.mark.parametrize('step', [7, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('plan', PLANS)
-def test_equals_a_loop_over_samples(plan, step):
-    cases = [draw_case((7, 6), geometry) for geometry in GRID[::step]]
     with jax.enable_x64(True):
-        results = run_cases(plan, GRID[::step], cases)
-    for geometry, case, result in zip(GRID[::step], cases, results):
-        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
-
-
-@pytest.mark.parametrize('plan', PLANS)
-def test_values_and_gradients_in_one_two_and_three_dimensions(plan):
-    cases = [draw_case(size, geometry) for size, geometry in ODD_ONES]
-    with jax.enable_x64(True):
-        results = run_cases(plan, [geometry for _, geometry in ODD_ONES], cases)
-    for (_, geometry), case, result in zip(ODD_ONES, cases, results):
-        assert_tree_close(result, convolve_samples(*case, geometry), str(geometry))
-
-
-@pytest.mark.parametrize('plan', PLANS)
-def test_empty_batches_and_empty_outputs(plan):
-    cases = [draw_case(size, geometry, batch=batch) for batch, size, geometry in EMPTY_ONES]
-    with jax.enable_x64(True):
-        results = run_cases(plan, [geometry for *_, geometry in EMPTY_ONES], cases)
-    for (batch, _, geometry), case, (y, gradients) in zip(EMPTY_ONES, cases, results):
-        assert (y.size, y.shape[0]) == (0, batch)
+        results = jit_quickly(run)(inputs)
+    for geometry, case, (y, gradients) in zip(geometries, inputs, results):
+        assert y.shape == case[-1].shape
         assert_tree_close((y, gradients), convolve_samples(*case, geometry), str(geometry))
 
 
@@ -124,26 +106,6 @@ def test_without_jit_and_twice_differentiated(plan):
         np.testing.assert_allclose(loss(kernels), value, rtol=1e-12)
         # The loss is a cubic form of the kernels, so its gradient grows with their square.
         np.testing.assert_allclose(product, 2 * gradient, rtol=1e-9)
-
-
-@pytest.mark.parametrize('plan', PLANS)
-def test_forward_derivative_of_those_plans_that_have_one(plan):
-    geometry = resolve_geometry((4,), 2, 1, 'SAME', groups=2)
-
-    def apply(*inputs):
-        return run_plan(plan, *inputs, geometry)
-
-    with jax.enable_x64(True):
-        *inputs, cotangent = draw_case((4,), geometry)
-        *tangents, _ = draw_case((4,), geometry, seed=1)
-        if plan == 'fused':
-            with pytest.raises(TypeError, match='forward-mode'):
-                jax.jvp(apply, tuple(inputs), tuple(tangents))
-            return
-        _, tangent = jit_quickly(functools.partial(jax.jvp, apply))(tuple(inputs), tuple(tangents))
-    _, gradients = convolve_samples(*inputs, cotangent, geometry)
-    expected = sum(np.vdot(gradient, direction) for gradient, direction in zip(gradients, tangents))
-    np.testing.assert_allclose(np.vdot(tangent, cotangent), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize('plan', PLANS)
@@ -235,49 +197,6 @@ def walk_precisions(jaxpr):
             yield precision[0] if isinstance(precision, tuple) else precision
         for inner in jaxprs_in_params(equation.params):
             yield from walk_precisions(inner)
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-@pytest.mark.parametrize('plan', PLANS)
-def test_bfloat16_with_kernels_that_nearly_cancel(plan, groups):
-    geometry = resolve_geometry((4, 3), (3, 2), 1, 'SAME', groups=groups)
-    x, kernels, _, cotangent = draw_case((4, 3), geometry)
-    kernels = np.stack([kernels[0], kernels[1] / 64 - kernels[0], kernels[2] / 64])
-    x, narrow = (np.asarray(jnp.asarray(part, jnp.bfloat16), np.float64) for part in (x, kernels))
-    attention, ones = np.full((BATCH, KERNELS), 0.5), np.ones((BATCH, 1))
-
-    def convolve(x, kernels, attention):
-        return convolve_samples(x, kernels, attention, cotangent, geometry)[0]
-
-    function = jit_quickly(lambda *inputs: run_plan(plan, *inputs, geometry))
-    unit = 2**-8  # half a unit in the last place of bfloat16
-    # Kernels that bfloat16 holds, and kernels that it rounds.
-    for values in (narrow, kernels):
-        inputs = jnp.asarray(x, jnp.bfloat16), jnp.asarray(values, jnp.float32), jnp.asarray(attention, jnp.float32)
-        y, expected = np.asarray(function(*inputs), np.float64), convolve(x, values, attention)
-        every = convolve(np.abs(x), np.abs(values), attention)
-        # y is rounded once; float32 sums of some dozen products, as large as those of each kernel.
-        bound = unit * np.abs(expected) + 2**-19 * every
-        if plan != 'outputs':
-            # The mixed kernel is rounded: an error as small as what the cancelling left.
-            bound += 1.01 * unit * convolve(np.abs(x), 0.5 * np.abs(values.sum(axis=0))[None], ones)
-        else:
-            # The K outputs are rounded, and before them the kernels where bfloat16 doesn't hold them.
-            bound += (1.01 if values is narrow else 2.02) * unit * every
-        assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
-
-
-@pytest.mark.parametrize('plan', ('shift', 'outputs'))
-def test_traces_with_a_symbolic_batch(plan):
-    geometry = resolve_geometry((6, 6), (3, 3), 2, 'SAME', groups=2)
-    (batch,) = jax.export.symbolic_shape('b')
-    x = jax.ShapeDtypeStruct((batch, 6, 6, CHANNELS), jnp.float32)
-    kernels = jax.ShapeDtypeStruct((KERNELS, 3, 3, CHANNELS // 2, FEATURES), jnp.float32)
-    attention = jax.ShapeDtypeStruct((batch, KERNELS), jnp.float32)
-    function = jax.jit(lambda *inputs: run_plan(plan, *inputs, geometry))
-    exported = jax.export.export(function, platforms=['cpu', 'cuda', 'tpu'])(x, kernels, attention)
-    assert str(exported.out_avals[0].shape) == '(b, 3, 3, 8)'
-    assert choose_plan(x, KERNELS, geometry) == choose_plan(x, KERNELS, geometry, by_tap=True) == 'shift'
 
 
 def assert_tree_close(found, expected, message):

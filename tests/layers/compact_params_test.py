@@ -106,24 +106,6 @@ def test_what_is_stored_is_what_a_loop_over_positions_finds(granularity):
         assert found['bias'] is params['bias']
 
 
-def test_stored_shapes_of_each_granularity():
-    params = {'kernel': jnp.ones((4, 3, 3, 5, 10)), 'static_kernel': jnp.ones((3, 3, 5, 10))}
-
-    def stored(granularity, num_dynamic):
-        gates = mask_shape((3, 3, 5, 10), granularity)
-        mask = (np.arange(np.prod(gates)) < num_dynamic).reshape(gates)
-        found = compact_params(params, {'kernel': mask}, make_records(granularity, {'kernel': (3, 3, 5, 10)}))
-        index = index_masks({'kernel': mask}, with_elements=True)['kernel']
-        return found['kernel'].shape, found['static_kernel'].shape, index.shape, index.dtype.name
-
-    assert stored('output', 3) == ((4, 3, 3, 5, 3), (3, 3, 5, 7), (3,), 'int32')
-    assert stored('input', 2) == ((4, 3, 3, 2, 10), (3, 3, 3, 10), (2,), 'int32')
-    assert stored('spatial', 4) == ((4, 4, 5, 10), (5, 5, 10), (4,), 'int32')
-    assert stored('layer', 0) == ((4, 3, 3, 5, 0), (3, 3, 5, 10), (0,), 'int32')
-    assert stored('layer', 1) == ((4, 3, 3, 5, 10), (3, 3, 5, 0), (1,), 'int32')
-    assert stored('element', 100) == ((4, 100), (350,), (3, 3, 5, 2), 'uint8')
-
-
 def test_the_index_of_masks():
     masks = {
         'a': {'kernel': np.array([[True, False, True, True]])},

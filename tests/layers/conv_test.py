@@ -283,7 +283,7 @@ def test_dtypes(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_refusals(name):
+def test_what_every_convolution_refuses(name):
     for arguments, message in (
         ({'features': 0}, 'features must be at least 1, got 0'),
         ({'granularity': 'rows'}, "granularity must be one of None, element, .*got 'rows'"),
@@ -310,7 +310,14 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(('arguments', 'shape'), ARGUMENTS)
+# Every argument is in one of the quick ones.
+SLOW = (0, 2, 5, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'shape'),
+    [pytest.param(*case, marks=pytest.mark.slow if i in SLOW else []) for i, case in enumerate(ARGUMENTS)],
+)
 def test_equal_kernels_are_flax_conv(arguments, shape):
     bias = {'bias_init': nn.initializers.normal()} if arguments.get('use_bias', True) else {}
     plain, static = nn.Conv(8, **arguments, **bias), StaticConv(8, **arguments)
@@ -344,34 +351,22 @@ def test_first_draw():
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('layer', 'arguments', 'message'),
     [
-        ({'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
-        ({'reduction': 0}, 'reduction must be at least 1, got 0'),
-        ({'plan': 'fast'}, "plan must be one of auto, fused, shift, outputs, got 'fast'"),
+        (DynamicConv, {'num_kernels': 0}, 'num_kernels must be at least 1, got 0'),
+        (DynamicConv, {'reduction': 0}, 'reduction must be at least 1, got 0'),
+        (DynamicConv, {'plan': 'fast'}, "plan must be one of auto, fused, shift, outputs, got 'fast'"),
+        (ODConv, {'plan': 'outputs'}, "plan must be one of auto, fused, shift, got 'outputs'"),  # attention over taps
+        (DynamicConv, {'shape': (4, 3)}, r'needs at least 3 axes, got \(4, 3\)'),
+        (DynamicConv, {'padding': 'SOME'}, 'padding must be one of'),
+        (DynamicConv, {'temperature': 0.0}, 'temperature must be above 0, got 0.0'),
+        (DynamicConv, {'temperature': 1e-50}, 'temperature must be above 0, got 1e-50'),  # 0 as float32
     ],
 )
-def test_refuses_values_when_it_is_made(arguments, message):
+def test_what_is_refused(layer, arguments, message):
+    shape, temperature = arguments.pop('shape', (2, 4, 4, 3)), arguments.pop('temperature', 1.0)
     with pytest.raises(ValueError, match=message):
-        DynamicConv(**{'features': 4, 'kernel_size': (3, 3), **arguments})
-    with pytest.raises(ValueError, match="plan must be one of auto, fused, shift, got 'outputs'"):
-        ODConv(4, (3, 3), plan='outputs')  # it has attention over taps
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'shape', 'temperature', 'message'),
-    [
-        ({}, (2, 4, 4, 3), 0.0, 'temperature must be above 0, got 0.0'),
-        ({}, (2, 4, 4, 3), 1e-50, 'temperature must be above 0, got 1e-50'),  # 0 as float32
-        ({'feature_group_count': 2}, (2, 4, 4, 3), 1.0, 'must divide channels 3 and features 4, got 2'),
-        ({}, (4, 3), 1.0, r'needs at least 3 axes, got \(4, 3\)'),
-        ({'padding': 'SOME'}, (2, 4, 4, 3), 1.0, 'padding must be one of'),
-    ],
-)
-def test_refuses_inputs(arguments, shape, temperature, message):
-    layer = DynamicConv(4, (3, 3), **arguments)
-    with pytest.raises(ValueError, match=message):
-        layer.init(jax.random.key(0), jnp.ones(shape), temperature)
+        layer(4, (3, 3), **arguments).init(jax.random.key(0), jnp.ones(shape), temperature)
 
 
 def test_an_array_of_no_temperature_gives_nan():

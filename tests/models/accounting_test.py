@@ -100,16 +100,6 @@ def test_dynamic_convolutions_multiply_what_their_programs_do(name, strides):
     assert found.dense == products_of(static, image)
 
 
-def test_a_partially_dynamic_convolution_by_hand():
-    model = DynamicConv(8, (3, 3), granularity='element', use_bias=False, reduction=1)
-    (layer,) = account(model, IMAGE, num_dynamic={'kernel_mask': 100})
-    static = 9 * 9 * 432  # places of the output; 3·3·6·8 positions
-    attention = 6 * 6 + 6 * 4  # hidden width 6
-    assert layer.multiply_adds == (static, static + attention + 4 * 432, static + attention + 4 * 100)
-    # 6·6 + 6·4 + 4 of the attention, one φ; masked K + 1 copies.
-    assert stored([layer]) == (5 * 432 + 65, 4 * 100 + 332 + 65)
-
-
 @pytest.mark.parametrize('layer', [MixtureLinear, MixtureFFN])
 def test_mixtures_by_hand(layer):
     build = partial(layer, 10, num_experts=4, num_selected=3)

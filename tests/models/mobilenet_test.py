@@ -17,10 +17,6 @@ def shapes_of(model, size=224):
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jnp.zeros((1, size, size, 3)))
 
 
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def test_channels_are_multiples_of_eight():
     assert scale_features(32, 0.35) == 16  # 11.2: 8 would be less than nine tenths of it
     assert scale_features(32, 0.3) == 16  # 9.6: so would 8, by 1.6

@@ -52,16 +52,12 @@ def test_equal_scores_are_refused_with_advice():
         check({'a': [0.0] * 3, 'b': [5.0, 0, 7]}, masks, criterion='snip', hint='why')
 
 
-def test_infinite_scores_are_refused_as_such():
+def test_scores_that_are_not_finite_are_refused_as_such():
     for values, count in (([jnp.inf] * 3, 3), ([jnp.inf, 1.0, jnp.inf], 2)):
         with pytest.raises(UninformativeScores, match=f'infinity for {count} of the 3 positions .* or an overflow'):
             check({'a': values})
-
-
-def test_too_few_numbers_are_refused():
-    with pytest.raises(
-        UninformativeScores, match=r'NaN for 3 .* of the 3 positions of all parameters, and 1 must stay'
-    ):
+    says = r'NaN for 3 .* of the 3 positions of all parameters, and 1 must stay'
+    with pytest.raises(UninformativeScores, match=says):
         check({'a': [NAN] * 3})
     scores = {'a': [NAN, NAN, 1.0], 'b': [1.0, 2, 3]}
     check(scores, targets=4)
@@ -72,9 +68,6 @@ def test_too_few_numbers_are_refused():
         check(scores, targets={'a': 2, 'b': 3}, scope='layer')
     # Never more than there are: the two candidates of `a` are all that can be asked for.
     check(scores, {'a': jnp.array([0, 0, 1], bool), 'b': jnp.ones(3, bool)}, targets=6)
-
-
-def test_groups_count_with_their_size_among_the_nan():
     scores, masks, positions = jnp.array([[NAN, 1.0, 2.0]]), jnp.ones((1, 3), bool), jnp.zeros((4, 3))
     check_informative(scores, masks, 8, positions)
     with pytest.raises(UninformativeScores, match=r'NaN for 4 .* of the 12 positions'):
@@ -127,7 +120,7 @@ def refuse(message, params=PARAMS, masks=MASKS, **options):
         partition_round(problems.PROBLEM, params, masks, BATCHES, options.pop('dynamic_fraction', 0.3), **options)
 
 
-def test_params_and_masks_that_do_not_fit():
+def test_arguments_that_do_not_fit():
     refuse(
         "params hold no 'static', which the layout reads",
         {key: value for key, value in PARAMS.items() if key != 'static'},
@@ -142,11 +135,6 @@ def test_params_and_masks_that_do_not_fit():
     with pytest.raises(ValueError, match="bias: granularity 'input' needs a parameter of at least 2 axes"):
         init_masks({'bias': jnp.zeros(3), 'kernel': jnp.zeros((3, 3))}, 'input')
 
-
-def test_other_arguments_that_do_not_fit():
-    for fraction in (0, 1.5, -0.5, NAN):
-        refuse(r'dynamic_fraction must be in \(0, 1\], got', dynamic_fraction=fraction)
-
     class Loss:
         def __eq__(self, other):
             return True
@@ -158,6 +146,8 @@ def test_other_arguments_that_do_not_fit():
         iterative_mode_partition(Loss(), PARAMS, BATCHES, dynamic_fraction=0.5)
     with pytest.raises(ValueError, match=r'rounds must be at least 1 and whole, got 2\.5'):
         iterative_mode_partition(problems.loss_fn, PARAMS, BATCHES, dynamic_fraction=0.5, rounds=2.5)
+    with pytest.raises(ValueError, match=r"are needed: give masks=variables\['partition'\]"):
+        iterative_mode_partition(Problem(problems.loss_fn, Layout.of({})), {}, BATCHES, dynamic_fraction=0.5)
 
 
 def test_the_layout_says_at_which_scale_factors_are_copies():
@@ -178,11 +168,6 @@ def test_the_layout_says_at_which_scale_factors_are_copies():
     assert partition(Layout()).tolist() == [False, False, True, True]
     with pytest.raises(UninformativeScores, match='equal each other and the static parameters'):
         partition(Copied())
-
-
-def test_a_flax_layout_asks_for_masks():
-    with pytest.raises(ValueError, match=r"are needed: give masks=variables\['partition'\]"):
-        iterative_mode_partition(Problem(problems.loss_fn, Layout.of({})), {}, BATCHES, dynamic_fraction=0.5)
 
 
 def test_batches_are_left_alone_where_nothing_reads_them():

@@ -51,13 +51,6 @@ def test_a_criterion_says_what_it_needs(criterion, needed):
         score(criterion, problem=Problem(problems.loss_fn))
 
 
-def test_what_scoring_refuses():
-    with pytest.raises(ValueError, match=r"criterion must be one of sensitivity, .*, got 'snip'"):
-        score('snip')
-    with pytest.raises(ValueError, match='batches must hold at least one scoring batch, got none'):
-        score('sensitivity', batches=[])
-
-
 @pytest.mark.parametrize('criterion', ['sensitivity', 'grasp', 'synflow'])
 def test_a_group_has_the_sum_of_its_elements_gradients(criterion):
     measure = jax.jit(CRITERIA[criterion].measure, static_argnums=0)
@@ -195,7 +188,7 @@ def test_rows_that_are_routed_nowhere_do_not_count():
         np.testing.assert_allclose(covariance, np.cov(routing.T, ddof=0), atol=1e-6)
 
 
-def test_synflow_of_a_linear_network_by_hand():
+def test_synflow_by_hand():
     # y = x · a · b for one input, one hidden and one output feature, K = 1, both gates 1: R = |a|·|b| at x = 1. With
     # a = −2 and b = 3: |a|·∂R/∂|a| = |a|·|b| = 6 = |b|·∂R/∂|b|. The static parameters carry no flow at gates of 1.
     params = {
@@ -212,9 +205,6 @@ def test_synflow_of_a_linear_network_by_hand():
     masks = init_masks(params['static'])
     scores = score_positions(problem, params, masks, [jnp.array([[-7.0]])], 'synflow')
     assert (scores['a'].item(), scores['b'].item()) == (6, 6)
-
-
-def test_synflow_leaves_integer_inputs_alone():
     params = {'dynamic': jnp.array([[1.0, -2, 4]]), 'static': jnp.zeros(3)}
 
     def output(params, gates, tokens):
@@ -223,9 +213,6 @@ def test_synflow_leaves_integer_inputs_alone():
     problem = Problem(lambda params, gates, batch: 0.0, output=output)
     scores = score_positions(problem, params, jnp.ones(3, bool), [jnp.array([2, 1, 2])], 'synflow')
     assert scores.tolist() == [0, 2, 8]
-
-
-def test_synflow_leaves_scalars_alone():
     problem = Problem(
         lambda params, gates, batch: 0.0,
         output=lambda params, gates, batch: batch['temperature'] * batch['x'] @ (gates * params['dynamic'][0]),

@@ -79,15 +79,12 @@ def test_split_and_merge_are_what_a_loop_gives(granularity, soft):
     np.testing.assert_allclose(merged, expected[0] + expected[1][None], rtol=1e-6)
 
 
-def test_merge_at_the_limits():
+def test_merge_at_the_limits_and_under_weights_that_sum_to_one():
     dynamic, static = jnp.arange(12.0).reshape(2, 2, 3), -jnp.arange(6.0).reshape(2, 3)
     dynamic, static, everywhere = dynamic.astype(jnp.bfloat16), static.astype(jnp.bfloat16), jnp.ones((2, 3), bool)
     assert masks_lib.merge(dynamic, static, everywhere).dtype == jnp.bfloat16
     np.testing.assert_array_equal(masks_lib.merge(dynamic, static, everywhere), dynamic)
     np.testing.assert_array_equal(masks_lib.merge(dynamic, static, ~everywhere), jnp.stack([static, static]))
-
-
-def test_routing_weights_that_sum_to_one_make_merge_right():
     rng = np.random.default_rng(1)
     dynamic, static, mask = rng.normal(size=(4, 5)), rng.normal(size=5), rng.random(5) < 0.5
     weights = np.array([0.1, 0.2, 0.3, 0.4])
@@ -105,7 +102,7 @@ def test_scale_factors():
         masks_lib.scale_factors(phi, 'neither')
 
 
-def test_group_size():
+def test_sizes_of_groups_counts_fractions_and_shares():
     position = jnp.zeros((3, 3, 4, 6))
     sizes = {'element': 1, 'output': 36, 'input': 54, 'spatial': 24, 'layer': 216}
     for granularity, size in sizes.items():
@@ -114,9 +111,6 @@ def test_group_size():
     for wrong in [(6,), (1, 1, 1, 3), (3, 3, 4, 6, 1)]:
         with pytest.raises(ValueError, match='does not broadcast against positions of shape'):
             masks_lib.group_size(jnp.ones(wrong), position)
-
-
-def test_counts_fraction_and_share():
     positions = {'conv': jnp.zeros((3, 3, 2, 4)), 'dense': jnp.zeros((4, 7))}
     masks = {'conv': jnp.array([[[[True, False, False, True]]]]), 'dense': jnp.zeros((4, 7), bool).at[0, :3].set(True)}
     # 2 of 4 outputs of 3·3·2 = 18 positions each are 36, and 3 single ones: 39 of 72 + 28 = 100.

@@ -144,6 +144,9 @@ def test_masks_that_are_given_are_where_it_starts():
     assert not masks['first'][..., :2].any()
     # Groups of 6 and 5 positions: never more than the target of 20, and within the largest group of it.
     assert 14 < count_dynamic(masks, POSITIONS) <= 20
+    start = init_masks(POSITIONS) | {'first': jnp.zeros(problems.SHAPES['first'], bool)}
+    for scope, expected in {'global': 4, 'layer': 1}.items():
+        assert count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == expected
 
 
 def test_identical_copies_are_refused_with_advice():
@@ -175,12 +178,6 @@ def test_identical_copies_are_refused_with_advice():
     one_copied = {**PARAMS, 'dynamic': {**PARAMS['dynamic'], 'first': copies['dynamic']['first']}}
     refuse(one_copied, 'sensitivity', scope='layer')
     assert count_dynamic(plain_partition(one_copied), POSITIONS) == 12
-
-
-def test_a_layer_that_is_static_already_is_no_copy():
-    start = init_masks(POSITIONS) | {'first': jnp.zeros(problems.SHAPES['first'], bool)}
-    for scope, expected in {'global': 4, 'layer': 1}.items():
-        assert count_dynamic(partition(0.1, masks=start, scope=scope).masks, POSITIONS) == expected
 
 
 @pytest.mark.parametrize('criterion', ['sensitivity', 'grasp'])
@@ -250,22 +247,12 @@ def on_devices(function, num_arguments):
     return with_pmap, jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec()))
 
 
-def test_all_replicas_take_the_mask_of_one_device():
+def test_all_replicas_take_the_mask_and_the_scores_of_one_device():
     problem, params, batch = exact_problem()
     masks = init_masks(params['static'])
 
     def step(params, masks, target, batch, axis_name='batch'):
         return partition_step(problem, params, masks, batch, target, axis_name=axis_name)
-
-    alone = jax.jit(functools.partial(step, axis_name=None))(params, masks, 15, batch)
-    assert count_dynamic(alone, params['static']) == 15
-    for mapped in on_devices(step, 3):
-        assert_same(mapped(params, masks, 15, batch), alone)
-
-
-def test_all_replicas_score_as_one_device_does():
-    problem, params, batch = exact_problem()
-    masks = init_masks(params['static'])
 
     def score(params, masks, batch, axis_name='batch'):
         return {
@@ -273,14 +260,17 @@ def test_all_replicas_score_as_one_device_does():
             for criterion in CRITERIA
         }
 
+    alone = jax.jit(functools.partial(step, axis_name=None))(params, masks, 15, batch)
+    assert count_dynamic(alone, params['static']) == 15
+    for mapped in on_devices(step, 3):
+        assert_same(mapped(params, masks, 15, batch), alone)
     alone = jax.jit(functools.partial(score, axis_name=None))(params, masks, batch)
     with_pmap, with_shard_map = (mapped(params, masks, batch) for mapped in on_devices(score, 2))
     assert_same(with_pmap, with_shard_map)
     # The sum of eight means is eight times the mean. GraSP is left out: its norm is that of one replica's gradient.
-    for criterion, factor in {'sensitivity': 8, 'magnitude': 1, 'random': 1, 'variance': 1}.items():
-        assert_same(with_pmap[criterion], jax.tree.map(lambda leaf, factor=factor: factor * leaf, alone[criterion]))
     # SynFlow sums outputs, over the rows of all devices.
-    assert_same(with_pmap['synflow'], alone['synflow'])
+    for criterion, factor in {'sensitivity': 8, 'magnitude': 1, 'random': 1, 'variance': 1, 'synflow': 1}.items():
+        assert_same(with_pmap[criterion], jax.tree.map(lambda leaf, factor=factor: factor * leaf, alone[criterion]))
 
 
 # --- On Flax variables.
@@ -295,15 +285,16 @@ def test_groups_of_different_size_compete_per_position():
     assert {name: bool(mask.all()) for name, mask in found.masks.items()} == {'first': False, 'second': True}
 
 
-def test_golden_values_and_uniform_routing():
+def test_means_that_are_handed_off_by_hand():
     params = {'dynamic': jnp.array([[1.0, 10, 100], [3, 30, 300]]), 'static': jnp.array([-1.0, -2, -3])}
     old, new = jnp.array([True, True, False]), jnp.array([False, True, False])
     # The first position turns static: (1 + 3) / 2 = 2, or 0.25 · 1 + 0.75 · 3 = 2.5.
     assert hand_off_means(params, old, new, Layout())['static'].tolist() == [2, -2, -3]
     assert hand_off_means(params, old, new, Layout(), jnp.array([0.25, 0.75]))['static'].tolist() == [2.5, -2, -3]
-
-
-def test_groups_and_the_flax_layout():
+    params = {'dynamic': jnp.ones((2, 3), jnp.bfloat16), 'static': jnp.zeros(3, jnp.bfloat16)}
+    handed = hand_off_means(params, jnp.ones(3, bool), jnp.zeros(3, bool), Layout())
+    assert handed['static'].dtype == jnp.bfloat16
+    assert handed['static'].tolist() == [1, 1, 1]
     # 2σ(ln 3) = 3/2 = λd and λs = 1/2, so that λd / λs = 3 where both are in use.
     phi = jnp.log(jnp.float32(3))
     kernel = jnp.stack([jnp.full((2, 2), 1.0), jnp.full((2, 2), 3.0)])
@@ -321,13 +312,6 @@ def test_groups_and_the_flax_layout():
         np.testing.assert_allclose(found, [[ratio, 0], [ratio, 0]], rtol=1e-6)
         without = {**handed, 'block': {**handed['block'], 'conv': {**handed['block']['conv'], 'static_kernel': None}}}
         jax.tree.map(np.testing.assert_array_equal, without, expected)
-
-
-def test_the_dtype_of_the_static_parameters_is_kept():
-    params = {'dynamic': jnp.ones((2, 3), jnp.bfloat16), 'static': jnp.zeros(3, jnp.bfloat16)}
-    handed = hand_off_means(params, jnp.ones(3, bool), jnp.zeros(3, bool), Layout())
-    assert handed['static'].dtype == jnp.bfloat16
-    assert handed['static'].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize('fraction', [0.01, 0.3, 0.5, 1.0])

@@ -162,14 +162,9 @@ def test_one_compilation_serves_all_targets():
     assert selection._select._cache_size() <= before + 1
 
 
-def test_what_selection_refuses():
-    with pytest.raises(ValueError, match="scope must be one of global, layer, got 'network'"):
-        select_positions(jnp.ones(3), jnp.ones(3, bool), 1, jnp.ones(3), scope='network')
+def test_what_is_refused():
     with pytest.raises(ValueError, match='does not broadcast against positions'):
         select_positions(jnp.ones(3), jnp.ones(3, bool), 1, jnp.ones((3, 2)))
-
-
-def test_num_dynamic_positions():
     assert [selection.num_dynamic_positions(10, kappa) for kappa in (1e-9, 0.04, 0.26, 0.99, 1.0)] == [1, 1, 3, 10, 10]
     assert selection.num_dynamic_positions(100_000_000, 0.3) == 30_000_000
     for kappa in (0, -0.5, 1.5, float('nan')):

@@ -128,13 +128,10 @@ def test_outputs_of_a_classifier_are_matched_by_name(tmp_path, names, order):
         assert_same(loaded.params['classifier'], {'kernel': weight[order].T, 'bias': bias[order]})
 
 
-def test_the_prefix_of_parallel_training_is_removed(tmp_path):
+def test_the_prefix_of_parallel_training_is_removed_and_no_parameter_has_two_names(tmp_path):
     tensors = make_tensors()
     loaded = load(write_folder(tmp_path, {f'module.bert.{name}': value for name, value in tensors.items()}))
     assert_same(loaded.params, expected_params(tensors))
-
-
-def test_a_parameter_under_two_names_is_refused(tmp_path):
     bias = 'encoder.layer.0.output.dense.bias'
     tensors = make_tensors()
     write_folder(tmp_path, tensors | {f'bert.{bias}': tensors[bias] + 1})

@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from pad_jax.layers import CONVS, find_records
 from pad_jax.models import BasicBlock, LayerSpec, ResNet, make_conv_spec
-from pad_jax.partition import Layout, Problem, UninformativeScores, partition_round
 from pad_jax.pretrained import upcycle
 from tests.layers.compiling import jit_quickly
 
@@ -120,31 +119,6 @@ def test_golden_values():
     _, found = fill('dcd')
     np.testing.assert_array_equal(found['kernel'], kernel)
     assert not found['out_of_latent'].any() and found['scaling']['static_tensor'].tolist() == [[[[1, 1]]]]
-
-
-@pytest.mark.parametrize(
-    'name', ['condconv', 'dcd', *(pytest.param(name, marks=pytest.mark.slow) for name in ('dynamic', 'odconv'))]
-)
-def test_a_partition_right_after_it_is_refused_and_after_some_steps_it_is_not(name):
-    """The gradient of all gates is zero or a rounding error. After some steps the copies have moved apart."""
-    network, variables = upcycled(name, 'separable', 'element')
-    _, x, _ = trained('separable')
-
-    def loss(params, gates, batch):
-        return jnp.mean(network.apply({'params': params, 'partition': gates}, batch) ** 2)
-
-    @jit_quickly
-    def step(params):
-        slopes = jax.grad(lambda params: jnp.sum(jnp.sin(network.apply({**variables, 'params': params}, x))))(params)
-        return jax.tree.map(lambda leaf, slope: leaf - 0.05 * slope, params, slopes)
-
-    problem = Problem(loss, Layout.of(find_records(network, x)))
-    params, masks = variables['params'], variables['partition']
-    with pytest.raises(UninformativeScores, match='train some steps first'):
-        partition_round(problem, params, masks, [x], 0.3)
-    for _ in range(3):
-        params = step(params)
-    partition_round(problem, params, masks, [x], 0.3)
 
 
 def test_refusals():

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from pad_jax.errors import BadInput
 from pad_jax.models import MODELS
 from pad_jax.reports.demo import compare_networks, run_demo
 from pad_jax.reports.runs import read_network
@@ -55,22 +54,6 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
     run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
     assert capsys.readouterr().out == output.out
     assert {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')} == before
-
-
-@pytest.mark.parametrize(
-    'seeds, overrides, said',
-    [
-        (0, [], 'seeds must be an integer from 1 to 1000, got 0'),
-        (2, ['train.seed=3'], r'train\.seed cannot be changed'),
-        (2, ['train.stops=3'], r'did you mean train\.steps'),
-    ],
-)
-def test_bad_input_writes_nothing(tmp_path, seeds, overrides, said):
-    with pytest.raises(BadInput, match=said):
-        run_demo(tmp_path / 'demo', CONFIGS, seeds, overrides)
-    with pytest.raises(BadInput, match='does not exist'):
-        run_demo(tmp_path / 'demo', tmp_path, 1)
-    assert not (tmp_path / 'demo').exists()
 
 
 def test_numbers_are_those_of_the_files(tmp_path, capsys):

@@ -131,19 +131,6 @@ def test_layers_that_are_not_those_of_the_network(write_run):
         inspect_workdir(workdir)
 
 
-def test_a_folder_without_a_run(write_run, tmp_path):
-    workdir = write_run()
-    with pytest.raises(BadInput, match='missing is not the workdir of a run'):
-        inspect_workdir(tmp_path / 'missing')
-    (workdir / 'config.json').rename(workdir / 'other.json')
-    with pytest.raises(BadInput, match=r'not the workdir of a run: it holds no config\.json'):
-        inspect_workdir(workdir)
-    (workdir / 'other.json').rename(workdir / 'config.json')
-    (workdir / 'partition.json').unlink()
-    with pytest.raises(BadInput, match=r'not the workdir of a run: it holds no partition\.json'):
-        inspect_workdir(workdir)
-
-
 def draw_network(monkeypatch, **changes):
     """Return (task, model, variables with a third of each mask, records) of one block, away from its start."""
     monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)

@@ -64,15 +64,9 @@ def test_says_that_a_run_was_never_evaluated(tmp_path):
     'change, says',
     [
         (lambda content: content.update(layers=[1], totals={}), "'int' object is not subscriptable"),
-        (lambda content: content.update(layers=7), 'Value after \\* must be an iterable, not int'),
-        (lambda content: content['layers'][1].pop('name'), "it lacks 'name'"),
-        (lambda content: content['layers'][0].update(granularity=None), "'NoneType' object has no attribute"),
         (lambda content: content['layers'][0].update(name='a\nb'), 'name and granularity must be printable'),
         (lambda content: content['layers'][0].update(positions='10'), 'positions must be numbers$'),
-        (lambda content: content['layers'][0].update(positions=float('inf')), 'positions must be numbers$'),
         (lambda content: content['layers'][0].update(dynamic_fraction=1.5), 'dynamic_fraction must be numbers$'),
-        (lambda content: content.update(totals={}), "it lacks 'parameters'"),
-        (lambda content: content.update(totals=None), "'NoneType' object is not subscriptable"),
         (lambda content: content.update(rounds='many'), 'rounds_done and rounds must be numbers'),
     ],
 )

@@ -10,21 +10,15 @@ VALUES = [0.61, 0.68, 0.59, 0.7, 0.66]
 BASE = [0.6, 0.63, 0.58, 0.71, 0.6]
 
 
-def test_golden_standard_error():
+def test_standard_errors_by_hand():
     # mean 4.5 / 3 = 1.5; squared deviations 1, 0.25, 2.25 sum to 3.5; √(3.5 / 2) / √3 = √(3.5 / 6)
     found = estimate_mean([0.5, 1.0, 3.0])
     assert found.mean == 1.5
     assert math.isclose(found.standard_error, math.sqrt(3.5 / 6))
-
-
-def test_along_the_leading_axis():
     found = estimate_mean([[1.0, 10.0], [3.0, 10.0]])
     # deviations ±1: √(2 / 1) / √2 = 1
     np.testing.assert_allclose(found.mean, [2.0, 10.0])
     np.testing.assert_allclose(found.standard_error, [1.0, 0.0])
-
-
-def test_one_seed_has_neither_standard_error_nor_interval():
     assert np.isnan(estimate_mean([[1.0, 2.0]]).standard_error).all()
     found = estimate_interval([0.5])
     assert (found.mean, found.count) == (0.5, 1)

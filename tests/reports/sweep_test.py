@@ -347,15 +347,7 @@ def test_a_folder_that_holds_another_sweep(tmp_path, monkeypatch):
 def test_flags_of_the_command_arrive(tmp_path, monkeypatch):
     path, found = write_ablation(tmp_path, *named('one')), []
     monkeypatch.setattr('pad_jax.reports.sweep.run_sweep', lambda *arguments: found.append(arguments))
-    flags = [
-        'sweep',
-        str(path),
-        f'--workdir={tmp_path}',
-        '--seeds=2',
-        '--jobs=4',
-        '--config.train.steps=40',
-        '--import=json',
-    ]
-    monkeypatch.setattr(sys, 'argv', ['pad_jax', *flags])
+    flags = f'{path} --workdir={tmp_path} --seeds=2 --jobs=4 --config.train.steps=40 --import=json'.split()
+    monkeypatch.setattr(sys, 'argv', ['pad_jax', 'sweep', *flags])
     assert exit_status(commands.main) == 0
     assert found == [(path, tmp_path, 2, 4, ['train.steps=40'], (*COMMAND, 'json'))]

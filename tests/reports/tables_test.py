@@ -27,12 +27,9 @@ def print_on_terminal(table, monkeypatch, capsys, width):
     return Text.from_ansi(capsys.readouterr().out).plain
 
 
-def test_a_wide_terminal_shows_the_whole_table(table, monkeypatch, capsys):
+def test_a_wide_terminal_shows_the_whole_table_and_a_narrow_one_cuts_no_number(table, monkeypatch, capsys):
     text = print_on_terminal(table, monkeypatch, capsys, 100)
     assert '│ partially dynamic, sensitivity │' in text and 'accuracy in %' in text
-
-
-def test_a_narrow_terminal_cuts_no_number(table, monkeypatch, capsys):
     text = print_on_terminal(table, monkeypatch, capsys, 60)
     assert '…' not in text and '│' not in text
     assert all(len(line) <= 60 for line in text.splitlines())

@@ -24,19 +24,12 @@ from tests.training.tiny_texts import TEXT_ROUNDS, small_text_flags
 pytestmark = pytest.mark.usefixtures('one_block', 'one_layer')
 CIFAR = ROOT / 'configs' / 'cifar_resnet10_pad.py'
 FLAGS = [f'--config.{name}={value}' for name, value in SMALL.items()]
-ROUND_FLAGS = [
-    f'--config={DIGITS}',
-    *FLAGS,
-    *(f'--config.{name.replace("__", ".")}={value}' for name, value in IN_ROUNDS.items()),
-]
+ROUND_FLAGS = [f'--config={DIGITS}', *FLAGS]
+ROUND_FLAGS += [f'--config.{name.replace("__", ".")}={value}' for name, value in IN_ROUNDS.items()]
 
 # train.py on a small config of images with these overrides, and a part of its line.
 IMAGES = [
-    ('partition.dynamic_fracton=0.3', 'unknown config key partition.dynamic_fracton, did you mean partition.dyn'),
     ('optim.lr=1', 'unknown config key optim.lr, did you mean optim.learning_rate?'),
-    ('train.batch_size=8', 'did you mean data.batch_size?'),
-    ('model.kappa=1', 'did you mean partition.dynamic_fraction?'),
-    ('train.regular=x', 'did you mean partition.keep_dynamic?'),
     ('data.batch_size=60', 'multiple of 8 (8 devices × optim.accumulate_steps = 1), got 60'),
     ('optim.accumulate_steps=4', 'multiple of 32 (8 devices × optim.accumulate_steps = 4), got 16'),
     ('train.mixup=0.2 data.batch_size=8', 'optim.accumulate_steps = 1, in pairs for train.mixup), got 8'),
@@ -53,13 +46,9 @@ IMAGES = [
     ('partition.granularity=output partition.dynamic_fraction=0.05', 'selects 36 positions of '),
     ('partition.scope=layer partition.granularity=layer', 'with partition.keep_dynamic or partition.keep_static'),
     ('partition.scope=layer partition.granularity=input model.conv=dcd', 'of stage1_block1/conv1/scaling/tensor at'),
-    (
-        'partition.keep_dynamic=.*',
-        'partition: keep_dynamic or keep_static matches all layers, and no layer is left to compete',
-    ),
+    ('partition.keep_dynamic=.*', 'keep_dynamic or keep_static matches all layers, and no layer is left to compete'),
     ('partition.keep_static=conv', 'Such a network has partition.dynamic_fraction=1, or model.conv=static'),
     ('partition.keep_static=stage9', 'stage9'),
-    ('partition.keep_dynamic=conv1 partition.keep_static=stage1', 'keep_dynamic'),
     ('partition.prune=True partition.handoff=mean', 'partition.handoff=mean needs static parameters'),
     ('partition.prune=True partition.scales=static', 'partition.scales=static needs static parameters'),
     ('partition.start_step=6', 'the last round of the partition comes after 6 steps, the run has 6'),
@@ -67,14 +56,9 @@ IMAGES = [
     ('train.steps=0 train.epochs=0', 'train.steps or train.epochs must be above 0, got 0'),
     ('train.steps=0 train.epochs=0.1 partition.start_step=99', 'comes after 99 steps, the run has 10'),
     ('train.steps=0 train.epochs=1e30', 'train.epochs must make at most 2147483647 steps, got 9.01e+31'),
-    ('model.dtype=float16', "one of float32, bfloat16 (float16 would need loss scaling), got 'float16'"),
     ('model.num_classes=1', 'model.num_classes must be at least 2, or 0 for those of the data, got 1'),
-    (
-        'model.name=resnet18 data.batch_size=8 model.sync_batch_norm=False',
-        'data.batch_size / optim.accumulate_steps / 8 devices must be at least 2, got 1: with data.image_size=8 the',
-    ),
+    ('model.name=resnet18 data.batch_size=8 model.sync_batch_norm=False', '8 devices must be at least 2, got 1: with'),
     ('model.name=resnet18 partition.batch_size=1', 'partition.batch_size must be at least 2, got 1'),
-    ('train.temperature_share=1.1', 'train.temperature_share must be a number from 0 to 1, got 1.1'),
     ('train.steps=0 train.epochs=0.01 optim.warmup_steps=1', 'must be below the 1 steps of the run, got 1'),
     ('partition.batch_size=1443', 'partition.batch_size must be at most the 1442 training examples, got 1443'),
 ]
@@ -84,26 +68,17 @@ TEXTS = [
     ('model.num_experts=1', 'model.num_selected must be at most model.num_experts = 1, got 2'),
     ('model.num_selected=1 model.pretrained=x', 'model.num_selected must be at least 2 for model.pretrained, got 1'),
     ('model.conv=static', 'unknown config key model.conv'),
-    ('train.temperature=30', 'unknown config key train.temperature'),
     ('model.vocab_size=20 data.path={texts}/nowhere', 'model.vocab_size is 20'),
     ('model.num_classes=3', "model.num_classes is 3, the data has 2 classes ('"),
-    (
-        'data.path={texts}/numbers.tsv data.regression=True model.num_classes=2',
-        'the data has numbers for labels: --config.model.num_classes=1',
-    ),
+    ('data.path={texts}/numbers.tsv data.regression=True model.num_classes=2', 'numbers for labels: --config.model.'),
     ('data.text_columns=first,third', "'third'"),
     ('data.text_columns=', 'data.text_columns must'),
-    ('data.label_column=class', "'class'"),
     ('data.vocabulary=', 'data.vocabulary must name a vocab.txt or tokenizer.json'),
-    ('data.vocabulary={texts}/nowhere.txt', 'nowhere.txt'),
     ('data.path={texts}/nowhere', "{texts}/nowhere' does not exist"),
     ('data.name=glue data.path={texts}/glue data.task=cola', 'CoLA/train.tsv'),
     ('model.pretrained={texts}/nowhere partition.start_step=1', '{texts}/nowhere'),
     ('partition.start_step=6', 'partition.start_step, every_steps or rounds, or raise train.steps'),
-    (
-        'train.steps=0 train.epochs=2.0 partition.start_step=12',
-        'partition.start_step, every_steps or rounds, or raise train.epochs',
-    ),
+    ('train.steps=0 train.epochs=2.0 partition.start_step=12', 'every_steps or rounds, or raise train.epochs'),
     ('partition.keep_static=ffn', 'model.ffn=dense'),
     ('partition.batch_size=49', 'partition.batch_size must be at most the 48 training examples, got 49'),
 ]
@@ -129,11 +104,7 @@ COMMANDS = [
     ('sweep', 'nowhere.py --workdir={tmp}/sweep', 'nowhere.py does not exist'),
     ('report', 'nowhere', 'nowhere'),
     ('train', f'--config={DIGITS} --workdir=w --join-seconds=9999999999', '--join-seconds must be an integer from 0'),
-    (
-        'train',
-        '--config=x --workdir=w --coordinator=h:1 --num-processes=4294967296 --process-id=0',
-        'got h:1, 4294967296',
-    ),
+    ('train', '--config=x --workdir=w --coordinator=h:1 --num-processes=4294967296 --process-id=0', 'got h:1, 429'),
     ('nothing', '', 'invalid choice'),
 ]
 
@@ -180,11 +151,8 @@ def put_pipe(root):
 
 
 PHOTOS = [
-    (lambda root: shutil.rmtree(root), '', "{tmp}/photos' does not exist"),
     (lambda root: None, 'model.num_classes=10', "the data has 2 classes ('cat', 'dog'): --config.model.num_classes=2"),
-    (lambda root: shutil.rmtree(root / 'val'), '', 'val/'),
     (lambda root: shutil.rmtree(root / 'val'), 'data.name=imagenet data.on_bad=skip', 'val/'),
-    (lambda root: (root / 'val' / 'emu').mkdir(), '', 'emu'),
     (replace_photo(b'no image'), '', 'train/dog/3.png'),
     (replace_photo(claim_size(100_000, 100_000)), '', '10,000,000,000 pixels'),
     (put_pipe, '', 'train/dog/3.png'),
@@ -307,8 +275,6 @@ def test_what_evaluate_may_not_change(refused, finished_run, finished_text_run, 
     for flags, says in (
         ('train.seed=1 data.name=folder', 'train.seed, data.name cannot be changed for the run in '),
         ('train.seed=1', 'only data.path, debug, model.plan, parallel, partition.compact, '),
-        ('data.pth=1', 'unknown config key data.pth, did you mean data.path?'),
-        ('model.plan=best', 'model.plan must be one of'),
         ('data.path=elsewhere', 'path'),
     ):
         assert says in refused('evaluate', f'--workdir={workdir}', *(f'--config.{flag}' for flag in flags.split()))

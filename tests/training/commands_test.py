@@ -166,7 +166,7 @@ def test_readers_that_are_gone_and_full_disks_end_no_command(tmp_path):
     ('environment', 'says'),
     [
         ({'JAX_PLATFORMS': 'cuda'}, 'JAX_PLATFORMS=cuda'),
-        ({'JAX_PLATFORMS': 'nonsense'}, "'nonsense' is not in the list of known backends"),
+        pytest.param({'JAX_PLATFORMS': 'nonsense'}, "'nonsense' is not in the list of known", marks=pytest.mark.slow),
         ({'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=0'}, 'device_count=0'),
     ],
 )

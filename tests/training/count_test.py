@@ -8,19 +8,11 @@ from pad_jax import __main__ as commands
 from pad_jax.models import report_counts
 from pad_jax.training.config import load_config
 from pad_jax.training.setup import plan_layers
-from tests.training.tiny import DIGITS, ROOT
+from tests.training.tiny import ROOT
 
 pytestmark = pytest.mark.usefixtures('traced_once')
-KEYS = {
-    'parameters',
-    'static_parameters',
-    'dynamic_parameters',
-    'other_parameters',
-    'positions',
-    'dynamic_positions',
-    'dynamic_fraction',
-    'dynamic_share',
-}
+KINDS = ('static_parameters', 'dynamic_parameters', 'other_parameters')
+KEYS = {'parameters', *KINDS, 'positions', 'dynamic_positions', 'dynamic_fraction', 'dynamic_share'}
 
 # Millions of parameters with K = 4; the first column, κ = 0, is the static network.
 GOLDEN = {
@@ -54,7 +46,7 @@ def test_layers_add_up_to_the_totals(scope, fraction):
     parts = [report_counts([layer]) for layer in layers]
     for key in KEYS - {'dynamic_fraction', 'dynamic_share'}:
         assert sum(part[key] for part in parts) == total[key], key
-    assert total['parameters'] == sum(total[f'{kind}_parameters'] for kind in ('static', 'dynamic', 'other'))
+    assert total['parameters'] == sum(total[kind] for kind in KINDS)
     assert len({layer.name for layer in layers}) == len(layers)
     if scope == 'global':
         assert total['dynamic_positions'] == round(fraction * total['positions'])
@@ -103,18 +95,6 @@ def test_the_command_prints_one_json_object_and_allocates_nothing(capsys, monkey
     assert round(found['multiply_adds'] / 1e9, 2) == 1.82
     assert found['layers']['stage2_block1/shortcut_conv']['positions'] == 64 * 128
     assert found['layers']['classifier']['other_parameters'] == 512 * 1000 + 1000
-
-
-def test_the_count_of_a_small_network_by_hand(capsys):
-    commands.count([f'--config={DIGITS}', '--config.model.width_multiplier=0.03125', '--config.model.num_kernels=3'])
-    layers = json.loads(capsys.readouterr().out)['layers']
-    conv = layers['stage1_block1/conv1']
-    # 3·3·2·2 positions; the attention has 2·4 + 4·3 + 3, and φ is one more.
-    assert (conv['positions'], conv['other_parameters']) == (36, 24)
-    assert conv['dynamic_parameters'] == 3 * conv['dynamic_positions']
-    assert conv['static_parameters'] == 36 - conv['dynamic_positions']
-    # 8·8 outputs of 36 products each; 3 kernels to mix; 2·4 + 4·3 of the attention
-    assert conv['multiply_adds'] == 64 * 36 + 3 * conv['dynamic_positions'] + 20
 
 
 @pytest.mark.parametrize('fraction', [1.0, 0.5])

@@ -60,7 +60,9 @@ def assert_states_close(first, second, rtol):
     jax.tree_util.tree_map_with_path(compare, first, second)
 
 
-@pytest.mark.parametrize(('form', 'num_devices'), [('shard_map', 1), ('pmap', 8), ('shard_map', 8)])
+@pytest.mark.parametrize(
+    ('form', 'num_devices'), [pytest.param('shard_map', 1, marks=pytest.mark.slow), ('pmap', 8), ('shard_map', 8)]
+)
 def test_strategies_and_numbers_of_devices_train_alike(form, num_devices):
     """All replicas hold the same metrics too."""
     losses, state, _, sums = train_on('pmap', 1)

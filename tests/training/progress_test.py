@@ -42,11 +42,8 @@ def test_what_matters_fits_on_a_terminal(shown, label):
     assert shown(80, label).rstrip() == f'{label} 120/361 00:09 left 30/s loss 0.123 acc 0.984 κ 0.3'
 
 
-def test_a_narrow_terminal_cuts_the_values_and_not_the_time_left(shown):
+def test_a_narrow_terminal_and_the_start(shown):
     assert shown(45) == 'train 120/361 00:09 left 30/s loss 0.123 acc…'
-
-
-def test_before_there_is_a_rate(shown):
     assert shown(40, steps=0).rstrip() == 'train   0/361 --:-- left compiling'
 
 

@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from pad_jax.errors import BadInput
 from pad_jax.models import count_layers, report_counts
-from pad_jax.partition import Layout
 from pad_jax.training.devices import Replicas
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.optimizer import make_optimizer, make_rate_schedule, make_temperature_schedule
@@ -24,7 +23,7 @@ from pad_jax.training.setup import (
     open_source,
 )
 from pad_jax.training.state import init_state
-from pad_jax.training.steps import eval_step, find_constant_layers, make_problem, mix_neighbours, train_step
+from pad_jax.training.steps import eval_step, find_constant_layers, mix_neighbours, train_step
 from pad_jax.training.tasks import IMAGES, Task, image_inputs
 from tests.training.tiny import NormFree, one_device, small_config
 
@@ -199,11 +198,6 @@ def test_evaluation_uses_and_keeps_running_statistics(source):
     assert float(plain['weight']) == 16 and set(plain) == {'loss', 'accuracy', 'weight'}
 
 
-def test_equal_networks_share_one_scoring_problem(one_block):
-    first, second = (make_problem(IMAGES, make_model(small_config()), Layout()) for _ in range(2))
-    assert first is second
-
-
 # The average.
 
 
@@ -341,23 +335,15 @@ def test_a_step_is_the_same_in_both_storages():
     assert_close(other_values, values)
 
 
-class Sower(nn.Module):
-    """Stands in for a network whose layer `layer` mixes by these rows."""
+class Mixer(nn.Module):
+    """Stands in for a network that mixes by these rows."""
 
     rows: tuple
 
     @nn.compact
     def __call__(self, images, train):
-        return Mixer(self.rows, name='layer')(images), {}
-
-
-class Mixer(nn.Module):
-    rows: tuple
-
-    @nn.compact
-    def __call__(self, images):
         self.sow('intermediates', 'routing', jnp.array(self.rows))
-        return images
+        return images, {}
 
 
 @pytest.mark.parametrize(
@@ -370,7 +356,7 @@ class Mixer(nn.Module):
 )
 def test_a_layer_is_constant_if_rows_of_its_weights_are_equal(rows, is_constant):
     batch = {'image': jnp.ones((3, 2)), 'label': jnp.zeros(3, int)}
-    assert find_constant_layers(IMAGES, Sower(rows), {}, batch) == ['layer'] * is_constant
+    assert find_constant_layers(IMAGES, Mixer(rows), {}, batch) == [''] * is_constant
 
 
 def test_an_attention_whose_hidden_units_are_dead_is_constant(batch):

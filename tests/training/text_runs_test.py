@@ -21,7 +21,7 @@ from tests.training.tiny_texts import (
     small_text_config,
     small_text_flags,
 )
-from tests.training.trainer_test import Killed, assert_same_run, kill_before
+from tests.training.trainer_test import Killed, kill_before
 
 pytestmark = pytest.mark.usefixtures('one_layer')
 
@@ -90,16 +90,6 @@ def interrupt(monkeypatch, config, workdir, name, step):
         kill_before(patch, name, step)
         with pytest.raises(Killed):
             train(config, workdir, devices=one_device())
-
-
-@pytest.mark.slow
-def test_resumed_equals_uninterrupted_bit_for_bit(monkeypatch, texts, finished_text_run, tmp_path):
-    """Twice: after a round, whose result is in no checkpoint, and after the last round."""
-    config = small_text_config(texts, **TEXT_ROUNDS)
-    for step in (4, 6):
-        interrupt(monkeypatch, config, tmp_path, 'train', step)
-    train(config, tmp_path, devices=one_device())
-    assert_same_run(tmp_path, finished_text_run, config)
 
 
 def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch, texts, tmp_path):

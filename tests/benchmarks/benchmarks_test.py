@@ -1,6 +1,7 @@
 """The benchmarks run, and their rows are of comparable networks."""
 
 import importlib
+import json
 import math
 import re
 
@@ -27,36 +28,56 @@ def read_cells(text):
     return [[cell.strip() for cell in re.split('[│┃]', row)[1:-1] if cell.strip()] for row in rows]
 
 
-# The smallest runs, and the first cells of the rows that they print.
-SMALLEST = {
-    'input': (['--batches=1', '--batch-size=4', '--image-size=32', '--repeats=1'], set()),
-    'conv': (['--granularities=element,output', '--modes=forward', '--repeats=1', '--batch-size=2'], set()),
-    'deployment': (['--model=resnet10', '--image-size=64', '--repeats=1', '--plans=shift,outputs'], set()),
-    'models': (
-        ['--models=resnet18', '--image-size=64', '--batch-size=2', '--repeats=1', '--convs=dcd', '--rows=flax,pad'],
-        {'static', 'flax', 'dcd pad'},
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[] if name == 'input' else pytest.mark.slow) for name in SMALLEST]
-)
-def test_a_benchmark_prints_every_row(load, monkeypatch, capsys, name):
-    benchmark, (flags, expected) = load(name), SMALLEST[name]
-    if name == 'conv':
-        small = (benchmark.Shape(4, 8, 8, 3), benchmark.Shape(6, 4, 4, 3, 2, 4), benchmark.Shape(3, 8, 4, 1))
-        monkeypatch.setattr(benchmark, 'SHAPES', {'resnet': small})
-    if name == 'input':
-        expected = {benchmark.DECODER, *benchmark.VARIANTS}
-    if name == 'deployment':
-        expected = set(benchmark.FORMS)
-    benchmark.main(flags)
+def test_input_has_a_speed_and_a_ratio_of_every_row(load, capsys):
+    benchmark = load('input')
+    benchmark.main(['--batches=1', '--batch-size=4', '--image-size=32', '--repeats=1'])
     rows = read_cells(capsys.readouterr().out)
-    assert len(rows) >= 3 and expected <= {row[0] for row in rows}
-    for row in rows:
-        numbers = [float(cell) for cell in row[1:] if re.fullmatch(r'[\d.]+', cell)]
-        assert numbers and all(0 < number < math.inf for number in numbers), row
+    assert [row[0] for row in rows] == [benchmark.DECODER, *benchmark.VARIANTS]
+    assert rows[0][2] == '1.00' and all(int(row[1]) > 0 for row in rows)
+    for _, speed, ratio in rows:
+        assert float(ratio) == pytest.approx(int(speed) / int(rows[0][1]), rel=0.05, abs=0.02)
+
+
+@pytest.mark.slow
+def test_conv_measures_every_plan_and_granularity(load, monkeypatch, tmp_path, capsys):
+    conv = load('conv')
+    small = (conv.Shape(4, 8, 8, 3), conv.Shape(6, 4, 4, 3, 2, 4), conv.Shape(3, 8, 4, 1))
+    monkeypatch.setattr(conv, 'SHAPES', {'resnet': small})
+    flags = ['--granularities=element,output', '--modes=forward', '--repeats=1', '--batch-size=2']
+    conv.main([*flags, f'--json={tmp_path / "conv.json"}'])
+    out = capsys.readouterr().out
+    for row in json.loads((tmp_path / 'conv.json').read_text())['shapes']:
+        ratios = row['ratios']['forward']
+        assert ratios.keys() == {'static', *conv.PLANS, 'element', 'output'} and row['shape'] in out
+        assert all(0 < ratio < math.inf for ratio in ratios.values()) and row['auto'] in conv.PLANS
+    assert 'best' in out and 'geometric mean' in out
+
+
+@pytest.mark.slow
+def test_deployment_prints_every_table(load, capsys):
+    deployment = load('deployment')
+    deployment.main(['--model=resnet10', '--image-size=64', '--repeats=1', '--plans=shift,outputs'])
+    rows = read_cells(capsys.readouterr().out)
+    memory, files, latency = rows[:4], rows[4:8], rows[8:]
+    assert [row[0] for row in memory] == [row[0] for row in files] == list(deployment.FORMS)
+    assert all(float(row[-1].removesuffix('%')) < 2 for row in memory)
+    # Names and shapes weigh more in the file of a small network than in that of ResNet-18.
+    assert all(0.98 < float(row[3]) < 1.05 for row in files)
+    assert [row[0] for row in latency if row[0] in deployment.FORMS] == list(deployment.FORMS)
+    # The static network has no plan, each other one two, of which the best stands beside its name.
+    assert len(latency) == 1 + 3 * 2 and latency[0][1] == '-'
+
+
+@pytest.mark.slow
+def test_models_measures_and_prints_every_row(load, capsys):
+    smallest = ('--models=resnet18', '--image-size=64', '--batch-size=2', '--repeats=1')
+    load('models').main([*smallest, '--convs=dcd', '--rows=flax,pad,pad output compact'])
+    out, err = capsys.readouterr()
+    assert 'resnet18, 2 × 64², float32' in out and 'resnet18: 3 of 4 compiled, dcd pad, in ' in err
+    cells = read_cells(out)
+    assert [row for row, *_ in cells] == ['static', 'flax', 'dcd pad', 'dcd pad output compact']
+    assert all(float(cell.removesuffix(' s')) > 0 for row in cells for cell in row[1:])
+    assert cells[0][2] == cells[0][4] == '1.00'
 
 
 def test_the_twin_in_plain_flax_has_as_many_parameters_and_products(load):

@@ -16,6 +16,7 @@ reverse, to any order, except with respect to the mask. A slot is one of the k c
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,7 +125,7 @@ class Blocks(Ragged):
 
     def apply(self, function: Callable, experts: Any, shared: Any, mask: jax.Array | None, x: jax.Array) -> jax.Array:
         def call(experts, shared, mask, tokens, rows):
-            return function(OneExpert, experts, shared, mask, tokens, rows), (), (), ()
+            return function(_ONE_EXPERT, experts, shared, mask, tokens, rows), (), (), ()
 
         inputs = experts, shared, x, self.read_weights(x.dtype)
         leaves, structure = jax.tree.flatten(inputs)
@@ -132,33 +133,12 @@ class Blocks(Ragged):
         experts, shared, x, weights = structure.unflatten(leaves)
         return _fold(call, self, mask, experts, shared, x, weights)[0]
 
-    def fold_blocks(self, step: Callable, expert: jax.Array, carry: Any) -> Any:
-        """Fold `step(first row, size, carry)` over the rows of an expert, rounded up to whole small blocks."""
-        start, count = self.starts[expert], self.counts[expert]
-        for size in BLOCK_SIZES:
-            if size > self.slots.shape[0]:
-                continue  # such a block does not fit, and a slice of that size is an error even if never taken
-            num_blocks = count // size if size != BLOCK_SIZES[-1] else -(-count // size)
 
-            def run(index, carry, start=start, size=size):
-                return step(start + index * size, size, carry)
-
-            carry = lax.fori_loop(0, num_blocks, run, carry)
-            start, count = start + num_blocks * size, count - num_blocks * size
-        return carry
-
-
-class OneExpert:
-    """Products of the rows of one expert, for `Blocks`."""
-
-    @staticmethod
-    def multiply(rows: jax.Array, matrix: jax.Array, transposed: bool = False) -> jax.Array:
-        return lax.dot_general(rows, matrix, (((1,), (1 if transposed else 0,)), ((), ())))
-
-    @staticmethod
-    def take(vector: jax.Array) -> jax.Array:
-        return vector[None]
-
+# Products of the rows of one expert.
+_ONE_EXPERT = types.SimpleNamespace(
+    multiply=lambda rows, matrix, transposed=False: lax.dot_general(rows, matrix, (((1,), (+transposed,)), ((), ()))),
+    take=lambda vector: vector[None],
+)
 
 PLANS = {'dense': Dense, 'blocks': Blocks, 'ragged': Ragged}
 MIXTURE_PLANS = ('auto', *PLANS)
@@ -241,21 +221,30 @@ def _fold(function, layout, mask, experts, shared, tokens, rows):
         own_rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), rows)
         return function(part, shared, mask, block, own_rows)
 
+    def run_block(expert, size, carry, start):
+        def write(old, new):
+            return lax.dynamic_update_slice_in_dim(old, new, start, 0)
+
+        def add(old, new):
+            total = lax.dynamic_index_in_dim(old, expert, keepdims=False) + new.astype(old.dtype)
+            return lax.dynamic_update_index_in_dim(old, total, expert, 0)
+
+        written, by_expert, by_all = carry
+        *new, sums, more = call(expert, start, size)
+        written = jax.tree.map(write, written, tuple(new))
+        by_all = jax.tree.map(lambda old, new: old + new.astype(old.dtype), by_all, more)
+        return (written, jax.tree.map(add, by_expert, sums), by_all), start + size
+
     def run_expert(expert, carry):
-        def step(start, size, carry):
-            def write(old, new):
-                return lax.dynamic_update_slice_in_dim(old, new, start, 0)
-
-            def add(old, new):
-                new += lax.dynamic_index_in_dim(old, expert, keepdims=False)
-                return lax.dynamic_update_index_in_dim(old, new, expert, 0)
-
-            written, by_expert, total = carry
-            *new, sums, more = call(expert, start, size)
-            written = jax.tree.map(write, written, tuple(new))
-            return written, jax.tree.map(add, by_expert, sums), jax.tree.map(jnp.add, total, more)
-
-        return layout.fold_blocks(step, expert, carry)
+        start, count = layout.starts[expert], layout.counts[expert]
+        for size in BLOCK_SIZES:
+            if size > num_rows:
+                continue  # such a block does not fit, and a slice of that size is an error even if never taken
+            num_blocks = count // size if size != BLOCK_SIZES[-1] else -(-count // size)
+            run = functools.partial(run_block, expert, size)
+            carry, start = lax.fori_loop(0, num_blocks, lambda _, carry, run=run: run(*carry), (carry, start))
+            count -= num_blocks * size
+        return carry
 
     *found, sums, more = jax.eval_shape(lambda: call(0, 0, BLOCK_SIZES[-1]))
     start = (

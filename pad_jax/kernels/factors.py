@@ -38,14 +38,10 @@ class Factors(NamedTuple):
         return complement_index(self.index, self.size)
 
     def merge(self) -> jax.Array:
-        """Return [K, *shape] with the static part in every factor, for mixing weights that sum to one."""
+        """Return [K, *shape] of masked storage with the static part in every factor; see `partition.masks.merge`."""
         if self.static is None:
             return self.dynamic
-        if self.index is None:
-            return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
-        dynamic_part, static_part = self.split()
-        # Repeated by hand, as in `partition.masks.merge`.
-        return dynamic_part + jnp.concatenate([static_part[None]] * dynamic_part.shape[0])
+        return merge(self.dynamic, self.static, self.mask, self.dynamic_scale, self.static_scale)
 
     def split(self) -> tuple[jax.Array, jax.Array | None]:
         """Return the dynamic part [K, *shape] and the static part [*shape], with zeros at dead positions."""

@@ -264,7 +264,7 @@ def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1
 
 
 def _split_masked(factors: Factors) -> tuple[jax.Array | float, list[jax.Array], jax.Array | None]:
-    """Return a scale for the tokens, the parts of masked storage, and a bool mask that joins them if there are two."""
+    """Return a scale for the tokens, one or two parts of masked storage, and the bool mask that joins two."""
     if factors.mask is None or factors.mask.dtype != bool:  # the gradient of a gate is a score
         return 1.0, [factors.merge()], None
     scale, static = factors.factor_out_scale()

@@ -12,7 +12,8 @@ from pad_jax.training.evaluate import evaluate_workdir
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.data.photos import CLASSES, truncate, write_folders
-from tests.training.tiny import one_device, small_config
+from tests.training.fixtures import run_command
+from tests.training.tiny import DIGITS, SMALL, one_device, small_config
 from tests.training.tiny_photos import PHOTOS
 
 pytestmark = pytest.mark.usefixtures('one_block')
@@ -68,3 +69,15 @@ def test_a_run_on_other_photos_of_the_same_names_is_noticed(photos, tmp_path, ca
         train(config, workdir, devices=one_device())
     evaluate_workdir(workdir, [f'data.path={tmp_path}/moved'])
     assert 'this data is not that of the training: contents of train differ' in caplog.text
+
+
+def test_a_run_stops_at_a_damaged_photo_with_its_name(photos, tmp_path):
+    flags = [f'--config.{name}={value}' for name, value in (SMALL | PHOTOS | {'data.on_bad': 'stop'}).items()]
+    status, out, err = run_command(
+        'train', f'--config={DIGITS}', f'--workdir={tmp_path}/run', f'--config.data.path={photos}', *flags
+    )
+    path = photos / 'val' / CLASSES[1] / f'{CLASSES[1]}_1.JPEG'
+    assert status == 2 and out == ''
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: cannot read the image '{path}': ")
+    assert last.endswith('(data.on_bad=skip leaves such images out)') and 'Traceback' not in err

@@ -1,6 +1,7 @@
 """`python -m pad_jax predict`: what it writes reads back, and is what evaluation measured."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,22 @@ def refused(workdir, source, output):
     return err
 
 
+def test_files_that_cannot_be_predicted(finished_text_run, texts, tmp_path):
+    own, output = texts / 'own' / 'val.tsv', tmp_path / 'out.tsv'
+    for name, content, says in [
+        ('mine.tsv', b'first\tlabel\nthe cat\ta cat\n', "has no column 'second': its columns are 'first', 'label'"),
+        ('short.tsv', b'first\tsecond\nthe cat\tran\nthe dog\n', 'line 3: it has 1 fields, but there are 2 columns\n'),
+        ('latin.csv', b'first,second\na caf\xe9,b\n', 'line 2 is not UTF-8: byte 0xe9'),
+        ('tab.jsonl', b'{"first": "a", "second": "b", "id": "a\\tb"}', "'a\\tb'. Name a .csv or .jsonl file"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        assert says in refused(finished_text_run, tmp_path / name, output)
+    assert 'is not the workdir of a run' in refused(tmp_path, own, output)
+    broken = shutil.copytree(finished_text_run, tmp_path / 'run')
+    shutil.rmtree(broken / 'checkpoints')
+    assert 'holds no checkpoint' in refused(broken, own, output)
+
+
 def test_files_are_checked_before_anything_is_computed(monkeypatch, finished_text_run, texts, tmp_path):
     """The output first: it must not be the input."""
     monkeypatch.setattr(prediction, 'restore_run', None)
@@ -139,6 +156,9 @@ def test_files_are_checked_before_anything_is_computed(monkeypatch, finished_tex
         (tmp_path / 'out.tsv', 'No such file'),
     ]:
         assert says in refused(finished_text_run, nowhere, output)
+    mine = shutil.copy(own, tmp_path / 'mine.tsv')
+    assert f"'{mine}' is the file to be read: predictions must go to another" in refused(finished_text_run, mine, mine)
+    assert mine.read_text() == own.read_text()
     with pytest.raises(TypeError):  # Here it would have been restored.
         predict(finished_text_run, own, tmp_path / 'out.tsv')
 

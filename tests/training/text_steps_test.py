@@ -1,4 +1,4 @@
-"""The steps on networks of texts: what is in the gradient."""
+"""The steps on networks of texts: what is in the gradient, and that devices change nothing."""
 
 import functools
 
@@ -9,12 +9,14 @@ import pytest
 
 from pad_jax.partition import Layout, PartialParameter
 from pad_jax.pretrained import load_pretrained
+from pad_jax.training.devices import AXIS, Replicas
 from pad_jax.training.optimizer import make_optimizer, make_rate_schedule
 from pad_jax.training.rounds import compare_experts
 from pad_jax.training.setup import make_inputs, make_model, make_task, open_source
 from pad_jax.training.state import TrainState, init_state
-from pad_jax.training.steps import make_problem, train_step
+from pad_jax.training.steps import eval_step, make_problem, train_step
 from pad_jax.training.tasks import summarize_routers
+from tests.training.parallel_test import assert_states_close
 from tests.training.tiny_texts import small_text_config
 
 pytestmark = pytest.mark.usefixtures('one_layer')
@@ -32,6 +34,52 @@ def start(config):
     params = state.params | {'classifier': jax.tree.map(lambda leaf: leaf + 0.3, state.params['classifier'])}
     halve = lambda mask: (jnp.arange(mask.size) % 2 == 0).reshape(mask.shape)  # noqa: E731
     return state.replace(masks=jax.tree.map(halve, state.masks), params=params)
+
+
+def train_on(config, state, form='pmap', num_devices=1):
+    """(final state, metrics of each step, sums of an evaluation)."""
+    replicas, source = Replicas(form, jax.local_devices()[:num_devices]), open_source(config)
+    task = make_task(config)
+    step = replicas.map_step(train_step, donate=True, task=task, model=make_model(config, AXIS), optimizer=sgd())
+    evaluate = replicas.map_step(eval_step, donate=False, task=task, model=make_model(config))
+    state, metrics = replicas.place_state(state), []
+    for number in range(STEPS):
+        state, values = step(state, replicas.place_batch(source.train_batch(number)))
+        metrics.append({name: float(value) for name, value in replicas.fetch(values).items()})
+    sums = replicas.fetch(evaluate(state, replicas.place_batch(list(source.eval_batches())[-1])))
+    return replicas.fetch(state), metrics, sums
+
+
+def settled(texts, **changes):
+    """A deterministic network: no dropout, and gates so large that a router's noise decides nothing."""
+    choice = {'model__dropout': 0.0, 'model__num_selected': 1}
+    config = small_text_config(texts, **choice | changes)
+    state, generator = start(config), np.random.default_rng(0)
+
+    def enlarge(path, leaf):
+        return 1e4 * generator.normal(size=leaf.shape).astype(np.float32) if path[-1].key == 'gate' else leaf
+
+    return config, state.replace(params=jax.tree_util.tree_map_with_path(enlarge, state.params))
+
+
+@pytest.mark.slow
+def test_strategies_and_devices_train_alike(texts):
+    """With dropout and noise only by the same division into devices; outputs keep the order of the batch."""
+    config = small_text_config(texts)
+    first, second = (train_on(config, start(config), form, 8) for form in ('pmap', 'shard_map'))
+    assert first[2]['outputs'].shape == (8, 2) and float(first[2]['weight']) == 4
+    assert_alike(first, second, rtol=1e-5)
+    config, state = settled(texts, model__z_coefficient=1e-10)  # of logits in the tens of thousands
+    one = train_on(config, state)
+    assert one[1][0]['router_loss'] > 1e-3 and one[1][0]['loss'] != pytest.approx(one[1][1]['loss'], rel=1e-3)
+    assert_alike(one, train_on(config, state, num_devices=8), rtol=1e-4)
+
+
+def assert_alike(first, second, rtol):
+    assert_states_close(first[0], second[0], rtol)
+    for one, other in zip(first[1], second[1], strict=True):
+        assert one == pytest.approx(other, rel=rtol, abs=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), first[2], second[2])
 
 
 def compile_step(config, model):

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from pad_jax.errors import BadInput, describe, quote
 
+_MOST_LEVELS = 100  # of JSON: versions of Python differ in the depth that ends in a RecursionError
+
 
 def reach(path: str | os.PathLike) -> Path:
     """Return a path, which need not exist, with ~ and ~user replaced by their folders.
@@ -64,9 +66,16 @@ def parse_json(data: bytes) -> Any:
     {'a': [1, None]}
     """
     try:
-        return json.loads(data.decode('utf-8'))
+        value = json.loads(data.decode('utf-8'))
     except RecursionError as error:
         raise ValueError('it nests too deeply') from error
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        lists = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [part for parts in lists for part in parts]
+    if level:
+        raise ValueError('it nests too deeply')
+    return value
 
 
 def read_json(path: Path) -> Any:

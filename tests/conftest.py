@@ -23,6 +23,7 @@ CACHE = 'PAD_JAX_TESTS_CACHE'
 OWNS_CACHE = CACHE not in os.environ
 if OWNS_CACHE:
     os.environ[CACHE] = tempfile.mkdtemp(prefix='pad_jax_tests_')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.environ[CACHE])
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -43,7 +44,6 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Tests compile much longer than they compute. `make test-all` and the processes that tests start optimise.
 if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
     jax.config.update('jax_disable_most_optimizations', True)
-jax.config.update('jax_compilation_cache_dir', os.environ[CACHE])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 # No deadline: the first example of a test pays for its compilation. Derandomised on a build machine, so that

@@ -50,7 +50,6 @@ from pad_jax.version import __version__
 
 SWEEP, REPORT, BASE = 'sweep.json', 'report', 'base'  # BASE: the variant that changes nothing
 COMMAND = (sys.executable, '-m', 'pad_jax.reports.sweep')
-_COMPILED = '.compiled'  # compilation cache shared by the runs
 _MAX_KEYS = 3  # of a variant: a larger change is another experiment
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_OF_ORPHANS = 600  # runs of a killed sweep stop after their step, which may have to be compiled
@@ -329,8 +328,7 @@ class _Runner(Progress):
         self.failed: dict[SweepRun, str] = {}
         # By default JAX reserves three quarters of an accelerator's memory for the first process.
         shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if jobs > 1 else {}
-        cache = {'JAX_COMPILATION_CACHE_DIR': str((folder / _COMPILED).absolute())}
-        self.environment = {**shared, **cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5', **os.environ}
+        self.environment = {**shared, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5', **os.environ}
 
     def run(self) -> None:
         self.say(f'{len(self.runs)} runs in {self.folder}, {self.kept} of them already finished')

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -111,12 +112,23 @@ def make_line(text: str) -> str:
     return text if left <= 0 else f'{text[:MAX_CHARACTERS]}… and {left} characters more'
 
 
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, so that the next start is quick. Settings of JAX win."""
+    with contextlib.suppress(OSError, BadInput):  # without such a folder, everything is compiled again
+        if jax.config.jax_compilation_cache_dir is None:
+            # A program may use instructions that another machine lacks.
+            folder = reach(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'pad_jax' / socket.gethostname()
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command and return its exit status.
 
     Bad input becomes one line on stderr and status 2, a run that cannot continue one line and status 1. So does output
     that is lost, but a reader that has seen enough gets no line.
     """
+    use_compilation_cache()
     with lasting_streams() as find_lost:
         status, lost = _run(command), find_lost()
         if lost and lost.errno != errno.EPIPE:

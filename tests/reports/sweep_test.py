@@ -77,7 +77,6 @@ def start(run, path, folder, *overrides):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_it_leaves_what_an_uninterrupted_one_does(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
     # One device, and little time for the compiler.
     monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0')
     path, killed, whole = write_ablation(tmp_path, ('random', RANDOM)), tmp_path / 'killed', tmp_path / 'whole'

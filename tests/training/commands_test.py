@@ -4,16 +4,18 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 import train as train_command
 from pad_jax import __main__ as commands
 from pad_jax.training import rounds
-from pad_jax.training.cli import exit_status
+from pad_jax.training.cli import exit_status, use_compilation_cache
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
 from tests.training.fixtures import run_command
@@ -128,7 +130,7 @@ def test_debug_stops_where_a_nan_is_made(tmp_path, form):
 STREAMS = """
 import sys
 from pad_jax.training import rounds
-from pad_jax.training.cli import exit_status
+from pad_jax.training.cli import exit_status, use_compilation_cache
 from pad_jax.training.progress import Progress
 def command():
     print('κ ± 3' * {times})
@@ -184,3 +186,19 @@ def test_a_current_folder_that_is_gone(monkeypatch):
     monkeypatch.setattr(os, 'getcwd', fail)
     status, out, err = run_command('train', f'--config={DIGITS}', '--workdir=run')
     assert (status, out, err) == (2, '', 'error: the current folder cannot be used: No such file or directory\n')
+
+
+@pytest.mark.parametrize('is_folder', [True, False])
+def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(is_folder, tmp_path, monkeypatch):
+    before, folder = jax.config.jax_compilation_cache_dir, tmp_path / 'cache'
+    folder.mkdir() if is_folder else folder.write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(folder))
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before  # a setting of JAX wins
+    try:
+        jax.config.update('jax_compilation_cache_dir', None)
+        use_compilation_cache()
+        kept = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+    assert kept == (str(folder / 'pad_jax' / socket.gethostname()) if is_folder else None)

@@ -10,6 +10,7 @@ Sums over channels and kernels are taken in float32 at least. A row of y depends
 If kernels have a wider dtype than x, `outputs` rounds kernels and K outputs, and the others the mixed kernel.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -22,7 +23,9 @@ from jax import lax
 from pad_jax.kernels.factors import at_least_float32, put_entries, vary_together
 from pad_jax.kernels.geometry import Geometry
 
+LARGE_MAP = 40  # rows of outputs from which XLA's convolutions on CPU take longer than products, sample by sample
 TINY_MAP = 16  # output positions up to which XLA's convolutions on CPU take longer than one matrix product
+FEW_CHANNELS = 4  # below it, as in the stem, the products of large maps are too narrow
 WIDE = 160  # output features above which they do so too
 
 
@@ -30,16 +33,66 @@ def convolve_static(x: jax.Array, kernel: jax.Array, geometry: Geometry, precisi
     """Convolve [B, *S, C] with one kernel [*kernel_size, C / groups, F] for all samples -> [B, *S', F]."""
     kernel = kernel.astype(x.dtype)
     size = geometry.output_size(x.shape[1:-1])
-    suits = geometry.num_taps == 1 or math.prod(size) < TINY_MAP or kernel.shape[-1] > WIDE
-    if geometry.groups == 1 and suits and jax.default_backend() == 'cpu':
+    on_cpu = geometry.groups == 1 and jax.default_backend() == 'cpu'
+    if on_cpu and (geometry.num_taps == 1 or math.prod(size) < TINY_MAP or kernel.shape[-1] > WIDE):
         rows = unfold(x, geometry)
         matrix = kernel.reshape(rows.shape[2], kernel.shape[-1])
         y = jnp.dot(rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]), matrix, precision=precision)
         return y.reshape(x.shape[0], *size, kernel.shape[-1])
+    is_large = len(size) == 2 and size[0] >= LARGE_MAP and kernel.shape[-2] >= FEW_CHANNELS
+    if on_cpu and is_large and isinstance(x.shape[0], int):
+        windows, wide = Windows.choose(x.shape, geometry), at_least_float32(x.dtype)
+        matrix = windows.arrange(kernel.reshape(geometry.num_taps, *kernel.shape[-2:]))
+
+        @jax.checkpoint  # the gradient unfolds again: windows of a whole batch would be large
+        def convolve_one(image):
+            product = jnp.dot(windows.unfold(image), matrix, precision=precision, preferred_element_type=wide)
+            return windows.fold(product).astype(x.dtype)
+
+        return lax.map(convolve_one, x).reshape(x.shape[0], *size, kernel.shape[-1])
     axes = '0123456789'[: len(geometry.kernel_size)]
     numbers = f'N{axes}C', f'{axes}IO', f'N{axes}C'
     sizes = geometry.strides, geometry.padding, geometry.input_dilation, geometry.kernel_dilation
     return lax.conv_general_dilated(x, kernel, *sizes, numbers, geometry.groups, precision=precision)
+
+
+class Windows(NamedTuple):
+    """Windows of one image as a matrix: whole ones, or rows of them whose products are shifted and added."""
+
+    geometry: Geometry  # of what is unfolded
+    size: tuple[int, ...]  # of the output
+    height: int  # rows of windows
+    taps: int = 1  # rows of the kernel
+    gap: int = 1  # between them
+
+    @classmethod
+    def choose(cls, shape: tuple[int, ...], geometry: Geometry) -> 'Windows':
+        """Choose for x of this shape; unfolding rows writes a third of what whole windows of 3 × 3 take."""
+        size = geometry.output_size(shape[1:-1])
+        if len(size) != 2 or size[0] < LARGE_MAP or geometry.strides[0] > 1 or geometry.groups > 1:
+            return cls(geometry, size, size[0])
+        taps, gap = geometry.kernel_size[0], geometry.kernel_dilation[0]
+        rows = dataclasses.replace(
+            geometry, kernel_size=(1, geometry.kernel_size[1]), kernel_dilation=(1, geometry.kernel_dilation[1])
+        )
+        return cls(rows, size, rows.output_size(shape[1:-1])[0], taps, gap)
+
+    def unfold(self, image):
+        """[*S, C] -> [rows, columns]."""
+        return unfold(image[None], self.geometry)[0]
+
+    def arrange(self, kernel):
+        """[taps, c, F] -> the matrix [columns, outputs]."""
+        kernel = jnp.moveaxis(kernel.reshape(self.taps, -1, kernel.shape[-1]), 0, 1)
+        return _split_groups(kernel.reshape(kernel.shape[0], -1), self.geometry.groups)
+
+    def fold(self, products):
+        """[rows, outputs] -> [P, F]."""
+        if self.taps == 1:
+            return products
+        parts = products.reshape(self.height, self.size[1], self.taps, -1)
+        rows = [parts[tap * self.gap :][: self.size[0], :, tap] for tap in range(self.taps)]
+        return functools.reduce(jnp.add, rows).reshape(math.prod(self.size), -1)
 
 
 class Kernels(NamedTuple):
@@ -120,12 +173,13 @@ def _fused_forward(x, kernels, axis, geometry, precision):
         return convolve_shifted(x, kernels, axis, geometry, precision), (x, kernels)
     wide = at_least_float32(x.dtype)
     multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
+    windows = Windows.choose(x.shape, geometry)
 
     def convolve_one(sample):
         image, row, weights = sample
         mixed = _mix_one(kernels.dynamic.astype(wide), row)
-        matrix = _split_groups(kernels.join(mixed, kernels.static, weights, axis), 1)
-        return multiply(unfold(image[None], geometry)[0], matrix.astype(x.dtype)).astype(x.dtype)
+        matrix = windows.arrange(kernels.join(mixed, kernels.static, weights, axis))
+        return windows.fold(multiply(windows.unfold(image), matrix.astype(x.dtype))).astype(x.dtype)
 
     total = lax.map(convolve_one, (x, kernels.attention, kernels.tap_weights))
     return total.reshape(x.shape[0], *geometry.output_size(x.shape[1:-1]), total.shape[-1]), (x, kernels)
@@ -141,17 +195,20 @@ def _fused_backward(axis, geometry, precision, saved, cotangent):
     wide = at_least_float32(x.dtype)
     multiply = functools.partial(jnp.matmul, precision=precision, preferred_element_type=wide)
     cotangent = cotangent.reshape(x.shape[0], math.prod(cotangent.shape[1:-1]), cotangent.shape[-1])
-    split = functools.partial(_split_groups, groups=geometry.groups)
+    windows = Windows.choose(x.shape, geometry)
     # In the wide dtype, so that no gradient is rounded before it is summed.
     dynamic, static = jax.tree.map(lambda part: part.astype(wide), (kernels.dynamic, kernels.static))
 
     def pull_one(sums, sample):
         d_dynamic, d_static = sums
         image, row, weights, d_out = sample
-        d_out = split(d_out)
-        rows, fold = jax.vjp(lambda image: split(unfold(image[None], geometry)[0]), image)
+        d_out = _split_groups(d_out, geometry.groups)
+        rows, fold = jax.vjp(lambda image: _split_groups(windows.unfold(image), geometry.groups), image)
+        if windows.taps > 1:
+            shape = jax.ShapeDtypeStruct((rows.shape[0], windows.taps * d_out.shape[-1]), d_out.dtype)
+            (d_out,) = jax.linear_transpose(windows.fold, shape)(d_out)
         parts = _mix_one(dynamic, row), static, weights
-        matrix, unmake = jax.vjp(lambda *parts: split(kernels.join(*parts, axis)), *parts)
+        matrix, unmake = jax.vjp(lambda *parts: windows.arrange(kernels.join(*parts, axis)), *parts)
         d_mixed, d_static_one, d_weights = unmake(multiply(jnp.swapaxes(rows, -1, -2), d_out))
         d_rows = multiply(d_out, jnp.swapaxes(matrix, -1, -2).astype(x.dtype))
         (d_image,) = fold(d_rows.astype(x.dtype))

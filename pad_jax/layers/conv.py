@@ -12,7 +12,7 @@ from flax.linen import dtypes
 from flax.typing import Dtype, Initializer, PrecisionLike
 
 from pad_jax.errors import check_choice
-from pad_jax.kernels.convolution import PLAN_NAMES, PLAN_NAMES_BY_TAP, convolve
+from pad_jax.kernels.convolution import PLAN_NAMES, PLAN_NAMES_BY_TAP, convolve, convolve_static
 from pad_jax.kernels.factors import Factors
 from pad_jax.kernels.geometry import Geometry, Padding, pad_by_copying, resolve_geometry
 from pad_jax.layers.attention import (
@@ -32,13 +32,23 @@ KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 """N(0, sqrt(2 / (taps · outputs))): the authors' code, for every kernel."""
 
 
+def _conv_general_dilated(
+    x, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
+):
+    """Convolve as `jax.lax.conv_general_dilated`, for the last axis as channels, as flax.linen.Conv calls it."""
+    sizes = kernel.shape[:-2], strides, padding, lhs_dilation, rhs_dilation
+    geometry = resolve_geometry(x.shape[1:-1], *sizes, feature_group_count)
+    return convolve_static(x, kernel, geometry, precision)
+
+
 class StaticConv(nn.Conv):
-    """`flax.linen.Conv` with the call and the initializer of a dynamic layer.
+    """`flax.linen.Conv` with the call and the initializer of a dynamic layer, and faster on CPU.
 
     >>> layer = StaticConv(features=8, kernel_size=(3, 3))
     """
 
     kernel_init: Initializer = KERNEL_INIT
+    conv_general_dilated: Any = _conv_general_dilated
 
     def __call__(self, x: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
         """Map [B, *S, C] to [B, *S', F]; the temperature of dynamic layers is ignored."""

@@ -39,7 +39,12 @@ ODD_ONES = [
     ((4, 3, 5), resolve_geometry((4, 3, 5), (2, 3, 1), (1, 2, 2), 'SAME')),
     ((3, 4, 3), resolve_geometry((3, 4, 3), (2, 2, 2), 1, 'SAME', 1, 1, 4)),
 ]
-
+# As many rows as `kernels.plans.LARGE_MAP`, so that products of rows are shifted and added; not with a stride there.
+LARGE_ONES = [
+    ((42, 4), resolve_geometry((42, 4), (3, 2), (1, 2), 'SAME', 1, (2, 1))),
+    ((41, 3), resolve_geometry((41, 3), (2, 3), 1, ((1, 0), (0, 2)), (1, 2), (1, 2))),
+    ((81, 3), resolve_geometry((81, 3), (3, 3), 2, 'SAME')),
+]
 EMPTY_ONES = [
     (batch, size, resolve_geometry(size, (3, 2), 1, 'VALID', groups=groups))
     for batch, size in ((BATCH, (2, 2)), (0, (4, 3)), (0, (2, 2)))
@@ -50,6 +55,7 @@ CASES = {
     'corners of the grid': [(BATCH, (7, 6), geometry) for geometry in GRID[::7]],
     'the grid': [(BATCH, (7, 6), geometry) for geometry in GRID],
     'one, two and three dimensions': [(BATCH, *case) for case in ODD_ONES],
+    'large maps': [(BATCH, *case) for case in LARGE_ONES],
     'empty batches and outputs': EMPTY_ONES,
 }
 

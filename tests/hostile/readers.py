@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from pad_jax.data import TEXT_SOURCES, make_source, open_vocabulary
 from pad_jax.deploy.serving import read_files, read_manifest, write_manifest
-from pad_jax.pretrained.weights import read_config, read_weights
+from pad_jax.pretrained.weights import read_weights
 from pad_jax.reports.runs import read_partition, read_run
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import read_workdir_config
@@ -233,7 +233,6 @@ READERS = [
     Reader('manifest.json', lambda folder: read_files(folder, read_manifest(folder)), export_manifest, write_export),
     Reader('model.safetensors', read_weights, weights),
     Reader('model.safetensors.index.json', read_weights, as_json(INDEX), write_shards),
-    Reader('config.json', read_config, as_json({'model_type': 'bert', 'hidden_size': 16})),
     Reader('tokenizer.json', partial(encode, 'tokenizer.json'), tokenizer_json),
     Reader('vocab.txt', partial(encode, 'vocab.txt'), vocabulary_seeds),
     Reader('tokenizer_config.json', partial(encode, 'vocab.txt'), as_json(SETTINGS), glue_miniatures.write_vocabulary),

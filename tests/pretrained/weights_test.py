@@ -11,7 +11,7 @@ from safetensors.flax import save_file as save_jax_file
 
 from pad_jax.errors import BadInput
 from pad_jax.pretrained import weights
-from pad_jax.pretrained.weights import check_tensors, find_vocabulary, find_weights, read_config, read_weights
+from pad_jax.pretrained.weights import check_tensors, find_vocabulary, find_weights, read_weights
 from tests.pretrained.small_folder import make_tensors, write_folder
 
 
@@ -52,12 +52,10 @@ def test_the_conversion_of_a_pickle_in_parts_takes_them_all(tmp_path):
 
 def test_nothing_there(tmp_path):
     assert 'does not exist' in refusal(read_weights, tmp_path / 'no')
-    assert 'is not a folder of pretrained weights' in refusal(read_config, tmp_path / 'no')
     assert 'is not a folder with a vocabulary' in refusal(find_vocabulary, tmp_path / 'no')
     assert 'holds no weights: model.safetensors, model.safetensors.index.json or a single' in refusal(
         read_weights, tmp_path
     )
-    assert 'holds no config.json' in refusal(read_config, tmp_path)
     assert 'is not a folder with a vocabulary: tokenizer.json or vocab.txt' in refusal(find_vocabulary, tmp_path)
 
 
@@ -109,25 +107,13 @@ def test_damaged_files(tmp_path):
     assert 'or is damaged or incomplete' in refusal(read_weights, tmp_path)
     path.write_bytes(b'')
     assert 'or is damaged or incomplete' in refusal(read_weights, tmp_path)
-    for text in ('{', '[]', '\xff'):
-        (tmp_path / 'config.json').write_text(text, encoding='latin-1')
-        assert 'config.json' in refusal(read_config, tmp_path)
-    (tmp_path / 'config.json').unlink()
-    (tmp_path / 'config.json').mkdir()
-    assert 'config.json cannot be read' in refusal(read_config, tmp_path)
 
 
 def test_damaged_index(tmp_path):
     write_folder(tmp_path, make_tensors(), num_shards=2)
     index = tmp_path / 'model.safetensors.index.json'
-    shards = json.loads(index.read_text())['weight_map']
-    index.write_text(json.dumps({'weight_map': {**shards, 'more': 'model-00001-of-00002.safetensors'}}))
-    assert 'and its files disagree on more' in refusal(read_weights, tmp_path)
-    dropped, shard = shards.popitem()
-    index.write_text(json.dumps({'weight_map': shards}))
-    assert f'disagree on {dropped} in {shard}' in refusal(read_weights, tmp_path)
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
-    assert 'lacks model-00002-of-00002.safetensors, which' in refusal(read_weights, tmp_path)
+    assert 'model-00002-of-00002.safetensors cannot be read: No such file' in refusal(read_weights, tmp_path)
     for value in ({}, {'weight_map': []}, {'weight_map': {'a': 1}}, {'weight_map': {'a': '../a.safetensors'}}):
         index.write_text(json.dumps(value))
         assert 'must hold a weight_map' in refusal(read_weights, tmp_path)

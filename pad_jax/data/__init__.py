@@ -11,7 +11,6 @@ from pad_jax.data.decoding import IMAGENET_MEAN, IMAGENET_STD, Middle
 from pad_jax.data.glue import GLUE_TASKS, open_glue
 from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Preprocessing, open_images
 from pad_jax.data.metrics import METRICS, score
-from pad_jax.data.ordering import check_seed
 from pad_jax.data.photos import open_folders, open_imagenet
 from pad_jax.data.source import ON_BAD, DataSpec, Source
 from pad_jax.data.tables import list_names, shorten, split_names
@@ -19,29 +18,15 @@ from pad_jax.data.texts import TextSource, open_text_files
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
 from pad_jax.errors import BadInput, check_choice
 
-
-def _of_photos(view: str) -> Preprocessing:
-    return Preprocessing('RGB, 0 to 255', view, IMAGENET_MEAN, IMAGENET_STD)
-
-
+PHOTOS = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
 SOURCES: dict[str, ImageKind] = {
     'digits': ImageKind(
         digits.open_digits,
-        Preprocessing('grey, 0 to 16 as scikit-learn has it', 'as it is', digits.MEAN, digits.STD, white=16),
+        Preprocessing(digits.MEAN, digits.STD, white=16),
         flip=False,  # a mirrored 2 is not a digit
     ),
-    'folder': ImageKind(
-        open_folders,
-        _of_photos('the middle square, resized bilinearly with antialiasing'),
-    ),
-    'imagenet': ImageKind(
-        open_imagenet,
-        _of_photos(
-            'the shorter side resized to 256/224 of the size bilinearly with antialiasing, then the middle square'
-        ),
-        Middle(margin=256 / 224, is_reduced=False),
-        augments=AUGMENTS,
-    ),
+    'folder': ImageKind(open_folders, PHOTOS),
+    'imagenet': ImageKind(open_imagenet, PHOTOS, Middle(margin=256 / 224, is_reduced=False), augments=AUGMENTS),
 }
 """Sources of images by `data.name`."""
 TEXT_SOURCES = {'glue': open_glue, 'text': open_text_files}
@@ -89,28 +74,21 @@ def make_source(
     """
     check_choice('data name', name, SOURCES)
     check_choice('on_bad', on_bad, ON_BAD)
-    check_choice('augment', augment, AUGMENTS)
     batch_size, image_size = operator.index(batch_size), operator.index(image_size)
     for key, value in (('batch_size', batch_size), ('image_size', image_size)):
         if value < 1:
             raise BadInput(f'{key} must be at least 1, got {value}')
-    if crop_padding is not None and not 0 <= operator.index(crop_padding) <= image_size:
-        raise BadInput(f'crop_padding must be in [0, image_size] = [0, {image_size}], got {crop_padding}')
+    if not 0 <= operator.index(seed) < 2**64:
+        raise BadInput(f'seed must be in [0, 2**64), got {seed}')
     kind = SOURCES[name]
-    if augment not in kind.augments:
-        raise BadInput(f'data.augment=resized_crop cuts photos of any size: it needs data.name=imagenet, got {name}')
-    if augment == 'resized_crop' and crop_padding:
-        pads = 'data.crop_padding must be 0 with data.augment=resized_crop, which pads nothing'
-        raise BadInput(f'{pads}, got {crop_padding}')
+    check_choice(f'augment of {name}', augment, kind.augments)
+    most = 0 if augment == 'resized_crop' else image_size
+    padding = min(image_size // 8, most) if crop_padding is None else operator.index(crop_padding)
+    if not 0 <= padding <= most:
+        raise BadInput(f'crop_padding must be in [0, {most}] for augment={augment}, got {padding}')
     if kind.channels != 3 and (color_jitter or randaugment_layers):
         raise BadInput(f'data.color_jitter and data.randaugment_layers must be 0 for {name}, which have no colours')
-    default_padding = 0 if augment == 'resized_crop' else image_size // 8
-    augmentation = Augmentation(
-        augment,
-        default_padding if crop_padding is None else crop_padding,
-        kind.flip if flip is None else flip,
-        color_jitter,
-        randaugment_layers,
-        randaugment_magnitude,
-    )
-    return open_images(kind, path, batch_size, image_size, check_seed(seed), on_bad, augmentation, holdout)
+    flip = kind.flip if flip is None else flip
+    augmentation = Augmentation(augment, padding, flip, color_jitter, randaugment_layers, randaugment_magnitude)
+    splits = kind.open(path, image_size, holdout)
+    return open_images(kind, splits, image_size, augmentation, batch_size, seed, on_bad)

@@ -64,10 +64,6 @@ class Words(NamedTuple):
     part: np.ndarray  # [B, PART_WORDS]; the random part, without columns unless one is cut
     distortion: np.ndarray  # [B, num_distortion_words]
 
-    def take(self, rows: slice) -> 'Words':
-        """Return the words of some rows."""
-        return Words(*(words[rows] for words in self))
-
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:

@@ -16,16 +16,14 @@ from pad_jax.data.metrics import choose_predictions
 from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
 from pad_jax.data.tables import (
     Table,
-    TextExamples,
     check_output,
-    check_texts,
     open_table,
     parse_class,
     parse_number,
     read_examples,
     write_table,
 )
-from pad_jax.data.texts import TextSource, digest_examples
+from pad_jax.data.texts import TextSource
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, describe, quote
 from pad_jax.files import reach
@@ -136,26 +134,21 @@ def open_glue(
     if folder is None:
         prepared = find_prepared(root, f'glue/{task}')
         if prepared is None:
-            # The path may be DATA_DIR/glue, glue/TASK or glue/TASK/VERSION.
-            data_dirs = [parent for parent in root.absolute().parents[:3] if find_prepared(parent, f'glue/{task}')]
-            build = f'run {explain_building(root, f"glue/{task}")}'
-            remedy = f'--config.data.path={data_dirs[0]}' if data_dirs else build
-            raise BadInput(f'{quote(root)} has no {layout}; for the latter, {remedy}')
+            build = explain_building(root, f'glue/{task}')
+            raise BadInput(f'{quote(root)} has no {layout}; for the latter, run {build}')
     logger.info('reading %s', folder or prepared)
 
     def read(split: str, file: str) -> EncodedTexts:
         if folder is None:
-            examples = read_split(prepared, row, split)
+            table, columns = open_prepared_split(prepared, row, split), (row.features, 'label')
+            labels = dataclasses.replace(row, file_labels=tuple(map(str, range(row.num_classes))))
         else:
-            table, columns = open_glue_file(folder / file, row), (row.text_columns, row.label_column)
-            examples = read_examples(table, *columns, row.parse_label, on_bad, row.skips_broken_rows)
-        digests.update(digest_examples({split: examples}))
-        return pieces.encode(*examples)
+            table, columns, labels = open_glue_file(folder / file, row), (row.text_columns, row.label_column), row
+        return pieces.encode(*read_examples(table, *columns, labels.parse_label, on_bad, row.skips_broken_rows))
 
-    digests = {}
     train = read('train', TRAIN_FILE)
     evaluation = {split.name: read(split.name, split.file) for split in row.eval_splits}
-    return TextSource(train, evaluation, pieces, row.class_names, row.metrics, batch_size, seed, digests)
+    return TextSource(train, evaluation, pieces, row.class_names, row.metrics, batch_size, seed)
 
 
 def find_folder(root: pathlib.Path, task: GlueTask) -> pathlib.Path | None:
@@ -188,27 +181,20 @@ def open_glue_file(path: str | os.PathLike, task: GlueTask) -> Table:
     return table
 
 
-def read_split(folder: pathlib.Path, task: GlueTask, split: str) -> TextExamples:
-    """Read one labelled split of a TFDS folder, without TensorFlow and without the network.
+def open_prepared_split(folder: pathlib.Path, task: GlueTask, split: str) -> Table:
+    """Open one labelled split of a TFDS folder, without TensorFlow and without the network.
 
     Rows on disk have the order of a hash. They are returned in the order of the original files, so a run sees the same
     batches from both.
     """
-    where = f'split {split} of {quote(folder)}'
     source = open_split(open_builder(folder), split)
     try:
         rows = sorted(source.__getitems__(range(len(source))), key=lambda row: row['idx'])
-        texts = tuple([row[feature].decode('utf-8') for row in rows] for feature in task.features)
-        labels = np.array([row['label'] for row in rows], np.int32 if task.class_names else np.float32)
+        texts = [{name: row[name].decode('utf-8') for name in task.features} for row in rows]
+        records = [(row['idx'], {**found, 'label': row['label'].item()}) for row, found in zip(rows, texts)]
     except Exception as error:  # A truncated or changed folder fails in many ways.
-        raise BadInput(f'cannot read {where}: {describe(error)}') from error
-    check_texts(texts, task.features, where)
-    low, high = task.label_range or (0, len(task.class_names) - 1)
-    outside = np.flatnonzero(~((labels >= low) & (labels <= high)))
-    if len(outside):
-        first = rows[outside[0]]
-        raise BadInput(f'label {first["label"]} of example {first["idx"]} in {where} is not in [{low:g}, {high:g}]')
-    return TextExamples(texts, labels)
+        raise BadInput(f'cannot read split {split} of {quote(folder)}: {describe(error)}') from error
+    return Table(folder / split, (*task.features, 'label'), iter(records))
 
 
 def choose_output(output: str | os.PathLike, source: str | os.PathLike, task: GlueTask | None = None) -> pathlib.Path:

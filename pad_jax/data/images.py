@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class Preprocessing(NamedTuple):
-    """Preprocessing of an image for evaluation: (pixels − mean) / std of a view of it."""
+    """Preprocessing of an image for evaluation: (pixels − mean) / std of its middle."""
 
-    pixels: str  # colours and range of the stored pixels, in words
-    view: str  # part of the image and its resizing, in words
     mean: tuple[float, ...]  # of each channel, in units of the stored pixels, and so is std
     std: tuple[float, ...]
     white: float = 255  # stored value of a white pixel
@@ -146,41 +144,29 @@ class BadImages:
 
 
 def open_images(
-    kind: ImageKind,
-    path: str | None,
-    batch_size: int,
-    image_size: int,
-    seed: int,
-    on_bad: str,
-    augmentation: Augmentation,
-    holdout: float = 0.0,
+    kind: ImageKind, splits: ImageSplits, size: int, augmentation: Augmentation, batch_size: int, seed: int, on_bad: str
 ) -> 'ImageSource':
-    """Open a source of images, as `pad_jax.data.make_source`.
+    """Return the source of images of a kind, as `pad_jax.data.make_source`.
 
     Files are decoded now if all fit into `CACHE_BYTES`, otherwise when a batch needs them. Random parts are always cut
     from the files.
     """
-    names, *splits = kind.open(path, image_size, holdout)
-    splits = [split if isinstance(split, Arrays) else Photos(split, image_size, kind.middle) for split in splits]
+    names, *splits = splits
+    splits = [split if isinstance(split, Arrays) else Photos(split, size, kind.middle) for split in splits]
     (train, evaluation), parts, bad = splits, augmentation.augment == 'resized_crop', BadImages(on_bad)
-    num_listed, shape = len(evaluation), (image_size, image_size, kind.channels)
-    listed = {name: getattr(split, 'records', None) for name, split in zip(('train', 'val'), splits)}
-    digests = {
-        f'files of {name}': make_digest(map(os.fsencode, records.list_files()))
-        for name, records in listed.items()
-        if hasattr(records, 'list_files')
-    }
-    if (len(evaluation) + (0 if parts else len(train))) * image_size**2 * kind.channels <= CACHE_BYTES:
+    num_listed, shape, digests = len(evaluation), (size, size, kind.channels), {}
+    if (len(evaluation) + (0 if parts else len(train))) * size**2 * kind.channels <= CACHE_BYTES:
         if not parts:
             train, digests['contents of train'] = _decode_all(train, 'train', bad)
         evaluation, digests['contents of val'] = _decode_all(evaluation, 'eval', bad)
         missing = set() if parts else set(range(len(names))) - set(train.labels.tolist())
         if missing and bad.lines:
             raise BadInput(f'no training image of the class {names[min(missing)]!r} can be read')
-    if holdout and not num_listed:
-        raise BadInput(f'holdout must set at least one image of a class aside, got {holdout:g}')
     if not len(evaluation):
-        raise BadInput('the data holds no readable example to evaluate on')
+        raise BadInput(f'the data must hold a readable example to evaluate on, got none of {num_listed}')
+    for name, split in (('train', train), ('val', evaluation)):
+        if isinstance(split, Photos) and hasattr(split.records, 'list_files'):
+            digests[f'files of {name}'] = make_digest(map(os.fsencode, split.records.list_files()))
     counts = {'num_classes': len(names), 'num_train': len(train), 'num_eval': len(evaluation)}
     spec = DataSpec(class_names=names, digests=digests, **counts)
     looks, threads = (shape, kind.preprocessing, augmentation), len(usable_processors())
@@ -269,7 +255,7 @@ class ImageSource(Source):
                 blank = np.zeros(self.image_shape, np.uint8), 0
                 pixels, labels = map(np.stack, zip(*(example or blank for example in found), strict=True))
             if words:
-                pixels = self.augmentation.apply(pixels, words.take(rows))
+                pixels = self.augmentation.apply(pixels, Words(*(drawn[rows] for drawn in words)))
             normalize(pixels, mean, std, out=batch['image'][rows])
             batch['image'][rows][~present] = 0
             batch['label'][rows], batch['weight'][rows] = labels * present, present

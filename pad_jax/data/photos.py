@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import unicodedata
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,8 +63,7 @@ class FileRecords:
 def open_folders(path: str | None, image_size: int = 0, holdout: float = 0.0) -> ImageSplits:
     """List the photos of a folder; classes are the sorted names of the folders in `train`.
 
-    Names are compared in Unicode's composed form. Warnings give the number of ignored files, and the classes without an
-    image to evaluate on.
+    Names are compared in Unicode's composed form. A warning gives the number of ignored files.
 
     Args:
         path: folder with `train` and one of `EVAL_FOLDERS`.
@@ -93,18 +93,11 @@ def open_folders(path: str | None, image_size: int = 0, holdout: float = 0.0) ->
             raise BadInput(f'{place} has classes that train lacks: {", ".join(unknown)}')
         evaluation, others = _list_split(folders, names)
         splits, ignored = (found, evaluation), ignored + others
-    if eval_name and not len(splits[1]):
-        raise BadInput(f'{place} holds no {SUFFIXES_TEXT} file in its class folders: expected {LAYOUT}')
     if eval_name != 'val':
         logger.info('evaluation uses %s', place)
     if ignored:
         message = 'ignored %d files that are not %s directly in a class folder, the first: %s'
         logger.warning(message, len(ignored), SUFFIXES_TEXT, quote(ignored[0]))
-    unseen = [names[label] for label in sorted(set(range(len(names))) - set(splits[1].labels))]
-    if unseen:
-        listed = ', '.join(map(repr, unseen[:5])) + (', ...' if len(unseen) > 5 else '')
-        message = '%s has no image of %d of the %d classes (%s), so they do not count in the accuracy'
-        logger.warning(message, place, len(unseen), len(names), listed)
     return ImageSplits(tuple(names), *splits)
 
 
@@ -113,71 +106,65 @@ def _check_root(path: str | None, holdout: float) -> tuple[pathlib.Path, str | N
     if not path:
         raise BadInput(f'path must name a folder with {LAYOUT}, got {path!r}')
     root = reach(path)
-    if not root.exists():
-        raise BadInput(f'the data folder {quote(root)} does not exist')
     if not root.is_dir():
-        raise BadInput(f'{quote(root)} is not a folder: expected {LAYOUT}')
+        problem = 'is not a folder' if root.exists() else 'does not exist'
+        raise BadInput(f'{quote(root)} {problem}: expected {LAYOUT}')
     present = [name for name in EVAL_FOLDERS if (root / name).is_dir()]
     if present and holdout:
         raise BadInput(f'holdout must be 0 for {quote(root)}, which has {present[0]}/, got {holdout:g}')
     missing = [name for name in ('train', *([] if holdout else present[:1] or ['val'])) if not (root / name).is_dir()]
     if missing:
-        problem = f'has no folder {missing[0]}/' if _list_entries(root) else 'is empty'
         advice = ', or data.holdout=0.2' if missing == ['val'] else ''
-        raise BadInput(f'the data folder {quote(root)} {problem}: expected {LAYOUT}{advice}')
+        raise BadInput(f'the data folder {quote(root)} has no folder {missing[0]}/: expected {LAYOUT}{advice}')
     return root, None if holdout else present[0]
 
 
 def _find_classes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Return the class folders by name, in Unicode's composed form."""
     found = {}
-    for entry in _list_entries(folder):
-        name = unicodedata.normalize('NFC', entry.name)
-        if name in found:
-            raise BadInput(f'{quote(folder)} has two folders with the name {name!r} in different Unicode forms')
-        if _is_folder(entry):
-            found[name] = pathlib.Path(entry.path)
+    for name in next(walk(folder))[1]:
+        composed = unicodedata.normalize('NFC', name)
+        if composed in found:
+            raise BadInput(f'{quote(folder)} has two folders with the name {composed!r} in different Unicode forms')
+        found[composed] = folder / name
     return found
 
 
 def _list_split(folders: dict[str, pathlib.Path], names: list[str]) -> tuple[FileRecords, list[str]]:
-    """List the images of a split, and the other files of its class folders."""
+    """List the images of a split, and the other files of its class folders at any depth."""
     paths, labels, ignored = [], [], []
     for label, name in enumerate(names):
-        found, others = list_images(folders[name]) if name in folders else ([], [])
-        paths += found
-        labels += [label] * len(found)
-        ignored += others
+        for parent, _, files in walk(folders[name]) if name in folders else ():
+            is_class = pathlib.Path(parent) == folders[name]
+            for file in files:
+                if is_class and file.lower().endswith(SUFFIXES):
+                    labels.append(label)
+                    paths.append(os.path.join(parent, file))
+                else:
+                    ignored.append(os.path.join(parent, file))
     return FileRecords(paths, labels), ignored
 
 
-def _list_entries(folder: pathlib.Path) -> list[os.DirEntry]:
-    """List a folder by name, without hidden entries: ._x.jpg is not an image."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith('.')), key=lambda entry: entry.name)
-    except OSError as error:
-        raise BadInput(f'cannot list {quote(folder)}: {describe(error)}') from error
+def walk(folder: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as `os.walk`, by name and without hidden entries: ._x.jpg is not an image.
 
+    Links are followed. A folder that links lead to again is left out.
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a link to itself; reading it will report the problem
-        return False
+    Raises:
+        BadInput: a folder cannot be listed.
+    """
 
+    def refuse(error: OSError):
+        raise BadInput(f'cannot list {quote(error.filename)}: {describe(error)}') from error
 
-def list_images(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """List the images of a class folder, and its other files at any depth."""
-    images, others = [], []
-    for entry in _list_entries(folder):
-        if _is_folder(entry):
-            for parent, folders, files in os.walk(entry.path):
-                folders[:] = sorted(name for name in folders if not name.startswith('.'))
-                others += [os.path.join(parent, name) for name in sorted(files) if not name.startswith('.')]
-        else:
-            (images if entry.name.lower().endswith(SUFFIXES) else others).append(entry.path)
-    return images, others
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:], files = (sorted(name for name in names if not name.startswith('.')) for names in (folders, files))
+        yield parent, folders, files
 
 
 class PreparedRecords:
@@ -236,9 +223,7 @@ def _open_prepared(folder: pathlib.Path) -> ImageSplits:
     missing += [f'split {name}' for name in SPLITS if name not in splits]
     if missing:
         raise BadInput(f'{quote(folder)} has no {" and no ".join(missing)}')
-    number, names = getattr(features['label'], 'num_classes', 0), tuple(getattr(features['label'], 'names', None) or ())
-    if not number:
+    names = tuple(getattr(features['label'], 'names', None) or ())
+    if not names:
         raise BadInput(f'the feature label of {quote(folder)} has no classes')
-    if len(names) != number:
-        raise BadInput(f'{quote(folder)} names {len(names)} classes, expected {number}. Prepare the data set again')
-    return ImageSplits(names, *(PreparedRecords(folder, builder, split, number) for split in SPLITS))
+    return ImageSplits(names, *(PreparedRecords(folder, builder, split, len(names)) for split in SPLITS))

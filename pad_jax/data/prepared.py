@@ -51,8 +51,6 @@ def open_builder(folder: pathlib.Path):
         _ = info.features, info.splits
     except BadInput:
         raise
-    except FileNotFoundError:
-        raise BadInput(f'{quote(folder / FEATURES)} is missing. Prepare the data set again') from None
     except Exception as error:  # a changed description fails in many ways
         problem = describe(error).rstrip('.')
         raise BadInput(f'cannot read {quote(folder)}: {problem}. Prepare the data set again') from error

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pad_jax.data.source import ON_BAD
-from pad_jax.errors import BadInput, check_choice, quote
+from pad_jax.errors import BadInput, check_choice, list_first, quote
 from pad_jax.files import reach, read_plain
 
 SUFFIXES = ('.tsv', '.csv', '.jsonl')
@@ -174,8 +174,7 @@ def read_text(path: pathlib.Path) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """List names for a message, with a limit for their number and lengths."""
-    more = f' and {len(names) - NUM_LISTED} more' if len(names) > NUM_LISTED else ''
-    return ', '.join(repr(shorten(name)) for name in names[:NUM_LISTED]) + more
+    return list_first([repr(shorten(name)) for name in names], NUM_LISTED)
 
 
 def shorten(text: str) -> str:
@@ -255,12 +254,9 @@ def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[li
         raise BadInput(f'{quote(table.path)} holds no row below its header')
     columns = tuple(map(list, zip(*rows)))
     texts, ids = columns[: len(text_columns)], columns[-1] if id_column else []
-    num_empty = sum(not any(text.strip() for text in row) for row in zip(*texts))
-    if num_empty == len(rows):
+    if not any(text.strip() for column in texts for text in column):
         listed = ' and '.join(map(repr, text_columns))
         raise BadInput(f'all {len(rows)} texts in column {listed} of {quote(table.path)} are empty')
-    if num_empty:
-        logger.warning('%s has %d rows without text', quote(table.path), num_empty)
     if not all(ids):
         logger.warning('%s has rows without %r: all rows are numbered from 0', quote(table.path), *id_column)
     return texts, ids if ids and all(ids) else [str(number) for number in range(len(rows))]

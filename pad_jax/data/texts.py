@@ -6,7 +6,7 @@ import itertools
 import logging
 import pathlib
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pad_jax.data.ordering import HOLDOUT, SCORING, Order, choose_held
 from pad_jax.data.source import Batch, DataSpec, Source, make_digest, run_ahead
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
-from pad_jax.errors import BadInput, check_choice, quote
+from pad_jax.errors import BadInput, quote
 from pad_jax.files import reach
 
 EVAL_STEMS = ('val', 'validation', 'dev')
@@ -39,7 +39,6 @@ class TextSource(Source):
     metrics: tuple[str, ...]  # keys of `METRICS`
     batch_size: int  # B, at least 1
     seed: int  # of the order, in [0, 2⁶⁴)
-    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of `DataSpec`
 
     @functools.cached_property
     def spec(self) -> DataSpec:
@@ -50,7 +49,10 @@ class TextSource(Source):
             num_eval=sum(map(len, self.eval.values())),
             metrics=self.metrics,
             eval_splits=tuple(self.eval),
-            digests=self.digests,
+            digests={
+                f'contents of {name}': make_digest([texts.ids, texts.starts, texts.first_lengths, texts.labels])
+                for name, texts in {'train': self.train, **self.eval}.items()
+            },
         )
 
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
@@ -64,8 +66,6 @@ class TextSource(Source):
         return self.train.take(Order(len(self.train), self.seed, SCORING).indices(number, batch_size), rows)
 
     def eval_batches(self, split: str | None = None, rows: slice | None = None) -> Iterator[Batch]:
-        if split is not None:
-            check_choice('split', split, self.eval)
         for name in self.eval if split is None else [split]:
             yield from self.eval[name].iterate(self.batch_size, rows)
 
@@ -132,17 +132,8 @@ def open_text_files(
     else:
         train, evaluation = hold_out(train, quote(train_file), holdout or HOLDOUT)
     metrics = ('pearson', 'spearman') if regression else ('accuracy',)
-    digests = digest_examples({'train': train, 'val': evaluation})
     train, evaluation = pieces.encode(*train), {'val': pieces.encode(*evaluation)}
-    return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed, digests)
-
-
-def digest_examples(splits: Mapping[str, TextExamples]) -> dict[str, str]:
-    """Return the digest of the contents of each split, for `DataSpec`."""
-    return {
-        f'contents of {name}': make_digest([*map(str.encode, itertools.chain(*one.texts)), one.labels.tobytes()])
-        for name, one in splits.items()
-    }
+    return TextSource(train, evaluation, pieces, class_names, metrics, batch_size, seed)
 
 
 def hold_out(examples: TextExamples, source: str, holdout: float) -> tuple[TextExamples, TextExamples]:

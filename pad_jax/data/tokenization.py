@@ -13,15 +13,13 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pad_jax.data.source import Batch
-from pad_jax.data.tables import read_text, shorten
+from pad_jax.data.tables import read_text
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import reach, read_own_object
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MIN_LENGTH = 8
 """Up to three of these tokens are [CLS] and [SEP]."""
-SETTINGS = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
-"""Keys of a tokenizer_config.json that are read. null counts as missing."""
 # An encoding takes hundreds of bytes a token before it is packed.
 CHUNK = 4096
 SHORTEST = 16
@@ -169,22 +167,19 @@ def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
     if len(ids) < len(tokens):
         twice = next(token for number, token in enumerate(tokens) if ids[token] != number)
         raise BadInput(f'{quote(file)} has the token {twice!r} more than once')
-    settings = _read_settings(file.with_name('tokenizer_config.json'))
+    config = file.with_name('tokenizer_config.json')
+    settings = read_own_object(config, 'a folder with a vocabulary') if config.is_file() else {}
+    settings = {name: value for name, value in settings.items() if value is not None}  # null counts as missing
     cased = any(token != token.lower() for token in tokens if not (token.startswith('[') and token.endswith(']')))
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get('do_lower_case', not cased),
-        strip_accents=settings.get('strip_accents'),
-        handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
-    )
+    try:
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            lowercase=settings.get('do_lower_case', not cased),
+            strip_accents=settings.get('strip_accents'),
+            handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
+        )
+    except TypeError as error:
+        keys = 'do_lower_case, strip_accents and tokenize_chinese_chars'
+        raise BadInput(f'{quote(config)}: {keys} must be true or false: {error}') from error
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
-
-
-def _read_settings(file: pathlib.Path) -> dict[str, bool]:
-    settings = read_own_object(file, 'a folder with a vocabulary') if file.is_file() else {}
-    known = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
-    for name, value in known.items():
-        if type(value) is not bool:
-            raise BadInput(f'{quote(file)}: {name} must be true or false, got {shorten(repr(value))}')
-    return known

@@ -1,5 +1,6 @@
 """New image files, read and prepared like those that a network was evaluated on."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import numpy as np
 
 from pad_jax.data.decoding import Middle, normalize
 from pad_jax.data.images import ImageKind, Photos
-from pad_jax.data.photos import SUFFIXES, SUFFIXES_TEXT, FileRecords, list_images
+from pad_jax.data.photos import SUFFIXES, SUFFIXES_TEXT, FileRecords, walk
 from pad_jax.errors import BadInput, quote
 from pad_jax.files import reach
 
@@ -31,8 +32,8 @@ def find_images(paths: Sequence[str | pathlib.Path]) -> list[str]:
     found = []
     for path in map(reach, paths):
         if path.is_dir():
-            images, others = list_images(path)
-            images += [name for name in others if name.lower().endswith(SUFFIXES)]
+            names = (os.path.join(parent, name) for parent, _, files in walk(path) for name in files)
+            images = [name for name in names if name.lower().endswith(SUFFIXES)]
             if not images:
                 raise BadInput(f'{quote(path)} holds no {SUFFIXES_TEXT} file')
             found += images
@@ -59,6 +60,5 @@ def prepare_images(paths: Sequence[str], described: Mapping[str, Any]) -> np.nda
         pixels = np.stack([pixels for pixels, _ in pool.map(photos.load, range(len(photos)))])
     if len(described['mean']) == 1:
         pixels = (pixels @ _LUMA)[..., None]
-    if described['white'] != 255:
-        pixels = pixels * np.float32(described['white'] / 255)
+    pixels = pixels * np.float32(described['white'] / 255)
     return normalize(pixels, tuple(described['mean']), tuple(described['std']))

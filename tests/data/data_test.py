@@ -14,8 +14,8 @@ from pad_jax.errors import BadInput
         ({'image_size': -8}, 'image_size must be at least 1, got -8'),
         ({'seed': -1}, 'seed must be in [0, 2**64), got -1'),
         ({'on_bad': 'ignore'}, "on_bad must be one of stop, skip, got 'ignore'"),
-        ({'crop_padding': -1}, 'crop_padding must be in [0, image_size] = [0, 8], got -1'),
-        ({'crop_padding': 9}, 'crop_padding must be in [0, image_size] = [0, 8], got 9'),
+        ({'crop_padding': -1}, 'crop_padding must be in [0, 8] for augment=crop, got -1'),
+        ({'crop_padding': 9}, 'crop_padding must be in [0, 8] for augment=crop, got 9'),
     ],
 )
 def test_every_source_checks_every_argument(name, wrong, message):
@@ -35,10 +35,14 @@ def test_passes_its_arguments_on():
     'name, wrong, message',
     [
         ('mnist', {}, "data name must be one of digits, folder, imagenet, got 'mnist'"),
-        ('folder', {'augment': 'none'}, "augment must be one of crop, resized_crop, got 'none'"),
-        ('digits', {'augment': 'resized_crop'}, 'data.augment=resized_crop cuts photos of any size: it needs data'),
-        ('folder', {'augment': 'resized_crop'}, 'it needs data.name=imagenet, got folder'),
-        ('imagenet', {'augment': 'resized_crop', 'crop_padding': 2}, 'data.crop_padding must be 0 with data.augment'),
+        ('folder', {'augment': 'none'}, "augment of folder must be one of crop, got 'none'"),
+        ('digits', {'augment': 'resized_crop'}, "augment of digits must be one of crop, got 'resized_crop'"),
+        ('folder', {'augment': 'resized_crop'}, "augment of folder must be one of crop, got 'resized_crop'"),
+        (
+            'imagenet',
+            {'augment': 'resized_crop', 'crop_padding': 2},
+            'crop_padding must be in [0, 0] for augment=resized_crop, got 2',
+        ),
         ('digits', {'color_jitter': 0.4}, 'data.color_jitter and data.randaugment_layers must be 0 for digits'),
         ('digits', {'randaugment_layers': 1}, 'must be 0 for digits, which have no colours'),
     ],

@@ -27,9 +27,8 @@ def make_tiny(num_train=5, num_eval=5, batch_size=4, augmentation=NOTHING):
         return Arrays(pixels, np.arange(count, dtype=np.int32) % 3)
 
     splits = ImageSplits(('a', 'b', 'c'), split(0, num_train), split(100, num_eval))
-    kind = ImageKind(lambda path, image_size, holdout: splits, Preprocessing('', '', (0.0,), (1.0,)))
-    options = {'batch_size': batch_size, 'image_size': 1, 'seed': 0, 'on_bad': 'stop', 'augmentation': augmentation}
-    return open_images(kind, None, **options)
+    kind = ImageKind(None, Preprocessing((0.0,), (1.0,)))
+    return open_images(kind, splits, 1, augmentation, batch_size, seed=0, on_bad='stop')
 
 
 def open_digits(batch_size, **changes):
@@ -59,10 +58,10 @@ def no_cache(monkeypatch):
 
 def open_photos(damaged=(), damaged_eval=(), augment='resized_crop', **changes):
     splits = ImageSplits(('a', 'b', 'c'), ListedRecords(range(7), damaged), ListedRecords(range(7, 12), damaged_eval))
-    kind = ImageKind(lambda path, size, holdout: splits, Preprocessing('', '', IMAGENET_MEAN, IMAGENET_STD), EXACT)
-    options = {'batch_size': 4, 'image_size': SIZE, 'seed': 3, 'on_bad': 'stop'}
+    kind = ImageKind(None, Preprocessing(IMAGENET_MEAN, IMAGENET_STD), EXACT)
+    options = {'batch_size': 4, 'seed': 3, 'on_bad': 'stop'}
     options['augmentation'] = Augmentation(augment, 0 if augment == 'resized_crop' else 1, flip=True)
-    return open_images(kind, None, **(options | changes))
+    return open_images(kind, splits, SIZE, **(options | changes))
 
 
 def assert_same(one, other):
@@ -81,7 +80,7 @@ def in_numbers(pixels):
 
 
 def test_golden_augmentation():
-    blank = Preprocessing('', '', (0.0,), (1.0,))
+    blank = Preprocessing((0.0,), (1.0,))
     batch = dataclasses.replace(open_digits(3, seed=0, flip=True), preprocessing=blank).train_batch(1)
     np.testing.assert_array_equal(batch['label'], GOLDEN_LABELS)
     np.testing.assert_array_equal(batch['image'][0, :, :, 0], GOLDEN_IMAGE)
@@ -118,7 +117,7 @@ def test_eval_batches_are_full_and_count_each_example_once(num_eval, num_batches
 
 
 def test_refuses_nothing_to_evaluate_on():
-    with pytest.raises(BadInput, match='no readable example to evaluate on'):
+    with pytest.raises(BadInput, match='must hold a readable example to evaluate on, got none of'):
         make_tiny(num_eval=0)
 
 

@@ -20,6 +20,15 @@ def test_the_same_numbers_as_in_evaluation(tmp_path, name):
     np.testing.assert_array_equal(found, batch['image'][batch['weight'] > 0])
 
 
+def test_folders_behind_links_are_read_once(tmp_path):
+    write_classes(tmp_path / 'photos', 2, 3)
+    (tmp_path / 'photos' / 'again').symlink_to(tmp_path / 'photos')
+    (tmp_path / 'linked').mkdir()
+    (tmp_path / 'linked' / 'photos').symlink_to(tmp_path / 'photos')
+    for name in ('photos', 'linked'):
+        assert len(find_images([tmp_path / name])) == len(list((tmp_path / 'photos').rglob('*.png'))) > 0
+
+
 def test_what_is_not_there(tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'text.png').write_text('no image')

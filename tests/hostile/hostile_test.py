@@ -211,7 +211,7 @@ WEIGHTS, BROKEN = 'model.safetensors', 'damaged or incomplete'
 FINDINGS = [
     ('versions.json', b'{"pad_jax": []}', 'versions.json is damaged'),
     ('timing.json', b'{"seconds_per_step": 1' + b'0' * 400 + b'}', 'lacks seconds_per_step'),
-    ('tokenizer_config.json', b'{"do_lower_case": "yes"}', "do_lower_case must be true or false, got 'yes'"),
+    ('tokenizer_config.json', b'{"do_lower_case": "yes"}', 'tokenize_chinese_chars must be true or false'),
     ('tokenizer_config.json', change(SETTINGS, do_lower_case=None), ''),
     ('model.safetensors.index.json', b'{"weight_map": {"a": "a\\u0000b"}}', 'cannot be reached'),
     ('tokenizer.json', tokenizer_with(normalizer=None), ''),

@@ -40,7 +40,7 @@ IMAGES = [
     ('data.holdout=0.9999999999', 'data.holdout must be a number from 0 to 0.999, got 0.9999999999'),
     ('data.augment=resized_crop', 'data.augment'),
     ('data.color_jitter=0.4', 'data.color_jitter'),
-    ('data.crop_padding=9', 'data.crop_padding must be in [0, image_size] = [0, 8], got 9'),
+    ('data.crop_padding=9', 'data.crop_padding must be in [0, 8] for augment=crop, got 9'),
     ('model.num_classes=9', '--config.model.num_classes=10'),
     ('partition.granularity=layer', "granularity 'layer' selects"),
     ('partition.granularity=output partition.dynamic_fraction=0.05', 'selects 36 positions of '),

@@ -30,7 +30,7 @@ class DataSpec:
         num_train, num_eval: examples in use.
         eval_splits: names of the splits to evaluate on.
         metrics: keys of `METRICS`, each measured on all outputs of a split. Empty if means over examples suffice.
-        digests: of the data by name: 'contents of SPLIT' if all were read, and 'files of SPLIT' for names and sizes.
+        digests: of the data by name: 'contents of SPLIT' if all were read, otherwise 'files of SPLIT' (names, sizes).
     """
 
     num_classes: int

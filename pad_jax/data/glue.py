@@ -191,7 +191,7 @@ def open_prepared_split(folder: pathlib.Path, task: GlueTask, split: str) -> Tab
     try:
         rows = sorted(source.__getitems__(range(len(source))), key=lambda row: row['idx'])
         texts = [{name: row[name].decode('utf-8') for name in task.features} for row in rows]
-        records = [(row['idx'], {**found, 'label': row['label'].item()}) for row, found in zip(rows, texts)]
+        records = [(row['idx'], {**found, 'label': np.asarray(row['label']).item()}) for row, found in zip(rows, texts)]
     except Exception as error:  # A truncated or changed folder fails in many ways.
         raise BadInput(f'cannot read split {split} of {quote(folder)}: {describe(error)}') from error
     return Table(folder / split, (*task.features, 'label'), iter(records))

@@ -169,7 +169,7 @@ def test_labels_and_names_have_to_fit_the_number_of_classes(prepared):
     with pytest.raises(BadInput, match=r"^record \d of split \w+ of '.*' has the label 2, expected 0 to 1. Prepare "):
         open_data(prepared).scoring_batch(0, 12)
     claim_classes(prepared, CLASSES[:2], 3)
-    refused(prepared, f"'{prepared}' names 2 classes, expected 3. Prepare the data set again")
+    refused(prepared, 'has the label 2, expected 0 to 1. Prepare the data set again')
     (prepared / 'label.labels.txt').unlink()
     claim_classes(prepared, (), 0)
     refused(prepared, f"the feature label of '{prepared}' has no classes")

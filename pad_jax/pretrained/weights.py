@@ -149,6 +149,5 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
         isinstance(shard, str) and Path(shard).name == shard for shard in index.values()
     ):
         raise BadInput(f'{folder / INDEX} must hold a weight_map from tensor names to file names')
-    return {
-        name: tensor for shard in sorted(set(index.values())) for name, tensor in _read_file(folder / shard).items()
-    }
+    shards = [reach(folder / shard) for shard in sorted(set(index.values()))]
+    return {name: tensor for shard in shards for name, tensor in _read_file(shard).items()}

@@ -104,7 +104,7 @@ def remove(*names):
         (remove('train/ant', 'train/bee'), "'{}/train' must hold at least two classes, got only the class cat"),
         (lambda folder: (folder / 'train' / 'dog').mkdir(), "'{}/train/dog' holds no .png, .jpg or .jpeg file"),
         (lambda folder: (folder / 'val' / 'bee').rename(folder / 'val' / 'yak'), 'classes that train lacks: yak'),
-        (lambda folder: [path.unlink() for path in (folder / 'val').rglob('*.*')], 'hold a readable example to evaluate on'),
+        (lambda folder: [path.unlink() for path in (folder / 'val').rglob('*.*')], 'must hold a readable example'),
     ],
 )
 def test_refuses_other_layouts(folder, change, message):

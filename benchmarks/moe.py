@@ -14,6 +14,7 @@ router, bias and `blocks`. In `element` and `structured` half of its positions a
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 from typing import NamedTuple
@@ -137,8 +138,8 @@ def compile_plan(name: str, mode: str, x, kernels, routing):
     return compile_call(forward, mode, x, kernels, routing.weights)
 
 
-def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, options: argparse.Namespace):
-    """Compile a call without arguments that runs a whole layer; every second position, or column, is dynamic."""
+def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, options, fraction: float = 0.5):
+    """Compile a call without arguments that runs a whole layer with that fraction of dynamic positions."""
     kind, granularity = LAYERS[row]
     layer = kind(
         shape.hidden,
@@ -153,10 +154,18 @@ def compile_layer(row: str, mode: str, shape: Shape, num_selected: int, x, optio
     # An untrained router sends all tokens to the same experts.
     params['router']['gate'] = jax.random.normal(jax.random.key(3), params['router']['gate'].shape)
     if granularity is not None:
-        masks = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, variables['partition'])
-        found = compact({'params': params, 'partition': masks}, find_records(layer, x))
-        params, variables = found.pop('params'), found
+        masks = jax.tree.map(lambda leaf: draw_mask(leaf.shape, fraction), variables['partition'])
+        variables = {'params': params, 'partition': masks}
+        if granularity != 'element':  # whose entries are stored as bits, and computed in masked storage
+            variables = compact(variables, find_records(layer, x))
+        params = variables.pop('params')
     return compile_call(lambda x, params: layer.apply({'params': params, **variables}, x)[0], mode, x, params)
+
+
+def draw_mask(shape: tuple[int, ...], fraction: float) -> jax.Array:
+    """Draw a mask with an exact fraction of open gates."""
+    size = math.prod(shape)
+    return (jax.random.permutation(jax.random.key(4), size) < round(fraction * size)).reshape(shape)
 
 
 def make_table(columns: list[dict], options: argparse.Namespace) -> Table:

@@ -56,11 +56,11 @@ def partition() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], axis=1))
 
     problem = Problem(loss, Layout.of(find_records(network, batch[0])))
-    masks = init_masks({'layer': {'kernel': params['layer']['static_kernel']}})
+    masks = init_masks({'layer': {'kernel_mask': params['layer']['static_kernel']}})
     scores = score_positions(problem, params, masks, [batch], 'sensitivity')
     target = num_dynamic_positions(9 * F, KAPPA)
-    mask = partition_step(problem, params, masks, batch, target)['layer']['kernel']
-    flat = [np.asarray(leaf).reshape(*leaf.shape[:-4], 9, F) for leaf in (scores['layer']['kernel'], mask)]
+    mask = partition_step(problem, params, masks, batch, target)['layer']['kernel_mask']
+    flat = [np.asarray(leaf).reshape(*leaf.shape[:-4], 9, F) for leaf in (scores['layer']['kernel_mask'], mask)]
     return np.asarray(params['layer']['kernel']).reshape(K, 9, F), *flat
 
 

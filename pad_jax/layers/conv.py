@@ -182,10 +182,8 @@ class MixingConv(ConvLayer):
     def declare_kernels(self, x: jax.Array, geometry: Geometry) -> tuple[Factors, jax.Array | None]:
         """Declare the kernels [K, *kernel_size, C / groups, F], and the bias [K, F] or None."""
         shape = (*geometry.kernel_size, x.shape[-1] // geometry.groups, self.features)
-        # At which multiple of the static kernel K equal kernels give the same output: sigmoids start at 1/2.
-        copies_at = 1.0 if self.sums_to_one else 2 / self.num_kernels
-        init = stack_init(self.kernel_init)
-        kernels = declare_factors(self, 'kernel', shape, self.num_kernels, init, self.kernel_init, copies_at=copies_at)
+        draws = stack_init(self.kernel_init), self.kernel_init
+        kernels = declare_factors(self, 'kernel', shape, self.num_kernels, *draws, sums_to_one=self.sums_to_one)
         if not self.use_bias:
             return kernels, None
         bias_shape = self.num_kernels, self.features

@@ -57,7 +57,7 @@ def declare_factors(
       num_factors: K.
       init_factors: initializer of the whole stack.
       init_static: initializer of the static parameter.
-      declared: fields of the record, such as `copies_at` or `generated`.
+      declared: fields of the record, such as `sums_to_one` or `generated`.
 
     Raises:
       ValueError: if compact parameters don't have the shapes that the layer needs.

@@ -29,7 +29,7 @@ class PartialParameter:
       static: name of the static parameter [*shape]; None if the parameter is fully dynamic or pruned.
       scale: name of φ; None without scale factors.
       scales: which of λd and λs are used, one of `SCALES`.
-      copies_at: multiple of the static parameter at which factors are copies of it: 1 / sum of the mixing weights.
+      sums_to_one: False if the mixing weights are sigmoids, which add up to K / 2 at the start.
       generated: True if the network computes with generated values instead of a mixture of the factors.
       linear: True if the scale factors may be folded into the parameters.
       experts: True if the factors are experts, of which a router selects some.
@@ -44,13 +44,17 @@ class PartialParameter:
     static: str | None = None
     scale: str | None = None
     scales: str = 'none'
-    copies_at: float = 1.0
+    sums_to_one: bool = True
     generated: bool = False
     linear: bool = True
     experts: bool = False
     start: float = 1.0
     beside: tuple[str, ...] = ()
     layer: str = ''
+
+    def copies_at(self, num_factors: int) -> float:
+        """Return the multiple of the static parameter at which K equal factors compute the same."""
+        return 1.0 if self.sums_to_one else 2 / num_factors
 
     @property
     def is_pruned(self) -> bool:
@@ -62,7 +66,7 @@ class Part(NamedTuple):
     """One partially dynamic parameter, read from params.
 
     It holds the factors float[K, *shape] and the static parameter float[*shape], zeros if it is pruned. λd and λs and
-    three fields of its `PartialParameter` follow.
+    what its `PartialParameter` says follow.
     """
 
     dynamic: jax.Array
@@ -79,7 +83,7 @@ def read_part(record: PartialParameter, module: Mapping[str, jax.Array]) -> Part
     dynamic = module[record.factors]
     static = jnp.zeros(dynamic.shape[1:], dynamic.dtype) if record.static is None else module[record.static]
     scales = (1.0, 1.0) if record.scale is None else scale_factors(module[record.scale], record.scales)
-    return Part(dynamic, static, *scales, record.copies_at, record.generated, record.experts)
+    return Part(dynamic, static, *scales, record.copies_at(len(dynamic)), record.generated, record.experts)
 
 
 @dataclasses.dataclass(frozen=True)

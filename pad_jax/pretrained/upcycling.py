@@ -110,11 +110,12 @@ def _fill_layer(static, params, records, path):
                 kernel = kernel / generated.start
     if record is None:
         return _replace(filled, kernel=kernel, bias=bias, out_of_latent=0.0)
-    if record.copies_at != 1:
+    copies_at = record.copies_at(len(params[record.factors]))
+    if not record.sums_to_one:
         filled['attention'] = {name: _pair(values) for name, values in params['attention'].items()}
     static_part = {} if record.static is None else {record.static: kernel}
-    bias = None if bias is None else bias * record.copies_at
-    return _replace(filled, **{record.factors: kernel * record.copies_at, 'bias': bias}, **static_part)
+    bias = None if bias is None else bias * copies_at
+    return _replace(filled, **{record.factors: kernel * copies_at, 'bias': bias}, **static_part)
 
 
 def _pair(values):

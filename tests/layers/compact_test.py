@@ -183,9 +183,7 @@ def test_every_storage_computes_the_same(name, granularity, fraction):
     check(name, granularity, FRACTIONS[fraction])
 
 
-@pytest.mark.parametrize(
-    'granularity', ['output', *(pytest.param(name, marks=pytest.mark.slow) for name in ('input', 'spatial'))]
-)
+@pytest.mark.parametrize('granularity', ['output', pytest.param('input', marks=pytest.mark.slow)])
 def test_dead_entries_cost_nothing(granularity):
     """XLA's own count of operations: that of 4·κ + 1 − κ kernels, half way between one kernel and four.
 

@@ -213,16 +213,16 @@ def test_a_long_run_against_the_sum_in_float64(decay):
 
 @pytest.mark.parametrize(('name', 'moment'), [('sgd', 'trace'), ('adamw', 'mu'), ('adamw', 'nu')])
 def test_moments_follow_a_handoff_by_hand(name, moment):
-    """Weights sum to 2 and λs / λd = 1: half of 1 + 3, for the second moment (½ (1 + 3))²; the kept position stays."""
-    record = PartialParameter('kernel', (2,), 'element', static='static_kernel', copies_at=0.5)
-    params = {'conv': {'kernel': jnp.zeros((2, 2)), 'static_kernel': jnp.zeros(2)}}
-    factors = jnp.array([[1.0, 5.0], [3.0, 5.0]])
+    """Weights sum to 4/2 and λs / λd = 1: half of 1 + 3 + 2 + 2, for the second moment its square; the rest stays."""
+    record = PartialParameter('kernel', (2,), 'element', static='static_kernel', sums_to_one=False)
+    params = {'conv': {'kernel': jnp.zeros((4, 2)), 'static_kernel': jnp.zeros(2)}}
+    factors = jnp.array([[1.0, 5.0], [3.0, 5.0], [2.0, 5.0], [2.0, 5.0]])
     moments = {'conv': {'kernel': factors**2 if moment == 'nu' else factors, 'static_kernel': jnp.array([7.0, 7.0])}}
     optimizer = make_optimizer(**PLAIN | {'name': name, 'clip_norm': 1.0})
     state = optax.tree.set(optimizer.init(params), **{moment: moments})
     masks = ({'conv': {'kernel': jnp.array(mask)}} for mask in ([True, True], [False, True]))
     found = optax.tree.get(hand_off_moments(state, Layout.of({'conv': {'kernel': record}}), params, *masks), moment)
-    assert found['conv']['static_kernel'].tolist() == [4 if moment == 'nu' else 2, 7]
+    assert found['conv']['static_kernel'].tolist() == [16 if moment == 'nu' else 4, 7]
     np.testing.assert_array_equal(found['conv']['kernel'], moments['conv']['kernel'])
 
 

@@ -55,6 +55,8 @@ class ExportedNetwork:
             raise BadInput('the network takes texts: encode them with tokenizer.json')
         if isinstance(paths, str | Path):
             raise BadInput(f'paths must be a list, got {str(paths)!r}')
+        if not paths:
+            raise BadInput('paths must name at least one image or folder, got an empty list')
         return prepare_images(find_images(paths), self.manifest['preprocessing'])
 
     def __call__(self, *inputs, **named) -> jax.Array:

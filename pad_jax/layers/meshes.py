@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 from flax.core.scope import LazyRng
-from jax.sharding import AxisType, PartitionSpec, auto_axes, get_abstract_mesh, reshard
+from jax.sharding import AxisType, PartitionSpec, auto_axes, get_abstract_mesh, reshard, use_abstract_mesh
 
 
 def on_any_mesh(call: Callable) -> Callable:
@@ -17,6 +17,12 @@ def on_any_mesh(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def run(self, x, *inputs, **options):
+        if get_abstract_mesh().empty:  # without jax.set_mesh an array can still bring its mesh
+            meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((x, self.variables)))
+            mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+            if mesh is not None:
+                with use_abstract_mesh(mesh):
+                    return run(self, x, *inputs, **options)
         if AxisType.Explicit not in get_abstract_mesh().axis_types:
             return call(self, x, *inputs, **options)
         leaves, structure = jax.tree.flatten((x, inputs, options))

@@ -162,7 +162,7 @@ KEYS = (
     # A step that is not finite changes nothing, so a resumed run may skip it.
     Key('train.on_nonfinite', _one_of(ON_NONFINITE), 'loss or gradient that is not finite', BOTH, FREE),
     Key('train.max_nonfinite', _integer(1), 'skipped steps in a row that stop the run', BOTH, FREE),
-    Key('train.eval_every_steps', _integer(1), 'evaluation; this and the next two also come after the last step'),
+    Key('train.eval_every_steps', _integer(1), 'steps between evaluations; like the next two, also at the last step'),
     Key('train.log_every_steps', _integer(1), 'train rows of metrics.jsonl'),
     Key('train.checkpoint_every_steps', _integer(1), 'most steps that an interruption loses'),
     Key('train.keep_checkpoints', _integer(1), 'latest checkpoints that are kept', BOTH, FREE),
@@ -394,7 +394,7 @@ def read_workdir_config(workdir: Path, overrides: Sequence[str] = ()) -> ConfigD
     """
     path = workdir / 'config.json'
     flat = flatten(read_own_object(path, 'the workdir of a run'))
-    other = 'does not fit this version of pad_jax (use the version that made it, or another workdir)'
+    other = 'does not fit this version of pad_jax (use the version and the --import that made it, or another workdir)'
     _raise(find_key_problems(flat), f'{path} {other}: ')
     names = [override.partition('=')[0] for override in overrides]
     if fixed := [name for name in names if name in flat and name not in FREE_KEYS]:

@@ -40,6 +40,8 @@ def test_images_by_a_run_and_by_its_export(finished_run, exported, tmp_path):
     assert [network.class_names[label] for label in logits.argmax(1)] == [row['label'] for row in by_run[:20]]
     with pytest.raises(ValueError, match=r"paths must be a list, got 'new\.png'"):
         network.preprocess('new.png')
+    with pytest.raises(ValueError, match='paths must name at least one image or folder, got an empty list'):
+        network.preprocess([])
     preprocessing = network.manifest['preprocessing']
     stored = (digits.pixels[:20] - preprocessing['mean'][0]) / preprocessing['std'][0]
     np.testing.assert_allclose(network.preprocess([tmp_path / 'new']), stored, atol=0.02)

@@ -85,3 +85,6 @@ def test_init_sown_values_and_compact_storage():
     jax.tree.map(np.testing.assert_array_equal, fresh, variables)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+    # without jax.set_mesh
+    channels = apply(place(small, mesh, PartitionSpec()), place(x, mesh, PartitionSpec(None, None, None, 'data')))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), channels, expected)

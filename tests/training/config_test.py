@@ -291,7 +291,7 @@ OLDER = json.dumps(load().to_dict()).replace('width_multiplier', 'width')
         ('{"model": 3, "a.b": 2}', 'unknown config key a.b; '),
         ('{"model": {"name": {"a": 1}}}', 'unknown config key model.name.a, did you'),
         # A width of 64 is not a multiplier of 64.
-        (OLDER, '(use the version that made it, or another workdir): unknown config key model.width'),
+        (OLDER, '(use the version and the --import that made it, or another workdir): unknown config key model.width'),
         ('\x00\xff', 'config.json is damaged'),
     ],
 )

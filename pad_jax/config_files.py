@@ -1,6 +1,7 @@
 """Python files and modules of others: config files, the shipped ones by name, and modules of --import."""
 
 import contextlib
+import difflib
 import importlib
 import runpy
 import sys
@@ -36,13 +37,16 @@ def find_config_file(name: str | Path, below: str = '') -> Path:
 def call_file(path: Path, function: str) -> dict[str, Any]:
     """Call a function of a config file and flatten its ConfigDict to {'section.key': value}.
 
-    The file can import the files beside it through the name of its folder.
+    The file can import the files beside it through the name of its folder, and shipped ones from `configs`.
 
     Raises:
       BadInput: the file is missing or fails, or the function returns another type.
     """
     if not path.is_file() or path.suffix != '.py':
-        raise BadInput(f'config file {path} does not exist or is not a Python file')
+        names = [file.stem for file in SHIPPED.rglob('*.py')] if SHIPPED else []
+        close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.8)
+        meant = f', did you mean {close[0]}?' if close else ''
+        raise BadInput(f'config file {path} does not exist or is not a Python file{meant}')
     with _foreign_code(f'config file {path}'), _importable(path.absolute().parent):
         config = runpy.run_path(str(path))[function]()
         if isinstance(config, ConfigDict):
@@ -85,6 +89,8 @@ def _importable(folder: Path) -> Iterator[None]:
 
     known = sys.modules.get(folder.name)
     others = forget() if known and str(folder) not in getattr(known, '__path__', ()) else {}
+    if SHIPPED is not None and str(SHIPPED.parent) not in sys.path:
+        sys.path.append(str(SHIPPED.parent))
     sys.path.insert(0, str(folder.parent))
     try:
         yield

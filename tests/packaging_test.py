@@ -62,6 +62,22 @@ def test_the_wheel_has_every_package():
     assert 'Apache License' in (ROOT / 'LICENSE').read_text()
 
 
+DERIVED = """
+from configs import cifar_resnet10_pad
+
+def get_config():
+    config = cifar_resnet10_pad.get_config()
+    config.train.steps = 30
+    return config
+"""
+STUDY = """
+from ml_collections import ConfigDict
+
+def get_ablation():
+    return ConfigDict({'base': 'cifar_resnet10_pad.py', 'variants': (('few', {'model.num_kernels': 2}),)})
+"""
+
+
 def test_an_installation_finds_its_configs_by_name_from_any_folder(tmp_path):
     """A folder of the user is called `configs` too, and one of its files wins."""
     installed = tmp_path / 'installed'
@@ -85,6 +101,17 @@ print(read_ablation('dynamic_fraction').base.is_file())
 """
     found = run('-c', program, folder=tmp_path / 'here', PYTHONPATH=str(installed))
     assert found.stdout.split() == ['static', 'mine', 'dynamic', 'static', 'True'], found.stderr
+    (tmp_path / 'derived.py').write_text(DERIVED)
+    (tmp_path / 'study.py').write_text(STUDY)
+    program = """
+from pad_jax.reports.sweep import read_ablation
+from pad_jax.training.config import load_config
+print(load_config('derived.py').train.steps, read_ablation('study.py').base.parent.name)
+load_config('digits_resnet10_padd')
+"""
+    found = run('-c', program, folder=tmp_path, PYTHONPATH=str(installed))
+    assert found.stdout.split() == ['30', 'configs'], found.stderr
+    assert found.stderr.endswith('is not a Python file, did you mean digits_resnet10_pad?\n')
 
 
 REGISTERED = """

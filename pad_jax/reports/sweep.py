@@ -190,7 +190,8 @@ def read_ablation(path: Path) -> Ablation:
         problems += [f'variant {name} cannot change {key}, which all variants share' for key in shared]
     if problems:
         raise BadInput(f'{path}: {"; ".join(problems)}')
-    return Ablation(path, path.absolute().parent.parent / content['base'], dict(pairs))
+    above = path.absolute().parent.parent / content['base']
+    return Ablation(path, above if above.exists() else find_config_file(content['base']), dict(pairs))
 
 
 def load_variants(ablation: Ablation, overrides: Sequence[str] = ()) -> dict[str, ml_collections.ConfigDict]:

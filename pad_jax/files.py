@@ -69,12 +69,12 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data.decode('utf-8'))
     except RecursionError as error:
         raise ValueError('it nests too deeply') from error
-    level = [value]
-    for _ in range(_MOST_LEVELS):
-        lists = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
-        level = [part for parts in lists for part in parts]
-    if level:
-        raise ValueError('it nests too deeply')
+    level, depth = [value], 0
+    while lists := [part for part in level if isinstance(part, (dict, list))]:
+        level = [part for found in lists for part in (found.values() if isinstance(found, dict) else found)]
+        depth += 1
+        if depth > _MOST_LEVELS:
+            raise ValueError('it nests too deeply')
     return value
 
 

@@ -83,8 +83,9 @@ def select_positions(scores, masks, targets, positions, scope='global', layer_of
 def _select(scores, masks, sizes, target):
     """Select from tuples: all leaves as one vector, because compile time grows with the number of arrays."""
     candidates, unravel = ravel_pytree(masks)
-    key = _order_preserving_key(ravel_pytree(scores)[0].astype(jnp.float32), candidates)
-    weights = jnp.concatenate([jnp.full(mask.size, size) for mask, size in zip(masks, sizes, strict=True)])
+    key = _order_preserving_key(ravel_pytree([score.astype(jnp.float32) for score in scores])[0], candidates)
+    # Each is sharded as its mask, if that is.
+    weights, _ = ravel_pytree([jnp.full_like(mask, size, jnp.int32) for mask, size in zip(masks, sizes, strict=True)])
     threshold, remaining = _find_threshold(key, weights, jnp.asarray(target, jnp.int32))
     # Gates of the same score compete for the rest: the lower index has the higher key.
     tied = jnp.where(key == threshold, ~jnp.arange(key.size, dtype=jnp.uint32), 0)

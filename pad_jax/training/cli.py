@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -120,6 +121,8 @@ def use_compilation_cache() -> None:
             folder = reach(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'pad_jax' / socket.gethostname()
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update('jax_compilation_cache_dir', str(folder))
+    # A damaged entry, as a kill may leave one, or a full disk only means to compile again.
+    warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
 
 
 def exit_status(command: Callable[[], None]) -> int:

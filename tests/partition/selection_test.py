@@ -170,3 +170,11 @@ def test_what_is_refused():
     for kappa in (0, -0.5, 1.5, float('nan')):
         with pytest.raises(ValueError, match=r'dynamic_fraction must be in \(0, 1\], got'):
             selection.num_dynamic_positions(10, kappa)
+
+
+@jax.numpy_dtype_promotion('strict')
+@pytest.mark.parametrize('is_wide', [False, True])
+def test_scores_of_two_dtypes_under_strict_promotion(is_wide):
+    with jax.enable_x64(is_wide):
+        scores, masks = [jnp.float32([3, 1]), jnp.bfloat16([2, 4])], [jnp.ones(2, bool)] * 2
+        assert [kept.tolist() for kept in select_positions(scores, masks, 2, scores)] == [[True, False], [False, True]]

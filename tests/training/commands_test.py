@@ -202,3 +202,16 @@ def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(is_folder, t
     finally:
         jax.config.update('jax_compilation_cache_dir', before)
     assert kept == (str(folder / 'pad_jax' / socket.gethostname()) if is_folder else None)
+
+
+def test_a_damaged_entry_of_the_cache_is_compiled_again_without_a_word(tmp_path):
+    command = 'import jax; from pad_jax.training.cli import exit_status; exit_status(lambda: print(jax.jit(abs)(-2.0)))'
+    settings = {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    environment = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'} | settings
+    for _ in range(2):
+        done = subprocess.run([sys.executable, '-c', command], env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ('2.0\n', '')
+        entries = [path for path in tmp_path.rglob('*') if path.is_file()]
+        assert entries
+        for path in entries:
+            path.write_bytes(path.read_bytes()[:40])

@@ -216,7 +216,9 @@ class Run:
                 self.partition(step)
                 self.train(step + 1, batch)
                 if step + 1 < self.last_step and self.scores.is_out_of_patience:
-                    self.progress.say(f'stops early: no evaluation was better than that of step {self.scores.best()}')
+                    hint = '. Commands read it with --best' if self.config.train.keep_best else ''
+                    best = self.scores.best()
+                    self.progress.say(f'stops early: no evaluation was better than that of step {best}{hint}')
                     return
                 if signals.stop_after(step + 1):
                     self._check_finite()

@@ -52,7 +52,8 @@ def test_the_best_checkpoint_is_kept_and_a_run_stops_early_also_after_a_kill(scr
     train = trainer.train
     assert train(config, whole, devices=one_device())['step'] == 12
     said = capsys.readouterr().err
-    assert 'stops early: no evaluation was better than that of step 8\n' in said and 'done: 12 steps, ' in said
+    assert 'no evaluation was better than that of step 8. Commands read it with --best\n' in said
+    assert 'done: 12 steps, ' in said
     assert Checkpoints(whole / 'checkpoints').steps_here() == [8, 12]
     for name, step in (('save', 10), ('save', 12)):
         kill_in(monkeypatch, killed, name, step, **CHANGES, train__patience=2)

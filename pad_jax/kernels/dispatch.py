@@ -12,7 +12,8 @@ rows, weights) -> rows` computes all experts at once or one of them, and `produc
 
 `weights` has the routing weight of each row, to multiply with on the side that the function likes. Rows without a token
 have weight zero. The rows of a token are summed; a token without experts gets zero. Everything is differentiable in
-reverse, to any order, except with respect to the mask. A slot is one of the k choices of a token, M the number of rows.
+reverse, except with respect to the mask: to any order, or once for `Ragged`. A slot is one of the k choices of a token,
+M the number of rows.
 """
 
 import functools
@@ -64,7 +65,10 @@ class Dense(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...]."""
+    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...].
+
+    JAX has no second derivatives of that product, which the criterion `grasp` needs.
+    """
 
     experts: jax.Array  # as in `Routing`, and so are the weights
     weights: jax.Array

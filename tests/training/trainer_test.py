@@ -181,6 +181,17 @@ def test_a_run_resumes_from_the_newest_sound_checkpoint(finished_run, tmp_path, 
     assert_same_run(workdir, finished_run, small_config(**IN_ROUNDS))
 
 
+def test_train_rows_are_means_since_the_last_row_across_a_kill(finished_run, monkeypatch, tmp_path):
+    changes = {**IN_ROUNDS, 'train__log_every_steps': 5}
+    kill_in(monkeypatch, tmp_path / 'run', 'train', 4, **changes)
+    train(small_config(**changes), tmp_path / 'run', devices=one_device())
+    single, found = (
+        [row['loss'] for row in read_metrics(workdir) if row['split'] == 'train']
+        for workdir in (finished_run, tmp_path / 'run')
+    )
+    assert found == pytest.approx([np.mean(single[:5]), single[5]], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_resumed_equals_uninterrupted_with_an_average_and_is_evaluated(monkeypatch, tmp_path):
     """With rounds of the partition in between, whose means the average takes over."""

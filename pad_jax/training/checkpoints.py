@@ -263,4 +263,5 @@ def _hide_repeated_errors() -> None:
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    return 'orbax' not in record.pathname + logging.Formatter().format(record)  # with its traceback
+    text = record.pathname + logging.Formatter().format(record)  # with its traceback
+    return 'orbax' not in text and 'tensorstore' not in text

@@ -327,3 +327,9 @@ def test_other_formats_are_refused_in_one_line(two_checkpoints, tmp_path):
         BadInput, match=rf'7 has format {FORMAT + 1}, this version reads {FORMAT}: use the version that w'
     ):
         Checkpoints(folder).restore_newest(like())
+
+
+@pytest.mark.parametrize(('text', 'is_shown'), [('future: tensorstore_spec', False), ('a task of the user', True)])
+def test_errors_that_tensorstore_leaves_in_futures_are_raised_and_not_logged_too(text, is_shown):
+    record = logging.LogRecord('asyncio', logging.ERROR, 'base_events.py', 1, text, None, None)
+    assert checkpoints._is_of_others(record) is is_shown

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,8 @@ def _hide_repeated_errors() -> None:
     """Hide errors that threads of orbax and tensorstore print, for as long as they run. Orbax raises them as well."""
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).addFilter(_is_of_others)
+    # After an error, orbax does not wait for the reads of other arrays.
+    warnings.filterwarnings('ignore', "coroutine '_read_array.* was never awaited", RuntimeWarning)
     show = sys.unraisablehook
 
     def show_others(unraisable) -> None:

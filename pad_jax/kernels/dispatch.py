@@ -12,8 +12,7 @@ rows, weights) -> rows` computes all experts at once or one of them, and `produc
 
 `weights` has the routing weight of each row, to multiply with on the side that the function likes. Rows without a token
 have weight zero. The rows of a token are summed; a token without experts gets zero. Everything is differentiable in
-reverse, except with respect to the mask: to any order, or once for `Ragged`. A slot is one of the k choices of a token,
-M the number of rows.
+reverse, to any order, except with respect to the mask. A slot is one of the k choices of a token, M the number of rows.
 """
 
 import functools
@@ -65,10 +64,7 @@ class Dense(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...].
-
-    JAX has no second derivatives of that product, which the criterion `grasp` needs.
-    """
+    """Rows sorted by expert, multiplied by `jax.lax.ragged_dot`: rows are [M, ...]."""
 
     experts: jax.Array  # as in `Routing`, and so are the weights
     weights: jax.Array
@@ -103,7 +99,8 @@ class Ragged(NamedTuple):
         )
 
     def multiply(self, rows: jax.Array, matrices: jax.Array, transposed: bool = False) -> jax.Array:
-        return lax.ragged_dot(rows, jnp.swapaxes(matrices, 1, 2) if transposed else matrices, self.counts)
+        rows, matrices, _ = vary_together(rows, matrices, self.slots)
+        return _multiply_ragged(rows, jnp.swapaxes(matrices, 1, 2) if transposed else matrices, self.counts)
 
     def take(self, vectors: jax.Array) -> jax.Array:
         experts = jnp.take(self.experts.reshape(-1), self.slots, mode='fill', fill_value=vectors.shape[0])
@@ -198,6 +195,34 @@ _copy.defvjp(
     lambda values, rows, slots, spread: (_copy(values, rows, slots, spread), (rows, slots)),
     lambda spread, where, d_found: (_copy(d_found, *where, not spread), None, None),
 )
+
+
+@jax.custom_vjp
+def _multiply_ragged(rows, matrices, counts):
+    """Multiply [M, C], sorted by expert, by [E, C, F] -> [M, F]. JAX has no second derivative of `ragged_dot`."""
+    return lax.ragged_dot(rows, matrices, counts)
+
+
+@jax.custom_vjp
+def _accumulate_ragged(rows, others, counts):
+    """Sum rows·othersᵀ for each expert: [M, C], [M, F] -> [E, C, F], the gradient of the matrices."""
+    shape = jax.ShapeDtypeStruct((counts.shape[0], rows.shape[1], others.shape[1]), rows.dtype)
+    return jax.linear_transpose(lambda matrices: lax.ragged_dot(rows, matrices, counts), shape)(others)[0]
+
+
+def _pull_ragged(saved, d_y):
+    rows, matrices, counts = saved
+    return _multiply_ragged(d_y, jnp.swapaxes(matrices, 1, 2), counts), _accumulate_ragged(rows, d_y, counts), None
+
+
+def _pull_accumulated(saved, d_sums):
+    rows, others, counts = saved
+    d_rows = _multiply_ragged(others, jnp.swapaxes(d_sums, 1, 2), counts)
+    return d_rows, _multiply_ragged(rows, d_sums, counts), None
+
+
+_multiply_ragged.defvjp(lambda *inputs: (_multiply_ragged(*inputs), inputs), _pull_ragged)
+_accumulate_ragged.defvjp(lambda *inputs: (_accumulate_ragged(*inputs), inputs), _pull_accumulated)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

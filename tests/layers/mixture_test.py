@@ -202,11 +202,18 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
             np.testing.assert_allclose(y, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize('kind', ['linear', pytest.param('ffn', marks=pytest.mark.slow)])
-def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind):
+@pytest.mark.parametrize(
+    ('kind', 'plan'),
+    [
+        ('linear', 'blocks'),
+        ('linear', 'ragged'),
+        *(pytest.param('ffn', plan, marks=pytest.mark.slow) for plan in PLANS),
+    ],
+)
+def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind, plan):
     with jax.enable_x64(True):
         name = LAYERS[kind][1]
-        layer = make_layer(kind, num_experts=3, granularity='output', plan='blocks')
+        layer = make_layer(kind, num_experts=3, granularity='output', plan=plan)
         params, _ = make_variables(layer, kind, 'spread')
         x, _ = make_tokens('spread', 9)
 

@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.train.mixup = 0.0  # α: mixes pairs of images with shares from Beta(α, α); 0 = none
     config.train.on_nonfinite = 'stop'  # loss or gradient that is not finite: stop, skip
     config.train.max_nonfinite = 10  # skipped steps in a row that stop the run
-    config.train.eval_every_steps = 20  # evaluation; this and the next two also come after the last step
+    config.train.eval_every_steps = 20  # steps between evaluations; like the next two, also at the last step
     config.train.log_every_steps = 10  # train rows of metrics.jsonl
     config.train.checkpoint_every_steps = 1000  # most steps that an interruption loses
     config.train.keep_checkpoints = 2  # latest checkpoints that are kept

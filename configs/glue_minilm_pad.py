@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.train.seed = 0  # seed of all random draws
     config.train.on_nonfinite = 'stop'  # loss or gradient that is not finite: stop, skip
     config.train.max_nonfinite = 10  # skipped steps in a row that stop the run
-    config.train.eval_every_steps = 100  # evaluation; this and the next two also come after the last step
+    config.train.eval_every_steps = 100  # steps between evaluations; like the next two, also at the last step
     config.train.log_every_steps = 10  # train rows of metrics.jsonl
     config.train.checkpoint_every_steps = 100  # most steps that an interruption loses
     config.train.keep_checkpoints = 1  # latest checkpoints that are kept

@@ -62,7 +62,7 @@ def test_a_folder_fills_linear_experts(tmp_path):
     model = DENSE.clone(ffn=make_ffn_spec('linear', num_experts=2, granularity='element'))
     initial, tensors = draw(model, 0)['params'], make_tensors()
     write_folder(tmp_path, tensors)
-    params, fresh, _ = load_pretrained(tmp_path, initial, find_records(model, *BATCH), num_heads=2)
+    params, fresh = load_pretrained(tmp_path, initial, find_records(model, *BATCH), num_heads=2)
     assert fresh == ('classifier',) and jax.tree.structure(params) == jax.tree.structure(initial)
     for name, dense in (('up', 'intermediate.dense'), ('down', 'output.dense')):
         found, start = params['layer_1']['ffn'][name], initial['layer_1']['ffn'][name]
@@ -76,7 +76,7 @@ def test_a_folder_fills_linear_experts(tmp_path):
 def test_a_folder_fills_experts_of_neurons(tmp_path):
     model = DENSE.clone(ffn=make_ffn_spec('ffn', num_experts=2, granularity='output'))
     initial, tensors = draw(model, 0)['params'], make_tensors()
-    params, fresh, _ = load_pretrained(
+    params, fresh = load_pretrained(
         write_folder(tmp_path, tensors), initial, find_records(model, *BATCH), num_heads=2
     )
     assert fresh == ('classifier',)

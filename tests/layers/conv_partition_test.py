@@ -84,7 +84,11 @@ def test_generators_and_kernels_compete_in_both_scopes(name, criterion):
 
 
 @pytest.mark.parametrize(
-    ('name', 'head'), [('odconv', 'channel'), ('odconv', 'spatial'), ('dcd', 'scaling'), ('dcd', 'fusion')]
+    ('name', 'head'),
+    [
+        *(('odconv', 'spatial'), ('dcd', 'fusion')),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (('odconv', 'channel'), ('dcd', 'scaling'))),
+    ],
 )
 def test_generated_values_are_handed_off_by_their_mean(name, head):
     """λs·static = λd·mean of the activated values, and the criterion `variance` is the variance of these."""

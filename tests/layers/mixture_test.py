@@ -306,7 +306,7 @@ def test_what_a_mixture_refuses(arguments, message):
         MixtureLinear(4).init(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 4), bool))
 
 
-@pytest.mark.parametrize('num_selected', [1, 2])
+@pytest.mark.parametrize('num_selected', [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', LAYERS)
 def test_mean_of_equal_experts_is_each_of_them(kind, num_selected):
     """A weight below one, as that of a single expert, also multiplies the static part: nothing changes."""

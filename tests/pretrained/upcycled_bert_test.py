@@ -76,9 +76,7 @@ def test_a_folder_fills_linear_experts(tmp_path):
 def test_a_folder_fills_experts_of_neurons(tmp_path):
     model = DENSE.clone(ffn=make_ffn_spec('ffn', num_experts=2, granularity='output'))
     initial, tensors = draw(model, 0)['params'], make_tensors()
-    params, fresh = load_pretrained(
-        write_folder(tmp_path, tensors), initial, find_records(model, *BATCH), num_heads=2
-    )
+    params, fresh = load_pretrained(write_folder(tmp_path, tensors), initial, find_records(model, *BATCH), num_heads=2)
     assert fresh == ('classifier',)
     jax.tree.map(np.testing.assert_array_equal, params['classifier'], initial['classifier'])
     experts = params['layer_1']['ffn']['experts']

@@ -226,6 +226,7 @@ def test_moments_follow_a_handoff_by_hand(name, moment):
     np.testing.assert_array_equal(found['conv']['kernel'], moments['conv']['kernel'])
 
 
+@pytest.mark.slow
 def test_steps_right_after_a_late_round_are_not_larger_than_the_learning_rate():
     """AdamW, a round after 300 of 600 steps. If the moments started at zero, the largest would be 2.9 times that."""
     config = small_config(partition__handoff='mean', partition__start_step=300, train__steps=600)

@@ -61,7 +61,8 @@ def assert_states_close(first, second, rtol):
 
 
 @pytest.mark.parametrize(
-    ('form', 'num_devices'), [pytest.param('shard_map', 1, marks=pytest.mark.slow), ('pmap', 8), ('shard_map', 8)]
+    ('form', 'num_devices'),
+    [('shard_map', 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in (('shard_map', 1), ('pmap', 8)))],
 )
 def test_strategies_and_numbers_of_devices_train_alike(form, num_devices):
     """All replicas hold the same metrics too."""

@@ -135,6 +135,7 @@ def test_copies_of_one_layer_are_refused_with_advice(texts, tmp_path):
     assert "train some steps first (start_step > 0) with handoff 'mean', or take criterion 'magnitude'" in line
 
 
+@pytest.mark.slow
 def test_rounds_of_an_upcycled_network_do_not_move_its_loss(texts, tmp_path):
     config = small_text_config(texts, **UPCYCLED, **TEXT_ROUNDS, optim__learning_rate=3e-2)
     assert config.partition.handoff == 'mean'

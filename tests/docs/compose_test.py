@@ -107,7 +107,10 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize('title', read_sections())
+# Equinox is not installed by the package itself, and its section uses the same functions as the others.
+@pytest.mark.parametrize(
+    'title', [pytest.param(title, marks=pytest.mark.slow) if 'Equinox' in title else title for title in read_sections()]
+)
 def test_a_section_runs(title, capsys):
     (check,) = [check for name, check in CHECKS.items() if title.startswith(name)]
     namespace = {'__name__': 'compose'}

@@ -323,6 +323,7 @@ def test_compact_storage_holds_what_is_alive_and_converts_back(granularity):
 
 
 @pytest.mark.usefixtures('one_block')
+@pytest.mark.slow
 def test_a_step_is_the_same_in_both_storages():
     config = small_config(partition__granularity='output', optim__ema_decay=0.5, optim__clip_norm=0.1)
     state, arguments = partitioned_state(config)

@@ -92,6 +92,7 @@ def interrupt(monkeypatch, config, workdir, name, step):
             train(config, workdir, devices=one_device())
 
 
+@pytest.mark.slow
 def test_a_run_needs_neither_its_weights_nor_its_vocabulary_any_more(monkeypatch, texts, tmp_path):
     """Once it has a checkpoint. What is there under their names then is another's business."""
     straight, broken, weights = tmp_path / 'straight', tmp_path / 'broken', tmp_path / 'weights'

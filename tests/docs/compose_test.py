@@ -107,7 +107,7 @@ CHECKS = {
 }
 
 
-# Equinox is not installed by the package itself, and its section uses the same functions as the others.
+# The section on Equinox calls the functions of `partition` that other sections call too.
 @pytest.mark.parametrize(
     'title', [pytest.param(title, marks=pytest.mark.slow) if 'Equinox' in title else title for title in read_sections()]
 )

@@ -67,14 +67,14 @@ def parse_json(data: bytes) -> Any:
     """
     try:
         value = json.loads(data.decode('utf-8'))
+        level, depth = [value], 0
+        while lists := [part for part in level if isinstance(part, (dict, list))]:
+            level = [part for found in lists for part in (found.values() if isinstance(found, dict) else found)]
+            depth += 1
+            if depth > _MOST_LEVELS:
+                raise RecursionError
     except RecursionError as error:
         raise ValueError('it nests too deeply') from error
-    level, depth = [value], 0
-    while lists := [part for part in level if isinstance(part, (dict, list))]:
-        level = [part for found in lists for part in (found.values() if isinstance(found, dict) else found)]
-        depth += 1
-        if depth > _MOST_LEVELS:
-            raise ValueError('it nests too deeply')
     return value
 
 

@@ -10,9 +10,10 @@ rows, weights) -> rows` computes all experts at once or one of them, and `produc
     multiply(rows, matrices, transposed)    Multiply each row by the matrix of its expert, or by its transpose.
     take(vectors)                           Read the vector of each row's expert.
 
-`weights` has the routing weight of each row, to multiply with on the side that the function likes. Rows without a token
-have weight zero. The rows of a token are summed; a token without experts gets zero. Everything is differentiable in
-reverse, to any order, except with respect to the mask. A slot is one of the k choices of a token, M the number of rows.
+`weights` has the routing weight of each row, which the function multiplies in before or after its products. Rows
+without a token have weight zero. The rows of a token are summed; a token without experts gets zero. Everything is
+differentiable in reverse, to any order, except with respect to the mask. A slot is one of the k choices of a token, M
+the number of rows.
 """
 
 import functools

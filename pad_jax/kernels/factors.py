@@ -54,7 +54,7 @@ class Factors(NamedTuple):
         return self.put_dynamic(dynamic_part), self.put_static(static_part)
 
     def factor_out_scale(self) -> tuple[jax.Array, jax.Array]:
-        """Return (λd, λs / λd · static): effective factors are λd times those with this static part and no scales."""
+        """Return (λd, λs / λd · static). λd times the unscaled factors with that static part are the effective ones."""
         scale = jnp.maximum(self.dynamic_scale, LEAST_SCALE)
         return scale, scale_values(self.static_scale / scale, self.static)
 

@@ -24,8 +24,8 @@ from pad_jax.kernels.factors import at_least_float32, put_entries, vary_together
 from pad_jax.kernels.geometry import Geometry
 
 LARGE_MAP = 40  # rows of outputs from which XLA's convolutions on CPU take longer than products, sample by sample
-TINY_MAP = 16  # output positions up to which XLA's convolutions on CPU take longer than one matrix product
 FEW_CHANNELS = 4  # below it, as in the stem, the products of large maps are too narrow
+TINY_MAP = 16  # output positions up to which XLA's convolutions on CPU take longer than one matrix product
 WIDE = 160  # output features above which they do so too
 
 
@@ -67,7 +67,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def choose(cls, shape: tuple[int, ...], geometry: Geometry) -> 'Windows':
-        """Choose for x of this shape; unfolding rows writes a third of what whole windows of 3 × 3 take."""
+        """Choose for x of this shape: rows for large maps, which take a third of the memory for kernels of 3 × 3."""
         size = geometry.output_size(shape[1:-1])
         if len(size) != 2 or size[0] < LARGE_MAP or geometry.strides[0] > 1 or geometry.groups > 1:
             return cls(geometry, size, size[0])

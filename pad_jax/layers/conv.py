@@ -35,7 +35,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 def _conv_general_dilated(
     x, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
 ):
-    """Convolve as `jax.lax.conv_general_dilated`, for the last axis as channels, as flax.linen.Conv calls it."""
+    """Convolve with the arguments that flax.linen.Conv passes; channels are the last axis."""
     sizes = kernel.shape[:-2], strides, padding, lhs_dilation, rhs_dilation
     geometry = resolve_geometry(x.shape[1:-1], *sizes, feature_group_count)
     return convolve_static(x, kernel, geometry, precision)

@@ -121,7 +121,7 @@ def use_compilation_cache() -> None:
             folder = reach(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'pad_jax' / socket.gethostname()
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update('jax_compilation_cache_dir', str(folder))
-    # A damaged entry, as a kill may leave one, or a full disk only means to compile again.
+    # After a damaged entry or on a full disk, the program is compiled again.
     warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
 
 

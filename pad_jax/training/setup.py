@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import signal
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,13 +279,16 @@ def _deadline(seconds: int = 10):
     def stop(number, frame):
         raise ValueError(f'no end of keep_dynamic or keep_static within {seconds} s: they must not repeat a repetition')
 
-    with contextlib.suppress(ValueError):  # outside the main thread, signals belong to the caller
-        signal.signal(signal.SIGALRM, stop)
-        signal.alarm(seconds)
+    if threading.current_thread() is not threading.main_thread():  # there signals belong to the caller
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def account_network(config: ConfigDict, layers: Iterable[LayerCount]) -> list[LayerCount]:

@@ -265,7 +265,7 @@ class Run:
         every, is_last = self.config.train, step == self.last_step
         is_first, began = step == self.start + 1, time.monotonic()
         if is_first:
-            self.progress.note('compiling the step; XLA calls that slow after two minutes, and continues')
+            self.progress.note('compiling the step; after two minutes XLA prints a warning and continues')
         self.state, metrics = self.train_step(self.state, self.replicas.place_batch(batch))
         self.sums = add_metrics(self.sums, metrics, self.state.faults.in_a_row)
         if is_first:

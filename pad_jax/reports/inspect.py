@@ -15,6 +15,7 @@ because <D_k, S> is zero: a position is either dynamic or static. N counts input
 import collections
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,8 @@ from flax import traverse_util
 from pad_jax.errors import BadInput
 from pad_jax.layers import find_records
 from pad_jax.models import LayerCount, count_layers, report_counts, sum_multiply_adds
-from pad_jax.partition import leaf_names, scale_factors
+from pad_jax.partition import Part, PartialParameter, leaf_names
+from pad_jax.partition.layout import read_part
 from pad_jax.reports.plots import plot_dynamic_fractions, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
@@ -48,8 +50,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Batch = Mapping[str, np.ndarray]
-MAX_EXAMPLES = 1024
-"""Held-out examples to measure, which give a variance to a few per cent."""
+MAX_EXAMPLES, MAX_TOKENS = 1024, 2**17
+"""Held-out examples or their tokens to measure, which give a variance to a few per cent."""
 
 
 class LayerMeasures(NamedTuple):
@@ -117,7 +119,8 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     constant = find_constant_layers(task, model, variables, join_batches(batches), run.temperature)
     if said := describe_constant_layers(constant, partition['layers']):
         print_line(f'{said}.')
-    measures = measure_run(run, records, batches)
+    weights = observe_weights(task, model, variables, batches, run.temperature)
+    measures = measure_network(variables, records, weights)
     num_examples = int(sum(batch['weight'].sum() for batch in batches))
     print_table(tabulate_measures(measures, f'Variation over {num_examples:,} held-out examples'))
 
@@ -140,7 +143,7 @@ def count_partition(config, partition: Partition, workdir: Path) -> list[LayerCo
 
 
 def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
-    """Read about MAX_EXAMPLES evaluation examples of a run.
+    """Read about MAX_EXAMPLES evaluation examples of a run, or fewer with MAX_TOKENS.
 
     Raises:
       BadInput: if its data is missing or has other classes.
@@ -150,7 +153,8 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
     # Take the first few of every batch, because neighbours may have the same class.
-    num_rows = min(source.batch_size, max(1, MAX_EXAMPLES // max(source.num_eval_batches, 1)))
+    most = min(MAX_EXAMPLES, MAX_TOKENS // run.config.data.get('max_length', 1))
+    num_rows = min(source.batch_size, max(1, most // max(source.num_eval_batches, 1)))
     return list(source.eval_batches(rows=slice(0, num_rows)))
 
 
@@ -166,27 +170,15 @@ def join_batches(batches: Sequence[Batch], least: int = 64) -> Batch:
     return {name: np.concatenate([batch[name] for batch in alike]) for name in alike[0]}
 
 
-def measure_run(run: RestoredRun, records: Mapping, batches: Iterable[Batch]) -> dict[str, LayerMeasures]:
-    """Measure the dynamic layers of a run's newest checkpoint."""
-    task, model, variables = make_task(run.config), make_model(run.config), run.state.averaged_variables
-    return measure_network(task, model, variables, records, batches, run.temperature)
-
-
-def measure_network(
-    task: Task,
-    model,
-    variables: Mapping[str, Any],
-    records: Mapping,
-    batches: Iterable[Batch],
-    temperature: jax.Array | float | None = None,
-) -> dict[str, LayerMeasures]:
-    """Measure every dynamic layer.
+def observe_weights(
+    task: Task, model, variables: Mapping[str, Any], batches: Iterable[Batch], temperature: float | None = None
+) -> dict[str, np.ndarray]:
+    """Observe the mixing weights of every dynamic layer, float64[N, K].
 
     Args:
       task: how batches go through the model.
       model: the network.
       variables: in masked storage.
-      records: of the model, see `find_records`.
       batches: evaluation batches with `weight`.
       temperature: of the attention; None for a network without it.
     """
@@ -195,16 +187,37 @@ def measure_network(
         inputs = {name: batch[name] for name in (*task.inputs, 'weight')}
         for name, (found, is_input) in jax.device_get(_observe(task, model, variables, inputs, temperature)).items():
             weights[name].append(np.asarray(found, np.float64)[is_input])
-    params, masks = (
-        traverse_util.flatten_dict(jax.device_get(variables.get(name, {}))) for name in ('params', 'partition')
-    )
+    return {name: np.concatenate(found) for name, found in weights.items()}
+
+
+def measure_network(
+    variables: Mapping[str, Any], records: Mapping, weights: Mapping[str, np.ndarray]
+) -> dict[str, LayerMeasures]:
+    """Measure every dynamic layer.
+
+    Args:
+      variables: in masked storage.
+      records: of the model, see `find_records`.
+      weights: from `observe_weights`.
+    """
     measured = {}
-    for (*module, name), record in traverse_util.flatten_dict(records).items():
+    for name, record, part, mask in _walk_parts(variables, records):
         if not record.generated:
-            found = {path[-1]: value for path, value in params.items() if path[:-1] == tuple(module)}
-            mask = masks.get((*module, name))
-            measured['/'.join(module)] = _measure_layer(record, found, mask, np.concatenate(weights['/'.join(module)]))
+            stack = float(part.dynamic_scale) * np.asarray(part.dynamic, np.float64) * mask
+            static = float(part.static_scale) * np.asarray(part.static, np.float64) * ~mask
+            stack = stack.reshape(len(stack), -1)
+            measured[name] = measure_mixture(stack @ stack.T, float(np.sum(np.square(static))), weights[name])
     return measured
+
+
+def _walk_parts(variables, records) -> Iterator[tuple[str, PartialParameter, Part, np.ndarray]]:
+    """Iterate over (module, record, part, mask) of all partially or fully dynamic parameters in masked storage."""
+    variables = jax.device_get(dict(variables))
+    masks = traverse_util.flatten_dict(variables.get('partition', {}), sep='/')
+    for path, record in traverse_util.flatten_dict(records, sep='/').items():
+        *module, _ = path.split('/')
+        part = read_part(record, functools.reduce(operator.getitem, module, variables['params']))
+        yield '/'.join(module), record, part, masks.get(path, np.True_)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -215,23 +228,13 @@ def _observe(task, model, variables, batch, temperature):
     for (*module, kind), sown in traverse_util.flatten_dict(updates['intermediates']).items():
         if kind == 'routing':
             is_token = len(sown[0]) != len(examples)
-            is_input = (batch['valid'] & examples[:, None]).reshape(-1) if is_token else examples
-            found['/'.join(module)] = sown[0], is_input
+            found['/'.join(module)] = sown[0], _find_inputs(batch).reshape(-1) if is_token else examples
     return found
 
 
-def _measure_layer(record, params, mask, weights) -> LayerMeasures:
-    dynamic_scale, static_scale = 1.0, 1.0
-    if record.scale is not None:
-        dynamic_scale, static_scale = map(float, scale_factors(params[record.scale], record.scales))
-    stack = dynamic_scale * np.asarray(params[record.factors], np.float64)
-    static_square = 0.0
-    if mask is not None:
-        stack = stack * mask
-    if record.static is not None:
-        static_square = float(np.sum(np.square(static_scale * ~mask * np.asarray(params[record.static], np.float64))))
-    stack = stack.reshape(len(stack), -1)
-    return measure_mixture(stack @ stack.T, static_square, weights)
+def _find_inputs(batch):
+    """Return bool[B, T], True for valid tokens of examples."""
+    return batch['valid'] & (batch['weight'] > 0)[:, None]
 
 
 def measure_mixture(gram: np.ndarray, static_square: float, weights: np.ndarray) -> LayerMeasures:

@@ -14,6 +14,7 @@ import numpy as np
 from pad_jax.errors import BadInput
 from pad_jax.reports.runs import Network, Partition
 from pad_jax.reports.stats import estimate_interval, estimate_mean
+from pad_jax.reports.tables import NATS, Measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,23 +91,25 @@ def _look(index: int) -> _Look:
 
 @styled
 def plot_training_curves(
-    networks: Sequence[Network], names: Sequence[str] = ('accuracy',), label: str = 'accuracy', as_error: bool = True
+    networks: Sequence[Network], measure: Measure | None = None, as_error: bool = True
 ) -> 'Figure':
-    """Plot the training loss and a metric on held-out examples: mean over seeds with a band of ± one standard error.
+    """Plot the training loss and a measure on held-out examples: mean over seeds with a band of ± one standard error.
 
     Args:
       networks: a line each.
-      names: the metrics whose mean is plotted, or 'loss'.
-      label: their name in words.
-      as_error: plot 1 − metric on a logarithmic axis, which suits accuracies near 1.
+      measure: None for the score of the first.
+      as_error: plot a share as 1 − share on a logarithmic axis, which suits accuracies near 1.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+    measure = measure or networks[0].measure
+    is_share, is_language = measure.unit == '%', measure.unit == NATS.unit
+    as_error &= is_share
     figure = _make_figure(11, 5.0 + 0.2 * ((len(networks) - 1) // 4))
     panels = figure.subplots(1, 2)
     for index, network in enumerate(networks):
         look, name = _look(index), f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
-        for axes, (steps, found) in zip(panels, (network.curve('train', 'loss'), network.curve('eval', *names))):
+        for axes, (steps, found) in zip(panels, (network.curve('train', 'loss'), network.curve('eval', measure.name))):
             mean, error = found.mean, found.standard_error
             if axes is panels[1] and as_error:
                 mean = np.maximum(1 - mean, _MIN_ERROR)
@@ -114,14 +117,15 @@ def plot_training_curves(
             axes.plot(steps, mean, marker=look.marker if len(steps) == 1 else '', label=name, **style)
             if len(network.runs) > 1:
                 axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.15, linewidth=0)
-    title = f'{label[:1].upper()}{label[1:]}'
-    panels[0].set(title='Training loss', ylabel='nats per example', yscale='log')
-    _format_log_axis(panels[0].yaxis)
+    title, label = f'{measure.name[:1].upper()}{measure.name[1:]}', measure.name if is_share else measure.heading
+    panels[0].set(title='Training loss', ylabel=measure.unit if is_language else 'nats per example')
     panels[1].set(title=f'{title} on held-out examples', ylabel=label)
     if as_error:
-        panels[1].set(title='Error on held-out examples', ylabel=f'1 − {label}', yscale='log')
-        _format_log_axis(panels[1].yaxis)
-    if list(names) != ['loss']:
+        panels[1].set(title='Error on held-out examples', ylabel=f'1 − {label}')
+    for axes in [panels[0]] * (not is_language) + [panels[1]] * as_error:
+        axes.set_yscale('log')
+        _format_log_axis(axes.yaxis)
+    if is_share:
         panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
         _end_at_whole(panels[1], 1)
     figure.get_layout_engine().set(wspace=0.06)  # between a panel and the label of the next
@@ -190,7 +194,7 @@ def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_
 
 
 class Point(NamedTuple):
-    """A variant of a sweep: its name, its cost, and its scores in [0, 1] by seed."""
+    """A variant of a sweep: its name, its cost, and its scores by seed."""
 
     name: str
     cost: float
@@ -198,7 +202,7 @@ class Point(NamedTuple):
 
 
 @styled
-def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) -> 'Figure':
+def plot_tradeoff(points: Sequence[Point], measure: Measure, cost_label: str) -> 'Figure':
     """Plot scores against a cost: their mean with its 95 % interval, or each seed if there are fewer than four."""
     from matplotlib.ticker import FuncFormatter
     from matplotlib.transforms import ScaledTranslation
@@ -215,17 +219,18 @@ def plot_tradeoff(points: Sequence[Point], score_label: str, cost_label: str) ->
         look, label = _look(index), f'{name}, seeds: {len(scores)}'
         style = {'fmt': look.marker, 'color': look.colour, 'markersize': 8, 'capsize': 3, 'elinewidth': 1.2}
         if len(scores) < _FEW_SEEDS:  # an interval of two seeds is wider than the figure
-            values, margin = [100 * score for score in scores], None
+            values, margin = [measure.scale * score for score in scores], None
         else:
             mean, margin, _ = estimate_interval(scores)
-            values, margin = [100 * mean], 100 * margin
+            values, margin = [measure.scale * mean], measure.scale * margin
         drawn = axes.errorbar([cost] * len(values), values, margin, label=label, **style)
         # Draw points with about equal costs side by side.
         shift = rounded[:index].count(rounded[index]) * _POINTS_BESIDE / 72
         for artist in drawn.get_children():
             artist.set_transform(axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans))
-    axes.set(title=f'{score_label} against {cost_label}', xlabel=cost_label, ylabel=f'{score_label} in %')
-    _end_at_whole(axes, 100)
+    axes.set(title=f'{measure.name} against {cost_label}', xlabel=cost_label, ylabel=measure.heading)
+    if measure.unit == '%':
+        _end_at_whole(axes, measure.scale)
     title = f'mean, 95 % interval;\nseeds if fewer than {_FEW_SEEDS}'
     figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', title=title)
     return figure

@@ -14,6 +14,7 @@ from pad_jax.errors import BadInput
 from pad_jax.files import read_own_object
 from pad_jax.models.accounting import report_counts
 from pad_jax.reports.stats import Estimate, estimate_mean
+from pad_jax.reports.tables import LOSS, NATS, Measure
 from pad_jax.training.config import is_partial, is_text, read_workdir_config
 from pad_jax.training.workdir import read_metrics
 
@@ -31,7 +32,8 @@ class Run:
     Attributes:
       workdir: its folder.
       kind: the kind of its convolutions or feed-forward networks, in words.
-      metrics: the rows of metrics.jsonl.
+      metrics: the rows of metrics.jsonl. Evaluations by several metrics also have their mean.
+      measures: values of each evaluation. The first is the score: a metric, the mean of several, or a loss.
       partition: the content of partition.json.
       seconds_per_step: from timing.json; None if the run was too short to measure it.
     """
@@ -39,6 +41,7 @@ class Run:
     workdir: Path
     kind: str
     metrics: list[dict[str, Any]]
+    measures: tuple[Measure, ...]
     partition: Partition
     seconds_per_step: float | None
 
@@ -47,15 +50,9 @@ class Run:
         """The row of the last evaluation."""
         return next(row for row in reversed(self.metrics) if row['split'] == 'eval')
 
-    @property
-    def metric_names(self) -> list[str]:
-        """The names in `METRICS` that the run is evaluated by; SPLIT/METRIC if it has several splits."""
-        return _metric_names(self.evaluated)
-
-    def curve(self, split: str, *names: str) -> dict[int, float]:
-        """Return a metric by step, or the mean of several metrics."""
-        rows = [row for row in self.metrics if row['split'] == split]
-        return {row['step']: sum(row[name] for name in names) / len(names) for row in rows}
+    def curve(self, split: str, name: str) -> dict[int, float]:
+        """Return a metric by step."""
+        return {row['step']: row[name] for row in self.metrics if row['split'] == split}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +67,12 @@ class Network:
         return estimate_mean([run.partition['totals'][name] for run in self.runs]).mean
 
     @property
-    def accuracy(self) -> Estimate:
-        return estimate_mean([run.evaluated['accuracy'] for run in self.runs])
+    def measure(self) -> Measure:
+        """The score of the runs."""
+        return self.runs[0].measures[0]
+
+    def estimate(self, measure: Measure) -> Estimate:
+        return estimate_mean([run.evaluated[measure.name] for run in self.runs])
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -79,9 +80,9 @@ class Network:
         known = [run.seconds_per_step for run in self.runs if run.seconds_per_step is not None]
         return estimate_mean(known).mean if known else None
 
-    def curve(self, split: str, *names: str) -> tuple[np.ndarray, Estimate]:
-        """Return int[logged] steps that all seeds logged, and the mean of the metrics at each, float64[logged]."""
-        curves = [run.curve(split, *names) for run in self.runs]
+    def curve(self, split: str, name: str) -> tuple[np.ndarray, Estimate]:
+        """Return int[logged] steps that all seeds logged, and the mean of a metric at each, float64[logged]."""
+        curves = [run.curve(split, name) for run in self.runs]
         steps = sorted(set.intersection(*map(set, curves)))
         return np.array(steps, int), estimate_mean([[curve[step] for step in steps] for curve in curves])
 
@@ -121,13 +122,20 @@ def read_run(workdir: Path, timed: bool = True) -> Run:
     evaluations = [row for row in metrics if row['split'] == 'eval']
     if not evaluations:
         raise BadInput(f'{workdir} was never evaluated: {workdir / "metrics.jsonl"} has no eval row')
-    needed = {'train': ['loss'], 'eval': [*(_metric_names(evaluations[-1]) or ['accuracy']), 'loss']}
+    measures = _find_measures(config, evaluations[-1])
+    needed = {'train': ['loss'], 'eval': [measure.name for measure in measures]}
     for row in metrics:
         for name in needed.get(row['split'], ()):
             # A loss may have become NaN.
             if type(row.get(name)) is not float and not _is_number(row.get(name)):
                 raise BadInput(f'{workdir / "metrics.jsonl"} is damaged: step {row["step"]} has no number for {name}')
-    return Run(workdir, _describe(config), metrics, partition, seconds)
+    shares = [measure.name for measure in measures if measure.unit == '%']
+    if len(shares) > 1:  # as in GLUE, a task with several metrics counts with their mean
+        mean = Measure(f'mean of {", ".join(shares)}')
+        measures.insert(0, mean)
+        for row in evaluations:
+            row[mean.name] = sum(row[name] for name in shares) / len(shares)
+    return Run(workdir, _describe(config), metrics, tuple(measures), partition, seconds)
 
 
 def read_partition(workdir: Path) -> Partition:
@@ -169,8 +177,12 @@ def _by_number(layer: Mapping[str, Any]) -> list[tuple[int, str]]:
     return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
 
 
-def _metric_names(row: Mapping[str, Any]) -> list[str]:
-    return [name for name in row if name.rpartition('/')[2] in METRICS]
+def _find_measures(config, row: Mapping[str, Any]) -> list[Measure]:
+    """Find the measures of an evaluation; SPLIT/NAME if it has several splits."""
+    if 'objective' in config.train:  # a language model
+        return [NATS, *(NATS._replace(name=name) for name in row if name.endswith('/loss'))]
+    shares = [Measure(name) for name in row if name.rpartition('/')[2] in METRICS]
+    return [*(shares or [Measure('accuracy')]), LOSS]
 
 
 def _describe(config) -> str:

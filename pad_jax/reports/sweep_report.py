@@ -20,7 +20,7 @@ from pad_jax.reports.plots import Point, plot_tradeoff, plot_training_curves, sa
 from pad_jax.reports.runs import Network, Run, read_run
 from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.sweep import BASE, REPORT, SWEEP, Sweep, SweepRun, find_runs, read_sweep
-from pad_jax.reports.tables import format_count, format_fraction, format_interval, print_line
+from pad_jax.reports.tables import Measure, format_count, format_fraction, print_line
 from pad_jax.training.best import Scores
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.config import differing_keys, flatten, read_workdir_config
@@ -36,6 +36,7 @@ _EXPLANATION = (
     'the compact network.'
 )
 _MIN_SEEDS, _MIN_PAIRS = 4, 3  # of an interval in the table
+_UNKNOWN = Interval(math.nan, math.nan, 0)
 _STYLE = (
     'body { margin: 2rem auto; max-width: 80rem; font: 16px/1.5 sans-serif } img { max-width: 100% } '
     'th, td { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right } td { white-space: nowrap }'
@@ -81,11 +82,12 @@ class Variant(NamedTuple):
         values = list(self.by_seed(name).values())
         if name in COSTS:
             values = [value for value in values if not math.isnan(value)]
-        return estimate_interval(values) if values else Interval(math.nan, math.nan, 0)
+        return estimate_interval(values) if values else _UNKNOWN
 
-    def difference(self, base: 'Variant', name: str) -> Interval | None:
-        """Estimate the difference to another variant, paired by seed; None if they are the same or share no seed."""
-        return None if base is self else estimate_difference(self.by_seed(name), base.by_seed(name))
+    def difference(self, base: 'Variant', name: str) -> Interval:
+        """Estimate the difference to another variant, paired by seed; of no pair if they are the same."""
+        found = None if base is self else estimate_difference(self.by_seed(name), base.by_seed(name))
+        return found or _UNKNOWN
 
 
 class Results(NamedTuple):
@@ -95,16 +97,16 @@ class Results(NamedTuple):
       sweep: its description.
       variants: all variants.
       base: the variant that the others are compared with.
-      measures: names of measured values: the score first (a metric or the mean of several), the loss last.
+      measures: of every finished run, the score first.
     """
 
     sweep: Sweep
     variants: tuple[Variant, ...]
     base: Variant
-    measures: tuple[str, ...]
+    measures: tuple[Measure, ...]
 
     @property
-    def score(self) -> str:
+    def score(self) -> Measure:
         return self.measures[0]
 
     @property
@@ -171,11 +173,10 @@ def read_results(folder: Path, base: str = BASE) -> Results:
     finished = [outcome for variant in variants for outcome in variant.finished]
     if not finished:
         raise BadInput(f'{folder} has no finished run to report: continue its sweep')
-    names = {tuple(outcome.values): str(outcome.run.workdir) for outcome in finished}
-    if len(names) > 1:
-        raise BadInput(f'{" and ".join(names.values())} are evaluated by different metrics')
-    measures = tuple(name for name in finished[0].values if name not in COSTS)
-    return Results(sweep, tuple(variants), variants[sweep.names.index(base)], measures)
+    measures = {outcome.files.measures: str(outcome.run.workdir) for outcome in finished}
+    if len(measures) > 1:
+        raise BadInput(f'{" and ".join(measures.values())} are evaluated by different metrics')
+    return Results(sweep, tuple(variants), variants[sweep.names.index(base)], *measures)
 
 
 def _check_same_kind(sweep: Sweep, begun: Sequence[SweepRun]) -> None:
@@ -204,15 +205,12 @@ def _read_outcome(run: SweepRun) -> Outcome:
     files = read_run(run.workdir, timed=False)
     if files.evaluated['step'] != step:
         raise BadInput(f'{run.workdir} is finished, but its metrics.jsonl has lost the last evaluation')
-    found = {name: float(files.evaluated[name]) for name in files.metric_names}
-    if len(found) > 1:  # as in GLUE, a task with several metrics counts with their mean
-        found = {f'mean of {", ".join(found)}': sum(found.values()) / len(found)} | found
     layers = account_network(config, count_partition(config, files.partition, run.workdir))
     products = sum_multiply_adds(layers).compact
     seconds = math.nan if files.seconds_per_step is None else files.seconds_per_step
     costs = *(files.partition['totals'][name] for name in COSTS[:3]), products, seconds
-    values = found | {'loss': float(files.evaluated['loss'])} | dict(zip(COSTS, costs, strict=True))
-    return Outcome(run, 'finished', files, values)
+    measured = {name: float(files.evaluated[name]) for name, *_ in files.measures}
+    return Outcome(run, 'finished', files, measured | dict(zip(COSTS, costs, strict=True)))
 
 
 def _is_stopped_early(workdir: Path, config, step: int) -> bool:
@@ -225,14 +223,16 @@ def _draw_figures(results: Results) -> dict[str, tuple[str, bytes]]:
     networks, score = [variant.network for variant in results.shown], results.score
 
     def plot_costs(cost, label):
-        points = [Point(one.name, one.estimate(cost).mean, [*one.by_seed(score).values()]) for one in results.shown]
+        points = [
+            Point(one.name, one.estimate(cost).mean, [*one.by_seed(score.name).values()]) for one in results.shown
+        ]
         caption = 'Means with 95 % intervals (Student’s t); seeds one by one if there are fewer than four.'
         return caption, plot_tradeoff(points, score, label)
 
     found = {'score_parameters': plot_costs('parameters', 'parameters')}
     if np.ptp([network.total('dynamic_fraction') for network in networks]) > _MIN_KAPPA_SPAN:
         found['score_kappa'] = plot_costs('dynamic_fraction', 'dynamic fraction κ')
-    curves = plot_training_curves(networks, results.shown[0].finished[0].files.metric_names, score, as_error=False)
+    curves = plot_training_curves(networks, score, as_error=False)
     found['training_curves'] = 'Means over the finished seeds with a band of ± one standard error.', curves
     encoded = {}
     for name, (caption, figure) in found.items():
@@ -248,13 +248,14 @@ def summarize(results: Results) -> list[str]:
         f'{len(results.variants)} variants, {len(results.base.outcomes)} planned seeds each: '
         f'{sum(outcome.files is not None for outcome in outcomes)} of {len(outcomes)} runs are finished.'
     )
-    base = results.base.name
-    found = {variant.name: variant.difference(results.base, results.score) for variant in results.shown}
-    found = {name: one for name, one in found.items() if one and one.count > 1 and not math.isnan(one.mean)}
+    base, score = results.base.name, results.score
+    found = {variant.name: variant.difference(results.base, score.name) for variant in results.shown}
+    found = {name: one for name, one in found.items() if one.count > 1 and not math.isnan(one.mean)}
     if not found:
         return [said, f'No variant shares two finished seeds with {base}, so differences cannot be judged.']
-    clear = [f'{name} ({_format_percent(one, signed=True)})' for name, one in found.items() if one.excludes_zero]
-    compared = f'95 % intervals that exclude 0, of {len(found)} differences to {base}: {", ".join(clear) or 0}.'
+    clear = [f'{name} ({score.format(*one[:2], signed=True)})' for name, one in found.items() if one.excludes_zero]
+    unit = '' if score.unit == '%' else f' in {score.unit} ({score.better} is better)'
+    compared = f'95 % intervals that exclude 0, of {len(found)} differences to {base}{unit}: {", ".join(clear) or 0}.'
     return [said, f'{compared} Without any true difference, one in twenty such intervals excludes 0.']
 
 
@@ -276,41 +277,35 @@ def list_missing(results: Results) -> list[str]:
 
 def tabulate_variants(results: Results) -> list[list[str]]:
     """Return the table of variants as text, headings first: means over finished seeds with 95 % intervals."""
-    metrics = results.measures[:-1]
-    first, *others = [f'{name} in %' for name in metrics]
+    first, *others = [measure.heading for measure in results.measures]
     costs = ['parameters', 'κ', 'dynamic share', 'multiply-adds', 'seconds a step']
     formats = ['{:,.0f}'.format, format_fraction, format_fraction, format_count, '{:.4f}'.format]
-    heads = ['variant', 'changes', 'seeds', first, f'difference to {results.base.name}', *others, 'loss', *costs]
+    heads = ['variant', 'changes', 'seeds', first, f'difference to {results.base.name}', *others, *costs]
     rows = []
     for variant in results.variants:
         changes = ', '.join(f'{key} = {value}' for key, value in variant.changes.items()) or 'nothing: the base'
-        first, *others = [_format_percent(_drop_wide(variant.estimate(name))) for name in metrics]
-        found = variant.difference(results.base, results.score)
-        shown = found and _drop_wide(found, _MIN_PAIRS)
-        difference = '–' if variant is results.base else _format_percent(shown, signed=True)
-        if found and found.count < len(variant.finished):
+        first, *others = [one.format(*_drop_wide(variant.estimate(one.name))) for one in results.measures]
+        found = variant.difference(results.base, results.score.name)
+        shown = results.score.format(*_drop_wide(found, _MIN_PAIRS), signed=True)
+        difference = '–' if variant is results.base else shown
+        if 0 < found.count < len(variant.finished):
             difference += f' (of {found.count})'
         means = [variant.estimate(name).mean for name in COSTS]
         rows.append([
-            *(variant.name, changes, f'{len(variant.finished)} of {len(variant.outcomes)}', first, difference),
-            *(*others, format_interval(*_drop_wide(variant.estimate('loss'))[:2], 1, 3)),
+            *(variant.name, changes, f'{len(variant.finished)} of {len(variant.outcomes)}', first, difference, *others),
             *('n/a' if math.isnan(mean) else form(mean) for mean, form in zip(means, formats, strict=True)),
         ])  # fmt: skip
     return [heads, *rows]
 
 
-def _drop_wide(interval: Interval, seeds: int = _MIN_SEEDS) -> Interval:
-    """Drop the margin of an interval of fewer seeds."""
-    return interval if interval.count >= seeds else interval._replace(margin=math.nan)
-
-
-def _format_percent(interval: Interval | None, signed: bool = False) -> str:
-    return 'n/a' if interval is None else format_interval(interval.mean, interval.margin, signed=signed)
+def _drop_wide(interval: Interval, seeds: int = _MIN_SEEDS) -> tuple[float, float]:
+    """Return mean and margin of an interval, with the margin NaN if it has fewer seeds."""
+    return interval.mean, interval.margin if interval.count >= seeds else math.nan
 
 
 def _write_csv(results: Results) -> str:
     """Write one row for each run, with empty fields for unknown numbers."""
-    columns, text = [*results.measures, *COSTS], io.StringIO()
+    columns, text = [*(name for name, *_ in results.measures), *COSTS], io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['variant', 'seed', 'state', *columns])
     for variant in results.variants:

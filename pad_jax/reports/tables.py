@@ -1,7 +1,7 @@
 """Tables and lines on stdout, and the format of their numbers. rich is imported when a table is made or printed."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,13 +83,38 @@ def format_count(value: float) -> str:
         value = rounded / 1000
 
 
-def format_interval(mean: float, margin: float, scale: float = 100, digits: int = 2, signed: bool = False) -> str:
-    """Format mean ± margin, as percentages by default; a margin of NaN is left out.
+class Measure(NamedTuple):
+    """A value of evaluations and its look: a share in per cent by default.
 
-    >>> format_interval(0.98, 0.0025), format_interval(-0.01, math.nan, signed=True)
-    ('98.00 ± 0.25', '−1.00')
+    Attributes:
+      name: its name in metrics.jsonl.
+      unit: '' for a plain number.
+      scale: factor of the shown value, 100 for per cent.
+      digits: digits after the point.
+      better: 'higher' or 'lower'.
+
+    >>> Measure('accuracy').format(0.98, 0.0025), NATS.format(-0.01, signed=True)
+    ('98.00 ± 0.25', '−0.0100')
     """
-    if math.isnan(mean):
-        return 'n/a'
-    text = f'{scale * mean:{"+" if signed else ""}.{digits}f}'.replace('-', '−')
-    return text if math.isnan(margin) else f'{text} ± {scale * margin:.{digits}f}'
+
+    name: str
+    unit: str = '%'
+    scale: int = 100
+    digits: int = 2
+    better: str = 'higher'
+
+    @property
+    def heading(self) -> str:
+        return f'{self.name} in {self.unit}' if self.unit else self.name
+
+    def format(self, mean: float, margin: float = math.nan, signed: bool = False) -> str:
+        """Format mean ± margin; a margin of NaN is left out."""
+        if math.isnan(mean):
+            return 'n/a'
+        text = f'{self.scale * mean:{"+" if signed else ""}.{self.digits}f}'.replace('-', '−')
+        return text if math.isnan(margin) else f'{text} ± {self.scale * margin:.{self.digits}f}'
+
+
+LOSS = Measure('loss', '', 1, 3, 'lower')
+NATS = Measure('loss', 'nats a token', 1, 4, 'lower')
+"""The loss of a network that classifies, and that of a language model."""

@@ -70,7 +70,7 @@ def write_run(folder):
 
 def read_curves(folder):
     run = read_run(folder)
-    return run.metric_names, run.curve('train', 'loss'), run.curve('eval', 'accuracy')
+    return run.measures, run.curve('train', 'loss'), run.curve('eval', 'accuracy')
 
 
 def resume_metrics(folder):

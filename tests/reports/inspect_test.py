@@ -17,7 +17,7 @@ from pad_jax.reports.inspect import (
     inspect_workdir,
     measure_mixture,
     measure_network,
-    measure_run,
+    observe_weights,
     read_held_out,
     tabulate_locations,
 )
@@ -156,7 +156,7 @@ def test_every_measure_of_a_convolution_is_that_of_its_kernels(monkeypatch):
     task, model, variables, records = draw_network(monkeypatch)
     batches = make_batches(np.random.default_rng(1))
     with compiled_quickly():
-        found = measure_network(task, model, variables, records, batches, 2.0)
+        found = measure_network(variables, records, observe_weights(task, model, variables, batches, 2.0))
         images = np.concatenate([batch['image'][batch['weight'] > 0] for batch in batches])
         _, updates = model.apply(variables, images, 2.0, mutable=['intermediates'])
     assert list(found) == ['stage1_block1/conv1', 'stage1_block1/conv2']
@@ -180,7 +180,8 @@ def test_every_measure_of_a_convolution_is_that_of_its_kernels(monkeypatch):
 def test_generated_parameters_are_not_measured(monkeypatch, conv):
     task, model, variables, records = draw_network(monkeypatch, model__conv=conv)
     with compiled_quickly():
-        found = measure_network(task, model, variables, records, make_batches(np.random.default_rng(1)), 2.0)
+        weights = observe_weights(task, model, variables, make_batches(np.random.default_rng(1)), 2.0)
+        found = measure_network(variables, records, weights)
     assert set(found) == ({f'stage1_block1/conv{number}' for number in (1, 2)} if conv == 'odconv' else set())
 
 
@@ -224,8 +225,10 @@ def test_locations_of_a_mask_by_hand(capsys):
     assert cells(capsys.readouterr().out, 'layer') == ['layer', '3', '1', '0', '2', '0', '0', '0 – 0.6667']
 
 
-def records_of(run):
-    return find_records(make_model(run.config), *make_inputs(run.config))
+def measure_run(run, batches):
+    task, model, variables = make_task(run.config), make_model(run.config), run.state.averaged_variables
+    weights = observe_weights(task, model, variables, batches, run.temperature)
+    return measure_network(variables, find_records(model, *make_inputs(run.config)), weights)
 
 
 def table_rows(text, title):
@@ -246,7 +249,7 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
     with compiled_quickly():
         inspect_workdir(workdir, ['partition.compact=True'])
         run = restore_run(workdir)
-        masked = measure_run(run, records_of(run), read_held_out(run, workdir))
+        masked = measure_run(run, read_held_out(run, workdir))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:-1])) <= 130
     for row, (name, layer) in zip(table_rows(text, 'Variation over'), masked.items(), strict=True):
@@ -259,13 +262,12 @@ def test_a_compact_run_of_images(finished_run, tmp_path, capsys, one_block):
 def test_tokens_are_the_inputs_of_a_mixture(finished_text_run, one_layer):
     run = restore_run(finished_text_run)
     batches = read_held_out(run, finished_text_run)
-    records = records_of(run)
-    found, once = measure_run(run, records, batches), measure_run(run, records, batches[:1])
+    found, once = measure_run(run, batches), measure_run(run, batches[:1])
     assert list(found) == ['layer_0/ffn/down', 'layer_0/ffn/up']
     # Padding does not count, neither of texts nor whole rows, so more rows of padding change nothing.
     batch, *_ = batches
     empty = {name: np.zeros_like(values) for name, values in batch.items()}
-    assert measure_run(run, records, [batch, empty]) == once
+    assert measure_run(run, [batch, empty]) == once
     assert all(0 < layer.whole < layer.dynamic < 1 for layer in found.values())
 
 

@@ -16,8 +16,7 @@ from pad_jax.data.photos import open_folders, open_imagenet
 from pad_jax.data.source import ON_BAD, DataSpec, Source
 from pad_jax.data.tables import list_names, shorten, split_names
 from pad_jax.data.texts import TextSource, open_text_files
-from pad_jax.data.tokenization import WordPieces, open_vocabulary
-from pad_jax.data.tokens import BYTES, Tokens, open_tokens
+from pad_jax.data.tokenization import Tokens, WordPieces, open_tokens, open_vocabulary
 from pad_jax.errors import BadInput, check_choice
 
 PHOTOS = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)

@@ -17,7 +17,7 @@ import threading
 import numpy as np
 
 # Top word of Philox's counter: words drawn for one use never coincide with words drawn for another.
-ORDER, AUGMENTATION, SCORING, DISTORTION, VIEW = range(5)
+ORDER, AUGMENTATION, SCORING, DISTORTION, VIEW, MASKING, MASKING_SCORED, MASKING_HELD = range(8)
 # Share of the examples that is for evaluation if the data has no split for it.
 HOLDOUT = 0.2
 

@@ -94,6 +94,11 @@ def open_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     return Table(path, tuple(columns), records)
 
 
+def parse_line(line: str, name: str) -> tuple[list[str] | None, str]:
+    """Return ([field of the column], problem) for one of JSON lines; the problem is '' or the list None."""
+    return _read_fields(_parse_object(line), [clean_name(name)], ())
+
+
 def clean_name(name: str) -> str:
     """Return the name of a column as it is compared: without blanks around it, in Unicode's composed form.
 

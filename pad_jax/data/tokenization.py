@@ -1,6 +1,7 @@
-"""Wordpieces of texts as BERT reads them: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
+"""Tokens of texts: wordpieces as BERT reads them, and tokens of language models.
 
-Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", figure 2.
+BERT reads [CLS] text [SEP], or [CLS] first [SEP] second [SEP]. Devlin et al. 2019, "BERT: Pre-training of Deep
+Bidirectional Transformers", figure 2.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -18,6 +20,8 @@ from pad_jax.errors import BadInput, quote
 from pad_jax.files import reach, read_own_object
 
 PAD, UNKNOWN, START, END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
+MASKS = ('[MASK]', '<mask>')
+"""Possible texts of the token that hides another one."""
 MIN_LENGTH = 8
 """Up to three of these tokens are [CLS] and [SEP]."""
 # An encoding takes hundreds of bytes a token before it is packed.
@@ -126,6 +130,57 @@ class WordPieces:
         return EncodedTexts(np.concatenate(ids), np.cumsum(lengths), first_lengths, labels, self.pad, self.max_length)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A vocabulary that encodes any text, for language models. The defaults are the bytes of its UTF-8.
+
+    Attributes:
+      tokenizer: of the library `tokenizers`; None for bytes.
+      vocab_size: the highest token of a text + 1; 256 for bytes.
+      mask: token that hides another one; None if the tokenizer lacks it. For bytes 256, which no text contains.
+
+    >>> Tokens().encode(['né', '!']).tolist(), Tokens().decode([110, 195, 169])
+    ([110, 195, 169, 33], 'né')
+    """
+
+    tokenizer: Tokenizer | None = None
+    vocab_size: int = 256
+    mask: int | None = 256
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the tokens of one or more texts, one text after another and nothing between them, int32[N]."""
+        if self.tokenizer is None:
+            return np.frombuffer(''.join(texts).encode(), np.uint8).astype(np.int32)
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.concatenate([np.asarray(encoding.ids, np.int32) for encoding in encodings])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens. Broken UTF-8 becomes U+FFFD; tokens outside of the vocabulary are left out."""
+        tokens = [int(token) for token in tokens if token < self.vocab_size]
+        return bytes(tokens).decode(errors='replace') if self.tokenizer is None else self.tokenizer.decode(tokens)
+
+    @property
+    def run_files(self) -> dict[str, Any]:
+        """JSON content by file name that a run directory keeps; {} for bytes."""
+        return {} if self.tokenizer is None else {'tokenizer.json': json.loads(self.tokenizer.to_str())}
+
+
+def open_tokens(path: str) -> Tokens:
+    """Open a tokenizer.json with any kind of model, or return bytes if the path is empty.
+
+    Raises:
+      BadInput: the file cannot be read, or is not a tokenizer.json.
+    """
+    if not path:
+        return Tokens()
+    tokenizer = _read_tokenizer(reach(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # the text "[SEP]" is text
+    masks = [token for text in MASKS if (token := tokenizer.token_to_id(text)) is not None]
+    return Tokens(tokenizer, max(tokenizer.get_vocab().values()) + 1, masks[0] if masks else None)
+
+
 def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
     """Open a vocabulary of wordpieces.
 
@@ -144,6 +199,8 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
     if file.suffix not in ('.txt', '.json'):
         raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(path or "")}')
     tokenizer = _read_tokenizer(file) if file.suffix == '.json' else _read_vocabulary(file)
+    if not isinstance(tokenizer.model, models.WordPiece):
+        raise BadInput(f'{quote(file)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
     missing = [token for token in (PAD, UNKNOWN, START, END) if tokenizer.token_to_id(token) is None]
     if missing:
         raise BadInput(f'the vocabulary {quote(file)} has no {", ".join(missing)}: it is not a vocabulary of BERT')
@@ -153,12 +210,9 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
 def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
     text = read_text(file)
     try:
-        tokenizer = Tokenizer.from_str(text)
+        return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing narrower.
         raise BadInput(f'{quote(file)} is not a tokenizer.json: {" ".join(str(error).split())}') from error
-    if not isinstance(tokenizer.model, models.WordPiece):
-        raise BadInput(f'{quote(file)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
-    return tokenizer
 
 
 def _read_vocabulary(file: pathlib.Path) -> Tokenizer:

@@ -30,12 +30,18 @@ def compile_call(forward: Callable, mode: str, *inputs) -> Call:
 
 def time_interleaved(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Median seconds of each call until its result is there; one untimed round first, then all of them in turn."""
+    return {name: statistics.median(seconds) for name, seconds in sample_interleaved(calls, repeats).items()}
+
+
+def sample_interleaved(calls: Mapping[str, Call], repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each call in each round, as `time_interleaved` measures them, with a pause before each call."""
     seconds = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(repeats):
         for name, call in calls.items():
+            time.sleep(pause)
             start = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds

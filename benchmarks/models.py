@@ -49,7 +49,14 @@ from pad_jax.models import (
 )
 from pad_jax.training.config import load_config
 from pad_jax.training.rounds import to_trained_storage
-from pad_jax.training.setup import Lengths, abstract_variables, make_inputs, make_model, make_step_arguments
+from pad_jax.training.setup import (
+    Lengths,
+    abstract_variables,
+    make_inputs,
+    make_model,
+    make_step_arguments,
+    start_from_pretrained,
+)
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 
@@ -204,6 +211,7 @@ def prepare_step(config, batch_size: int) -> Step:
     inputs = make_inputs(config)
     arguments = make_step_arguments(config, Lengths(total=1_000_000, temperature=0))
     state = init_state(arguments['model'], arguments['optimizer'], inputs, seed=0)
+    state, _ = start_from_pretrained(config, arguments['model'], state)
     thin = lambda mask: (jnp.arange(mask.size) % 10 < 3).reshape(mask.shape)  # noqa: E731
     state = state.replace(masks=jax.tree.map(thin, state.masks), round=jnp.int32(1))
     state = to_trained_storage(state, rounds=1, compact=config.partition.compact)

@@ -102,3 +102,22 @@ def test_growth_measures_every_row_of_every_panel(load, tmp_path, capsys):
     assert len(rows) == 3 * (len(growth.CONV_ROWS) + len(growth.MIXTURE_ROWS))
     assert all(float(row[3]) > 0 and float(row[4]) >= 1 for row in rows)
     assert (tmp_path / 'growth.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_peers_compute_the_same_and_are_measured(monkeypatch, capsys):
+    pytest.importorskip('timm')
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    peers = importlib.import_module('benchmarks.peers')
+    monkeypatch.setitem(peers.conv.SHAPES, 'resnet', (peers.conv.Shape(8, 64, 32, 3), peers.conv.Shape(6, 64, 48, 1)))
+    peers.main(['--batch-size=2', '--images=2', '--image-size=64', '--repeats=1'])
+    rows = read_cells(capsys.readouterr().out)
+    convolutions, means, steps = rows[:4], rows[4:6], rows[6:]
+    assert [row[1] for row in convolutions] == 2 * list(peers.conv.MODES) and len(convolutions[0]) >= 5
+    for mean, mode in zip(means, peers.conv.MODES):
+        first, second = (float(row[3].split()[0]) for row in convolutions if row[1] == mode)
+        assert float(mean[2]) == pytest.approx(math.sqrt(first * second), rel=0.1, abs=0.01)
+    assert [row[0] for row in steps] == [*peers.STEP_ROWS, 'PyTorch', 'PyTorch, channels last']
+    assert steps[3][2].startswith('1.00') and all(float(row[1]) > 0 for row in steps)
+    with pytest.raises(AssertionError, match='outputs: pad_jax and its peer differ by'):
+        peers.check_close('outputs', [1.0, 0.9], [1.0, 1.0])

@@ -7,5 +7,12 @@ from pad_jax.layers.compact import compact, compact_params, expand, expand_param
 from pad_jax.layers.conv import CONVS, CondConv, DynamicConv, ODConv, StaticConv
 from pad_jax.layers.dcd import DCDConv
 from pad_jax.layers.factors import find_records, partition_flax
-from pad_jax.layers.mixture import MIXTURE_GRANULARITIES, MixtureFFN, MixtureLinear, join_neurons, split_neurons
-from pad_jax.layers.router import ROUTINGS, Router, route_top_k
+from pad_jax.layers.mixture import (
+    ACTIVATIONS,
+    MIXTURE_GRANULARITIES,
+    MixtureFFN,
+    MixtureLinear,
+    join_neurons,
+    split_neurons,
+)
+from pad_jax.layers.router import GATINGS, ROUTINGS, Gating, Router, route_top_k

@@ -17,12 +17,16 @@ from pad_jax.kernels.dispatch import MIXTURE_PLANS, arrange, dense_gates
 from pad_jax.kernels.factors import put_entries, take_entries
 from pad_jax.layers.factors import Factors, declare_factors, stack_init
 from pad_jax.layers.meshes import on_any_mesh
-from pad_jax.layers.router import Router, check_routing
+from pad_jax.layers.router import Gating, Router, check_routing
 from pad_jax.partition.masks import SCALES
 
 MIXTURE_GRANULARITIES = (None, 'element', 'output', 'input', 'layer')
 
-_gelu = functools.partial(jax.nn.gelu, approximate=False)
+ACTIVATIONS = {
+    'gelu': (1, functools.partial(jax.nn.gelu, approximate=False)),
+    'swiglu': (2, lambda gate, up: jax.nn.silu(gate) * up),
+}
+"""Activations of a neuron: number of its inputs, each a product with weights of its own, and the function of them."""
 
 
 class Mixture(nn.Module, kw_only=True):
@@ -34,7 +38,7 @@ class Mixture(nn.Module, kw_only=True):
 
         parameter of expert e = λd·mask·factor_e + λs·(1 − mask)·static
 
-    So the static part of a token has the sum of its weights: one, or for k = 1 the weight of its expert.
+    So the static part of a token has the sum of its weights, which is one for most gatings and k > 1.
 
     In compact storage the static part is computed once for each token, and the experts compute dynamic entries only.
     In masked storage the experts compute all positions, with the same outputs and gradients; only this path has a
@@ -46,7 +50,8 @@ class Mixture(nn.Module, kw_only=True):
       scales: the scale factors in use, of λd = 2σ(φ) and λs = 2 − λd: 'both', 'static', 'dynamic' or 'none'.
       prune: positions that are not dynamic are zero, without static parameters.
       plan: how tokens reach experts, one of `kernels.dispatch.MIXTURE_PLANS`.
-      routing, noisy, balance_coefficient, z_coefficient, axis_name: see `Router`.
+      routing, noisy, gating, axis_name, balance_coefficient, z_coefficient, switch_coefficient: see `Router`.
+      use_bias: add biases.
       dtype: dtype of the computation; None: the wider one of the input's and the parameters'.
       kernel_init: draws the matrix of each expert, and the static matrix, one by one.
 
@@ -55,7 +60,6 @@ class Mixture(nn.Module, kw_only=True):
     """
 
     granularities = MIXTURE_GRANULARITIES
-    use_bias = True
 
     num_experts: int = 8
     num_selected: int = 2
@@ -67,6 +71,9 @@ class Mixture(nn.Module, kw_only=True):
     noisy: bool = True
     balance_coefficient: float = 1e-2
     z_coefficient: float = 0.0
+    switch_coefficient: float = 0.0
+    gating: Gating = Gating()
+    use_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     axis_name: str | None = None
@@ -75,7 +82,7 @@ class Mixture(nn.Module, kw_only=True):
 
     def __post_init__(self):
         super().__post_init__()
-        check_routing(self.num_experts, self.num_selected, self.routing)
+        check_routing(self.num_experts, self.num_selected, self.routing, self.gating)
         check_choice('granularity', self.granularity, self.granularities)
         check_choice('scales', self.scales, SCALES)
         check_choice('plan', self.plan, MIXTURE_PLANS)
@@ -101,14 +108,13 @@ class Mixture(nn.Module, kw_only=True):
             raise ValueError(f'a mixture needs x [*batch, T, C] and valid [*batch, T], got {x.shape} and {shape}')
         if valid is not None:  # no value of padding, NaN included, reaches a gradient
             x = jnp.where(valid[..., None], x, 0)
-        fields = ('num_experts', 'num_selected', 'routing', 'noisy', 'balance_coefficient', 'z_coefficient')
-        fields = {name: getattr(self, name) for name in (*fields, 'param_dtype', 'axis_name')}
+        fields = {name: getattr(self, name) for name in Router.__dataclass_fields__.keys() - {'parent', 'name'}}
         routing, aux = Router(**fields, name='router')(x, valid, train)
         gates = dense_gates(routing, self.num_experts)
         self.sow('intermediates', 'routing', gates)
         name, shape, init = self._describe(x.shape[-1])
         factors = declare_factors(self, name, shape, self.num_experts, stack_init(init), init, experts=True)
-        total = jnp.sum(gates, axis=1, keepdims=True) if self.num_selected == 1 else 1.0
+        total = 1.0 if self.gating.sums_to_one(self.num_selected) else jnp.sum(gates, axis=1, keepdims=True)
         y = self._apply(x, factors, arrange(routing, self.num_experts, self.plan), total)
         if self.use_bias:
             bias = self.param('bias', stack_init(self.bias_init), (self.num_experts, y.shape[-1]), self.param_dtype)
@@ -142,7 +148,6 @@ class MixtureLinear(Mixture):
 
     Attributes:
       features: F.
-      use_bias: add a bias.
 
     >>> layer = MixtureLinear(5, num_experts=4, granularity='output')
     >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
@@ -151,7 +156,6 @@ class MixtureLinear(Mixture):
     """
 
     features: int
-    use_bias: bool = True
 
     def _describe(self, width):
         return 'kernel', (width, self.features), self.kernel_init
@@ -175,14 +179,18 @@ class MixtureLinear(Mixture):
 class MixtureFFN(Mixture):
     """y = Σ_e g_e(x)·(W2_e gelu(W1_e x + b1_e) + b2_e) over the k selected experts; see `Mixture`.
 
-    The column of a neuron holds its C incoming weights, its bias and its C outgoing weights. So granularity 'output'
-    keeps or shares whole neurons; 'input' does not exist.
+    With activation 'swiglu' the hidden values are silu(W_gate x + b_gate) · (W_up x + b_up) instead (Shazeer, "GLU
+    Variants Improve Transformer", arXiv:2002.05202, equation 6).
 
-    Parameters: `neurons` [E, 2C + 1, F], `bias` [E, C] of the output (never masked), `router`; if partially dynamic
-    also `static_neurons` [2C + 1, F] and `phi`.
+    The column of a neuron holds all that is its own: C incoming weights, or 2C of gate and up, then its bias or biases,
+    then its C outgoing weights. So granularity 'output' keeps or shares whole neurons; 'input' does not exist.
+
+    Parameters: `neurons` [E, R, F] with R = 2C + 1, for swiglu 3C + 2, less the biases without `use_bias`; `bias`
+    [E, C] of the output (never masked); `router`; if partially dynamic also `static_neurons` [R, F] and `phi`.
 
     Attributes:
       hidden: F.
+      activation: a key of ACTIVATIONS.
 
     >>> layer = MixtureFFN(10, num_experts=4, granularity='output')
     >>> (y, aux), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 6)))
@@ -193,34 +201,43 @@ class MixtureFFN(Mixture):
     granularities = (None, 'element', 'output', 'layer')
 
     hidden: int
+    activation: str = 'gelu'
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice('activation', self.activation, ACTIVATIONS)
 
     def _describe(self, width):
-        return 'neurons', (2 * width + 1, self.hidden), self._draw_neurons
+        num_inputs = ACTIVATIONS[self.activation][0]
+        return 'neurons', ((num_inputs + 1) * width + num_inputs * self.use_bias, self.hidden), self._draw_neurons
 
     def _apply(self, x, neurons, layout, total):
         if neurons.index is None:
             # A neuron may act on the sum of both parts, so the experts compute the static part too.
             scale, parts, mask = _split_masked(neurons)
             tokens, *parts = _cast(self.dtype, x, *parts)
-            return apply_experts(tokens, layout, scale, mask, *parts)
+            return apply_experts(tokens, layout, scale, mask, *parts, activation=self.activation)
         tokens, experts, shared = _cast(self.dtype, x, neurons.dynamic, neurons.static)
-        y = apply_experts(tokens, layout, neurons.dynamic_scale, None, experts)
-        return y + _scale(total, apply_neurons(tokens, shared, neurons.static_scale))
+        y = apply_experts(tokens, layout, neurons.dynamic_scale, None, experts, activation=self.activation)
+        return y + _scale(total, apply_neurons(tokens, shared, neurons.static_scale, self.activation))
 
     def multiply_adds(self, x_shape, y_shape, count):
         """Count all positions except the biases of neurons; see `models.accounting`."""
-        products = 2 * x_shape[-1]
-        positions, dynamic = (n * products // (products + 1) for n in (count.positions, count.dynamic_positions))
+        _, (rows, _), _ = self._describe(x_shape[-1])
+        products = (ACTIVATIONS[self.activation][0] + 1) * x_shape[-1]
+        positions, dynamic = (n * products // rows for n in (count.positions, count.dynamic_positions))
         return super().multiply_adds(x_shape, y_shape, count._replace(positions=positions, dynamic_positions=dynamic))
 
     def _draw_neurons(self, key, shape, dtype):
-        """Draw [2C + 1, F], each matrix by `kernel_init` in the orientation in which it multiplies."""
-        width, hidden = shape[0] // 2, shape[1]
-        keys = jax.random.split(key, 3)
+        """Draw [R, F], each matrix by `kernel_init` in the orientation in which it multiplies."""
+        num_inputs, hidden = ACTIVATIONS[self.activation][0], shape[1]
+        width = shape[0] // (num_inputs + 1)
+        num_biases = num_inputs * self.use_bias
+        keys = iter(jax.random.split(key, num_inputs + num_biases + 1))
         return join_neurons(
-            self.kernel_init(keys[0], (width, hidden), dtype),
-            self.bias_init(keys[1], (hidden,), dtype),
-            self.kernel_init(keys[2], (hidden, width), dtype).T,
+            *(self.kernel_init(next(keys), (width, hidden), dtype) for _ in range(num_inputs)),
+            *(self.bias_init(next(keys), (hidden,), dtype) for _ in range(num_biases)),
+            self.kernel_init(next(keys), (hidden, width), dtype).T,
         )
 
 
@@ -240,27 +257,37 @@ def multiply_experts(x: jax.Array, layout, mask: jax.Array | None, kernels: jax.
     return layout.apply(multiply, kernels, static, mask, x)
 
 
-def apply_experts(x, layout, scale, mask: jax.Array | None, neurons: jax.Array, static: jax.Array | None = None):
-    """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, 2C + 1, F] -> [N, C].
+def apply_experts(
+    x, layout, scale, mask: jax.Array | None, neurons: jax.Array, static: jax.Array | None = None, activation='gelu'
+):
+    """Σ over a token's experts of weight·apply_neurons: x [N, C], neurons [E, R, F] -> [N, C].
 
-    Where a bool mask [2C + 1, F] is False, static [2C + 1, F] replaces the neurons of every expert.
+    Where a bool mask [R, F] is False, static [R, F] replaces the neurons of every expert.
     """
+    num_inputs, activate = ACTIVATIONS[activation]
 
     def apply(products, neurons, shared, mask, rows, weights):
         static, scale = shared
         neurons = neurons if mask is None else jnp.where(mask, neurons, static)
-        weights_in, bias, weights_out = split_neurons(neurons)
-        hidden = _gelu(products.multiply(rows, weights_in) + products.take(bias) * scale)
-        return products.multiply(hidden, weights_out, transposed=True) * weights
+        weights_in, biases, weights_out = _group_neurons(neurons, num_inputs)
+        inputs = [products.multiply(rows, matrix) for matrix in weights_in]
+        for number, bias in enumerate(biases):
+            inputs[number] += products.take(bias) * scale
+        return products.multiply(activate(*inputs), weights_out, transposed=True) * weights
 
     return _scale(scale, layout.apply(apply, neurons, (static, jnp.asarray(scale, x.dtype)), mask, _scale(scale, x)))
 
 
-def apply_neurons(x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-    """gelu(x·in + bias)·outᵀ for scale·neurons, with exact gelu: x [N, C], neurons [2C + 1, F] -> [N, C]."""
-    weights_in, bias, weights_out = split_neurons(neurons)
-    hidden = jnp.dot(_scale(scale, x), weights_in) + _scale(scale, bias)[None]
-    return _scale(scale, jnp.dot(_gelu(hidden), weights_out.T))
+def apply_neurons(
+    x: jax.Array, neurons: jax.Array, scale: jax.Array | float = 1.0, activation: str = 'gelu'
+) -> jax.Array:
+    """Apply scale·neurons without the output's bias: x [N, C], neurons [R, F] -> [N, C]; see `MixtureFFN`."""
+    num_inputs, activate = ACTIVATIONS[activation]
+    weights_in, biases, weights_out = _group_neurons(neurons, num_inputs)
+    inputs = [jnp.dot(_scale(scale, x), matrix) for matrix in weights_in]
+    for number, bias in enumerate(biases):
+        inputs[number] += _scale(scale, bias)[None]
+    return _scale(scale, jnp.dot(activate(*inputs), weights_out.T))
 
 
 def _split_masked(factors: Factors) -> tuple[jax.Array | float, list[jax.Array], jax.Array | None]:
@@ -271,15 +298,31 @@ def _split_masked(factors: Factors) -> tuple[jax.Array | float, list[jax.Array],
     return scale, [factors.dynamic, static], factors.mask
 
 
-def split_neurons(neurons: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Split [..., 2C + 1, F] into weights in [..., C, F], bias [..., F] and weights out [..., C, F]."""
-    width = neurons.shape[-2] // 2
-    return neurons[..., :width, :], neurons[..., width, :], neurons[..., width + 1 :, :]
+def split_neurons(neurons: jax.Array, num_inputs: int = 1) -> tuple[jax.Array, ...]:
+    """Split [..., R, F] into weights in of each input [..., C, F], biases [..., F], and weights out [..., C, F].
+
+    >>> [part.shape for part in split_neurons(jnp.ones((4, 13, 10)))]  # 2C + 1 = 13
+    [(4, 6, 10), (4, 10), (4, 6, 10)]
+    >>> [part.shape for part in split_neurons(jnp.ones((4, 18, 10)), num_inputs=2)]  # 3C = 18: gate, up, down
+    [(4, 6, 10), (4, 6, 10), (4, 6, 10)]
+    """
+    width, num_biases = divmod(neurons.shape[-2], num_inputs + 1)
+    heads = [neurons[..., number * width : (number + 1) * width, :] for number in range(num_inputs)]
+    start = num_inputs * width
+    biases = [neurons[..., start + number, :] for number in range(num_biases)]
+    return *heads, *biases, neurons[..., start + num_biases :, :]
 
 
-def join_neurons(weights_in: jax.Array, bias: jax.Array, weights_out: jax.Array) -> jax.Array:
-    """Invert `split_neurons`; `weights_out` [..., C, F] is the transpose of a second linear's kernel."""
-    return jnp.concatenate([weights_in, bias[..., None, :], weights_out], axis=-2)
+def join_neurons(*parts: jax.Array) -> jax.Array:
+    """Invert `split_neurons`; the last part [..., C, F] is the transpose of a second linear's kernel."""
+    is_bias = [part.ndim < parts[-1].ndim for part in parts]
+    return jnp.concatenate([part[..., None, :] if bias else part for part, bias in zip(parts, is_bias)], axis=-2)
+
+
+def _group_neurons(neurons, num_inputs):
+    """Split [..., R, F] into (weights in, biases, weights out)."""
+    *parts, weights_out = split_neurons(neurons, num_inputs)
+    return parts[:num_inputs], parts[num_inputs:], weights_out
 
 
 def _scale(scale, values):

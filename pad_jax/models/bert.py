@@ -12,17 +12,36 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from pad_jax.errors import check_choice
 from pad_jax.models.feed_forward import WEIGHT_INIT, Aux, FeedForward, LayerSpec
 
+HEADS = ('classes', 'words')
 
-def _widen(dtype: Dtype) -> jnp.dtype:
+
+def widen(dtype: Dtype) -> jnp.dtype:
     """Dtype of sums of many terms: float32, or float64 if the model is."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
+class TiedLogits(nn.Module):
+    """Logits of all words, by the table of their embeddings: [B, T, C], float[V, C] -> float[B, T, V] of the table."""
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        logits = jnp.dot(x.astype(table.dtype), table.T)
+        return logits + self.param('bias', nn.initializers.zeros_init(), table.shape[:1]) if self.use_bias else logits
+
+    @nn.nowrap
+    def multiply_adds(self, x_shape, y_shape, count):
+        """Count the product of every token with every word; see `models.accounting`."""
+        return (math.prod(x_shape) * y_shape[-1],) * 3
+
+
 def _norm(dtype: Dtype, name: str) -> nn.Module:
     # Not the fast variance: E[x²] − E[x]² loses its digits if a token's features lie far from zero.
-    return nn.LayerNorm(epsilon=1e-12, dtype=_widen(dtype), use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=1e-12, dtype=widen(dtype), use_fast_variance=False, name=name)
 
 
 class Embeddings(nn.Module):
@@ -38,7 +57,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array, train: bool) -> jax.Array:
         # Looked up in the wide dtype: casting the result is less work than casting the whole table.
-        embed = partial(nn.Embed, features=self.width, embedding_init=WEIGHT_INIT, dtype=_widen(self.dtype))
+        embed = partial(nn.Embed, features=self.width, embedding_init=WEIGHT_INIT, dtype=widen(self.dtype))
         positions = jnp.arange(tokens.shape[1])[None]
         x = embed(self.vocab_size, name='tokens')(tokens)
         x = x + embed(self.max_length, name='positions')(positions)
@@ -90,7 +109,11 @@ class EncoderLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """A BERT encoder with a pooler and one dense layer on it, for classification or regression.
+    """A BERT encoder with a head.
+
+    The head 'classes' is a pooler and one dense layer on it, for classification or regression. The head 'words' scores
+    all words at each token, to train on masked ones: a dense layer with gelu, a norm, the table of the embeddings, and
+    a bias.
 
     Dropout applies to the embeddings, to the outputs of attention and feed-forward parts, and to the pooled vector. It
     does not apply to the attention weights, which `jax.nn.dot_product_attention` does not expose.
@@ -99,12 +122,13 @@ class Bert(nn.Module):
       vocab_size: token ids are in [0, vocab_size).
       num_layers, width, num_heads, ffn_width: sizes of the encoder; num_heads divides width.
       max_length: number of positions, the longest T.
-      num_outputs: classes, or 1 for regression.
+      num_outputs: classes, or 1 for regression; without effect on the head 'words'.
       num_segments: segment ids are in [0, num_segments).
       ffn: layer of the feed-forward parts; `make_ffn_spec` makes one.
       dropout: fraction in [0, 1) that is dropped in training.
       dtype: dtype of the computation; parameters, layer norms, attention weights and logits are float32.
       remat: recompute the layers' activations for the gradient, to store one [B, T, C] a layer.
+      head: one of HEADS.
 
     Raises:
       ValueError: if a value is not allowed.
@@ -128,9 +152,11 @@ class Bert(nn.Module):
     dropout: float = 0.1
     dtype: Dtype = 'float32'
     remat: bool = False
+    head: str = 'classes'
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice('head', self.head, HEADS)
         counts = ('vocab_size', 'num_layers', 'width', 'num_heads', 'ffn_width', 'max_length')
         for name in (*counts, 'num_outputs', 'num_segments'):
             if getattr(self, name) < 1:
@@ -150,9 +176,14 @@ class Bert(nn.Module):
         self.layer = [
             layer(self.num_heads, self.ffn_width, self.ffn, self.dropout, dtype) for _ in range(self.num_layers)
         ]
+        if self.head == 'words':
+            self.transform = nn.Dense(self.width, dtype=dtype, kernel_init=WEIGHT_INIT)
+            self.transform_norm = _norm(dtype, None)
+            self.words = TiedLogits(use_bias=True)
+            return
         self.pooler = nn.Dense(self.width, dtype=dtype, kernel_init=WEIGHT_INIT)
         self.pooled_dropout = nn.Dropout(self.dropout)
-        self.classifier = nn.Dense(self.num_outputs, dtype=_widen(dtype), kernel_init=WEIGHT_INIT)
+        self.classifier = nn.Dense(self.num_outputs, dtype=widen(dtype), kernel_init=WEIGHT_INIT)
 
     def encode(
         self, tokens: jax.Array, segments: jax.Array, valid: jax.Array, train: bool = False
@@ -178,11 +209,15 @@ class Bert(nn.Module):
           train: with dropout (rng 'dropout') and the routers' noise (rng 'routing').
 
         Returns:
-          (logits float32[B, num_outputs], aux); aux maps the path of each mixture of experts to its aux dict.
+          (logits, aux). Logits are float32[B, num_outputs], with the head 'words' float32[B, T, vocab_size]; aux maps
+          the path of each mixture of experts to its aux dict.
 
         Raises:
           ValueError: if the texts are longer than the model has positions.
         """
         x, aux = self.encode(tokens, segments, valid, train)
+        if self.head == 'words':
+            x = self.transform_norm(jax.nn.gelu(self.transform(x), approximate=False))
+            return self.words(x, self.embeddings.variables['params']['tokens']['embedding']), aux
         pooled = jnp.tanh(self.pooler(x[:, 0]))
         return self.classifier(self.pooled_dropout(pooled, deterministic=not train)), aux

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from pad_jax.errors import check_choice
-from pad_jax.layers.mixture import MixtureFFN, MixtureLinear
+from pad_jax.layers.mixture import ACTIVATIONS, MixtureFFN, MixtureLinear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,33 +74,57 @@ Aux = dict[str, dict[str, jax.Array]]
 
 
 class FeedForward(nn.Module):
-    """gelu(x·up)·down through a hidden width, with exact gelu: [B, T, C] -> [B, T, C].
+    """A hidden layer between two linear ones: [B, T, C] -> [B, T, C].
 
-    With mixtures of linear layers each of the two has a router of its own, as in the paper's code.
+    It computes gelu(x·up)·down, with exact gelu, or (silu(x·gate) · x·up)·down. With mixtures of linear layers each of
+    them has a router of its own, as in the paper's code.
 
     Attributes:
       hidden: F, the hidden width.
       layer: the layer, see `FFNS`; `make_ffn_spec` makes one.
       dtype: dtype of the computation; parameters are float32.
+      activation: 'gelu' or 'swiglu'.
+      use_bias: add biases.
+      kernel_init: draws each matrix.
+      shared: hidden width of a second, dense feed-forward part that every token passes, or 0. Its output is added
+        (DeepSeekMoE, arXiv:2401.06066).
+      shared_gate: multiply that output by sigmoid(x·shared_gate), as Qwen2-MoE does (arXiv:2407.10671).
     """
 
     hidden: int
     layer: LayerSpec = LayerSpec(nn.Dense)
     dtype: Dtype = 'float32'
+    activation: str = 'gelu'
+    use_bias: bool = True
+    kernel_init: Initializer = WEIGHT_INIT
+    shared: int = 0
+    shared_gate: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array, train: bool = False) -> tuple[jax.Array, Aux]:
         """Return (y [B, T, C], {name of a mixture: its aux}); `valid` bool[B, T] is False for padding."""
-        layer = functools.partial(self.layer, dtype=jnp.dtype(self.dtype), kernel_init=WEIGHT_INIT)
+        num_inputs, activate = ACTIVATIONS[self.activation]
+        dense = functools.partial(nn.Dense, dtype=jnp.dtype(self.dtype), kernel_init=self.kernel_init)
+        layer = functools.partial(
+            self.layer, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), kernel_init=self.kernel_init
+        )
         aux = {}
 
-        def apply(x, size, name):
+        def apply(x, size, name, **arguments):
             if self.layer.layer is nn.Dense:
                 return layer(size, name=name)(x)
-            y, aux[name] = layer(size, name=name)(x, valid, train)
+            y, aux[name] = layer(size, name=name, **arguments)(x, valid, train)
             return y
 
         if 'hidden' in self.layer.layer.__dataclass_fields__:
-            return apply(x, self.hidden, 'experts'), aux
-        hidden = jax.nn.gelu(apply(x, self.hidden, 'up'), approximate=False)
-        return apply(hidden, x.shape[-1], 'down'), aux
+            y = apply(x, self.hidden, 'experts', activation=self.activation)
+        else:
+            inputs = [apply(x, self.hidden, name) for name in ('gate', 'up')[-num_inputs:]]
+            y = apply(activate(*inputs), x.shape[-1], 'down')
+        if self.shared:
+            fields = {name: getattr(self, name) for name in ('dtype', 'activation', 'use_bias', 'kernel_init')}
+            shared, _ = FeedForward(self.shared, **fields, name='shared')(x, valid)
+            if self.shared_gate:
+                shared *= jax.nn.sigmoid(dense(1, use_bias=False, name='shared_gate')(x))
+            y += shared
+        return y, aux

@@ -1,5 +1,6 @@
 """Tables of networks of images and of texts, and functions that build them from plain values."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pad_jax.errors import check_choice
-from pad_jax.layers import CONVS
+from pad_jax.layers import CONVS, GATINGS
 from pad_jax.models.bert import Bert
+from pad_jax.models.decoder import Architecture, Decoder
 from pad_jax.models.feed_forward import make_ffn_spec, make_spec
 from pad_jax.models.mobilenet import MobileNetV2
 from pad_jax.models.resnet import STEMS, BasicBlock, BottleneckBlock, ResNet
@@ -28,6 +30,25 @@ ENCODERS = {
     'minilm': partial(Bert, num_layers=6, width=384, num_heads=12, ffn_width=1536),
     'bert_base': partial(Bert, num_layers=12, width=768, num_heads=12, ffn_width=3072),
     'bert_large': partial(Bert, num_layers=24, width=1024, num_heads=16, ffn_width=4096),
+}
+# Values of the published models with the most downloads: the loader of a checkpoint reads those of its config.
+DECODERS = {
+    'llama': Architecture(),
+    'olmoe': Architecture(qk_norm='whole', gating=GATINGS['olmoe']),
+    'mixtral': Architecture(rope_theta=1e6, gating=GATINGS['mixtral']),
+    'qwen2_moe': Architecture(
+        qkv_bias=True, rope_theta=1e6, norm_epsilon=1e-6, shared_gate=True, gating=GATINGS['qwen2_moe']
+    ),
+    'qwen3_moe': Architecture(qk_norm='head', rope_theta=1e6, norm_epsilon=1e-6, gating=GATINGS['qwen3_moe']),
+    'granite_moe': Architecture(
+        tied=True,
+        norm_epsilon=1e-6,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.015625,
+        logits_scaling=6.0,
+        gating=GATINGS['granite_moe'],
+    ),
 }
 make_conv_spec = partial(make_spec, 'conv', CONVS)
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
@@ -91,21 +112,23 @@ def build_encoder(
     dropout: float = 0.1,
     dtype: str = 'float32',
     remat: bool = False,
+    head: str = 'classes',
     **arguments,
 ) -> nn.Module:
     """Build a text encoder by name; equal arguments build equal models with equal hashes.
 
     Args:
       name: a key of ENCODERS.
-      num_classes: outputs, at least 1; 1 for regression.
+      num_classes: outputs, at least 1; 1 for regression; without effect on the head 'words'.
       ffn: a key of `models.FFNS`, the feed-forward part of every layer.
       vocab_size: token ids are below it.
       max_length: number of positions, the longest text in tokens.
       dropout: fraction in [0, 1) that is dropped in training.
       dtype: name of the dtype of the computation.
       remat: recompute activations for the gradient instead of storing them.
+      head: 'classes', or 'words' to train on masked words; see `Bert`.
       **arguments: fields of mixtures of experts: num_experts, num_selected, granularity, scales, prune, routing, plan,
-        balance_coefficient, z_coefficient, axis_name. A dense part ignores them.
+        gating, balance_coefficient, z_coefficient, switch_coefficient, axis_name. A dense part ignores them.
 
     Returns:
       A module called with (tokens, segments, valid, train=False) that returns (logits, aux).
@@ -126,11 +149,75 @@ def build_encoder(
         dropout=dropout,
         dtype=jnp.dtype(dtype).name,
         remat=remat,
+        head=head,
     )
 
 
-def _check(name, table, num_classes, dtype):
+def build_decoder(
+    name: str,
+    *,
+    vocab_size: int,
+    max_length: int,
+    num_layers: int,
+    width: int,
+    num_heads: int,
+    ffn_width: int,
+    num_kv_heads: int = 0,
+    head_size: int = 0,
+    shared_width: int = 0,
+    ffn: str = 'ffn',
+    dtype: str = 'float32',
+    remat: bool = False,
+    **arguments,
+) -> nn.Module:
+    """Build a causal decoder of a family; equal arguments build equal models with equal hashes.
+
+    Args:
+      name: a key of DECODERS.
+      vocab_size: token ids are below it.
+      max_length: longest text in tokens.
+      num_layers, width, num_heads: sizes.
+      ffn_width: hidden width of a feed-forward part, or of each expert.
+      num_kv_heads: heads of keys and values, a divisor of num_heads; 0: num_heads.
+      head_size: even, features of a head; 0: width / num_heads.
+      shared_width: hidden width of a dense feed-forward part beside each layer's other one, or 0.
+      ffn: a key of `models.FFNS`, the feed-forward part of every layer.
+      dtype: name of the dtype of the computation.
+      remat: recompute activations for the gradient instead of storing them.
+      **arguments: fields of mixtures of experts, as of `build_encoder`; the family's gating is the default.
+
+    Returns:
+      A module called with (tokens, valid, train=False) that returns (logits, aux).
+
+    Raises:
+      TypeError: for an argument that no feed-forward part has.
+      ValueError: if a value is not allowed.
+
+    >>> sizes = {'vocab_size': 9, 'max_length': 8, 'num_layers': 1, 'width': 4, 'num_heads': 2, 'ffn_width': 6}
+    >>> build_decoder('olmoe', **sizes, num_experts=4) == build_decoder('olmoe', **sizes, num_experts=4)
+    True
+    """
+    _check(name, DECODERS, vocab_size, dtype)
+    family = dataclasses.replace(DECODERS[name], num_kv_heads=num_kv_heads, head_size=head_size)
+    return Decoder(
+        vocab_size,
+        num_layers,
+        width,
+        num_heads,
+        ffn_width,
+        max_length,
+        family,
+        make_ffn_spec(ffn, **{'gating': family.gating, **arguments}),
+        shared_width,
+        jnp.dtype(dtype).name,
+        remat,
+    )
+
+
+def _check(name, table, num_outputs, dtype):
     check_choice('model', name, table)
     check_choice('dtype', dtype, DTYPES)
-    if num_classes < 1:
-        raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+    if num_outputs < 1:
+        raise ValueError(
+            f'{"vocab_size" if table is DECODERS else "num_classes"} must be at least 1, got {num_outputs}'
+        )

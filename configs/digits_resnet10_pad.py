@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.data.color_jitter = 0.0  # random brightness, contrast and saturation; 0 = none
     config.data.randaugment_layers = 0  # operations of RandAugment; 0 = none
     config.data.randaugment_magnitude = 9  # strength of each operation
-    config.data.on_bad = 'stop'  # image or row that cannot be read: stop, skip
+    config.data.on_bad = 'stop'  # image, row or file that cannot be read: stop, skip
 
     config.optim = ConfigDict()
     config.optim.name = 'sgd'  # optimizer: sgd, adamw

@@ -28,12 +28,13 @@ def get_config() -> ConfigDict:
     config.model.plan = 'auto'  # execution of mixtures
     config.model.balance_coefficient = 1e-2  # weight of the loss that balances importance and load
     config.model.z_coefficient = 0.0  # weight of the loss that keeps router logits small
+    config.model.switch_coefficient = 0.0  # weight of the load-balancing loss of Switch
     config.model.vocab_size = 30522  # rows of the token embedding
     config.model.max_length = 512  # rows of the position embedding
     config.model.dropout = 0.1  # dropped fraction in training
     config.model.dtype = 'float32'  # dtype to compute in, float32 or bfloat16; parameters stay float32
     config.model.remat = False  # recompute activations for the gradient: less memory, more time
-    config.model.pretrained = 'minilm'  # folder with model.safetensors, or name of a package; '' = from scratch
+    config.model.pretrained = 'minilm'  # weights: folder, package, or workdir of a masked run; '' = from scratch
 
     config.partition = ConfigDict()
     config.partition.dynamic_fraction = 0.5  # κ; 1 = fully dynamic
@@ -65,7 +66,7 @@ def get_config() -> ConfigDict:
     config.data.vocabulary = ''  # vocab.txt or tokenizer.json; '' = that of the pretrained weights
     config.data.batch_size = 32  # examples of a batch, over all devices
     config.data.max_length = 128  # tokens of a text or pair; the longer text is cut first
-    config.data.on_bad = 'stop'  # image or row that cannot be read: stop, skip
+    config.data.on_bad = 'stop'  # image, row or file that cannot be read: stop, skip
 
     config.optim = ConfigDict()
     config.optim.name = 'adamw'  # optimizer: sgd, adamw

@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     from pad_jax.config_files import SHIPPED
-    from pad_jax.training.cli import Parser, exit_status, parse_with_overrides, path_flag, workdir_flag
+    from pad_jax.training.cli import Parser, check_count, exit_status, parse_with_overrides, path_flag, workdir_flag
     from pad_jax.training.config import FREE_KEYS, load_config
     from pad_jax.training.processes import add_flags, all_or_none, join
 except ModuleNotFoundError as error:
@@ -91,6 +91,25 @@ def predict(arguments: Sequence[str]) -> None:
     predictor = open_run(flags.workdir, flags.best) if flags.workdir else open_export(flags.export)
     path, num_rows = predict_files(predictor, flags.input, flags.output)
     print(f'{num_rows} predictions in {path}', file=sys.stderr)
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """Continue a text by the language model of a run; the new text goes to stdout."""
+    from pad_jax.deploy.generate import generate_text
+
+    parser = _make_parser(generate, 'run')
+    _add_best(parser)
+    parser.add_argument('--prompt', required=True, help='text to continue')
+    parser.add_argument('--tokens', type=int, default=200, help='tokens to add; bytes, if the run has no tokenizer')
+    shown = '0 takes the most likely token; above it tokens are drawn, at 1 as likely as the model says'
+    parser.add_argument('--temperature', type=float, default=0.0, help=shown)
+    parser.add_argument('--seed', type=int, default=0, help='of the draws')
+    flags = parser.parse_args(arguments)
+    check_count('--tokens', flags.tokens, most=1_000_000)
+    print(flags.prompt, end='')
+    for text in generate_text(flags.workdir, flags.prompt, flags.tokens, flags.temperature, flags.seed, flags.best):
+        print(text, end='', flush=True)
+    print()
 
 
 def inspect(arguments: Sequence[str]) -> None:
@@ -198,7 +217,8 @@ def _add_best(parser: Parser) -> None:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (train, count, evaluate, predict, inspect, compare, export, demo, sweep, report)
+    verb.__name__: verb
+    for verb in (train, count, evaluate, predict, generate, inspect, compare, export, demo, sweep, report)
 }
 
 

@@ -7,11 +7,11 @@ import operator
 
 from pad_jax.data import digits
 from pad_jax.data.augment import AUGMENTS, MOST_MAGNITUDE, Augmentation
-from pad_jax.data.corpus import CORPUS_SOURCES, Corpus, open_corpus
+from pad_jax.data.corpus import CORPUS_SOURCES, OBJECTIVES, Corpus, open_corpus
 from pad_jax.data.decoding import IMAGENET_MEAN, IMAGENET_STD, Middle
 from pad_jax.data.glue import GLUE_TASKS, open_glue
 from pad_jax.data.images import Arrays, ImageKind, ImageSource, ImageSplits, Preprocessing, open_images
-from pad_jax.data.metrics import METRICS, score
+from pad_jax.data.metrics import METRICS, score, score_language
 from pad_jax.data.photos import open_folders, open_imagenet
 from pad_jax.data.source import ON_BAD, DataSpec, Source
 from pad_jax.data.tables import list_names, shorten, split_names

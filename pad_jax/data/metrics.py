@@ -1,7 +1,8 @@
-"""Metrics of GLUE's tasks."""
+"""Metrics of GLUE's tasks and of language models."""
 
 import importlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,33 @@ def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dic
     return {
         name: 0.0 if is_constant and name in CORRELATIONS else METRICS[name](labels, predictions) for name in metrics
     }
+
+
+def score_language(losses: Mapping[str, tuple[float, float]], bytes_per_token: Mapping[str, float]) -> dict[str, float]:
+    """Measure a language model over all domains, and over each if there are several, as `DOMAIN/MEASURE`.
+
+    Args:
+      losses: domain -> (mean loss in nats a token, number of tokens).
+      bytes_per_token: mean bytes of a token by domain; empty if the loss is not that of all tokens.
+
+    Returns:
+      `loss` of each domain, `perplexity` = exp(loss), and `bits_per_byte` = loss / bytes a token / ln 2.
+
+    >>> found = score_language({'text': (math.log(2), 10), 'code': (math.log(8), 10)}, {'text': 1.0, 'code': 2.0})
+    >>> {name: round(value, 3) for name, value in found.items() if '/' not in name}
+    {'perplexity': 4.0, 'bits_per_byte': 1.333}
+    """
+
+    def measure(domains):
+        tokens = sum(losses[domain][1] for domain in domains)
+        nats = sum(loss * count for loss, count in map(losses.get, domains))
+        found = {'perplexity': math.exp(min(nats / tokens, 700))}  # a larger loss would be infinite
+        if bytes_per_token:
+            num_bytes = sum(bytes_per_token[domain] * losses[domain][1] for domain in domains)
+            found['bits_per_byte'] = nats / num_bytes / math.log(2)
+        return found
+
+    measured = measure(losses)
+    for domain, (loss, _) in losses.items() if len(losses) > 1 else ():
+        measured |= {f'{domain}/{name}': value for name, value in {'loss': loss, **measure([domain])}.items()}
+    return measured

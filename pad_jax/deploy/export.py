@@ -60,7 +60,7 @@ class Network(NamedTuple):
         return traverse_util.flatten_dict(self.variables, sep='/')
 
     def apply(self, weights: Mapping[str, jax.Array], *inputs: jax.Array) -> jax.Array:
-        """Compute logits float32[B, outputs]."""
+        """Compute logits float32[B, outputs], or [B, T, V] of a language model."""
         variables = expand_elements(traverse_util.unflatten_dict(weights, sep='/'), self.records)
         batch = dict(zip(self.task.inputs, inputs, strict=True))
         return self.task.apply(self.model, variables, batch, self.temperature, train=False)[0]
@@ -127,7 +127,7 @@ def export_workdir(
     with fill_folder(out) as folder:
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(network.weights))
         (folder / NETWORK).write_bytes(lower(network, config).serialize())
-        if is_text(config):
+        if 'tokenizer' in describe_inputs(config):
             shutil.copyfile(find_tokenizer(workdir), folder / TOKENIZER)
         write_manifest(folder, _describe(run, network, counts))
         differences, said = verify(folder, trained, config, workdir)
@@ -211,12 +211,14 @@ def _describe_inputs(network: Network, config: ml_collections.ConfigDict) -> lis
 
 def _describe(run: RestoredRun, network: Network, counts: dict[str, Any]) -> dict[str, Any]:
     """Return the content of the manifest except for the files."""
-    config, text = run.config, is_text(run.config)
+    config, spec = run.config, describe_inputs(run.config)
+    task = f'{"text" if is_text(config) else "image"} {"regression" if network.task.regression else "classification"}'
+    shape = ['length', config.model.vocab_size] if network.task.by_token else [config.model.num_classes]
     return {
-        'task': f'{"text" if text else "image"} {"regression" if network.task.regression else "classification"}',
+        'task': f'{spec["objective"]} language model' if network.task.by_token else task,
         'inputs': _describe_inputs(network, config),
-        'preprocessing': describe_inputs(config),
-        'output': {'name': 'logits', 'dtype': 'float32', 'shape': ['batch', config.model.num_classes]},
+        'preprocessing': spec,
+        'output': {'name': 'logits', 'dtype': 'float32', 'shape': ['batch', *shape]},
         'class_names': list(run.record.class_names),
         'model': {name: value for name, value in config.model.items() if name not in _FILES},
         'partition': {'granularity': config.partition.granularity if is_partial(config) else None, **counts},

@@ -13,7 +13,7 @@ from pad_jax.data.unlabelled import describe_preprocessing, find_images, prepare
 from pad_jax.deploy.serving import TOKENIZER, load_exported
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
-from pad_jax.training.config import is_text, read_workdir_config
+from pad_jax.training.config import is_language, is_text, read_workdir_config
 from pad_jax.training.evaluate import restore_run
 from pad_jax.training.workdir import read_data
 
@@ -36,6 +36,9 @@ def describe_inputs(config) -> dict[str, Any]:
     data = config.data
     if not is_text(config):
         return describe_preprocessing(SOURCES[data.name], data.image_size)
+    if is_language(config):
+        tokenizer = {'tokenizer': TOKENIZER} if data.vocabulary else {}  # bytes need none
+        return {**tokenizer, 'max_length': data.max_length, 'objective': config.train.objective}
     task = data.task if data.name == 'glue' else None
     return {'tokenizer': TOKENIZER, 'max_length': data.max_length, 'columns': data.text_columns, 'task': task}
 
@@ -43,6 +46,7 @@ def describe_inputs(config) -> dict[str, Any]:
 def open_run(workdir: Path, best: bool = False) -> Predictor:
     """Open the run in workdir; its newest checkpoint is read later, or the best one, as in `restore_run`."""
     config, record = read_workdir_config(workdir), read_data(workdir)
+    _refuse_language_model(describe_inputs(config))
 
     def restore() -> Callable[[Batch], np.ndarray]:
         step, state, replicas = restore_run(workdir, best=best).place(collects=True)
@@ -61,12 +65,18 @@ def open_export(folder: Path) -> Predictor:
     """Open the export in a folder."""
     network = load_exported(folder)
     prepared, names = network.manifest['preprocessing'], [spec['name'] for spec in network.manifest['inputs']]
+    _refuse_language_model(prepared)
     pieces = open_vocabulary(str(folder / TOKENIZER), prepared['max_length']) if 'tokenizer' in prepared else None
 
     def apply(batch: Batch) -> np.ndarray:
         return np.asarray(network(**{name: batch[name] for name in names}))
 
     return Predictor(network.class_names, prepared, pieces, BATCH, lambda: apply)
+
+
+def _refuse_language_model(prepared: Mapping[str, Any]) -> None:
+    if 'objective' in prepared:
+        raise BadInput('a language model predicts tokens, not labels: python -m pad_jax generate continues a text')
 
 
 def predict_files(predictor: Predictor, inputs: Sequence[Path], output: Path) -> tuple[Path, int]:

@@ -60,7 +60,7 @@ class ExportedNetwork:
         return prepare_images(find_images(paths), self.manifest['preprocessing'])
 
     def __call__(self, *inputs, **named) -> jax.Array:
-        """Compute logits, float32[B, outputs].
+        """Compute logits, float32[B, outputs], or [B, T, V] of a language model.
 
         Raises:
           BadInput: a ValueError, if the inputs differ from the manifest.
@@ -76,7 +76,8 @@ class ExportedNetwork:
         for spec, array in zip(specs, arrays):
             _match_sizes(spec, array.shape, sizes)
         if sizes['batch'] == 0:  # the symbol of the batch stands for one or more
-            return jax.numpy.zeros((0, *self.manifest['output']['shape'][1:]), self.manifest['output']['dtype'])
+            output = self.manifest['output']
+            return jax.numpy.zeros([sizes.get(size, size) for size in output['shape']], output['dtype'])
         return self._call(self._weights, *arrays)
 
 

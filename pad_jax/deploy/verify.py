@@ -90,7 +90,11 @@ def gather_batches(
         examples = {name: batch[name][is_example] for name in task.inputs}
     except BadInput as error:
         examples, said = draw_examples(config, max(BATCHES)), f'random numbers, as the data cannot be read ({error})'
-    return [{name: rows[np.arange(size) % len(rows)] for name, rows in examples.items()} for size in BATCHES], said
+
+    def repeat(size: int) -> Mapping[str, np.ndarray]:
+        return {name: examples[name][np.arange(size) % len(examples[name])] for name in task.inputs}
+
+    return [repeat(size) for size in BATCHES], said
 
 
 def draw_examples(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:

@@ -31,7 +31,9 @@ class TiedLogits(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
         logits = jnp.dot(x.astype(table.dtype), table.T)
-        return logits + self.param('bias', nn.initializers.zeros_init(), table.shape[:1]) if self.use_bias else logits
+        if not self.use_bias:
+            return logits
+        return logits + self.param('bias', nn.initializers.zeros_init(), table.shape[:1])[None, None]
 
     @nn.nowrap
     def multiply_adds(self, x_shape, y_shape, count):

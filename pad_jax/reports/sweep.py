@@ -297,7 +297,8 @@ def _check_data_and_runs(folder: Path, configs: Mapping[str, ml_collections.Conf
         if data not in specs:
             specs[data] = open_source(config).spec  # a problem of the data is reported once for all variants
         spec = specs[data]
-        config.model.num_classes = config.model.num_classes or spec.num_classes
+        if not config.model.get('num_classes', 1):
+            config.model.num_classes = spec.num_classes
         first, *_ = specs.values()
         if differing := compare_data(first, spec):
             raise BadInput(f'variant {name} has other data than {BASE} ({"; ".join(differing)}): use one data set')

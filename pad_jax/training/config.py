@@ -1,8 +1,7 @@
 """Configuration: one table of keys, config files, overrides, and checks. The ConfigDict ends at `setup`.
 
-A config file is Python with `get_config() -> ml_collections.ConfigDict`. It describes a network of images or one of
-texts; only the latter has the key `model.ffn`. Keys are checked one by one first. Their combinations are checked only
-if every key is valid.
+A config file is Python with `get_config() -> ml_collections.ConfigDict`. It describes one of `KINDS`, see `kind_of`.
+Keys are checked one by one first. Their combinations are checked only if every key is valid.
 """
 
 import difflib
@@ -16,11 +15,11 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from pad_jax.config_files import call_file, find_config_file, flatten
-from pad_jax.data import AUGMENTS, GLUE_TASKS, MOST_MAGNITUDE, ON_BAD, SOURCES, TEXT_SOURCES
+from pad_jax.data import AUGMENTS, CORPUS_SOURCES, GLUE_TASKS, MOST_MAGNITUDE, OBJECTIVES, ON_BAD, SOURCES, TEXT_SOURCES
 from pad_jax.errors import BadInput
 from pad_jax.files import reach, read_own_object
 from pad_jax.layers import CONVS, MIXTURE_GRANULARITIES, MIXTURE_PLANS, PLAN_NAMES, ROUTINGS
-from pad_jax.models import ENCODERS, FFNS, MODELS, STEMS, check_image_size
+from pad_jax.models import DECODERS, ENCODERS, FFNS, MODELS, STEMS, check_image_size
 from pad_jax.partition import CRITERIA, GRANULARITIES, HANDOFFS, SCALES, SCHEDULES, SCOPES, round_fractions
 from pad_jax.pretrained import find_layout
 from pad_jax.training.devices import PARALLEL
@@ -30,6 +29,10 @@ from pad_jax.training.steps import ON_NONFINITE
 MAX_STEPS = 2**31 - 1  # counted in int32
 # Numbers enter a step as float32: beyond these limits they would become infinite or zero.
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
+
+KINDS = ('images', 'texts', 'causal', 'masked')
+"""Networks that classify images or texts, and language models that predict the next or the masked tokens."""
 
 
 class Rule(NamedTuple):
@@ -48,7 +51,7 @@ class Rule(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A row of the table of keys. `models` have the key; the base configs carry `help` as a comment.
+    """A row of the table of keys. Configs of `kinds` have the key; the base configs carry `help` as a comment.
 
     A resumed run may change a free key, because the run computes the same.
     """
@@ -56,7 +59,7 @@ class Key(NamedTuple):
     name: str
     rule: Rule
     help: str
-    models: str = 'images texts'
+    kinds: str = 'images texts causal masked'
     is_free: bool = False
 
 
@@ -81,10 +84,12 @@ _DTYPE = Rule(str, lambda value: value in _DTYPES, 'one of float32, bfloat16 (fl
 # The upper limits of sizes are far beyond use, but small enough that everything made of them can be counted.
 _SIZE = _integer(1, 2**20)
 
-IMAGES, TEXTS, BOTH, FREE = 'images', 'texts', 'images texts', True
+IMAGES, TEXTS, CAUSAL, MASKED = KINDS
+LANGUAGE, BERT, TOKENS, ALL, FREE = 'causal masked', 'texts masked', 'texts causal masked', ' '.join(KINDS), True
 KEYS = (
     Key('model.name', _one_of(MODELS), 'network', IMAGES),
-    Key('model.name', _one_of(ENCODERS), 'encoder', TEXTS),
+    Key('model.name', _one_of(ENCODERS), 'encoder', BERT),
+    Key('model.name', _one_of(DECODERS), 'family: decides norms, attention and router', CAUSAL),
     Key('model.num_classes', _integer(0, 2**20), 'classes of the data; 0 = as many as it has', IMAGES),
     Key('model.num_classes', _integer(0, 2**20), '0 = those of the task; own texts: 2, or 1 for regression', TEXTS),
     Key('model.conv', _one_of(CONVS), 'layer of all convolutions except the stem', IMAGES),
@@ -94,25 +99,33 @@ KEYS = (
     Key('model.stem', _one_of(STEMS), 'imagenet: ends at size / 32; cifar, for small images: at size / 8', IMAGES),
     Key('model.sync_batch_norm', _FLAG, 'batch statistics over all devices', IMAGES),
     Key('model.plan', _one_of(PLAN_NAMES), 'execution of dynamic convolutions', IMAGES, FREE),
-    Key('model.ffn', _one_of(FFNS), 'dense; linear: each linear layer a mixture; ffn: whole experts', TEXTS),
-    Key('model.num_experts', _integer(1, 4096), 'E, experts of a mixture', TEXTS),
-    Key('model.num_selected', _integer(1, 4096), 'k, experts of each token', TEXTS),
-    Key('model.routing', _one_of(ROUTINGS), 'unit that experts are chosen for', TEXTS),
-    Key('model.plan', _one_of(MIXTURE_PLANS), 'execution of mixtures', TEXTS, FREE),
-    Key('model.balance_coefficient', _number(0), 'weight of the loss that balances importance and load', TEXTS),
-    Key('model.z_coefficient', _number(0), 'weight of the loss that keeps router logits small', TEXTS),
-    Key('model.vocab_size', _integer(8, 2**24), 'rows of the token embedding', TEXTS),
-    Key('model.max_length', _integer(8, 2**20), 'rows of the position embedding', TEXTS),
-    Key('model.dropout', _SHARE, 'dropped fraction in training', TEXTS),
+    Key('model.ffn', _one_of(FFNS), 'dense; linear: each linear layer a mixture; ffn: whole experts', TOKENS),
+    Key('model.num_experts', _integer(1, 4096), 'E, experts of a mixture', TOKENS),
+    Key('model.num_selected', _integer(1, 4096), 'k, experts of each token', TOKENS),
+    Key('model.routing', _one_of(ROUTINGS), 'unit that experts are chosen for', BERT),
+    Key('model.plan', _one_of(MIXTURE_PLANS), 'execution of mixtures', TOKENS, FREE),
+    Key('model.balance_coefficient', _number(0), 'weight of the loss that balances importance and load', TOKENS),
+    Key('model.z_coefficient', _number(0), 'weight of the loss that keeps router logits small', TOKENS),
+    Key('model.switch_coefficient', _number(0), 'weight of the load-balancing loss of Switch', TOKENS),
+    Key('model.num_layers', _integer(1, 1024), 'blocks of attention and feed-forward part', CAUSAL),
+    Key('model.width', _SIZE, 'C, features of a token', CAUSAL),
+    Key('model.num_heads', _integer(1, 4096), 'attention heads', CAUSAL),
+    Key('model.num_kv_heads', _integer(0, 4096), 'heads of keys and values; 0 = as many as num_heads', CAUSAL),
+    Key('model.ffn_width', _SIZE, 'F, hidden width of an expert, or of the dense part', CAUSAL),
+    Key('model.shared_width', _integer(0, 2**20), 'hidden width of an expert for all tokens; 0 = none', CAUSAL),
+    Key('model.vocab_size', _integer(8, 2**24), 'rows of the token embedding', TOKENS),
+    Key('model.max_length', _integer(8, 2**20), 'rows of the position embedding', BERT),
+    Key('model.max_length', _integer(8, 2**20), 'most tokens of a text', CAUSAL),
+    Key('model.dropout', _SHARE, 'dropped fraction in training', BERT),
     Key('model.dtype', _DTYPE, 'dtype to compute in, float32 or bfloat16; parameters stay float32'),
-    Key('model.remat', _FLAG, 'recompute activations for the gradient: less memory, more time', TEXTS, FREE),
+    Key('model.remat', _FLAG, 'recompute activations for the gradient: less memory, more time', TOKENS, FREE),
     Key('model.pretrained', _TEXT, "torchvision's weights as safetensors; '' = from scratch", IMAGES),
-    Key('model.pretrained', _TEXT, "folder with model.safetensors, or name of a package; '' = from scratch", TEXTS),
+    Key('model.pretrained', _TEXT, "weights: folder, package, or workdir of a masked run; '' = from scratch", TEXTS),
     Key('partition.dynamic_fraction', Rule(float, lambda value: 0 < value <= 1, 'in (0, 1]'), 'κ; 1 = fully dynamic'),
     Key('partition.criterion', _one_of(CRITERIA), 'score'),
     Key('partition.scope', _one_of(SCOPES), 'positions compete in the whole network (global) or in their layer'),
     Key('partition.granularity', _one_of(GRANULARITIES), 'positions with one gate', IMAGES),
-    Key('partition.granularity', _one_of([*filter(None, MIXTURE_GRANULARITIES)]), 'positions with one gate', TEXTS),
+    Key('partition.granularity', _one_of([*filter(None, MIXTURE_GRANULARITIES)]), 'positions with one gate', TOKENS),
     Key('partition.rounds', _integer(1, 10_000), 'T, rounds of the partition'),
     Key('partition.schedule', _one_of(SCHEDULES), 'dynamic fraction after each round'),
     Key('partition.start_step', _integer(0), 'training steps before the first round'),
@@ -122,18 +135,21 @@ KEYS = (
     Key('partition.handoff', _one_of(HANDOFFS), 'static parameters start from independent draws or the mean factor'),
     Key('partition.scales', _one_of(SCALES), 'scale factors λd and λs'),
     Key('partition.prune', _FLAG, 'positions that are not dynamic become zero instead of static'),
-    Key('partition.compact', _FLAG, 'train without dead entries after the last round', BOTH, FREE),
+    Key('partition.compact', _FLAG, 'train without dead entries after the last round', ALL, FREE),
     Key('partition.keep_dynamic', _TEXT, 'regular expression: layers that stay dynamic, outside κ'),
     Key('partition.keep_static', _TEXT, 'regular expression: layers that become static, outside κ'),
     Key('data.name', _one_of(SOURCES), 'digits, embedded; folder, kept in memory; imagenet, streamed', IMAGES),
     Key('data.name', _one_of(TEXT_SOURCES), 'glue, or text: your own files', TEXTS),
-    Key('data.path', _TEXT, 'file or folder of the data', BOTH, FREE),
+    Key('data.name', _one_of(CORPUS_SOURCES), "corpus: your own texts; stdlib: Python's own library", LANGUAGE),
+    Key('data.path', _TEXT, 'file or folder of the data', ALL, FREE),
     Key('data.holdout', _number(0, 0.999), 'share of each class to evaluate on, if the data has no split for it'),
     Key('data.task', _one_of(GLUE_TASKS), 'task of glue', TEXTS),
     Key('data.text_columns', _TEXT, 'of text: one column, or two separated by a comma', TEXTS),
+    Key('data.text_column', _TEXT, 'of JSON lines: field of the text', LANGUAGE),
     Key('data.label_column', _TEXT, 'of text: column of the labels', TEXTS),
     Key('data.regression', _FLAG, 'of text: labels are numbers', TEXTS),
     Key('data.vocabulary', _TEXT, "vocab.txt or tokenizer.json; '' = that of the pretrained weights", TEXTS),
+    Key('data.vocabulary', _TEXT, "tokenizer.json, or name of a package; '' = bytes", LANGUAGE),
     Key('data.batch_size', _SIZE, 'examples of a batch, over all devices'),
     Key('data.image_size', _integer(1, 2**14), 'side in pixels', IMAGES),
     Key('data.augment', _one_of(AUGMENTS), 'crop moves the image; resized_crop (imagenet only) takes a part', IMAGES),
@@ -143,7 +159,8 @@ KEYS = (
     Key('data.randaugment_layers', _integer(0, 100), 'operations of RandAugment; 0 = none', IMAGES),
     Key('data.randaugment_magnitude', _integer(0, MOST_MAGNITUDE), 'strength of each operation', IMAGES),
     Key('data.max_length', _integer(8, 2**20), 'tokens of a text or pair; the longer text is cut first', TEXTS),
-    Key('data.on_bad', _one_of(ON_BAD), 'image or row that cannot be read'),
+    Key('data.max_length', _integer(8, 2**20), 'T, tokens of a window', LANGUAGE),
+    Key('data.on_bad', _one_of(ON_BAD), 'image, row or file that cannot be read'),
     Key('optim.name', _one_of(OPTIMIZERS), 'optimizer'),
     Key('optim.learning_rate', _number(_SMALLEST), 'peak of the learning rate'),
     Key('optim.schedule', _one_of(RATE_SCHEDULES), 'learning rate after the warm-up'),
@@ -152,6 +169,7 @@ KEYS = (
     Key('optim.clip_norm', _number(0), 'largest global gradient norm; 0 = no clipping'),
     Key('optim.accumulate_steps', _SIZE, 'microbatches of a batch'),
     Key('optim.ema_decay', _SHARE, 'moving average of parameters, used by evaluation; 0 = none'),
+    Key('train.objective', _one_of(OBJECTIVES), 'causal: predict the next token; masked: hidden ones', LANGUAGE),
     Key('train.steps', _integer(0), '0 = given by epochs'),
     Key('train.epochs', _number(0), 'passes over the training data, if steps is 0'),
     Key('train.seed', _integer(0, 2**32 - 1), 'seed of all random draws'),
@@ -160,16 +178,16 @@ KEYS = (
     Key('train.label_smoothing', _SHARE, 'share of a label that is spread over all classes', IMAGES),
     Key('train.mixup', _number(0, 1000), 'α: mixes pairs of images with shares from Beta(α, α); 0 = none', IMAGES),
     # A step that is not finite changes nothing, so a resumed run may skip it.
-    Key('train.on_nonfinite', _one_of(ON_NONFINITE), 'loss or gradient that is not finite', BOTH, FREE),
-    Key('train.max_nonfinite', _integer(1), 'skipped steps in a row that stop the run', BOTH, FREE),
+    Key('train.on_nonfinite', _one_of(ON_NONFINITE), 'loss or gradient that is not finite', ALL, FREE),
+    Key('train.max_nonfinite', _integer(1), 'skipped steps in a row that stop the run', ALL, FREE),
     Key('train.eval_every_steps', _integer(1), 'steps between evaluations; like the next two, also at the last step'),
     Key('train.log_every_steps', _integer(1), 'train rows of metrics.jsonl'),
     Key('train.checkpoint_every_steps', _integer(1), 'most steps that an interruption loses'),
-    Key('train.keep_checkpoints', _integer(1), 'latest checkpoints that are kept', BOTH, FREE),
+    Key('train.keep_checkpoints', _integer(1), 'latest checkpoints that are kept', ALL, FREE),
     Key('train.keep_best', _FLAG, 'also keep the checkpoint of the best evaluation, for --best'),
     Key('train.patience', _integer(0), 'evaluations without a better one that end the run; 0 = never'),
-    Key('parallel', _one_of(PARALLEL), 'step on several devices', BOTH, FREE),
-    Key('debug', _FLAG, 'stop at the operation that makes a NaN', BOTH, FREE),
+    Key('parallel', _one_of(PARALLEL), 'step on several devices', ALL, FREE),
+    Key('debug', _FLAG, 'stop at the operation that makes a NaN', ALL, FREE),
 )
 _SYNONYMS = {  # last part of a key as others call it: as it is called here
     'lr': 'learning_rate',
@@ -187,22 +205,33 @@ FREE_KEYS = frozenset(key.name for key in KEYS if key.is_free)
 
 def keys_of(flat: Mapping[str, Any]) -> dict[str, Key]:
     """Return the keys that a flattened config must have, by name."""
-    models = TEXTS if 'model.ffn' in flat else IMAGES
-    return {key.name: key for key in KEYS if models in key.models}
+    return {key.name: key for key in KEYS if kind_of(flat) in key.kinds}
+
+
+def kind_of(flat: Mapping[str, Any]) -> str:
+    """Return the kind of a flattened config, one of `KINDS`."""
+    if 'train.objective' in flat:
+        return MASKED if flat['train.objective'] == MASKED else CAUSAL
+    return TEXTS if 'model.ffn' in flat else IMAGES
 
 
 def describe_keys(path: str) -> str:
     """List the keys of a config file with value, meaning and rule, for --help; all keys without a file."""
     if not path:
-        return '\n'.join(f'--config.{key.name} ({key.models}): {key.help}; {key.rule.words}' for key in KEYS)
+        return '\n'.join(f'--config.{key.name} ({key.kinds}): {key.help}; {key.rule.words}' for key in KEYS)
     flat = call_file(find_config_file(path), 'get_config')
     keys = [(key, flat[name]) for name, key in keys_of(flat).items() if name in flat]
     return '\n'.join(f'--config.{key.name}={value}: {key.help}; {key.rule.words}' for key, value in keys)
 
 
 def is_text(config) -> bool:
-    """Return True for a config of texts, False for one of images."""
+    """Return True for a config whose network reads tokens, False for one of images."""
     return 'ffn' in config.model
+
+
+def is_language(config) -> bool:
+    """Return True for a language model, False for a network that classifies."""
+    return 'objective' in config.train
 
 
 def is_partial(config) -> bool:
@@ -245,7 +274,7 @@ def _finish(flat: dict[str, Any], overrides: Sequence[str], paths: Collection[st
             flat[name] = str(found) if flat[name].startswith('~') else flat[name]
     _raise(problems)
     config = ConfigDict(unflatten_dict(flat, sep='.'))
-    if is_text(config) and not config.model.num_classes:
+    if 'task' in config.data and not config.model.num_classes:
         config.model.num_classes = _num_classes(config.data)
     _raise(find_conflicts(config))
     return config
@@ -317,7 +346,7 @@ def find_conflicts(config: ConfigDict) -> list[str]:
             asks = partition.prune and partition[key] == value
             check(not asks, f'partition.{key}={value} needs static parameters, and partition.prune=True leaves none')
         # Pruned copies differ from the start; and where layers are excluded, the network may have no competition.
-        copies = model.pretrained and not (partition.prune or partition.keep_dynamic or partition.keep_static)
+        copies = model.get('pretrained') and not (partition.prune or partition.keep_dynamic or partition.keep_static)
         check(
             not copies or partition.start_step or not CRITERIA[partition.criterion].needs,
             f'partition.start_step must be above 0 for model.pretrained with criterion {partition.criterion!r}, got 0. '
@@ -328,12 +357,15 @@ def find_conflicts(config: ConfigDict) -> list[str]:
         found, most = model.num_selected, model.num_experts
         check(found <= most, f'model.num_selected must be at most model.num_experts = {most}, got {found}')
         check(
-            found > 1 or not model.pretrained or model.ffn == 'dense',
+            found > 1 or not model.get('pretrained') or model.ffn == 'dense',
             'model.num_selected must be at least 2 for model.pretrained, got 1. A single expert has a weight below 1, '
             'so copies would not compute what the pretrained layer does',
         )
         found, most = data.max_length, model.max_length
         check(found <= most, f'data.max_length must be at most model.max_length = {most}, got {found}')
+    if is_language(config):
+        check(data.name != 'stdlib' or not data.path, f'data.path must be empty for stdlib, got {data.path!r}')
+    elif is_text(config):
         found, right = model.num_classes, _num_classes(data)
         check(data.name != 'glue' or found == right, f'model.num_classes must be {right} for {data.task}, got {found}')
         holdout = data.holdout

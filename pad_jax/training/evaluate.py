@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from pad_jax.data import DataSpec, Source, score
+from pad_jax.data import DataSpec, Source, score, score_language
 from pad_jax.data.tables import check_output, write_table
 from pad_jax.errors import BadInput
 from pad_jax.training import setup
@@ -134,7 +134,7 @@ def evaluate_state(
 
     Every example counts once, however the last batch is padded. A source of several splits has its metrics as
     `SPLIT/METRIC`. `examples` comes first: the number that counted, over all processes. With on_bad='skip', images
-    also have `skipped`, the number that could not be read.
+    also have `skipped`, the number that could not be read. Language models have the measures of `score_language`.
 
     Args:
       step: `eval_step` mapped over the replicas.
@@ -145,9 +145,9 @@ def evaluate_state(
     Raises:
       BadInput: no example can be read, or one cannot that must be.
     """
-    spec, sums, measured = source.spec, [], {}
+    spec, by_split, measured = source.spec, {}, {}
     for split in spec.eval_splits:
-        outputs = []
+        outputs, sums = [], []
         for batch in source.eval_batches(split, replicas.rows(source.batch_size)):
             sums.append(replicas.fetch(step(state, replicas.place_batch(batch))))
             found = np.asarray(sums[-1].pop('outputs', ()))  # of all replicas
@@ -160,11 +160,15 @@ def evaluate_state(
             labels, prefix = source.eval_labels(split), f'{split}/' if len(spec.eval_splits) > 1 else ''
             scores = score(spec.metrics, labels, np.concatenate(outputs)[: len(labels)])
             measured |= {f'{prefix}{name}': value for name, value in scores.items()}
-    # float64 on the host: sums over whole batches are exact counts there.
-    totals = jax.tree.map(lambda *found: float(np.sum(found, dtype=np.float64)), *sums)
+        # float64 on the host: sums over whole batches are exact counts there.
+        by_split[split] = jax.tree.map(lambda *found: float(np.sum(found, dtype=np.float64)), *sums)
+    totals = jax.tree.map(lambda *found: sum(found), *by_split.values())
     weight = totals.pop('weight')
     if not weight:
         raise AgreedProblem(f'not one of the {source.num_eval_listed} examples to evaluate on can be read')
+    if totals.pop('tokens', 0):
+        losses = {split: (found['loss'] / found['weight'], found['tokens']) for split, found in by_split.items()}
+        measured = score_language(losses, spec.bytes_per_token)
     counts, names = {'examples': int(weight)}, ['loss'] if spec.metrics else totals
     if on_bad == 'skip' and not spec.metrics:
         counts['skipped'] = source.num_eval_listed - int(weight)

@@ -9,7 +9,7 @@ full parameters, masks, and the index of whole dynamic outputs, inputs or taps.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from pad_jax.partition import (
     round_fractions,
     walk_records,
 )
-from pad_jax.partition.layout import read_part
+from pad_jax.partition.layout import PartialParameter, read_part
 from pad_jax.training.config import is_partial
 from pad_jax.training.optimizer import follow_handoff, hand_off_moments
 from pad_jax.training.setup import abstract_variables, make_inputs, make_recipe
@@ -150,6 +150,18 @@ def summarize_partition(
     return {'layers': rows, 'totals': report_counts(layers), 'rounds_done': rounds_done, 'rounds': rounds}
 
 
+def walk_factors(state: TrainState) -> Iterator[tuple[str, PartialParameter, jax.Array]]:
+    """Iterate over (path of the factors, record, factors [K, ...] with the static part merged in) of a masked state."""
+    masks = flatten_dict(state.masks, sep='/')
+    for path, record in walk_records(state.records):
+        *module, _ = path.split('/')
+        part = read_part(record, functools.reduce(operator.getitem, module, state.params))
+        factors = part.dynamic
+        if path in masks:
+            factors = merge(factors, part.static, masks[path], part.dynamic_scale, part.static_scale)
+        yield '/'.join([*module, record.factors]), record, factors
+
+
 @jax.jit
 def compare_experts(state: TrainState) -> dict[str, jax.Array]:
     """Measure `expert_similarity`: the mean over pairs of experts of the cosine of their effective parameters.
@@ -159,14 +171,10 @@ def compare_experts(state: TrainState) -> dict[str, jax.Array]:
     Returns:
       {} without mixtures.
     """
-    state = to_masked_storage(state)
-    masks, found = flatten_dict(state.masks, sep='/'), []
-    for path, record in walk_records(state.records):
+    found = []
+    for _, record, experts in walk_factors(to_masked_storage(state)):
         if record.experts:
-            part = read_part(record, functools.reduce(operator.getitem, path.split('/')[:-1], state.params))
-            experts, num_pairs = part.dynamic, len(part.dynamic) * (len(part.dynamic) - 1)
-            if path in masks:
-                experts = merge(experts, part.static, masks[path], part.dynamic_scale, part.static_scale)
+            num_pairs = len(experts) * (len(experts) - 1)
             flat = experts.reshape(len(experts), -1).astype(jnp.float32)
             unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
             cosines = jnp.sum(jnp.square(unit.sum(0))) - jnp.sum(jnp.square(unit))

@@ -6,12 +6,11 @@ import functools
 import math
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -24,19 +23,20 @@ from pad_jax.data import (
     WordPieces,
     list_names,
     make_source,
+    open_corpus,
     open_vocabulary,
     split_names,
 )
 from pad_jax.errors import BadInput
 from pad_jax.layers.factors import read_records
-from pad_jax.models import account_layers, build_encoder, build_model
+from pad_jax.models import account_layers, build_decoder, build_encoder, build_model
 from pad_jax.models.accounting import LayerCount, count_layers, plan_dynamic_positions
 from pad_jax.partition import Layout, Recipe, find_competitions, group_size, num_dynamic_positions, positions_of
-from pad_jax.pretrained import find_vocabulary, find_weights, load_pretrained, load_torchvision
-from pad_jax.training.config import MAX_STEPS, find_length_problems, is_partial, is_text, name_key
+from pad_jax.pretrained import find_vocabulary, find_weights
+from pad_jax.training.config import MAX_STEPS, find_length_problems, is_language, is_partial, is_text, name_key
 from pad_jax.training.optimizer import find_scales, make_optimizer, make_rate_schedule, make_temperature_schedule
-from pad_jax.training.state import Inputs, TrainState
-from pad_jax.training.tasks import IMAGES, TEXTS, Task, image_inputs, text_inputs
+from pad_jax.training.state import Inputs
+from pad_jax.training.tasks import CAUSAL, IMAGES, MASKED, TEXTS, Task, image_inputs, text_inputs
 from pad_jax.training.workdir import find_tokenizer
 
 # Keys of `data` that only one source of texts has.
@@ -58,14 +58,17 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
         network runs only inside that axis, with the same parameters.
     """
     partition, arguments = config.partition, config.model.to_dict()
-    del arguments['pretrained']
-    if not arguments['num_classes']:
+    arguments.pop('pretrained', None)
+    if not arguments.get('num_classes', 1):
         raise BadInput('model.num_classes must be above 0 where no data is read, got 0')
+    build = build_encoder if is_text(config) else build_model
+    if is_language(config):
+        build = build_decoder if make_task(config) == CAUSAL else functools.partial(build_encoder, head='words', num_classes=1)
     if not arguments.pop('sync_batch_norm', True):
         axis_name = None
     granularity = partition.granularity if is_partial(config) else None
     try:
-        return (build_encoder if is_text(config) else build_model)(
+        return build(
             **arguments, granularity=granularity, scales=partition.scales, prune=partition.prune, axis_name=axis_name
         )
     except ValueError as error:
@@ -74,13 +77,15 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
 
 def make_task(config: ConfigDict) -> Task:
     """Make the task of a config: how its batches go through the network, and its losses."""
+    if is_language(config):
+        return {'causal': CAUSAL, 'masked': MASKED}[config.train.objective]
     return dataclasses.replace(TEXTS, regression=config.model.num_classes == 1) if is_text(config) else IMAGES
 
 
 def make_inputs(config: ConfigDict, length: int | None = 8) -> Inputs:
     """Shapes of one example for initialising the network: an image, or a text of `length` tokens."""
     if is_text(config):
-        return text_inputs(length)
+        return text_inputs(make_task(config), length)
     size = config.data.image_size
     return image_inputs((size, size, SOURCES[config.data.name].channels))
 
@@ -96,6 +101,8 @@ def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
     """
     data, seed = config.data, config.train.seed
     try:
+        if is_language(config):
+            return _open_corpus(config, workdir)
         if is_text(config):
             arguments = {
                 name: data[name]
@@ -119,6 +126,18 @@ def open_source(config: ConfigDict, workdir: Path | None = None) -> Source:
     return source
 
 
+def _open_corpus(config, workdir: Path | None) -> Source:
+    data = config.data
+    return open_corpus(
+        **{name: data[name] for name in ('name', 'path', 'batch_size', 'text_column', 'holdout', 'on_bad')},
+        window=data.max_length,
+        vocab_size=config.model.vocab_size,
+        objective=config.train.objective,
+        tokenizer=find_tokens(config, workdir),
+        seed=config.train.seed,
+    )
+
+
 def open_pieces(config: ConfigDict, workdir: Path | None = None) -> WordPieces:
     """Open the tokenizer: that of the run in workdir, else data.vocabulary, else that of the pretrained weights.
 
@@ -131,6 +150,15 @@ def open_pieces(config: ConfigDict, workdir: Path | None = None) -> WordPieces:
     if pieces.vocab_size > config.model.vocab_size:
         raise BadInput(f'the vocabulary has {pieces.vocab_size} pieces, model.vocab_size is {config.model.vocab_size}')
     return pieces
+
+
+def find_tokens(config: ConfigDict, workdir: Path | None = None) -> str:
+    """Find the tokenizer of a language model: that of the run in workdir, else data.vocabulary; '' for bytes."""
+    name = config.data.vocabulary
+    if not name:
+        return ''
+    folder = find_weights(name)
+    return str((workdir and find_tokenizer(workdir)) or (find_vocabulary(folder) if folder.is_dir() else folder))
 
 
 def measure_lengths(config: ConfigDict, num_train: int) -> Lengths:
@@ -182,40 +210,6 @@ def make_step_arguments(config: ConfigDict, lengths: Lengths, axis_name: str | N
         **{name: config.train.get(name, 0.0) for name in ('label_smoothing', 'mixup')},
         'most_nonfinite': config.train.max_nonfinite if config.train.on_nonfinite == 'skip' else 1,
     }
-
-
-def start_from_pretrained(
-    config: ConfigDict, model: nn.Module, state: TrainState, class_names: Sequence[str] | None = None
-) -> tuple[TrainState, list[str]]:
-    """Put the weights that the config names into the state before the first step.
-
-    Args:
-      class_names: of the data; None if they are unknown.
-
-    Returns:
-      The state, and lines that describe the weights.
-
-    Raises:
-      BadInput: naming every tensor that does not fit.
-    """
-    path = config.model.pretrained
-    if not path:
-        return state, []
-    if is_text(config):
-        folder = find_weights(path)
-        names = {'num_heads': model.num_heads, 'class_names': class_names}
-        loaded = load_pretrained(folder, state.params, state.records, **names)
-        notes = [f'weights of {folder}']
-        if loaded.fresh:
-            lacking = 'drawn at random, because the weights lack them or have other classes'
-            notes.append(f'{lacking}: {", ".join(loaded.fresh)}')
-        return state.replace(params=jax.tree.map(jnp.asarray, loaded.params)), notes
-    static = config.copy_and_resolve_references()
-    static.model.conv = 'static'
-    shapes = abstract_variables(make_model(static), make_inputs(static))
-    loaded = load_torchvision(path, config.model.name, shapes, state.params, state.records)
-    state = state.replace(params=loaded.params, batch_stats=loaded.batch_stats)
-    return state, [f'weights of {path}', *loaded.notes]
 
 
 def make_recipe(config: ConfigDict) -> Recipe:

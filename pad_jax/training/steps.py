@@ -142,7 +142,7 @@ def eval_step(
     temperature: optax.Schedule | None = None,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Weighted sums over a batch: loss, accuracy, weight. Rows of weight 0 do not count.
+    """Weighted sums over a batch: loss, accuracy or number of tokens, weight. Rows of weight 0 do not count.
 
     The temperature is that of the state's step, which the network was trained with. If the state keeps an average, it
     replaces parameters and batch statistics. A task that collects also gets the `outputs` [B, O] of all replicas. They
@@ -152,6 +152,8 @@ def eval_step(
     outputs, _ = task.apply(model, state.averaged_variables, batch, current, train=False)
     weight = batch['weight']
     values = {'loss': task.losses(outputs, batch['label']), **task.hits(outputs, batch['label'])}
+    if task.by_token:
+        values['tokens'] = jnp.sum(batch['label'] >= 0, axis=-1)
     # where, not a product: padding rows may have any loss.
     sums = {name: jnp.sum(jnp.where(weight > 0, found * weight, 0)) for name, found in values.items()}
     sums['weight'] = jnp.sum(weight)

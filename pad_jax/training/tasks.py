@@ -1,4 +1,4 @@
-"""Tasks: how a batch goes through a network and how its outputs are judged, for images and for texts."""
+"""Tasks: how a batch goes through a network and how its outputs are judged."""
 
 import dataclasses
 from typing import Any
@@ -21,12 +21,14 @@ class Task:
       scored_in_training_mode: if the partition scores with `train=True`. Norms need batch statistics before training,
         while dropout and a router's noise would only disturb.
       collects: if evaluation needs the outputs of all examples, for metrics that are not means over them.
+      by_token: labels are tokens, int32[B, T], −1 where none is to be predicted; the network has outputs [B, T, V].
     """
 
     inputs: tuple[str, ...]
     regression: bool = False
     scored_in_training_mode: bool = False
     collects: bool = False
+    by_token: bool = False
 
     def apply(self, model: nn.Module, variables, batch, temperature=None, *, train: bool, **options):
         """Apply the model to the batch, with a temperature if one is given."""
@@ -35,24 +37,29 @@ class Task:
         return model.apply(variables, *inputs, train=train, **options)
 
     def losses(self, outputs: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-        """Loss of each example, float32[B]: cross entropy in nats, or squared error.
+        """Loss of each example, float32[B]: cross entropy in nats, a mean if it has several labels, or squared error.
 
         `smoothing` in [0, 1) spreads that share of a class label over all classes (arXiv:1512.00567, section 7).
         """
         if self.regression:
             return jnp.square(outputs[:, 0] - labels)
+        if self.by_token:
+            found = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(labels, 0))
+            return jnp.mean(found, axis=-1, where=labels >= 0)
         if smoothing:
             targets = optax.smooth_labels(jax.nn.one_hot(labels, outputs.shape[-1]), smoothing)
             return optax.softmax_cross_entropy(outputs, targets)
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
     def hits(self, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """`accuracy` of each example, bool[B]; {} for regression."""
-        return {} if self.regression else {'accuracy': outputs.argmax(-1) == labels}
+        """`accuracy` of each example, bool[B]; {} for regression and for tokens."""
+        return {} if self.regression or self.by_token else {'accuracy': outputs.argmax(-1) == labels}
 
 
 IMAGES = Task(('image',), scored_in_training_mode=True)
 TEXTS = Task(('tokens', 'segments', 'valid'), collects=True)
+CAUSAL = Task(('tokens', 'valid'), by_token=True)
+MASKED = Task(('tokens', 'segments', 'valid'), by_token=True)
 
 
 def image_inputs(image_shape) -> Inputs:
@@ -60,10 +67,9 @@ def image_inputs(image_shape) -> Inputs:
     return (jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),)
 
 
-def text_inputs(length: int = 8) -> Inputs:
+def text_inputs(task: Task, length: int = 8) -> Inputs:
     """Shapes that a network of texts is initialised with; its parameters do not depend on the length."""
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    return tokens, tokens, jax.ShapeDtypeStruct((1, length), bool)
+    return tuple(jax.ShapeDtypeStruct((1, length), bool if name == 'valid' else jnp.int32) for name in task.inputs)
 
 
 def summarize_routers(aux: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:

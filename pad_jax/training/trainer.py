@@ -18,12 +18,13 @@ from pad_jax.training import workdir as files
 from pad_jax.training.best import Scores
 from pad_jax.training.checkpoints import Checkpoints
 from pad_jax.training.cli import StopSignals
-from pad_jax.training.config import flatten, is_partial
+from pad_jax.training.config import flatten, is_partial, is_text
 from pad_jax.training.devices import AXIS, Replicas, share
 from pad_jax.training.evaluate import evaluate_state
 from pad_jax.training.lock import WorkdirLock
 from pad_jax.training.progress import StepProgress
 from pad_jax.training.rounds import Rounds, compare_experts, summarize_partition, to_masked_storage, to_trained_storage
+from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import Faults, TrainState, abstract_state, init_state
 from pad_jax.training.steps import (
     add_metrics,
@@ -82,7 +83,7 @@ def train(
 
 def _prepare(config, workdir: Path, replicas: Replicas) -> tuple[Source, setup.Lengths]:
     """Open the data and measure the run, after all checks that read nothing but the input."""
-    is_counted = config.model.num_classes > 0  # otherwise the data has the number
+    is_counted = config.model.get('num_classes', 1) > 0  # otherwise the data has the number
     *_, source = check_together(
         lambda: files.check_workdir(workdir, config),
         lambda: _check_batch(config, replicas),
@@ -156,7 +157,7 @@ class Run:
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.restore_newest(abstract_state(*arguments, averaged)), []
         state = init_state(*arguments, self.config.train.seed, averaged)
-        return setup.start_from_pretrained(self.config, self.model, state, self.source.spec.class_names)
+        return start_from_pretrained(self.config, self.model, state, self.source.spec.class_names)
 
     def _open_workdir(self) -> list[str]:
         try:
@@ -243,7 +244,8 @@ class Run:
                     f'loss {values["loss_before"]:.4f} before, {values["loss_after"]:.4f} after'
                 )
             self._place(share(state))
-            self._warn_of_constant_layers(state)
+            if step or not is_text(self.config):  # routers begin at zero: all tokens have the same experts
+                self._warn_of_constant_layers(state)
 
     def _warn_of_constant_layers(self, state: TrainState) -> None:
         layers = self.summary['layers']

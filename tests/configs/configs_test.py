@@ -9,7 +9,7 @@ import pytest
 
 from pad_jax.models import report_counts
 from pad_jax.training import setup
-from pad_jax.training.config import flatten, is_partial, is_text, keys_of, load_config
+from pad_jax.training.config import flatten, is_language, is_partial, is_text, keys_of, load_config
 from pad_jax.training.setup import (
     make_inputs,
     make_model,
@@ -30,6 +30,8 @@ ONE_KEY = {'static': ('model.conv', 'static'), 'dynamic': ('partition.dynamic_fr
 ONE_KEY |= {'random': ('partition.criterion', 'random'), 'dense': ('model.ffn', 'dense')}
 ONE_KEY |= {'moe': ('partition.dynamic_fraction', 1.0)}
 NAMED = [name for name in NAMES if re.search(f'_({"|".join(ONE_KEY)}).py$', name) and 'bert' not in name]
+NAMED = [name for name in NAMED if not re.match('lm_.*dense', name)]
+LANGUAGE_MODELS = ('lm', 'lm_olmoe', 'mlm_bert_tiny')
 RESNET50 = 'imagenet_resnet50_pad.py'
 # Batch B, rate 0.1·B/256, warm-up over 5 epochs of 1,281,167/B steps, and what comes once an epoch.
 SCALED = ('data.batch_size', 'optim.learning_rate', 'optim.warmup_steps')
@@ -56,7 +58,9 @@ def find_networks(names):
 
 
 # Networks of ImageNet differ in depth or in one key, so one is enough; tests/training/count_test.py has all.
-BUILT = [name for name in find_networks(NAMES) if not name.startswith('imagenet') or re.search('50_pad', name)]
+# So do those of OLMoE's shape.
+ONE_IS_ENOUGH = re.compile('imagenet(?!.*50_pad)|lm_olmoe_(?!pad)')
+BUILT = [name for name in find_networks(NAMES) if not ONE_IS_ENOUGH.match(name)]
 
 
 def test_the_files_that_are_promised_exist():
@@ -66,7 +70,8 @@ def test_the_files_that_are_promised_exist():
     promised += [f'glue_minilm_{kind}' for kind in ('dense', 'moe', 'pad')]
     promised += ['cifar_resnet10_pad', 'glue_bert_base_moe', 'imagenet_resnet50_pad_pretrained']
     promised += [f'imagenet_resnet50_pad_{hardware}' for hardware in HARDWARE]
-    assert {f'{name}.py' for name in promised} <= set(NAMES) and len(NAMED) == 13
+    promised += [f'{model}_{kind}' for model in LANGUAGE_MODELS for kind in ('dense', 'moe', 'pad')]
+    assert {f'{name}.py' for name in promised} <= set(NAMES) and len(NAMED) == 16
 
 
 @pytest.mark.parametrize('name', BUILT)
@@ -75,7 +80,8 @@ def test_a_config_builds_runs_under_eval_shape_and_counts(name):
     model, task, inputs = make_model(config), make_task(config), make_inputs(config)
     variables = {key: tree for key, tree in setup.abstract_variables(model, inputs).items() if key != 'intermediates'}
     # A batch of eight; of texts as long as any of them.
-    shapes = [(8, config.data.max_length)] * 3 if is_text(config) else [(8, *leaf.shape[1:]) for leaf in inputs]
+    length = config.data.get('max_length')
+    shapes = [(8, length) if is_text(config) else (8, *leaf.shape[1:]) for leaf in inputs]
     batch = {
         key: jax.ShapeDtypeStruct(shape, leaf.dtype)
         for key, shape, leaf in zip(task.inputs, shapes, inputs, strict=True)
@@ -84,7 +90,8 @@ def test_a_config_builds_runs_under_eval_shape_and_counts(name):
     apply = lambda variables, batch: task.apply(model, variables, batch, temperature, train=False)  # noqa: E731
     outputs, aux = jax.eval_shape(apply, variables, batch)
     is_static = (config.model.ffn == 'dense') if is_text(config) else (config.model.conv == 'static')
-    assert outputs.shape == (8, config.model.num_classes) and outputs.dtype == jnp.float32
+    sizes = (length, config.model.vocab_size) if is_language(config) else (config.model.num_classes,)
+    assert outputs.shape == (8, *sizes) and outputs.dtype == jnp.float32
     assert bool(aux) == (is_text(config) and not is_static)
     masks = variables.get('partition', {})
     assert len(jax.tree.leaves(masks)) == (len(make_recipe(config).find_roles(masks)) if is_partial(config) else 0)
@@ -112,6 +119,16 @@ def test_a_config_differs_from_its_base_by_what_its_name_says(name):
     assert differing(f'{base}_pad.py', name) == dict([ONE_KEY[kind]])
 
 
+@pytest.mark.parametrize('model', LANGUAGE_MODELS)
+def test_a_dense_language_model_differs_by_its_feed_forward_part(model):
+    pad, dense = (load(f'{model}_{kind}.py') for kind in ('pad', 'dense'))
+    changes = differing(f'{model}_pad.py', f'{model}_dense.py')
+    assert changes.pop('model.ffn') == 'dense'
+    if 'ffn_width' in pad.model:
+        assert changes.pop('model.ffn_width') == dense.model.ffn_width == pad.model.num_selected * pad.model.ffn_width
+    assert not changes
+
+
 @pytest.mark.parametrize('hardware', HARDWARE)
 def test_a_recipe_for_other_hardware_scales_batch_rate_and_lengths(hardware):
     *scaled, every = HARDWARE[hardware]
@@ -121,7 +138,9 @@ def test_a_recipe_for_other_hardware_scales_batch_rate_and_lengths(hardware):
     assert differing(RESNET50, f'imagenet_resnet50_pad_{hardware}.py') == expected
 
 
-@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py'])
+@pytest.mark.parametrize(
+    'name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py', 'lm_pad.py', 'mlm_bert_tiny_pad.py']
+)
 def test_a_base_config_has_the_help_of_every_key_as_its_comment(name):
     comments = dict(
         re.findall(r'^    config\.([\w.]+) = .*?  # (.*)$', (ROOT / 'configs' / name).read_text(), re.MULTILINE)
@@ -137,7 +156,7 @@ def test_a_base_config_has_the_help_of_every_key_as_its_comment(name):
 def test_a_config_says_its_own_command_and_where_it_was_measured(name):
     text = ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text()))
     assert f'python train.py --config=configs/{name} --workdir=' in text
-    assert ('--config.data.path=' in text) == (load(name).data.name != 'digits')
+    assert '--config.data.path=' in text or load(name).data.name in ('digits', 'stdlib')
     if name.startswith('imagenet'):
         assert 'Written for' in text and re.search(r'has (not )?been\smeasured here', text)
 

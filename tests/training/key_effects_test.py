@@ -4,6 +4,7 @@ An observation is a function of a config. Its result differs between a base conf
 Most keys end in a typed part of a run, which needs no training.
 """
 
+import json
 import shutil
 
 import jax
@@ -23,11 +24,12 @@ from pad_jax.training.setup import (
     make_step_arguments,
     measure_lengths,
     open_source,
-    start_from_pretrained,
 )
+from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.tiny import DIGITS, ONE_BLOCK, SMALL
+from tests.training.tiny_language import small_language_config, write_corpus
 from tests.training.tiny_photos import write_classes
 from tests.training.tiny_texts import glue, small_text_config
 
@@ -134,6 +136,7 @@ TEXTS = BOTH | {
     'model.plan': ('blocks', typed, {}),
     'model.balance_coefficient': (0.5, typed, {}),
     'model.z_coefficient': (0.5, typed, {}),
+    'model.switch_coefficient': (0.5, typed, {}),
     'model.vocab_size': (40, typed, {}),
     'model.max_length': (20, typed, {}),
     'model.dropout': (0.2, typed, {}),
@@ -151,6 +154,34 @@ TEXTS = BOTH | {
     'data.max_length': (8, batches, {}),
     'data.on_bad': ('skip', batches, {'data.path': '{texts_broken}'}),
 }
+CAUSAL = {key: row for key, row in BOTH.items() if key != 'model.num_classes'} | {
+    'model.name': ('olmoe', typed, {}),
+    'model.ffn': ('linear', typed, {}),
+    'model.num_experts': (3, typed, {}),
+    'model.num_selected': (1, typed, {}),
+    'model.plan': ('blocks', typed, {}),
+    'model.balance_coefficient': (0.5, typed, {}),
+    'model.z_coefficient': (0.5, typed, {}),
+    'model.switch_coefficient': (0.5, typed, {}),
+    'model.num_layers': (2, typed, {}),
+    'model.width': (32, typed, {}),
+    'model.num_heads': (4, typed, {}),
+    'model.num_kv_heads': (1, typed, {}),
+    'model.ffn_width': (12, typed, {}),
+    'model.shared_width': (4, typed, {}),
+    'model.vocab_size': (300, typed, {}),
+    'model.max_length': (30, typed, {}),
+    'model.remat': (True, typed, {}),
+    'partition.granularity': ('element', typed, {}),
+    'data.name': ('stdlib', batches, {'data.path': ''}),
+    'data.path': ('{corpus}/sums', batches, {}),
+    'data.text_column': ('other', batches, {'data.path': '{lines}'}),
+    'data.holdout': (0.5, batches, {}),
+    'data.vocabulary': ('{texts}/vocab.txt', batches, {}),
+    'data.batch_size': (16, batches, {}),
+    'data.max_length': (8, batches, {}),
+    'data.on_bad': ('skip', batches, {'data.path': '{bad_lines}'}),
+}
 # Effects that only whole runs show: trainer_test.py, best_test.py and commands_test.py test them.
 OF_A_RUN = {'train.eval_every_steps', 'train.log_every_steps', 'train.checkpoint_every_steps', 'train.keep_checkpoints'}
 OF_A_RUN |= {'train.keep_best', 'train.patience', 'parallel', 'debug', 'partition.compact'}
@@ -159,6 +190,9 @@ OF_A_RUN |= {'train.keep_best', 'train.patience', 'parallel', 'debug', 'partitio
 def test_the_tables_have_every_key():
     assert IMAGES.keys() | OF_A_RUN == keys_of({}).keys()
     assert TEXTS.keys() | OF_A_RUN == keys_of({'model.ffn': ''}).keys()
+    assert CAUSAL.keys() | OF_A_RUN | {'train.objective'} == keys_of({'train.objective': 'causal'}).keys()
+    known = TEXTS.keys() | CAUSAL.keys() | OF_A_RUN | {'train.objective'}  # which decides the kind of the config
+    assert keys_of({'train.objective': 'masked'}).keys() <= known
 
 
 @pytest.fixture(scope='module')
@@ -176,6 +210,11 @@ def places(texts, tmp_path_factory):
         file.write('the cat\tthe cat\n')
     words = (texts / 'vocab.txt').read_text().split('\n')
     (broken / 'vocab.txt').write_text('\n'.join([*words[:5], *words[-2:4:-1], '']))
+    lines, bad_lines = root / 'lines.jsonl', root / 'bad_lines.jsonl'
+    rows = [json.dumps({'text': f'the {number} cats', 'other': f'{number} dogs'}) for number in range(99)]
+    lines.write_text('\n'.join(rows))
+    bad_lines.write_text('\n'.join([*rows, '{']))
+    found |= {'corpus': write_corpus(root / 'corpus'), 'lines': lines, 'bad_lines': bad_lines}
     return {**found, 'weights': weights, 'texts': texts, 'texts_broken': broken}
 
 
@@ -189,9 +228,12 @@ def load_texts(places, changes):
     return small_text_config(places['texts'], **{'partition__batch_size': 4} | filled)
 
 
-CASES = [(load_images, key, *row) for key, row in IMAGES.items()] + [
-    (load_texts, key, *row) for key, row in TEXTS.items()
-]
+def load_causal(places, changes):
+    return small_language_config(places, **{name.replace('.', '__'): value for name, value in changes.items()})
+
+
+TABLES = {load_images: IMAGES, load_texts: TEXTS, load_causal: CAUSAL}
+CASES = [(load, key, *row) for load, table in TABLES.items() for key, row in table.items()]
 
 
 @pytest.mark.parametrize(('load', 'key', 'changed', 'observe', 'further'), CASES)
@@ -203,7 +245,7 @@ def test_a_key_has_an_effect(monkeypatch, places, load, key, changed, observe, f
     assert observe(before) != observe(after)
 
 
-@pytest.mark.parametrize('load', [load_images, load_texts])
+@pytest.mark.parametrize('load', TABLES)
 def test_observations_repeat_themselves(places, load):
     """Otherwise every key would seem to have an effect."""
     for observe in (typed, batches):

@@ -6,7 +6,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pad_jax.models import MODELS
-from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths, start_from_pretrained
+from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths
+from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from tests.pretrained.torchvision_twin import make_resnet
 from tests.training.tiny import DIGITS, ONE_BLOCK, small_config

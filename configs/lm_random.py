@@ -1,6 +1,6 @@
 """The language model of configs/lm_pad.py with random positions dynamic, κ = 0.5. Minutes on a CPU.
 
-    python train.py --config=configs/lm_random.py --workdir=runs/lm_random
+python train.py --config=configs/lm_random.py --workdir=runs/lm_random
 """
 
 from ml_collections import ConfigDict

@@ -63,7 +63,8 @@ def make_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
         raise BadInput('model.num_classes must be above 0 where no data is read, got 0')
     build = build_encoder if is_text(config) else build_model
     if is_language(config):
-        build = build_decoder if make_task(config) == CAUSAL else functools.partial(build_encoder, head='words', num_classes=1)
+        masked = functools.partial(build_encoder, head='words', num_classes=1)
+        build = build_decoder if make_task(config) == CAUSAL else masked
     if not arguments.pop('sync_batch_norm', True):
         axis_name = None
     granularity = partition.granularity if is_partial(config) else None

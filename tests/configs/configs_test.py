@@ -138,9 +138,7 @@ def test_a_recipe_for_other_hardware_scales_batch_rate_and_lengths(hardware):
     assert differing(RESNET50, f'imagenet_resnet50_pad_{hardware}.py') == expected
 
 
-@pytest.mark.parametrize(
-    'name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py', 'lm_pad.py', 'mlm_bert_tiny_pad.py']
-)
+@pytest.mark.parametrize('name', ['digits_resnet10_pad.py', 'glue_minilm_pad.py', 'lm_pad.py', 'mlm_bert_tiny_pad.py'])
 def test_a_base_config_has_the_help_of_every_key_as_its_comment(name):
     comments = dict(
         re.findall(r'^    config\.([\w.]+) = .*?  # (.*)$', (ROOT / 'configs' / name).read_text(), re.MULTILINE)

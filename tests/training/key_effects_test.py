@@ -177,7 +177,7 @@ CAUSAL = {key: row for key, row in BOTH.items() if key != 'model.num_classes'} |
     'data.path': ('{corpus}/sums', batches, {}),
     'data.text_column': ('other', batches, {'data.path': '{lines}'}),
     'data.holdout': (0.5, batches, {}),
-    'data.vocabulary': ('{texts}/vocab.txt', batches, {}),
+    'data.vocabulary': ('{texts}/none.json', batches, {}),
     'data.batch_size': (16, batches, {}),
     'data.max_length': (8, batches, {}),
     'data.on_bad': ('skip', batches, {'data.path': '{bad_lines}'}),

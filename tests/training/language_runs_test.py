@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from pad_jax.data import open_vocabulary
 from pad_jax.deploy.export import export_workdir
 from pad_jax.deploy.generate import generate_text
 from pad_jax.deploy.predict import open_export, open_run
@@ -29,7 +30,10 @@ pytestmark = pytest.mark.usefixtures('one_layer')
 
 @pytest.fixture(scope='module')
 def places(texts, tmp_path_factory):
-    return {'corpus': write_corpus(tmp_path_factory.mktemp('language') / 'corpus'), 'texts': texts}
+    root = tmp_path_factory.mktemp('language')
+    pieces = open_vocabulary(str(texts / 'vocab.txt'), max_length=16)
+    (root / 'tokenizer.json').write_text(json.dumps(pieces.describe()))
+    return {'corpus': write_corpus(root / 'corpus'), 'tokenizer': root / 'tokenizer.json'}
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +113,7 @@ def test_bad_requests_for_text_are_refused(causal, arguments, said):
 
 def test_other_commands_say_what_a_language_model_is_for(causal, masked, finished_text_run):
     for workdir in (masked, finished_text_run):
-        with pytest.raises(BadInput, match='generate needs train.objective=causal'):
+        with pytest.raises(BadInput, match=r'generate needs train\.objective=causal'):
             generate_text(workdir, 'a', 3)
     with pytest.raises(BadInput, match='predicts tokens, not labels'):
         open_run(causal)
@@ -165,7 +169,7 @@ def test_an_encoder_of_another_shape_is_refused_with_both_values(texts, masked, 
     changes = {'model__ffn': 'ffn', 'partition__start_step': 1, 'partition__granularity': 'output'}
     with pytest.raises(BadInput, match=r'model.num_experts is 3, the run in .* has 4'):
         start(small_text_config(texts, **changes, model__pretrained=str(masked), model__num_experts=3))
-    with pytest.raises(BadInput, match='has no train.objective=masked'):
+    with pytest.raises(BadInput, match=r'has no train\.objective=masked'):
         start(small_text_config(texts, **changes, model__pretrained=str(causal)))
 
 

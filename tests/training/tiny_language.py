@@ -33,7 +33,7 @@ SMALL_CAUSAL = SMALL_LANGUAGE | {
 SMALL_MASKED = SMALL_LANGUAGE | {
     'model.vocab_size': 32,
     'model.max_length': 16,
-    'data.vocabulary': '{texts}/vocab.txt',
+    'data.vocabulary': '{tokenizer}',
     'partition.start_step': 2,
 }
 

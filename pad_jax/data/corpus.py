@@ -63,23 +63,17 @@ class Corpus(Source):
 
     @functools.cached_property
     def spec(self) -> DataSpec:
-        digests = {
-            f'files of {split}': make_digest(
-                f'{part.name}\n{part.count}'.encode(errors='surrogateescape')
-                for stream in streams.values()
-                for part in stream.parts
-            )
-            for split, streams in (('train', self.train), ('eval', self.held))
-        }
-        if self.run_files:
-            digests['contents of tokenizer'] = make_digest([json.dumps(self.run_files).encode()])
+        parts = [part for streams in (self.train, self.held) for stream in streams.values() for part in stream.parts]
         return DataSpec(
             num_classes=self.vocab_size,
             class_names=(),
             num_train=sum(map(self._count_windows, self.train.values())),
             num_eval=sum(map(self._count_windows, self.held.values())),
             eval_splits=tuple(self.held),
-            digests=digests,
+            digests={
+                'files of corpus': make_digest(os.fsencode(f'{part.name}\n{part.count}') for part in parts),
+                'contents of tokenizer': make_digest([json.dumps(self.run_files).encode()]),
+            },
             bytes_per_token={domain: stream.bytes_per_token for domain, stream in self.held.items()},
         )
 
@@ -144,15 +138,8 @@ def mask_tokens(text: np.ndarray, vocabulary: Tokens, seed: int, numbers: np.nda
     """Hide 15 % of the tokens of each row, at least one, as a network has to guess them.
 
     A chosen token becomes the mask with probability 0.8 and a random token with probability 0.1; otherwise it stays
-    (Devlin et al. 2019, "BERT", section 3.1). Row i is a pure function of (text[i], seed, numbers[i], use).
-
-    Args:
-      text: int32[b, T].
-      vocabulary: one with a mask.
-      seed, numbers, use: as in `draw_bits`; numbers int64[b].
-
-    Returns:
-      (tokens int32[b, T], label int32[b, T]: the token itself where one was chosen, otherwise −1).
+    (Devlin et al. 2019, "BERT", section 3.1). Row i is a pure function of (text[i], seed, numbers[i], use), as in
+    `draw_bits`. Shapes are text int32[b, T], numbers int64[b] -> (tokens int32[b, T], label int32[b, T]).
     """
     length = text.shape[1]
     count = max(1, round(MASKED_SHARE * length))
@@ -229,9 +216,9 @@ def open_corpus(
         if min(map(len, streams)) >= least:
             train[domain], held[domain] = streams
         else:
-            total = sum(map(len, streams))
-            rule = f'at least {2 * least} tokens, for a window of {window} to train on and one to evaluate on'
-            report(f'the texts in domain {domain!r} of {quote(path or name)} must have {rule}, got {total}')
+            rule = f'{2 * least} tokens, for a window of {window} to train on and one to evaluate on'
+            found = f'got {sum(map(len, streams))}'
+            report(f'domain {domain!r} of {quote(path or name)} must have at least {rule}, {found}')
     if not train:
         raise BadInput(f'nothing of {quote(path or name)} is left, the first problem: {problems[0]}')
     if problems:
@@ -260,7 +247,7 @@ def hold_out(parts: Sequence[Part], holdout: float, least: int) -> tuple[list[Pa
 
 
 def _hash_name(name: str) -> float:
-    digest = hashlib.sha256(name.encode(errors='surrogateescape')).digest()
+    digest = hashlib.sha256(os.fsencode(name)).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 

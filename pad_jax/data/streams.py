@@ -27,9 +27,6 @@ JSON_SUFFIXES = ('.jsonl', '.json')
 # Texts are encoded in whole lines of about so many bytes, and so many texts at once.
 NUM_BYTES, NUM_TEXTS = 2**16, 64
 
-Report = Callable[[str], None]
-"""Receives a line about a bad file or a bad line, which is left out. May raise."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -80,8 +77,13 @@ class Stream:
         return sum(part.count * part.bytes_per_token for part in self.parts) / len(self)
 
 
-def open_parts(files: Mapping[str, pathlib.Path], tokens: Tokens, text_column: str, report: Report) -> list[Part]:
-    """Open files, given by name, and encode those that are not bytes. Empty files have no part."""
+def open_parts(
+    files: Mapping[str, pathlib.Path], tokens: Tokens, text_column: str, report: Callable[[str], None]
+) -> list[Part]:
+    """Open files, given by name, and encode those that are not bytes; empty ones have no part.
+
+    `report` receives a line about each bad file or line, which is left out. It may raise.
+    """
     parts, encoded, states = {}, {}, []
     for name, path in files.items():
         try:
@@ -101,7 +103,7 @@ def open_parts(files: Mapping[str, pathlib.Path], tokens: Tokens, text_column: s
     return [parts[name] for name in files if name in parts and parts[name].count]
 
 
-def _encode_files(key: str, files, tokens: Tokens, text_column: str, report: Report) -> Iterator[Part]:
+def _encode_files(key: str, files, tokens: Tokens, text_column: str, report) -> Iterator[Part]:
     """Find the tokens of the files in the cache: one array of all, and an index. Make them if they aren't sound."""
     folder = reach(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'pad_jax' / 'corpora'
     array, index = folder / f'{key}.tokens', folder / f'{key}.json'
@@ -134,8 +136,8 @@ def _encode_files(key: str, files, tokens: Tokens, text_column: str, report: Rep
                 new_array.replace(array)
                 new_index.replace(index)
         except OSError as error:
-            problem = f'{quote(folder)} cannot be written: {describe(error)}'
-            raise BadInput(f'{problem}. Let XDG_CACHE_HOME name another folder') from error
+            advice = 'XDG_CACHE_HOME may name another folder for the tokens'
+            raise BadInput(f'texts cannot be encoded into {quote(folder)}: {error}. {advice}') from error
     start = 0
     for name, (count, num_bytes) in zip(files, content['sizes'], strict=True):
         yield Part(name, array, start, count, num_bytes / max(count, 1), dtype)
@@ -147,45 +149,40 @@ def _digest(content: dict, array: pathlib.Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.sha256(json.dumps(content).encode())).hexdigest()
 
 
-class _BadFile(Exception):
-    """The reason why a file is left out."""
-
-
 def _encode_file(path: pathlib.Path, array: BinaryIO, dtype, tokens, text_column, report) -> tuple[int, int]:
     """Append the tokens of a file to an array; return their number and the bytes of their text."""
     start, num_bytes = array.tell(), 0
-    texts = _read_json_lines(path, text_column, report) if path.suffix in JSON_SUFFIXES else _read_text(path)
     try:
-        while some := list(itertools.islice(texts, NUM_TEXTS)):
-            array.write(tokens.encode(some).astype(dtype).tobytes())
-            num_bytes += sum(len(text.encode()) for text in some)
-    except _BadFile as reason:
-        report(str(reason))
+        with open_plain(path) as file:
+            texts = _parse_lines(file, text_column, report) if path.suffix in JSON_SUFFIXES else _decode(file)
+            while some := list(itertools.islice(texts, NUM_TEXTS)):
+                array.write(tokens.encode(*some).astype(dtype).tobytes())
+                num_bytes += sum(len(text.encode()) for text in some)
+    except UnicodeError as reason:
+        report(f'{quote(path)} {reason}')
         array.seek(start)
         array.truncate()
     return (array.tell() - start) // np.dtype(dtype).itemsize, num_bytes
 
 
-def _read_text(path: pathlib.Path) -> Iterator[str]:
+def _decode(file: BinaryIO) -> Iterator[str]:
     place = 0  # in bytes
-    with open_plain(path) as file:
-        while lines := b''.join(file.readlines(NUM_BYTES)):
-            try:
-                yield lines.decode().removeprefix('' if place else '\ufeff')
-            except UnicodeDecodeError as error:
-                byte = f'byte 0x{lines[error.start]:02x} at place {place + error.start}'
-                raise _BadFile(f'{quote(path)} is not UTF-8: {byte}') from error
-            place += len(lines)
+    while lines := b''.join(file.readlines(NUM_BYTES)):
+        try:
+            yield lines.decode().removeprefix('' if place else '\ufeff')
+        except UnicodeDecodeError as error:
+            byte = f'byte 0x{lines[error.start]:02x} at place {place + error.start}'
+            raise UnicodeError(f'is not UTF-8: {byte}') from error
+        place += len(lines)
 
 
-def _read_json_lines(path: pathlib.Path, text_column: str, report: Report) -> Iterator[str]:
-    with open_plain(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                fields, problem = parse_line(line.decode('utf-8' if number > 1 else 'utf-8-sig'), text_column)
-            except UnicodeDecodeError:
-                fields, problem = None, 'it is not UTF-8'
-            if fields is not None:
-                yield fields[0] + '\n'
-            elif line.strip():
-                report(f'{quote(path)} line {number}: {problem}')
+def _parse_lines(file: BinaryIO, text_column: str, report: Callable[[str], None]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            fields, problem = parse_line(line.decode('utf-8' if number > 1 else 'utf-8-sig'), text_column)
+        except UnicodeDecodeError:
+            fields, problem = None, 'it is not UTF-8'
+        if fields is not None:
+            yield fields[0] + '\n'
+        elif line.strip():
+            report(f'{quote(file.name)} line {number}: {problem}')

@@ -139,7 +139,7 @@ class Tokens:
       vocab_size: the highest token of a text + 1; 256 for bytes.
       mask: token that hides another one; None if the tokenizer lacks it. For bytes 256, which no text contains.
 
-    >>> Tokens().encode(['né', '!']).tolist(), Tokens().decode([110, 195, 169])
+    >>> Tokens().encode('né', '!').tolist(), Tokens().decode([110, 195, 169])
     ([110, 195, 169, 33], 'né')
     """
 
@@ -147,11 +147,11 @@ class Tokens:
     vocab_size: int = 256
     mask: int | None = 256
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, *texts: str) -> np.ndarray:
         """Return the tokens of one or more texts, one text after another and nothing between them, int32[N]."""
         if self.tokenizer is None:
             return np.frombuffer(''.join(texts).encode(), np.uint8).astype(np.int32)
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return np.concatenate([np.asarray(encoding.ids, np.int32) for encoding in encodings])
 
     def decode(self, tokens: Sequence[int]) -> str:

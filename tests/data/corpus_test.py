@@ -111,7 +111,7 @@ def test_says_its_spec(tmp_path):
     assert (spec.num_classes, spec.class_names, spec.metrics, spec.eval_splits) == (257, (), (), ('en', 'text'))
     assert spec.bytes_per_token == {'en': 1.0, 'text': 1.0}
     assert (source.skipped, source.run_files, source.with_threads(3)) == ([], {}, source)
-    assert spec.digests.keys() == {'files of train', 'files of eval'}
+    assert spec.digests.keys() == {'files of corpus', 'contents of tokenizer'}
     write_texts(tmp_path, SIZES, seed=1)
     assert open_bytes(tmp_path).spec.digests == spec.digests  # names and sizes are the same
     write_texts(tmp_path, SIZES | {'a.txt': 101})
@@ -276,7 +276,8 @@ def test_encodes_texts_with_a_tokenizer(tmp_path, tokenizer):
     assert stream.read(0, len(stream)).tolist() == sentence * (len(stream) // 11)
     assert source.spec.bytes_per_token == {'text': pytest.approx(39 / 11)}  # 25 + 14 characters of two lines
     assert source.run_files['tokenizer.json']['model']['vocab']['cat'] == 3
-    assert 'contents of tokenizer' in source.spec.digests
+    bytes_digest = open_bytes(folder).spec.digests['contents of tokenizer']
+    assert source.spec.digests['contents of tokenizer'] != bytes_digest
     total = len(stream) + len(source.train['text'])
     assert total == 11 * (5 + 6 + 7 + 8 + 9 + 10)
 
@@ -353,12 +354,12 @@ def test_reads_json_lines(tmp_path, tokenizer):
 def test_tokens_encode_and_decode_any_text(tokenizer):
     made = open_tokens('')
     for text in ('', 'né 中 \x00', '[SEP]'):
-        assert made.decode(made.encode([text])) == text
+        assert made.decode(made.encode(text)) == text
     assert (made.vocab_size, made.mask, made.run_files) == (256, 256, {})
     assert made.decode([0xC3, 256, 999, ord('a')]) == '\ufffda'
     made = open_tokens(tokenizer)
     assert (made.vocab_size, made.mask) == (9, 1)
-    assert made.encode(['the cat', 'dog']).tolist() == [2, 3, 0] and made.decode(np.array([2, 3, 999])) == 'the cat'
+    assert made.encode('the cat', 'dog').tolist() == [2, 3, 0] and made.decode(np.array([2, 3, 999])) == 'the cat'
 
 
 # --- masked tokens ------------------------------------------------------------------------------------------------
@@ -426,7 +427,7 @@ def test_masks_windows_of_a_corpus(tmp_path):
         ({'holdout': 1.0}, r'holdout in \[0, 1\)'),
         ({'vocab_size': 255}, 'vocab_size must be at least 256 for the tokens of bytes with objective=causal, got 255'),
         ({'vocab_size': 256, 'objective': 'masked'}, 'vocab_size must be at least 257'),
-        ({'window': 200}, "in domain 'text' .* at least 402 tokens, for a window of 200 .*, got 160"),
+        ({'window': 200}, "domain 'text' .* at least 402 tokens, for a window of 200 .*, got 160"),
     ],
 )
 def test_refuses(tmp_path, arguments, message):
@@ -518,5 +519,5 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer, monkeypatc
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
     (tmp_path / 'texts').mkdir()
-    with pytest.raises(BadInput, match=r'cannot be written: .*XDG_CACHE_HOME'):
+    with pytest.raises(BadInput, match=r'texts cannot be encoded into .*XDG_CACHE_HOME'):
         open_bytes(write_sentences(tmp_path / 'texts'), tokenizer=tokenizer, vocab_size=9)

@@ -14,9 +14,10 @@ because <D_k, S> is zero: a position is either dynamic or static. N counts input
 
 import collections
 import functools
+import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pad_jax.data import open_tokens
 from pad_jax.errors import BadInput
 from pad_jax.layers import find_records
 from pad_jax.models import LayerCount, count_layers, report_counts, sum_multiply_adds
@@ -32,11 +34,12 @@ from pad_jax.partition.layout import read_part
 from pad_jax.reports.plots import plot_dynamic_fractions, save_figure
 from pad_jax.reports.runs import Partition, read_partition
 from pad_jax.reports.tables import format_count, format_fraction, make_table, print_line, print_table
-from pad_jax.training.config import read_workdir_config
+from pad_jax.training.config import is_language, read_workdir_config
 from pad_jax.training.evaluate import RestoredRun, restore_run
 from pad_jax.training.setup import (
     abstract_variables,
     account_network,
+    find_tokens,
     make_inputs,
     make_model,
     make_task,
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 Batch = Mapping[str, np.ndarray]
 MAX_EXAMPLES, MAX_TOKENS = 1024, 2**17
 """Held-out examples or their tokens to measure, which give a variance to a few per cent."""
+SHOWN_TOKENS, SHOWN_EXPERTS = 20, 8
+"""The most frequent tokens whose routing is shown, and the experts that are compared in pairs."""
 
 
 class LayerMeasures(NamedTuple):
@@ -123,6 +128,10 @@ def inspect_workdir(workdir: Path, overrides: Sequence[str] = ()) -> None:
     measures = measure_network(variables, records, weights)
     num_examples = int(sum(batch['weight'].sum() for batch in batches))
     print_table(tabulate_measures(measures, f'Variation over {num_examples:,} held-out examples'))
+    if is_language(config):
+        tokens = np.concatenate([batch['tokens'][_find_inputs(batch)] for batch in batches])
+        print_table(tabulate_routing(tokens, weights, open_tokens(find_tokens(config, workdir)).decode))
+        print_table(tabulate_experts(variables, records, weights, are_whole=config.model.ffn == 'ffn'))
 
 
 def count_partition(config, partition: Partition, workdir: Path) -> list[LayerCount]:
@@ -153,9 +162,10 @@ def read_held_out(run: RestoredRun, workdir: Path) -> list[Batch]:
     if differing:
         raise BadInput(f'the run in {workdir} was trained on other classes than this data has ({differing[0]})')
     # Take the first few of every batch, because neighbours may have the same class.
-    most = min(MAX_EXAMPLES, MAX_TOKENS // run.config.data.get('max_length', 1))
+    most = max(1, min(MAX_EXAMPLES, MAX_TOKENS // run.config.data.get('max_length', 1)))
     num_rows = min(source.batch_size, max(1, most // max(source.num_eval_batches, 1)))
-    return list(source.eval_batches(rows=slice(0, num_rows)))
+    every = max(1, source.num_eval_batches // most)
+    return list(itertools.islice(source.eval_batches(rows=slice(0, num_rows)), 0, None, every))
 
 
 def join_batches(batches: Sequence[Batch], least: int = 64) -> Batch:
@@ -347,3 +357,55 @@ def tabulate_measures(measures: Mapping[str, LayerMeasures], title: str) -> 'Tab
         'cosine of the factors'
     )
     return table
+
+
+def tabulate_routing(tokens: np.ndarray, weights: Mapping[str, np.ndarray], decode: Callable[[list[int]], str]):
+    """Tabulate, for the most frequent of the tokens int[N], the expert with the largest share of their weights."""
+    table = make_table('Routing of frequent tokens: expert with the largest share', ['token'], ['count', *weights])
+    found, counts = np.unique(tokens, return_counts=True)
+    for token, count in sorted(zip(found.tolist(), counts), key=lambda pair: -pair[1])[:SHOWN_TOKENS]:
+        sums = [values[tokens == token].sum(axis=0) for values in weights.values()]
+        shares = [f'{one.argmax()}: {format_fraction(one.max() / one.sum())}' for one in sums]
+        text = decode([token])
+        table.add_row(repr(text) if text else f'token {token}', f'{count:,}', *shares)
+    return table
+
+
+def tabulate_experts(variables, records: Mapping, weights: Mapping[str, np.ndarray], are_whole: bool) -> 'Table':
+    """Tabulate the similarity of the dynamic neurons of experts, and the load of each expert.
+
+    Only whole experts have neurons: `are_whole` is False for mixtures of linear layers.
+    """
+    table = make_table('Experts', ['layer'], ['cosine', 'aligned', 'of noise', 'load of each expert'])
+    for name, record, part, mask in _walk_parts(variables, records):
+        neurons = np.asarray(part.dynamic, np.float64)[..., np.broadcast_to(mask, record.shape).all(axis=0)]
+        cells, load = ['–'] * 3, weights[name].sum(axis=0)
+        if are_whole and record.granularity != 'element' and len(neurons) > 1 and neurons.size:
+            noise = np.random.default_rng(0).normal(size=neurons[:2].shape)
+            cells = [f'{value:.3g}' for value in (*compare_neurons(neurons), compare_neurons(noise)[1])]
+        table.add_row(name, *cells, ' '.join(f'{share:.2f}' for share in load / load.sum()))
+    table.caption = (
+        'cosine: mean over neurons of two experts · aligned: the same, neurons assigned one to one · of noise: aligned '
+        'random numbers · –: left out, because whole neurons are missing'
+    )
+    return table
+
+
+def compare_neurons(experts: np.ndarray) -> tuple[float, float]:
+    """Return the mean cosine of the neurons of two experts, in place and after the assignment with the largest one.
+
+    Args:
+      experts: float[E, R, F], a column for each neuron.
+
+    >>> one = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> compare_neurons(np.stack([one, one[:, ::-1]]))  # the same neurons in another order
+    (0.0, 1.0)
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    unit, found = experts / np.maximum(np.linalg.norm(experts, axis=1, keepdims=True), 1e-300), []
+    for one, other in itertools.combinations(unit[:SHOWN_EXPERTS], 2):
+        cosines = one.T @ other
+        assigned = linear_sum_assignment(cosines, maximize=True)
+        found.append((np.diagonal(cosines).mean(), cosines[assigned].mean()))
+    return tuple(np.mean(found, axis=0).tolist())

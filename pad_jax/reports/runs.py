@@ -15,7 +15,7 @@ from pad_jax.files import read_own_object
 from pad_jax.models.accounting import report_counts
 from pad_jax.reports.stats import Estimate, estimate_mean
 from pad_jax.reports.tables import LOSS, NATS, Measure
-from pad_jax.training.config import is_partial, is_text, read_workdir_config
+from pad_jax.training.config import is_language, is_partial, is_text, read_workdir_config
 from pad_jax.training.workdir import read_metrics
 
 Partition = dict[str, Any]
@@ -179,7 +179,7 @@ def _by_number(layer: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 def _find_measures(config, row: Mapping[str, Any]) -> list[Measure]:
     """Find the measures of an evaluation; SPLIT/NAME if it has several splits."""
-    if 'objective' in config.train:  # a language model
+    if is_language(config):
         return [NATS, *(NATS._replace(name=name) for name in row if name.endswith('/loss'))]
     shares = [Measure(name) for name in row if name.rpartition('/')[2] in METRICS]
     return [*(shares or [Measure('accuracy')]), LOSS]

@@ -36,14 +36,6 @@ class Interval(NamedTuple):
     count: int
 
     @property
-    def low(self) -> float:
-        return self.mean - self.margin
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.margin
-
-    @property
     def excludes_zero(self) -> bool:
         """True if 0 lies outside the interval. False for a single seed and for equal values, which have no width."""
         return abs(self.mean) > self.margin > 0

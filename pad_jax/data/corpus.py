@@ -1,8 +1,9 @@
 """Texts without labels as windows of tokens, to train language models from scratch.
 
-`CORPUS_SOURCES` names two sources. `corpus` reads a file, a glob, or all files below a folder; hidden ones and links to
-folders are left out. Files *.jsonl and *.json have one JSON object a line, with the text in a column. Others are text.
-`stdlib` reads the source files *.py of Python's standard library: the corpus that every machine has.
+`CORPUS_SOURCES` names two sources. `corpus` reads a file, a glob, or all files below a folder, except hidden ones and
+those in `SKIPPED_FOLDERS`. Links to folders are not followed. Files *.jsonl and *.json have one JSON object a line,
+with the text in a column. Others are text. `stdlib` reads the source files *.py of the standard library of Python: the
+corpus that every machine has.
 
 A domain is one first-level folder, or `text` for the files outside of one. It is a stream: the tokens of its files, one
 file after another. Window w of T tokens begins at token w·T of the stream; tokens after the last whole window are left
@@ -32,6 +33,7 @@ from pad_jax.files import reach
 
 CORPUS_SOURCES = ('corpus', 'stdlib')
 """Sources of texts without labels, by `data.name`."""
+SKIPPED_FOLDERS = ('__pycache__', 'site-packages')
 OBJECTIVES = ('causal', 'masked')
 CORPUS_HOLDOUT = 0.05
 """Share of the texts that is for evaluation by default."""
@@ -276,11 +278,11 @@ def _list_files(name: str, path: str | None) -> dict[str, dict[str, pathlib.Path
 
 
 def _walk(root: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-    """Iterate over the files below a folder, except hidden ones and installed packages."""
+    """Iterate over the files below a folder, except hidden ones and those in `SKIPPED_FOLDERS`."""
 
     def refuse(error: OSError) -> None:
         raise BadInput(f'{quote(error.filename)} cannot be read: {describe(error)}') from error
 
     for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name != 'site-packages' and not name.startswith('.')]
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and name[0] != '.']
         yield from (pathlib.Path(folder, name) for name in files if name.endswith(suffix) and name[0] != '.')

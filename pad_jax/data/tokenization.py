@@ -138,6 +138,7 @@ class Tokens:
       tokenizer: of the library `tokenizers`; None for bytes.
       vocab_size: the highest token of a text + 1; 256 for bytes.
       mask: token that hides another one; None if the tokenizer lacks it. For bytes 256, which no text contains.
+      path: of the tokenizer, for messages.
 
     >>> Tokens().encode('né', '!').tolist(), Tokens().decode([110, 195, 169])
     ([110, 195, 169, 33], 'né')
@@ -146,12 +147,16 @@ class Tokens:
     tokenizer: Tokenizer | None = None
     vocab_size: int = 256
     mask: int | None = 256
+    path: str = ''
 
     def encode(self, *texts: str) -> np.ndarray:
         """Return the tokens of one or more texts, one text after another and nothing between them, int32[N]."""
         if self.tokenizer is None:
             return np.frombuffer(''.join(texts).encode(), np.uint8).astype(np.int32)
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises nothing narrower.
+            raise BadInput(f'{quote(self.path)} cannot encode a text: {" ".join(str(error).split())}') from error
         return np.concatenate([np.asarray(encoding.ids, np.int32) for encoding in encodings])
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -178,7 +183,7 @@ def open_tokens(path: str) -> Tokens:
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # the text "[SEP]" is text
     masks = [token for text in MASKS if (token := tokenizer.token_to_id(text)) is not None]
-    return Tokens(tokenizer, max(tokenizer.get_vocab().values()) + 1, masks[0] if masks else None)
+    return Tokens(tokenizer, max(tokenizer.get_vocab().values()) + 1, masks[0] if masks else None, path)
 
 
 def open_vocabulary(path: str | None, max_length: int) -> WordPieces:

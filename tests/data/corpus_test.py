@@ -82,7 +82,7 @@ def assert_same(one, other):
 
 
 SIZES = {'a.txt': 100, 'b.md': 57, 'c.py': 3, 'empty.txt': 0, 'en/d.txt': 64, 'en/deep/e.txt': 70, 'en/f.txt': 41}
-REFUSED = {'.hidden': 50, '.git/x.txt': 50, 'en/.y': 20}
+REFUSED = {'.hidden': 50, '.git/x.txt': 50, 'en/.y': 20, 'en/__pycache__/d.pyc': 50}
 
 
 def test_windows_are_those_of_a_list_of_all_tokens(tmp_path):
@@ -458,6 +458,14 @@ def test_refuses_wrong_tokenizers(tmp_path):
     ):
         with pytest.raises(BadInput, match=message):
             open_bytes(path, tokenizer=str(tokenizer), **arguments)
+
+
+def test_a_tokenizer_that_cannot_encode_is_named(tmp_path):
+    write_texts(tmp_path, {'a.txt': 0})
+    (tmp_path / 'a.txt').write_text('the cat ' * 20)
+    write_tokenizer(tmp_path / 'words.json', ['the'])  # without [UNK]
+    with pytest.raises(BadInput, match=r"words.json' cannot encode a text: .*UNK"):
+        open_bytes(tmp_path / 'a.txt', tokenizer=str(tmp_path / 'words.json'))
 
 
 def test_bad_files_and_lines_stop_or_are_left_out(tmp_path, tokenizer, cache, caplog):

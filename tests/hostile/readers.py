@@ -5,17 +5,19 @@ A reader is a function of a folder; `folder / name` is the file that gets damage
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from pad_jax.data import TEXT_SOURCES, make_source, open_vocabulary
+from pad_jax.data import TEXT_SOURCES, make_source, open_corpus, open_vocabulary
 from pad_jax.deploy.serving import read_files, read_manifest, write_manifest
 from pad_jax.pretrained.weights import read_weights
 from pad_jax.reports.runs import read_partition, read_run
@@ -186,6 +188,22 @@ def write_rte(folder):
     write_files('RTE', original_rte, folder)
 
 
+def write_corpus(folder):
+    (folder / 'corpus.txt').write_text('the cat sat on the mat .\n' * 20)
+    (folder / 'tokenizer.json').write_bytes(tokenizer_json()[0])
+
+
+def read_corpus(name, folder, tokenizer=''):
+    """Read all batches, the second time with tokens from the cache."""
+    tokenizer = str(folder / tokenizer) if tokenizer else ''
+    options = {'path': str(folder / name), 'tokenizer': tokenizer, 'vocab_size': 256, 'window': 8, 'batch_size': 2}
+    with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, XDG_CACHE_HOME=home):
+        for on_bad in ('skip', 'stop'):
+            source = open_corpus(on_bad=on_bad, **options)
+            source.vocabulary.decode(source.train_batch(0)['tokens'][0])
+            list(source.eval_batches())
+
+
 @cache
 def original_rte() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
@@ -237,6 +255,14 @@ READERS = [
     Reader('vocab.txt', partial(encode, 'vocab.txt'), vocabulary_seeds),
     Reader('tokenizer_config.json', partial(encode, 'vocab.txt'), as_json(SETTINGS), glue_miniatures.write_vocabulary),
     *(Reader(f'texts.{kind}', partial(open_table, f'texts.{kind}'), partial(tables, kind)) for kind in KINDS),
+    Reader('corpus.jsonl', partial(read_corpus, 'corpus.jsonl'), partial(tables, 'jsonl')),
+    *(
+        Reader(name, partial(read_corpus, 'corpus.txt', tokenizer='tokenizer.json'), seeds, write_corpus)
+        for name, seeds in (
+            ('corpus.txt', lambda: [b'the cat sat on the mat .\n' * 20]),
+            ('tokenizer.json', tokenizer_json),
+        )
+    ),
     Reader('RTE/train.tsv', partial(open_task, 'rte'), lambda: [original_rte()['train.tsv']], write_rte),
     Reader('train/cat/0.png', open_photos, picture_seeds, write_photos),
 ]

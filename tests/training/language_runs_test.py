@@ -76,7 +76,7 @@ def test_a_causal_run_logs_nats_bits_and_perplexity_by_domain(causal):
 def test_a_killed_causal_run_resumes_bit_for_bit(places, causal, tmp_path, monkeypatch):
     config = small_language_config(places)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_before(patch, step=4)
+        kill_before(patch, 'train', 5)
         train(config, tmp_path / 'run')
     train(config, tmp_path / 'run')
     assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (causal / 'metrics.jsonl').read_bytes()

@@ -20,12 +20,13 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_USER := 0
 
-.PHONY: help demo test test-all chaos bench bench-peers lint weights
+.PHONY: help demo demo-lm test test-all chaos bench bench-peers lint weights
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     train, compare and plot on embedded digits (minutes)'
+	@echo 'make demo     train, compare and plot language models and networks of digits (minutes)'
+	@echo 'make demo-lm  its language models, trained longer and over three seeds (half an hour)'
 	@echo 'make test     lint and the default test suite'
 	@echo 'make test-all every test, slow ones and make chaos included (hours)'
 	@echo 'make chaos    kill runs, fill disks, damage and fuzz files (more than an hour)'
@@ -36,6 +37,10 @@ help:
 
 demo: $(RUN)
 	@$(PY) -m pad_jax demo
+
+# Longer, over three seeds.
+demo-lm: $(RUN)
+	@$(PY) -m pad_jax demo --only=lm --seeds=3 --workdir=runs/demo_lm --config.train.steps=3000
 
 # One process per core, at most four because of memory.
 test: lint

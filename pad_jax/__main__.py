@@ -158,17 +158,18 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Train static, dynamic and partially dynamic networks on embedded digits, and compare them."""
+    """Train static, dynamic and partially dynamic networks on embedded data, and compare them."""
     from pad_jax.reports.demo import run_demo
 
     parser = _make_parser(demo)
     parser.add_argument(
         '--workdir', type=workdir_flag, default=Path('runs/demo'), help='directory of the runs and pictures'
     )
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each network')
+    parser.add_argument('--seeds', type=int, help='runs of each network; without it 1 of language models, 2 on digits')
+    parser.add_argument('--only', choices=('lm', 'digits'), help='the half to run')
     parser.add_argument('--configs', type=path_flag, default=SHIPPED, help='directory of the config files')
     flags, overrides = parse_with_overrides(parser, arguments)
-    run_demo(flags.workdir, flags.configs, flags.seeds, overrides)
+    run_demo(flags.workdir, flags.configs, flags.seeds, flags.only, overrides)
 
 
 def sweep(arguments: Sequence[str]) -> None:

@@ -5,12 +5,14 @@ import json
 import pytest
 
 from pad_jax.models import MODELS
-from pad_jax.reports.demo import compare_networks, run_demo
+from pad_jax.reports.compare import compare_networks
+from pad_jax.reports.demo import HALVES, run_demo
 from pad_jax.reports.runs import read_network
 from pad_jax.reports.tables import print_table
 from tests.reports.miniature_runs import cells, write_run
 from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import ONE_BLOCK, ROOT, SMALL
+from tests.training.tiny_language import write_corpus
 
 CONFIGS = ROOT / 'configs'
 SHORT = {'train.steps': 4, 'train.eval_every_steps': 2, 'train.checkpoint_every_steps': 4, 'data.batch_size': 32}
@@ -28,10 +30,10 @@ def quick_compilation():
 def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(MODELS, 'resnet10', ONE_BLOCK)
     # One of the four networks.
-    monkeypatch.setattr('pad_jax.reports.demo.NETWORKS', ('random',))
-    run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
+    monkeypatch.setitem(HALVES, 'digits', HALVES['digits']._replace(networks=('random',)))
+    run_demo(tmp_path, CONFIGS, 2, 'digits', OVERRIDES)
     output = capsys.readouterr()
-    folders = [tmp_path / 'random' / f'seed_{seed}' for seed in range(2)]
+    folders = [tmp_path / 'digits' / 'random' / f'seed_{seed}' for seed in range(2)]
     totals = json.loads((folders[0] / 'partition.json').read_text())['totals']
     last = [json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1]) for folder in folders]
     assert [row['step'] for row in last] == [4, 4]
@@ -42,18 +44,32 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
     assert float(found[5]) == pytest.approx(totals['dynamic_fraction'], abs=1e-4)
     assert float(found[6]) == pytest.approx(totals['dynamic_share'], abs=1e-4)
     for name in ('training_curves.png', 'dynamic_fractions.png'):
-        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
-        assert str(tmp_path / name) in output.out
+        assert (tmp_path / 'digits' / name).read_bytes()[:4] == b'\x89PNG'
+        assert str(tmp_path / 'digits' / name) in output.out
     assert '2 runs' in output.err
-    assert 'each with seeds 0 to 1' in output.err
-    assert 'run 1 of 2, random, seed 0: done: ' in output.err and '\n1 run left, ' in output.err
-    assert 'run 2 of 2, random, seed 1: done: ' in output.err and '\nall runs are done, ' in output.err
+    assert 'run 1 of 2, digits random, seed 0: done: ' in output.err and '\n1 run left, ' in output.err
+    assert 'run 2 of 2, digits random, seed 1: done: ' in output.err and '\nall runs are done, ' in output.err
 
     # A second call keeps finished runs unchanged.
     before = {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')}
-    run_demo(tmp_path, CONFIGS, 2, OVERRIDES)
+    run_demo(tmp_path, CONFIGS, 2, 'digits', OVERRIDES)
     assert capsys.readouterr().out == output.out
     assert {path: path.read_bytes() for path in tmp_path.rglob('metrics.jsonl')} == before
+
+
+@pytest.mark.usefixtures('quick_compilation')
+def test_language_models_are_compared_by_loss_and_parameters(tmp_path, capsys):
+    small = ['data.name=corpus', f'data.path={write_corpus(tmp_path / "corpus")}', 'train.steps=3', 'model.width=16']
+    run_demo(tmp_path, CONFIGS, 1, 'lm', [*small, 'optim.warmup_steps=1', 'partition.batches=1', 'model.num_layers=1'])
+    output = capsys.readouterr().out
+    rows = {name: cells(output, name) for name in HALVES['lm'].networks}
+    for name, row in rows.items():
+        metrics = (tmp_path / 'lm' / name / 'seed_0' / 'metrics.jsonl').read_text().splitlines()
+        assert row[3] == f'{json.loads(metrics[-1])["loss"]:.4f}'
+    parameters = {name: int(row[4].replace(',', '')) for name, row in rows.items()}
+    assert parameters['dense'] < parameters['pad'] == parameters['random'] < parameters['moe']
+    for name in ('training_curves.png', 'dynamic_fractions.png', 'loss_against_parameters.png'):
+        assert (tmp_path / 'lm' / name).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_numbers_are_those_of_the_files(tmp_path, capsys):

@@ -5,7 +5,8 @@
 With --config.data.name=corpus --config.data.path=FOLDER the models learn your own texts. Further variants: the dense
 network with as many multiply-adds as k = 2 experts, the fully dynamic network, and a random partition. A layer of the
 base has 8 · 64 dynamic neurons and 64 static ones on average, 576 in all. `shared` has as many: 8 · 64, and 64 of one
-shared expert chosen by hand. `narrow` has 8 · 72 dynamic ones. `pruned` is the base without its static neurons.
+shared expert chosen by hand. `narrow` has 8 · 72 dynamic ones, and fewer multiply-adds. `pruned` is the base
+without its static neurons.
 """
 
 from ml_collections import ConfigDict

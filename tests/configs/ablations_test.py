@@ -4,8 +4,10 @@ import ast
 
 import pytest
 
+from pad_jax.models import report_counts, sum_multiply_adds
 from pad_jax.reports.sweep import load_variants, read_ablation
 from pad_jax.training.config import flatten, keys_of
+from pad_jax.training.setup import account_network, plan_layers
 from tests.training.key_effects_test import typed
 from tests.training.tiny import ROOT
 
@@ -27,7 +29,8 @@ def load(path):
 
 def test_the_files_that_are_promised_exist():
     others = {'dynamic_fraction', 'rounds', 'schedule', 'timing', 'num_kernels', 'num_experts', 'exclusion', 'networks'}
-    assert set(NAMES) >= {*WHOLE, *others, 'networks_glue', 'pruning', 'attention'}
+    language = {f'{name}_lm' for name in ('networks', 'dynamic_fraction', 'partition', 'num_experts')}
+    assert set(NAMES) >= {*WHOLE, *others, *language, 'networks_glue', 'pruning', 'attention'}
     fractions = [config.partition.dynamic_fraction for config in load(FILES[NAMES.index('dynamic_fraction')]).values()]
     assert (min(fractions), max(fractions)) == (0.05, 1.0)
 
@@ -54,3 +57,17 @@ def test_all_that_the_rules_know_is_compared(name):
     flat, key = [flatten(config) for config in configs.values()], WHOLE[name]
     allowed = keys_of(flat[0])[key].rule.words.removeprefix('one of ').split(', ')
     assert {one[key] for one in flat} == set(allowed)
+
+
+def test_alternatives_to_a_partial_language_model_are_of_its_size():
+    configs = load(ROOT / 'configs' / 'ablations' / 'networks_lm.py')
+    layers = {name: plan_layers(config) for name, config in configs.items()}
+    parameters = {name: report_counts(found)['parameters'] for name, found in layers.items()}
+    products = {name: sum_multiply_adds(account_network(configs[name], found)) for name, found in layers.items()}
+    # Scale factors and, of the whole network, nothing else differs: two layers have a φ each.
+    assert parameters['base'] == parameters['random'] == parameters['shared'] + 2 == parameters['narrow'] + 2
+    # Without the 64 static neurons of two layers, each of gate, up and down to 64 features.
+    assert parameters['pruned'] == parameters['base'] - 2 * 64 * 3 * 64
+    assert products['base'].compact == products['shared'].compact < products['dynamic'].compact
+    # k = 2 experts of 128 neurons; a router scores 8 experts by 64 features in each of 2 layers, for 64 tokens.
+    assert products['dynamic'].masked - products['dense'].masked == 2 * 64 * 8 * 64

@@ -1,13 +1,17 @@
 """Reports of language models: losses in nats a token, routing by token, and the similarity of experts."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pad_jax.errors import BadInput
 from pad_jax.reports.inspect import compare_neurons, inspect_workdir, tabulate_routing
 from pad_jax.reports.plots import plot_tradeoff, plot_training_curves
 from pad_jax.reports.runs import Measure, read_network, read_run
+from pad_jax.reports.sweep import run_sweep
 from pad_jax.reports.sweep_report import Point
 from pad_jax.reports.tables import NATS, print_table
 from pad_jax.training.trainer import train
@@ -15,8 +19,16 @@ from tests.reports.inspect_test import table_rows
 from tests.reports.miniature_runs import cells, write_run
 from tests.reports.miniature_sweep import SCORES, write_miniature
 from tests.training.fixtures import compiled_quickly, run_command
-from tests.training.tiny_language import SMALL_CAUSAL, SMALL_MASKED, small_language_config, write_corpus
+from tests.training.tiny import ROOT
+from tests.training.tiny_language import (
+    SMALL_CAUSAL,
+    SMALL_MASKED,
+    small_language_config,
+    small_language_flags,
+    write_corpus,
+)
 
+FAKE = [sys.executable, str(Path(__file__).parent / 'fake_run.py')]
 SWEPT = {'base': SCORES['base'], 'by_magnitude': SCORES['by_magnitude']}
 
 
@@ -89,6 +101,14 @@ def test_a_sweep_of_language_models_compares_losses(causal, tmp_path):
     assert (folder / 'report' / 'score_parameters.png').stat().st_size > 10_000
     page = (folder / 'report' / 'report.html').read_text()
     assert 'lower is better' in page and ' in %' not in page
+
+
+def test_all_variants_of_a_sweep_are_checked_and_started(places, tmp_path):
+    folder, path = tmp_path / 'sweep', ROOT / 'configs' / 'ablations' / 'networks_lm.py'
+    run_sweep(path, folder, 1, 2, small_language_flags(places), FAKE)
+    assert len((folder / 'order.txt').read_text().splitlines()) == 7
+    with pytest.raises(BadInput, match='holds another sweep'):
+        run_sweep(path, folder, 1, 2, small_language_flags(places, train__steps=7), FAKE)
 
 
 def test_an_inspection_shows_the_routing_of_tokens_and_the_experts(causal, tmp_path, capsys):

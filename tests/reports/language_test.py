@@ -25,7 +25,7 @@ from tests.training.tiny_language import (
     SMALL_MASKED,
     small_language_config,
     small_language_flags,
-    write_corpus,
+    write_places,
 )
 
 FAKE = [sys.executable, str(Path(__file__).parent / 'fake_run.py')]
@@ -34,7 +34,7 @@ SWEPT = {'base': SCORES['base'], 'by_magnitude': SCORES['by_magnitude']}
 
 @pytest.fixture(scope='module')
 def places(texts, tmp_path_factory):
-    return {'corpus': write_corpus(tmp_path_factory.mktemp('language') / 'corpus'), 'texts': texts}
+    return write_places(tmp_path_factory.mktemp('language'), texts)
 
 
 @pytest.fixture(scope='module')

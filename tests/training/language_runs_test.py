@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from pad_jax.data import open_vocabulary
 from pad_jax.deploy.export import export_workdir
 from pad_jax.deploy.generate import generate_text
 from pad_jax.deploy.predict import open_export, open_run
@@ -21,7 +20,7 @@ from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
-from tests.training.tiny_language import SMALL_MASKED, small_language_config, write_corpus
+from tests.training.tiny_language import SMALL_MASKED, small_language_config, write_places
 from tests.training.tiny_texts import small_text_config
 from tests.training.trainer_test import Killed, kill_before
 
@@ -30,10 +29,7 @@ pytestmark = pytest.mark.usefixtures('one_layer')
 
 @pytest.fixture(scope='module')
 def places(texts, tmp_path_factory):
-    root = tmp_path_factory.mktemp('language')
-    pieces = open_vocabulary(str(texts / 'vocab.txt'), max_length=16)
-    (root / 'tokenizer.json').write_text(json.dumps(pieces.describe()))
-    return {'corpus': write_corpus(root / 'corpus'), 'tokenizer': root / 'tokenizer.json'}
+    return write_places(tmp_path_factory.mktemp('language'), texts)
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,8 @@
 """The smallest language models: a decoder of one layer and a masked encoder, on a corpus of two domains."""
 
+import json
+
+from pad_jax.data import open_vocabulary
 from pad_jax.training.config import load_config
 from tests.training.tiny import ROOT
 
@@ -46,6 +49,13 @@ def write_corpus(root):
             lines = [line.format(number * 7 + other) for other in range(12)]
             (root / domain / f'{number}.txt').write_text(''.join(lines))
     return root
+
+
+def write_places(root, texts):
+    """Write that corpus and a tokenizer.json with the vocabulary of `texts`; return their paths by name."""
+    pieces = open_vocabulary(str(texts / 'vocab.txt'), max_length=16)
+    (root / 'tokenizer.json').write_text(json.dumps(pieces.describe()))
+    return {'corpus': write_corpus(root / 'corpus'), 'tokenizer': root / 'tokenizer.json'}
 
 
 def small_language_flags(places, small=SMALL_CAUSAL, **changes):

@@ -231,21 +231,19 @@ def open_corpus(
 def hold_out(parts: Sequence[Part], holdout: float, least: int) -> tuple[list[Part], list[Part]]:
     """Split the texts of a domain into those for training and those for evaluation.
 
-    A text is held out if the hash of its name, a number in [0, 1), is below `holdout`. If those have less than `least`
-    tokens, texts with the next higher hashes follow. One text always stays for training. If there is only one text, its
-    last share is held out.
+    A text is held out if the hash of its name, a number in [0, 1), is below `holdout`, or if it is the lowest one.
+    If these have less than `least` tokens, or more than half of all, they stay. Then the last share of the longest text
+    is held out.
     """
-    if len(parts) == 1:
-        count = parts[0].count - max(round(parts[0].count * holdout), least)
-        rest = dataclasses.replace(parts[0], start=parts[0].start + count, count=parts[0].count - count)
-        return ([dataclasses.replace(parts[0], count=count)], [rest]) if count > 0 else ([], list(parts))
-    held, num_tokens = set(), 0
-    for part in sorted(parts, key=lambda part: _hash_name(part.name))[:-1]:
-        if _hash_name(part.name) >= holdout and num_tokens >= least:
-            break
-        held.add(part.name)
-        num_tokens += part.count
-    return [part for part in parts if part.name not in held], [part for part in parts if part.name in held]
+    hashes = {part.name: _hash_name(part.name) for part in parts}
+    names = {name for name in hashes if hashes[name] < holdout} or {min(hashes, key=hashes.get, default='')}
+    train, held = [part for part in parts if part.name not in names], [part for part in parts if part.name in names]
+    if least <= sum(part.count for part in held) <= sum(part.count for part in train) or not parts:
+        return train, held
+    longest = max(parts, key=lambda part: part.count)
+    count = max(longest.count - max(round(longest.count * holdout), least), 0)
+    train = [dataclasses.replace(part, count=count) if part == longest else part for part in parts]
+    return train, [dataclasses.replace(longest, start=longest.start + count, count=longest.count - count)]
 
 
 def _hash_name(name: str) -> float:

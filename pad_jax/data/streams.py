@@ -158,8 +158,8 @@ def _encode_file(path: pathlib.Path, array: BinaryIO, dtype, tokens, text_column
             while some := list(itertools.islice(texts, NUM_TEXTS)):
                 array.write(tokens.encode(*some).astype(dtype).tobytes())
                 num_bytes += sum(len(text.encode()) for text in some)
-    except UnicodeError as reason:
-        report(f'{quote(path)} {reason}')
+    except (UnicodeError, MemoryError) as reason:
+        report(f'{quote(path)} {str(reason) or "has a line that is larger than the memory"}')
         array.seek(start)
         array.truncate()
     return (array.tell() - start) // np.dtype(dtype).itemsize, num_bytes

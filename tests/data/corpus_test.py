@@ -175,16 +175,24 @@ def names_of(parts):
 def test_texts_are_held_out_by_the_hash_of_their_names():
     # sha256('b') begins 3e23, 'a' ca97, 'c' 2e7d, 'd' 18ac, 'e' 3f79: in [0, 1) 0.243, 0.791, 0.182, 0.096, 0.248.
     parts = make_parts(a=9, b=9, c=9, d=9, e=9)
-    for holdout, expected in ((0.01, 'd'), (0.1, 'd'), (0.2, 'c d'), (0.245, 'b c d'), (0.9, 'b c d e')):
+    for holdout, expected in ((0.01, 'd'), (0.1, 'd'), (0.2, 'c d')):
         train, held = hold_out(parts, holdout, 5)
         assert names_of(held) == expected
         assert sorted([*train, *held], key=names_of_one) == parts
-    # Too few tokens: the next ones by hash. One text always stays.
-    assert names_of(hold_out(parts, 0.01, 20)[1]) == 'b c d'
-    assert names_of(hold_out(parts, 0.01, 999)[0]) == 'a'
     # The other texts do not decide: a new one moves none of the old ones.
     train, held = hold_out([*parts, *make_parts(f=9, g=9)], 0.2, 5)
     assert set(names_of(held).split()) & set('abcde') == {'c', 'd'}
+
+
+@pytest.mark.parametrize('sizes', [{'a': 40, 'b': 90, 'd': 4}, {'a': 40, 'b': 90, 'd': 140}])
+def test_if_texts_held_out_are_too_short_or_too_long_the_longest_is_divided(sizes):
+    longest = max(sizes, key=sizes.get)
+    train, held = hold_out(make_parts(**sizes), 0.1, 5)  # text d is held out first
+    [rest] = held
+    share = sizes[longest] // 10  # 9 or 14 tokens
+    assert (rest.name, rest.start, rest.count) == (longest, sizes[longest] - share, share)
+    assert {part.name: part.count for part in train} == sizes | {longest: sizes[longest] - share}
+    assert all(part.start == 0 for part in train)
 
 
 def names_of_one(part):
@@ -196,7 +204,7 @@ def test_of_a_single_text_the_last_share_is_held_out(tmp_path):
     assert [(part.start, part.count) for part in (*train, *held)] == [(0, 935), (935, 65)]
     train, held = hold_out(make_parts(a=1000), 0.2, 65)
     assert [(part.start, part.count) for part in (*train, *held)] == [(0, 800), (800, 200)]
-    assert hold_out(make_parts(a=60), 0.05, 65)[0] == []
+    assert [part.count for half in hold_out(make_parts(a=60), 0.05, 65) for part in half] == [0, 60]
     path = write_texts(tmp_path, {'one.txt': 100_000}) / 'one.txt'
     source = open_bytes(path, window=64, holdout=0.05)
     assert read_parts(source.train['text']) + read_parts(source.held['text']) == list(path.read_bytes())

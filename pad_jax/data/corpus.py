@@ -231,9 +231,9 @@ def open_corpus(
 def hold_out(parts: Sequence[Part], holdout: float, least: int) -> tuple[list[Part], list[Part]]:
     """Split the texts of a domain into those for training and those for evaluation.
 
-    A text is held out if the hash of its name, a number in [0, 1), is below `holdout`, or if it is the lowest one.
-    If these have less than `least` tokens, or more than half of all, they stay. Then the last share of the longest text
-    is held out.
+    A text is held out if the hash of its name is below `holdout`; hashes lie in [0, 1). So is the text with the lowest
+    hash. If these have less than `least` tokens, or more than half of all, they stay in training. Then the last share
+    of the longest text is held out.
     """
     hashes = {part.name: _hash_name(part.name) for part in parts}
     names = {name for name in hashes if hashes[name] < holdout} or {min(hashes, key=hashes.get, default='')}

@@ -476,7 +476,7 @@ def test_a_tokenizer_that_cannot_encode_is_named(tmp_path):
         open_bytes(tmp_path / 'a.txt', tokenizer=str(tmp_path / 'words.json'))
 
 
-def test_bad_files_and_lines_stop_or_are_left_out(tmp_path, tokenizer, cache, caplog):
+def test_bad_files_and_lines_stop_or_are_left_out(tmp_path, tokenizer, cache, caplog, monkeypatch):
     folder = tmp_path / 'texts'
     folder.mkdir()
     write_sentences(folder, 4)
@@ -495,6 +495,9 @@ def test_bad_files_and_lines_stop_or_are_left_out(tmp_path, tokenizer, cache, ca
         assert_same(source.train_batch(0), good.train_batch(0))
     with pytest.raises(BadInput, match=bad):
         open_bytes(**arguments)
+    monkeypatch.setattr(streams, '_decode', lambda file: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(BadInput, match='has a line that is larger than the memory'):
+        open_bytes(folder / '0.txt', tokenizer=tokenizer, vocab_size=9)
     # Bytes are bytes.
     assert not open_bytes(folder, on_bad='stop').skipped
 

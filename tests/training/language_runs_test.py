@@ -13,6 +13,7 @@ from pad_jax.deploy.generate import generate_text
 from pad_jax.deploy.predict import open_export, open_run
 from pad_jax.deploy.serving import load_exported
 from pad_jax.errors import BadInput
+from pad_jax.models import ENCODERS
 from pad_jax.training.evaluate import evaluate_workdir, restore_run
 from pad_jax.training.rounds import walk_factors
 from pad_jax.training.setup import make_inputs, make_model, make_run_optimizer, measure_lengths
@@ -20,8 +21,9 @@ from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
+from tests.training.tiny import one_device
 from tests.training.tiny_language import SMALL_MASKED, small_language_config, write_places
-from tests.training.tiny_texts import small_text_config
+from tests.training.tiny_texts import ONE_LAYER, small_text_config
 from tests.training.trainer_test import Killed, kill_before
 
 pytestmark = pytest.mark.usefixtures('one_layer')
@@ -35,14 +37,16 @@ def places(texts, tmp_path_factory):
 @pytest.fixture(scope='module')
 def causal(places, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('causal') / 'run'
-    train(small_language_config(places), workdir)
+    train(small_language_config(places), workdir, devices=one_device())
     return workdir
 
 
 @pytest.fixture(scope='module')
-def masked(places, one_layer, tmp_path_factory):
+def masked(places, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('masked') / 'run'
-    train(small_language_config(places, SMALL_MASKED), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
+        train(small_language_config(places, SMALL_MASKED), workdir, devices=one_device())
     return workdir
 
 
@@ -73,8 +77,8 @@ def test_a_killed_causal_run_resumes_bit_for_bit(places, causal, tmp_path, monke
     config = small_language_config(places)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_before(patch, 'train', 5)
-        train(config, tmp_path / 'run')
-    train(config, tmp_path / 'run')
+        train(config, tmp_path / 'run', devices=one_device())
+    train(config, tmp_path / 'run', devices=one_device())
     assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (causal / 'metrics.jsonl').read_bytes()
 
 
@@ -154,7 +158,8 @@ def test_an_encoder_of_masked_tokens_is_taken_over_with_the_experts_it_computed(
 
 
 def test_a_dense_encoder_of_masked_tokens_is_upcycled(places, texts, tmp_path):
-    train(small_language_config(places, SMALL_MASKED, model__ffn='dense', train__steps=2), tmp_path / 'run')
+    config = small_language_config(places, SMALL_MASKED, model__ffn='dense', train__steps=2)
+    train(config, tmp_path / 'run', devices=one_device())
     changes = {'model__pretrained': str(tmp_path / 'run'), 'model__ffn': 'ffn', 'partition__start_step': 1}
     _, taken = start(small_text_config(texts, **changes, data__vocabulary='', partition__granularity='output'))
     neurons = taken.params['layer_0']['ffn']['experts']['neurons']

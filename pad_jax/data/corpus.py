@@ -66,6 +66,7 @@ class Corpus(Source):
     @functools.cached_property
     def spec(self) -> DataSpec:
         parts = [part for streams in (self.train, self.held) for stream in streams.values() for part in stream.parts]
+        bytes_per_token = {domain: stream.bytes_per_token for domain, stream in self.held.items()}
         return DataSpec(
             num_classes=self.vocab_size,
             class_names=(),
@@ -76,7 +77,7 @@ class Corpus(Source):
                 'files of corpus': make_digest(os.fsencode(f'{part.name}\n{part.count}') for part in parts),
                 'contents of tokenizer': make_digest([json.dumps(self.run_files).encode()]),
             },
-            bytes_per_token={domain: stream.bytes_per_token for domain, stream in self.held.items()},
+            bytes_per_token=bytes_per_token if self.objective == 'causal' else {},  # masked: a part of the tokens
         )
 
     @property

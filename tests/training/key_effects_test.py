@@ -173,6 +173,7 @@ CAUSAL = {key: row for key, row in BOTH.items() if key != 'model.num_classes'} |
     'model.max_length': (30, typed, {}),
     'model.remat': (True, typed, {}),
     'partition.granularity': ('element', typed, {}),
+    'train.epochs': (0.5, typed, {'train.steps': 0, 'train.epochs': 1.0, 'optim.warmup_steps': 0}),
     'data.name': ('stdlib', batches, {'data.path': ''}),
     'data.path': ('{corpus}/sums', batches, {}),
     'data.text_column': ('other', batches, {'data.path': '{lines}'}),

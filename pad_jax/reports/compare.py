@@ -25,10 +25,10 @@ def compare_runs(workdirs: Sequence[Path], picture: Path) -> None:
     """
     if len(set(workdirs)) < len(workdirs):
         raise BadInput('a run was named twice')
-    networks = [Network(str(workdir), (read_run(workdir, timed=False),)) for workdir in workdirs]
-    (first, *_), *others = (network.runs for network in networks)
-    measures = [one for one in first.measures if all(one in run.measures for run, *_ in others)] or [LOSS]
-    print_table(compare_networks(networks, 'Runs', measures, ('run', 'network', 'step')))
+    runs = [read_run(workdir, timed=False) for workdir in workdirs]
+    networks = [Network(str(run.workdir), (run,)) for run in runs]
+    measures = [one for one in runs[0].measures if all(one in run.measures for run in runs)] or [LOSS]
+    print_table(compare_networks(networks, 'Runs', measures, step=True))
     save_figure(plot_training_curves(networks, measures[0], as_error=False), picture)
     print_line(f'Picture: {picture}')
 
@@ -37,31 +37,29 @@ def compare_networks(
     networks: Sequence[Network],
     title: str = 'Networks over seeds',
     measures: Sequence[Measure] = (),
-    columns: Sequence[str] = ('network', 'convolutions', 'seeds'),
+    step: bool = False,
 ) -> 'Table':
     """Tabulate networks: measures (mean ± standard error over seeds), parameters, κ, dynamic share, seconds a step.
 
     Args:
-      networks: a row each.
-      title: of the table.
       measures: of all runs; empty for the score.
-      columns: headings of the names and kinds of networks, and 'seeds' or 'step'.
+      step: show the step of the last evaluation instead of the number of seeds.
     """
-    (*texts, count), measures = columns, measures or [networks[0].measure]
-    numbers = [count, *(measure.heading for measure in measures), 'parameters', 'κ', 'dynamic share']
-    table = make_table(title, texts, [*numbers, 'seconds a step'])
+    measures = measures or [networks[0].measure]
+    numbers = ['step' if step else 'seeds', *(measure.heading for measure in measures), 'parameters', 'κ']
+    table = make_table(title, ['network', 'layers'], [*numbers, 'dynamic share', 'seconds a step'])
     for network in networks:
         table.add_row(
             network.name,
             network.runs[0].kind,
-            f'{len(network.runs) if count == "seeds" else network.runs[0].evaluated["step"]}',
+            f'{network.runs[0].evaluated["step"] if step else len(network.runs)}',
             *(measure.format(*network.estimate(measure)) for measure in measures),
             f'{network.total("parameters"):,.0f}',
             format_fraction(network.total('dynamic_fraction')),
             format_fraction(network.total('dynamic_share')),
             '–' if network.seconds_per_step is None else f'{network.seconds_per_step:.4f}',
         )
-    if count == 'seeds':
+    if not step:
         said = f'{measures[0].name}: mean ± standard error over seeds'
         table.caption = f'{said} · κ: dynamic positions / positions'
     return table

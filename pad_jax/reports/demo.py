@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pad_jax.errors import BadInput, check_choice
 from pad_jax.reports.compare import compare_networks
-from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
-from pad_jax.reports.runs import Network, read_network
+from pad_jax.reports.plots import plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
+from pad_jax.reports.runs import read_network
 from pad_jax.reports.tables import print_line, print_table
 from pad_jax.training.cli import check_count
 from pad_jax.training.config import load_config
@@ -23,7 +23,6 @@ class Half(NamedTuple):
     prefix: str
     networks: tuple[str, ...]  # one without dynamics, a fully dynamic one, and partially dynamic ones
     seeds: int  # by default
-    is_language: bool = False
 
 
 HALVES = {
@@ -32,7 +31,6 @@ HALVES = {
         'lm',
         ('dense', 'moe', 'pad', 'random'),
         seeds=1,
-        is_language=True,
     ),
     'digits': Half(
         'Digits: static, dynamic and partially dynamic networks',
@@ -107,19 +105,12 @@ def report_half(workdir: Path, half: Half, seeds: int) -> None:
         'training_curves.png': plot_training_curves(networks),
         'dynamic_fractions.png': plot_dynamic_fractions(partitions, first_look),
     }
-    if half.is_language:
-        pictures['loss_against_parameters.png'] = plot_tradeoff(
-            [_make_point(network) for network in networks], networks[0].measure, 'parameters'
-        )
+    if networks[0].measure.better == 'lower':
+        pictures['loss_against_parameters.png'] = plot_tradeoff(networks, 'parameters', 'parameters')
     for name, figure in pictures.items():
         save_figure(figure, workdir / name)
         print_line(f'Picture: {workdir / name}')
     print_line(f'Runs: {workdir}/NETWORK/seed_N (python -m pad_jax inspect --workdir=... shows the partition of one)')
-
-
-def _make_point(network: Network) -> Point:
-    scores = [run.evaluated[network.measure.name] for run in network.runs]
-    return Point(f'{network.name}: {network.runs[0].kind}', network.total('parameters'), scores)
 
 
 def _say(text: str) -> None:

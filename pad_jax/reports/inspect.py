@@ -183,14 +183,9 @@ def join_batches(batches: Sequence[Batch], least: int = 64) -> Batch:
 def observe_weights(
     task: Task, model, variables: Mapping[str, Any], batches: Iterable[Batch], temperature: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Observe the mixing weights of every dynamic layer, float64[N, K].
+    """Observe the mixing weights of every dynamic layer, float64[N, K], for evaluation batches with `weight`.
 
-    Args:
-      task: how batches go through the model.
-      model: the network.
-      variables: in masked storage.
-      batches: evaluation batches with `weight`.
-      temperature: of the attention; None for a network without it.
+    `variables` are in masked storage. The temperature is that of the attention, None for a network without it.
     """
     weights = collections.defaultdict(list)
     for batch in batches:
@@ -203,13 +198,7 @@ def observe_weights(
 def measure_network(
     variables: Mapping[str, Any], records: Mapping, weights: Mapping[str, np.ndarray]
 ) -> dict[str, LayerMeasures]:
-    """Measure every dynamic layer.
-
-    Args:
-      variables: in masked storage.
-      records: of the model, see `find_records`.
-      weights: from `observe_weights`.
-    """
+    """Measure every dynamic layer, from variables in masked storage and the weights of `observe_weights`."""
     measured = {}
     for name, record, part, mask in _walk_parts(variables, records):
         if not record.generated:
@@ -392,10 +381,7 @@ def tabulate_experts(variables, records: Mapping, weights: Mapping[str, np.ndarr
 
 
 def compare_neurons(experts: np.ndarray) -> tuple[float, float]:
-    """Return the mean cosine of the neurons of two experts, in place and after the assignment with the largest one.
-
-    Args:
-      experts: float[E, R, F], a column for each neuron.
+    """Return the mean cosine of neurons, the columns of experts float[E, R, F], in place and assigned one to one.
 
     >>> one = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> compare_neurons(np.stack([one, one[:, ::-1]]))  # the same neurons in another order

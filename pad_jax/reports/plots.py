@@ -7,7 +7,7 @@ matplotlib is imported when a figure is drawn.
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -77,16 +77,10 @@ def save_figure(figure: 'Figure', path: Path | BinaryIO) -> None:
         raise BadInput(f'{path} cannot be written: {error.strerror}') from error
 
 
-class _Look(NamedTuple):
-    colour: str
-    marker: str
-    line: str
-
-
-def _look(index: int) -> _Look:
-    """Return the look of a network in all figures; 40 points and 32 lines are told apart."""
+def _look(index: int) -> tuple[str, str, str]:
+    """Return colour, marker and line of a network in all figures; 40 points and 32 lines are told apart."""
     around = index // len(COLOURS)
-    return _Look(COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)])
+    return COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], _LINES[around % len(_LINES)]
 
 
 @styled
@@ -108,15 +102,15 @@ def plot_training_curves(
     figure = _make_figure(11, 5.0 + 0.2 * ((len(networks) - 1) // 4))
     panels = figure.subplots(1, 2)
     for index, network in enumerate(networks):
-        look, name = _look(index), f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
+        (colour, marker, line), name = _look(index), f'{network.name} (κ = {network.total("dynamic_fraction"):.3g})'
         for axes, (steps, found) in zip(panels, (network.curve('train', 'loss'), network.curve('eval', measure.name))):
             mean, error = found.mean, found.standard_error
             if axes is panels[1] and as_error:
                 mean = np.maximum(1 - mean, _MIN_ERROR)
-            style = {'color': look.colour, 'linestyle': look.line, 'linewidth': 1.8}
-            axes.plot(steps, mean, marker=look.marker if len(steps) == 1 else '', label=name, **style)
+            style = {'color': colour, 'linestyle': line, 'linewidth': 1.8}
+            axes.plot(steps, mean, marker=marker if len(steps) == 1 else '', label=name, **style)
             if len(network.runs) > 1:
-                axes.fill_between(steps, mean - error, mean + error, color=look.colour, alpha=0.15, linewidth=0)
+                axes.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
     title, label = f'{measure.name[:1].upper()}{measure.name[1:]}', measure.name if is_share else measure.heading
     panels[0].set(title='Training loss', ylabel=measure.unit if is_language else 'nats per example')
     panels[1].set(title=f'{title} on held-out examples', ylabel=label)
@@ -174,7 +168,7 @@ def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_
             np.arange(len(names)) + (index - (len(partitions) - 1) / 2) * height,
             found.mean,
             height=height * 0.92,
-            color=_look(first_look + index).colour,
+            color=_look(first_look + index)[0],
             label=label,
             xerr=found.standard_error if len(seeds) > 1 else None,
             error_kw={'elinewidth': 1.2, 'capsize': 2, 'ecolor': _DARK},
@@ -193,42 +187,40 @@ def plot_dynamic_fractions(partitions: Mapping[str, Sequence[Partition]], first_
     return figure
 
 
-class Point(NamedTuple):
-    """A variant of a sweep: its name, its cost, and its scores by seed."""
-
-    name: str
-    cost: float
-    scores: Sequence[float]
-
-
 @styled
-def plot_tradeoff(points: Sequence[Point], measure: Measure, cost_label: str) -> 'Figure':
-    """Plot scores against a cost: their mean with its 95 % interval, or each seed if there are fewer than four."""
+def plot_tradeoff(networks: Sequence[Network], cost: str, label: str) -> 'Figure':
+    """Plot scores against a total of partition.json: their mean with its 95 % interval, or each of up to three seeds.
+
+    Args:
+      networks: a point each.
+      cost: name of the total.
+      label: its name in words.
+    """
     from matplotlib.ticker import FuncFormatter
     from matplotlib.transforms import ScaledTranslation
 
+    measure, costs = networks[0].measure, [network.total(cost) for network in networks]
     figure = _make_figure(9, 5)
     axes = figure.subplots()
-    costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) > _WIDE_RATIO * min(costs):
         axes.set_xscale('log')
         _format_log_axis(axes.xaxis)
     axes.xaxis.set_major_formatter(FuncFormatter(format_short))
     rounded = [f'{cost:.2g}' for cost in costs]
-    for index, (name, cost, scores) in enumerate(points):
-        look, label = _look(index), f'{name}, seeds: {len(scores)}'
-        style = {'fmt': look.marker, 'color': look.colour, 'markersize': 8, 'capsize': 3, 'elinewidth': 1.2}
-        if len(scores) < _FEW_SEEDS:  # an interval of two seeds is wider than the figure
-            values, margin = [measure.scale * score for score in scores], None
-        else:
-            mean, margin, _ = estimate_interval(scores)
-            values, margin = [measure.scale * mean], measure.scale * margin
-        drawn = axes.errorbar([cost] * len(values), values, margin, label=label, **style)
+    for index, network in enumerate(networks):
+        colour, marker, _ = _look(index)
+        style = {'fmt': marker, 'color': colour, 'markersize': 8, 'capsize': 3, 'elinewidth': 1.2}
+        values, margin = [measure.scale * run.evaluated[measure.name] for run in network.runs], None
+        name = f'{network.name}, seeds: {len(values)}'
+        if len(values) >= _FEW_SEEDS:  # an interval of two seeds is wider than the figure
+            mean, margin, _ = estimate_interval(values)
+            values = [mean]
+        drawn = axes.errorbar([costs[index]] * len(values), values, margin, label=name, **style)
         # Draw points with about equal costs side by side.
         shift = rounded[:index].count(rounded[index]) * _POINTS_BESIDE / 72
         for artist in drawn.get_children():
             artist.set_transform(axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans))
-    axes.set(title=f'{measure.name} against {cost_label}', xlabel=cost_label, ylabel=measure.heading)
+    axes.set(title=f'{measure.name} against {label}', xlabel=label, ylabel=measure.heading)
     if measure.unit == '%':
         _end_at_whole(axes, measure.scale)
     title = f'mean, 95 % interval;\nseeds if fewer than {_FEW_SEEDS}'

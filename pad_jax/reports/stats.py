@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
-
 
 class Estimate(NamedTuple):
     """Mean over seeds and its standard error, floats or float64[...]. A single seed has the error NaN."""
@@ -52,7 +50,7 @@ def estimate_interval(values: Sequence[float]) -> Interval:
     count = len(values)
     mean, error = estimate_mean(values)
     # The quantile of 0 degrees of freedom is NaN, as a single seed cannot tell how far seeds scatter.
-    margin = float(scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    margin = float(scipy.stats.t.ppf(0.975, count - 1)) * error
     return Interval(mean, margin, count)
 
 

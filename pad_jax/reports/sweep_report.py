@@ -16,7 +16,7 @@ import numpy as np
 from pad_jax.errors import BadInput
 from pad_jax.models import sum_multiply_adds
 from pad_jax.reports.inspect import count_partition
-from pad_jax.reports.plots import Point, plot_tradeoff, plot_training_curves, save_figure
+from pad_jax.reports.plots import plot_tradeoff, plot_training_curves, save_figure
 from pad_jax.reports.runs import Network, Run, read_run
 from pad_jax.reports.stats import Interval, estimate_difference, estimate_interval
 from pad_jax.reports.sweep import BASE, REPORT, SWEEP, Sweep, SweepRun, find_runs, read_sweep
@@ -220,19 +220,12 @@ def _is_stopped_early(workdir: Path, config, step: int) -> bool:
 
 def _draw_figures(results: Results) -> dict[str, tuple[str, bytes]]:
     """Draw the figures; return {name: (caption, PNG)}. κ is left out if it is about the same for all variants."""
-    networks, score = [variant.network for variant in results.shown], results.score
-
-    def plot_costs(cost, label):
-        points = [
-            Point(one.name, one.estimate(cost).mean, [*one.by_seed(score.name).values()]) for one in results.shown
-        ]
-        caption = 'Means with 95 % intervals (Student’s t); seeds one by one if there are fewer than four.'
-        return caption, plot_tradeoff(points, score, label)
-
-    found = {'score_parameters': plot_costs('parameters', 'parameters')}
+    networks = [variant.network for variant in results.shown]
+    caption = 'Means with 95 % intervals (Student’s t); seeds one by one if there are fewer than four.'
+    found = {'score_parameters': (caption, plot_tradeoff(networks, 'parameters', 'parameters'))}
     if np.ptp([network.total('dynamic_fraction') for network in networks]) > _MIN_KAPPA_SPAN:
-        found['score_kappa'] = plot_costs('dynamic_fraction', 'dynamic fraction κ')
-    curves = plot_training_curves(networks, score, as_error=False)
+        found['score_kappa'] = caption, plot_tradeoff(networks, 'dynamic_fraction', 'dynamic fraction κ')
+    curves = plot_training_curves(networks, as_error=False)
     found['training_curves'] = 'Means over the finished seeds with a band of ± one standard error.', curves
     encoded = {}
     for name, (caption, figure) in found.items():

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from pad_jax.errors import BadInput
-from pad_jax.reports.plots import Point, plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
-from pad_jax.reports.runs import Measure, read_network, read_partition
+from pad_jax.reports.plots import plot_dynamic_fractions, plot_tradeoff, plot_training_curves, save_figure
+from pad_jax.reports.runs import read_network, read_partition
 from tests.reports.miniature_runs import write_run
 
 
@@ -78,8 +78,15 @@ def test_one_seed_has_neither_bands_nor_error_bars(tmp_path):
 
 
 def test_equal_costs_are_drawn_side_by_side(tmp_path):
-    points = [Point(name, 100.0, (0.9, 0.99, 0.95, 0.999)) for name in ('one', 'two')]
-    figure = plot_tradeoff([*points, Point('large', 5000.0, (0.75, 0.5))], Measure('accuracy'), 'parameters')
+    def write(name, scores):
+        runs = [write_run(tmp_path / name / f'{seed}', accuracies=(0.1, one)) for seed, one in enumerate(scores)]
+        return read_network(name, runs)
+
+    networks = [write(name, (0.9, 0.99, 0.95, 0.999)) for name in ('one', 'two')]
+    large = write('large', (0.75, 0.5))
+    for run in large.runs:
+        run.partition['totals']['parameters'] = 5000
+    figure = plot_tradeoff([*networks, large], 'parameters', 'parameters')
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ['one, seeds: 4', 'two, seeds: 4', 'large, seeds: 2']
     # A mean of four seeds; below four each seed is a point. The axis of percentages ends at the whole.

@@ -55,8 +55,8 @@ from pad_jax.training.setup import (
     make_inputs,
     make_model,
     make_step_arguments,
-    start_from_pretrained,
 )
+from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from pad_jax.training.steps import train_step
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pad_jax.partition.masks import merge, scale_values, split
 
 LEAST_SCALE = 1e-9  # least λd to divide by: beside λs = 2 it is lost to rounding, and its square is finite in float32
+MOST_COMPARED = 2048  # entries up to which comparing all pairs takes less than a millisecond on a CPU
 
 
 class Factors(NamedTuple):
@@ -68,9 +69,12 @@ class Factors(NamedTuple):
 
 
 def complement_index(index: jax.Array, size: int) -> jax.Array:
-    """Return the entries of `size` that are not in `index`: int32[D] -> int32[size − D], ascending."""
-    is_other = jnp.ones(size, bool).at[index].set(False)
-    return jnp.nonzero(is_other, size=size - index.shape[0])[0].astype(jnp.int32)
+    """Return the entries of `size` that are not in `index`: int32[D], ascending -> int32[size − D], ascending."""
+    places = jnp.arange(size - index.shape[0], dtype=jnp.int32)
+    others_before = index - jnp.arange(index.shape[0], dtype=jnp.int32)
+    # Few comparisons are one operation to compile. Running sums and scatters would be many, in every layer.
+    method = 'compare_all' if size <= MOST_COMPARED else 'scan'
+    return places + jnp.searchsorted(others_before, places, side='right', method=method).astype(jnp.int32)
 
 
 def invert_index(index: jax.Array, size: int) -> jax.Array:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_jax import compact, compact_params, expand, index_masks
-from pad_jax.kernels.factors import complement_index, put_entries, take_entries
+from pad_jax.kernels.factors import MOST_COMPARED, complement_index, put_entries, take_entries
 from pad_jax.partition import GRANULARITIES, PartialParameter, mask_shape
 from tests.layers.compiling import jit_quickly
 
@@ -169,6 +169,15 @@ def test_take_and_put_are_numpy_and_one_anothers_transpose(chosen, axis):
         np.testing.assert_array_equal(put, expected)
         np.testing.assert_array_equal(d_values, expected)
         np.testing.assert_array_equal(d_taken, values[index])
+
+
+@pytest.mark.parametrize('size', [1, 7, MOST_COMPARED, MOST_COMPARED + 1])
+@pytest.mark.parametrize('fraction', [0, 0.3, 1])
+def test_the_other_entries_are_those_of_numpy_however_many_there_are(size, fraction):
+    index = np.flatnonzero(np.random.default_rng(size).random(size) < fraction).astype(np.int32)
+    found = jit_quickly(lambda index: complement_index(index, size))(index)
+    np.testing.assert_array_equal(found, np.setdiff1d(np.arange(size), index))
+    assert found.dtype == np.int32
 
 
 def test_what_is_refused():

@@ -1,6 +1,7 @@
-# make demo · make test · make test-all · make chaos · make bench · make bench-peers · make lint · make weights.
+# make demo · make test · make test-all · make test-transformers · make chaos · make bench · make bench-peers · make lint
+# · make weights.
 # Each target creates .venv and installs its requirements the first time, and again after a change of requirements*.txt
-# or pyproject.toml. bench-peers has an environment of its own, because it needs PyTorch.
+# or pyproject.toml. bench-peers and test-transformers have an environment of their own, because they need PyTorch.
 # PYTHON names the interpreter for both.
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_USER := 0
 
-.PHONY: help demo demo-lm test test-all chaos bench bench-peers lint weights
+.PHONY: help demo demo-lm test test-all test-transformers chaos bench bench-peers lint weights
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -29,6 +30,7 @@ help:
 	@echo 'make demo-lm  its language models, trained longer and over three seeds (half an hour)'
 	@echo 'make test     lint and the default test suite'
 	@echo 'make test-all every test, slow ones and make chaos included (hours)'
+	@echo 'make test-transformers decoders beside those of transformers, in the environment of bench-peers'
 	@echo 'make chaos    kill runs, fill disks, damage and fuzz files (more than an hour)'
 	@echo 'make bench    all benchmarks except bench-peers'
 	@echo 'make bench-peers pad_jax beside PyTorch and timm, which take 7 GB on Linux'
@@ -49,6 +51,9 @@ test: lint
 test-all: lint
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --ignore=tests/chaos --ignore=tests/hostile
 	@$(MAKE) chaos
+
+test-transformers: $(TORCH)
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=. $(TORCH_PY) -m pytest -m '' -rP tests/models/decoder_transformers_test.py
 
 # One process, with output: the moments of the kills come from a fixed seed.
 chaos: $(TEST)

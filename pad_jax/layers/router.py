@@ -107,7 +107,7 @@ class Gating:
         """
         ranked, num_experts = logits, logits.shape[-1]
         if not self.follows_logits:
-            ranked = self._limit_groups(self.score_experts(logits) + (0.0 if choice_bias is None else choice_bias))
+            ranked = self._limit_groups(self.score_experts(logits) + (0.0 if choice_bias is None else choice_bias[None]))
         best, experts = jax.lax.top_k(ranked, num_selected)
         best = best if self.follows_logits else jnp.take_along_axis(logits, experts, axis=-1)
         normalizes = self.renormalize and num_selected > 1
@@ -130,7 +130,7 @@ class Gating:
         groups = scores.reshape(*scores.shape[:-1], self.num_groups, -1)
         best, _ = jax.lax.top_k(groups, 1 if self.group_score == 'max' else 2)
         _, kept = jax.lax.top_k(jnp.sum(best, axis=-1), self.kept_groups)
-        is_kept = jnp.any(kept[..., None] == jnp.arange(self.num_groups), axis=-2)
+        is_kept = jnp.any(kept[..., None] == jnp.arange(self.num_groups)[None, None], axis=-2)
         return jnp.where(is_kept[..., None], groups, -jnp.inf).reshape(scores.shape)
 
 
@@ -281,7 +281,7 @@ class Router(nn.Module):
         clean = _project(units, self._matrix('gate', x.shape[-1]))
         choice_bias = None
         if self.gating.bias == 'logits':
-            clean += self._vector('bias', dtype)
+            clean += self._vector('bias', dtype)[None]
         elif self.gating.bias == 'choice':
             choice_bias = jax.lax.stop_gradient(self._vector('choice_bias', dtype))
         noisy = clean

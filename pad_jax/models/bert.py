@@ -31,9 +31,9 @@ class TiedLogits(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
         logits = jnp.dot(x.astype(table.dtype), table.T)
-        if not self.use_bias:
-            return logits
-        return logits + self.param('bias', nn.initializers.zeros_init(), table.shape[:1])[None, None]
+        if self.use_bias:
+            logits += self.param('bias', nn.initializers.zeros_init(), table.shape[:1])[None, None]
+        return logits
 
     @nn.nowrap
     def multiply_adds(self, x_shape, y_shape, count):

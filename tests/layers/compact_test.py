@@ -22,6 +22,7 @@ from pad_jax.partition import Layout, hand_off_means
 from pad_jax.partition.masks import GRANULARITIES
 from tests.layers.compiling import jit_quickly
 from tests.layers.conv_layers_twin import convolve_layer
+from tests.layers.mixture_kinds import KINDS
 from tests.layers.mixture_twin import mix
 
 # Another kernel, number of groups and stride for each; 9 features, so that bits fill one byte and begin another.
@@ -33,7 +34,6 @@ CONV_CASES = {
 }
 PRUNED = 'pruned '  # before the name of a layer without static parameters
 CHANNELS = 6
-MIXTURES = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
 FRACTIONS = {'none': 0.0, 'tiny': 1e-9, '0.1': 0.1, '0.3': 0.3, '1': 1.0}
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum=0.9))
 
@@ -41,10 +41,10 @@ OPTIMIZER = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1, momentum
 def make_layer(name, granularity, **arguments):
     if name.startswith(PRUNED):
         return make_layer(name.removeprefix(PRUNED), granularity, prune=True, **arguments)
-    if name in MIXTURES:
-        plan = 'blocks' if name == 'ffn' else 'dense'
+    if name in KINDS:
+        plan = 'dense' if name == 'linear' else 'blocks'
         fields = {'num_experts': 3, 'noisy': False, 'plan': plan, 'param_dtype': jnp.float64, **arguments}
-        return MIXTURES[name][0](9, granularity=granularity, **fields)
+        return KINDS[name][0](9, granularity=granularity, **fields)
     plan = 'shift' if name == 'odconv' else 'outputs'
     fields = {'num_kernels': 2, 'reduction': 2, 'plan': plan, 'param_dtype': jnp.float64, **CONV_CASES[name]}
     fields = {**fields, 'granularity': granularity, **arguments}
@@ -118,10 +118,11 @@ def compute_twin(name, layer, params, masks, x, cotangent):
         name, params = name.removeprefix(PRUNED), with_zeros(params, masks)
         y, found = compute_twin(name, layer, params, masks, x, cotangent)
         return y, found and ({key: leaf for key, leaf in found[0].items() if not key.startswith('static_')}, found[1])
-    if name in MIXTURES:
+    if name in KINDS:
         tokens = x.reshape(-1, x.shape[-1])
         rows = cotangent.reshape(len(tokens), -1)
-        y, d_x, d_params = mix(name, tokens, params, masks[f'{MIXTURES[name][1]}_mask'], layer.num_selected, rows)
+        mask, renormalize = masks[f'{KINDS[name][1]}_mask'], layer.gating.renormalize
+        y, d_x, d_params = mix(name, tokens, params, mask, layer.num_selected, rows, renormalize=renormalize)
         return y.reshape(cotangent.shape), (d_params, d_x.reshape(x.shape))
     names = ('strides', 'padding', 'input_dilation', 'kernel_dilation', 'feature_group_count')
     geometry = resolve_geometry(x.shape[1:-1], layer.kernel_size, *(getattr(layer, field) for field in names))
@@ -154,8 +155,8 @@ def check(name, granularity, fraction):
 
 GRID = [
     *((name, granularity) for name in CONV_CASES for granularity in GRANULARITIES),
-    *((name, granularity) for name, (kind, _) in MIXTURES.items() for granularity in kind.granularities if granularity),
-    *((f'{PRUNED}{name}', 'element') for name in (*CONV_CASES, *MIXTURES)),
+    *((name, granularity) for name, (kind, _) in KINDS.items() for granularity in kind.granularities if granularity),
+    *((f'{PRUNED}{name}', 'element') for name in (*CONV_CASES, *KINDS)),
     *((f'{PRUNED}dynamic', granularity) for granularity in GRANULARITIES if granularity != 'element'),
 ]
 # Every kind of layer, and the extremes where they are hardest; compiling is what takes the time.
@@ -166,6 +167,7 @@ QUICK = {
     ('odconv', 'spatial', '0.1'),
     ('dcd', 'element', 'none'),
     ('linear', 'input', '0.3'),
+    ('swiglu', 'output', '0.3'),
     ('pruned dynamic', 'output', '0.3'),
 }
 
@@ -239,7 +241,7 @@ def test_compact_parameters_of_another_layer_are_refused():
 
 
 # Layers without static parameters: what is not dynamic is zero for every input.
-LAYERS = (*CONV_CASES, *MIXTURES)
+LAYERS = (*CONV_CASES, *KINDS)
 
 
 @pytest.mark.parametrize('name', ['dynamic', *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS[1:])])

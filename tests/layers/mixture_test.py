@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from pad_jax.kernels.dispatch import PLANS
-from pad_jax.layers import MixtureFFN, MixtureLinear, compact, find_records, partition_flax
+from pad_jax.layers import Gating, MixtureFFN, MixtureLinear, compact, find_records, partition_flax
 from pad_jax.layers.mixture import apply_neurons
 from pad_jax.layers.router import Router
 from pad_jax.partition import scale_factors
 from pad_jax.partition.masks import SCALES
 from tests.layers.compiling import jit_quickly
+from tests.layers.mixture_kinds import KINDS
 from tests.layers.mixture_twin import mix
 
 WIDTH = 5
-LAYERS = {'linear': (MixtureLinear, 'kernel'), 'ffn': (MixtureFFN, 'neurons')}
 ROUTES = ('spread', 'empty experts', 'one expert', 'padding')
 
 
@@ -28,7 +28,7 @@ def draw(seed, *shape):
 
 
 def make_layer(kind, features=6, **arguments):
-    return LAYERS[kind][0](features, param_dtype=jnp.float64, noisy=False, **arguments)
+    return KINDS[kind][0](features, param_dtype=jnp.float64, noisy=False, **arguments)
 
 
 def make_tokens(route, num_tokens):
@@ -53,7 +53,7 @@ def make_variables(layer, kind, route, seed=2):
         gate[0] = 0.01
     masks = {}
     if 'partition' in shapes:
-        name = f'{LAYERS[kind][1]}_mask'
+        name = f'{KINDS[kind][1]}_mask'
         masks = {name: draw(seed + 9, *shapes['partition'][name].shape) > 0}
     return params, masks
 
@@ -85,8 +85,8 @@ def check_layer(layer, kind, num_tokens, route):
     params, masks = make_variables(layer, kind, route)
     cotangent = draw(3, num_tokens, 6 if kind == 'linear' else WIDTH)
     others = {'partition': masks} if masks else {}
-    mask = masks[f'{LAYERS[kind][1]}_mask'] if masks else None
-    expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales)
+    mask = masks[f'{KINDS[kind][1]}_mask'] if masks else None
+    expected = mix(kind, x, params, mask, layer.num_selected, cotangent, valid, layer.scales, layer.gating.renormalize)
     batch = (x[None], params, others, valid[None], cotangent[None])
     y, aux, d_x, d_params = compiled(layer)(*batch)
     np.testing.assert_allclose(y[0], expected[0], rtol=1e-9, atol=1e-9)
@@ -95,8 +95,11 @@ def check_layer(layer, kind, num_tokens, route):
     return aux
 
 
-@pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('plan', PLANS)
+# The other kinds only differ inside an expert; the slow contract below has all plans of them.
+PAIRS = [*((plan, kind) for plan in PLANS for kind in ('linear', 'ffn')), ('blocks', 'swiglu'), ('dense', 'swiglu')]
+
+
+@pytest.mark.parametrize(('plan', 'kind'), PAIRS)
 def test_every_plan_is_the_loop_over_tokens_and_experts(plan, kind):
     with jax.enable_x64(True):
         # 167 tokens of one expert are a large block and two small ones, the last of them in part. 7 tokens have fewer
@@ -128,7 +131,7 @@ def release_each_case():
 @pytest.mark.usefixtures('release_each_case')
 @pytest.mark.parametrize(
     ('kind', 'granularity'),
-    [(kind, granularity) for kind, (layer, _) in LAYERS.items() for granularity in layer.granularities],
+    [(kind, granularity) for kind, (layer, _) in KINDS.items() for granularity in layer.granularities],
 )
 @pytest.mark.parametrize('plan', PLANS)
 def test_the_whole_contract(plan, kind, granularity):
@@ -145,7 +148,7 @@ def test_the_whole_contract(plan, kind, granularity):
 @pytest.mark.parametrize(('kind', 'granularity'), [('linear', 'output'), ('linear', 'input'), ('ffn', 'output')])
 def test_experts_multiply_only_their_dynamic_columns(kind, granularity):
     """Every product with a stack of matrices has the size of the dynamic part; the other products are plain."""
-    layer = LAYERS[kind][0](8, num_experts=4, granularity=granularity, plan='dense')
+    layer = KINDS[kind][0](8, num_experts=4, granularity=granularity, plan='dense')
     x = jnp.zeros((1, 7, 6))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     params, masks = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in ('params', 'partition'))
@@ -212,7 +215,7 @@ def test_all_static_is_the_plain_dense_layer_and_all_dynamic_the_plain_mixture()
 )
 def test_gate_gradient_is_the_finite_difference_and_second_derivatives_exist(kind, plan):
     with jax.enable_x64(True):
-        name = LAYERS[kind][1]
+        name = KINDS[kind][1]
         layer = make_layer(kind, num_experts=3, granularity='output', plan=plan)
         params, _ = make_variables(layer, kind, 'spread')
         x, _ = make_tokens('spread', 9)
@@ -291,28 +294,42 @@ def test_gradients_inside_shard_map_with_its_default_checks(plan):
         ({'plan': 'fast'}, "plan must be one of auto, dense, .*, got 'fast'"),
         ({'routing': 'word'}, "routing must be one of token, sentence, got 'word'"),
         ({'scales': 'all'}, "scales must be one of both, .*, got 'all'"),
+        ({'gating': Gating(num_groups=3)}, 'num_groups must divide num_experts = 8, got 3'),
+        (
+            {'gating': Gating(num_groups=8), 'num_selected': 2},
+            'kept_groups must hold at least num_selected = 2 experts, got 1 groups of 1',
+        ),
     ],
 )
 def test_what_a_mixture_refuses(arguments, message):
-    for kind, _ in LAYERS.values():
+    for kind, _ in KINDS.values():
         with pytest.raises(ValueError, match=message):
             kind(4, **arguments)
     if arguments.keys() <= Router.__dataclass_fields__.keys():
         with pytest.raises(ValueError, match=message):
             Router(**({'num_experts': 8, 'num_selected': 2} | arguments))
+    with pytest.raises(ValueError, match="activation must be one of gelu, swiglu, got 'relu'"):
+        MixtureFFN(4, activation='relu')
     with pytest.raises(ValueError, match="must be one of None, element, output, layer, got 'input'"):
         MixtureFFN(4, granularity='input')
     with pytest.raises(ValueError, match=r'x \[\*batch, T, C\] and valid'):
         MixtureLinear(4).init(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 4), bool))
 
 
-@pytest.mark.parametrize('num_selected', [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('kind', LAYERS)
+@pytest.mark.parametrize(
+    ('kind', 'num_selected'),
+    [
+        ('linear', 1),
+        ('ffn', 1),
+        ('swiglu', 2),
+        *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in KINDS if kind != 'swiglu'),
+    ],
+)
 def test_mean_of_equal_experts_is_each_of_them(kind, num_selected):
     """A weight below one, as that of a single expert, also multiplies the static part: nothing changes."""
     layer = make_layer(kind, num_experts=4, num_selected=num_selected, granularity='output')
     params, _ = make_variables(layer, kind, 'spread')
-    name, x = LAYERS[kind][1], draw(1, 2, 7, WIDTH)
+    name, x = KINDS[kind][1], draw(1, 2, 7, WIDTH)
     params = {**params, name: np.repeat(params[name][:1], 4, axis=0)}
     variables = layer.init(jax.random.key(0), x) | {'params': params}
     loss = lambda apply, x: jnp.mean(apply(x)[0])  # noqa: E731

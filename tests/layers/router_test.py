@@ -113,7 +113,8 @@ def test_statistics_and_gradients_over_replicas_are_those_of_all_tokens(routing)
     x = jax.random.normal(jax.random.key(0), (4, 6, 5))
     valid = jnp.arange(6)[None] < jnp.array([6, 1, 3, 2])[:, None]
     gate = jax.random.normal(jax.random.key(1), (5, 4))
-    together = Router(4, 2, routing, noisy=False, balance_coefficient=1.0, z_coefficient=1.0, param_dtype=gate.dtype)
+    losses = {'balance_coefficient': 1.0, 'z_coefficient': 1.0, 'switch_coefficient': 1.0}
+    together = Router(4, 2, routing, noisy=False, param_dtype=gate.dtype, **losses)
 
     def differentiate(router, x, valid):
         def loss(gate):

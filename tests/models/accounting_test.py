@@ -72,9 +72,10 @@ def test_the_papers_networks(name, millions):
     )
 
 
-@pytest.mark.parametrize('remat', [False, True])
-def test_a_dense_encoder_multiplies_what_its_program_does(remat):
-    model = build_encoder('bert_tiny', num_classes=3, ffn='dense', vocab_size=50, max_length=16, remat=remat)
+@pytest.mark.parametrize(('remat', 'head'), [(False, 'classes'), (True, 'classes'), (False, 'words')])
+def test_a_dense_encoder_multiplies_what_its_program_does(remat, head):
+    fields = {'vocab_size': 50, 'max_length': 16, 'remat': remat, 'head': head}
+    model = build_encoder('bert_tiny', num_classes=3, ffn='dense', **fields)
     tokens = jax.ShapeDtypeStruct((1, 12), jnp.int32)
     valid = jax.ShapeDtypeStruct((1, 12), bool)
     found = account(model, tokens, tokens, valid)
@@ -100,12 +101,19 @@ def test_dynamic_convolutions_multiply_what_their_programs_do(name, strides):
     assert found.dense == products_of(static, image)
 
 
-@pytest.mark.parametrize('layer', [MixtureLinear, MixtureFFN])
-def test_mixtures_by_hand(layer):
+# A neuron has 6 weights in, or gate and up, 6 out and its biases; a linear layer only weights in.
+@pytest.mark.parametrize(
+    ('layer', 'weights', 'positions'),
+    [
+        (MixtureLinear, 60, 60),
+        (MixtureFFN, 2 * 6 * 10, 13 * 10),
+        (partial(MixtureFFN, activation='swiglu'), 3 * 6 * 10, 20 * 10),
+        (partial(MixtureFFN, activation='swiglu', use_bias=False), 3 * 6 * 10, 3 * 6 * 10),
+    ],
+)
+def test_mixtures_by_hand(layer, weights, positions):
     build = partial(layer, 10, num_experts=4, num_selected=3)
-    # A neuron has 6 weights in, 6 out and a bias; a linear layer only weights in.
-    weights, positions = (2 * 6 * 10, 13 * 10) if layer is MixtureFFN else (60, 60)
-    router, name = 5 * 6 * 4, 'neurons_mask' if layer is MixtureFFN else 'kernel_mask'
+    router, name = 5 * 6 * 4, 'kernel_mask' if layer is MixtureLinear else 'neurons_mask'
     (dynamic,) = account(build(), TOKENS)
     assert dynamic.multiply_adds == (5 * weights, 5 * 3 * weights + router, 5 * 3 * weights + router)
     half = {name: positions // 2}

@@ -29,9 +29,9 @@ def make_batch(lengths, padded):
 
 
 @functools.cache
-def make_params():
+def make_params(model=TINY):
     """Every parameter away from its initial value, the scales of norms above zero."""
-    shapes = jax.eval_shape(TINY.init, jax.random.key(0), *make_batch([2], 2))['params']
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *make_batch([2], 2))['params']
     generator = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -65,6 +65,40 @@ def test_equals_the_twin():
         # Not to 1e-12: jax.nn.dot_product_attention always takes the softmax in float32.
         np.testing.assert_allclose(found_hidden, bert_twin.encode(params, *text, 3), rtol=0, atol=3e-6)
         np.testing.assert_allclose(found_logits, bert_twin.classify(params, *text, 3), rtol=0, atol=3e-6)
+
+
+def test_the_head_of_words_equals_the_twin():
+    tokens, segments, valid = make_batch([5, 7, 1], 7)
+    with jax.enable_x64(True):
+        model = TINY.clone(dtype='float64', head='words')
+        params = make_params(model)
+        logits, _ = jit_quickly(model.apply)({'params': params}, tokens, segments, valid)
+    assert logits.shape == (3, 7, 31) and logits.dtype == np.float64
+    assert params.keys() == {'embeddings', 'layer_0', 'layer_1', 'transform', 'transform_norm', 'words'}
+    for row in zip(tokens, segments, valid, logits, strict=True):
+        *text, found = row
+        np.testing.assert_allclose(found, bert_twin.score_words(params, *text, 3), rtol=0, atol=3e-6)
+    short = TINY.clone(dtype='bfloat16', head='words')
+    inputs = jax.random.key(0), tokens, segments, valid
+    found, variables = jax.eval_shape(short.init_with_output, *inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves((found, variables))} == {jnp.dtype('float32')}
+
+
+def test_the_table_of_words_is_trained_from_both_ends():
+    """The gradient of the tied table is the sum of those of two tables."""
+    batch = make_batch([5, 7], 7)
+    model = TINY.clone(head='words', num_layers=1)
+    params = jax.tree.map(jnp.float32, make_params(model))
+
+    @jit_quickly
+    @jax.grad
+    def differentiate(params):
+        return jnp.sum(jnp.sin(model.apply({'params': params}, *batch)[0]))
+
+    table = differentiate(params)['embeddings']['tokens']['embedding']
+    unused = sorted(set(range(31)) - set(batch[0].reshape(-1)))
+    # Words that no text has get a gradient as outputs.
+    assert unused and (np.abs(table[np.array(unused)]).max(1) > 0).all()
 
 
 def test_padding_changes_nothing():
@@ -157,6 +191,7 @@ def test_remat_recomputes_each_of_the_two_layers():
         ({'num_heads': 5}, 'num_heads must divide width 12, got 5'),
         ({'num_heads': 0}, 'num_heads must be at least 1, got 0'),
         ({'num_outputs': 0}, 'num_outputs must be at least 1, got 0'),
+        ({'head': 'spans'}, "head must be one of classes, words, got 'spans'"),
         ({'dropout': 1.0}, r'dropout must be in \[0, 1\), got 1.0'),
     ],
 )

@@ -50,3 +50,10 @@ def classify(params, tokens, segments, valid, num_heads):
     """One text -> float64[outputs]."""
     x = encode(params, tokens, segments, valid, num_heads)
     return _linear(np.tanh(_linear(x[0], params['pooler'])), params['classifier'])
+
+
+def score_words(params, tokens, segments, valid, num_heads):
+    """One text -> float64[T, vocab_size], by the head that predicts masked words."""
+    x = _linear(encode(params, tokens, segments, valid, num_heads), params['transform'])
+    x = _normalize(x * 0.5 * (1 + _erf(x / math.sqrt(2))), params['transform_norm'])
+    return x @ params['embeddings']['tokens']['embedding'].T + params['words']['bias']

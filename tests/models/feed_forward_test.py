@@ -57,6 +57,41 @@ def test_is_its_twin(name):
         np.testing.assert_allclose(y[tuple(place)], TWINS[name](x[tuple(place)], params), rtol=0, atol=1e-10)
 
 
+def swiglu(x, gate, up):
+    gate = x @ gate
+    return gate / (1 + np.exp(-gate)) * (x @ up)
+
+
+@pytest.mark.parametrize('shared_gate', [False, True])
+@pytest.mark.parametrize('name', FFNS)
+def test_with_swiglu_and_a_shared_part_is_its_twin(name, shared_gate):
+    spec = make_ffn_spec(name, num_experts=E, num_selected=K)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(B, T, C))
+    with jax.enable_x64(True):
+        fields = {'activation': 'swiglu', 'use_bias': False, 'shared': 7, 'shared_gate': shared_gate}
+        layer = FeedForward(F, spec, 'float64', **fields)
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x, VALID)['params']
+        params = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), shapes)
+        y, aux = jit_quickly(lambda params: layer.apply({'params': params}, x, VALID))(params)
+    assert set(aux) == {'dense': set(), 'linear': {'gate', 'up', 'down'}, 'ffn': {'experts'}}[name]
+    assert not any('bias' in path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    for place in np.argwhere(VALID):
+        token = x[tuple(place)]
+        shared = {key: values['kernel'] for key, values in params['shared'].items()}
+        expected = swiglu(token, shared['gate'], shared['up']) @ shared['down']
+        if shared_gate:
+            expected /= 1 + np.exp(-token @ params['shared_gate']['kernel'])
+        if name == 'dense':
+            expected += swiglu(token, params['gate']['kernel'], params['up']['kernel']) @ params['down']['kernel']
+        elif name == 'ffn':
+            expected += mix_one('swiglu', token, params['experts'], C)
+        else:
+            gate, up = (mix_one('linear', token, params[key], F) for key in ('gate', 'up'))
+            expected += mix_one('linear', gate / (1 + np.exp(-gate)) * up, params['down'], C)
+        np.testing.assert_allclose(y[tuple(place)], expected, rtol=0, atol=1e-10)
+
+
 def test_equal_arguments_make_equal_specs():
     one, two = (make_ffn_spec('linear', num_experts=4, granularity='output') for _ in range(2))
     assert one == two and hash(one) == hash(two)

@@ -1,5 +1,5 @@
-# make demo · make test · make test-all · make test-transformers · make chaos · make bench · make bench-peers · make lint
-# · make weights.
+# make demo · make demo-lm · make test · make test-all · make test-transformers · make chaos · make bench
+# · make bench-peers · make lint · make weights.
 # Each target creates .venv and installs its requirements the first time, and again after a change of requirements*.txt
 # or pyproject.toml. bench-peers and test-transformers have an environment of their own, because they need PyTorch.
 # PYTHON names the interpreter for both.

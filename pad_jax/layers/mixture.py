@@ -38,7 +38,7 @@ class Mixture(nn.Module, kw_only=True):
 
         parameter of expert e = λd·mask·factor_e + λs·(1 − mask)·static
 
-    So the static part of a token has the sum of its weights, which is one for most gatings and k > 1.
+    So the static part of a token is multiplied by the sum of its weights: one for most gatings if k > 1.
 
     In compact storage the static part is computed once for each token, and the experts compute dynamic entries only.
     In masked storage the experts compute all positions, with the same outputs and gradients; only this path has a
@@ -179,8 +179,8 @@ class MixtureLinear(Mixture):
 class MixtureFFN(Mixture):
     """y = Σ_e g_e(x)·(W2_e gelu(W1_e x + b1_e) + b2_e) over the k selected experts; see `Mixture`.
 
-    With activation 'swiglu' the hidden values are silu(W_gate x + b_gate) · (W_up x + b_up) instead (Shazeer, "GLU
-    Variants Improve Transformer", arXiv:2002.05202, equation 6).
+    With activation 'swiglu' the hidden values are silu(W_gate x + b_gate) · (W_up x + b_up). See Shazeer, "GLU Variants
+    Improve Transformer", arXiv:2002.05202, equation 6.
 
     The column of a neuron holds all that is its own: C incoming weights, or 2C of gate and up, then its bias or biases,
     then its C outgoing weights. So granularity 'output' keeps or shares whole neurons; 'input' does not exist.

@@ -35,7 +35,7 @@ class Gating:
     Attributes:
       score: 'softmax' over all experts, or 'sigmoid' of each logit.
       renormalize: divide the weights by their sum. For softmax this equals a softmax over the k chosen logits. A single
-        weight would always be 1, and the task would not train the router, so for k = 1 it stays as it is ("Switch
+        weight would always be 1, and the task would not train the router. So for k = 1 it is left as it is ("Switch
         Transformers", arXiv:2101.03961, equation 2).
       bias: 'none', or the router's parameter: 'logits' adds `bias` [E] to the logits. 'choice' adds `choice_bias` [E]
         to the scores for the choice only, so no loss trains it (arXiv:2408.15664).
@@ -105,11 +105,13 @@ class Gating:
         >>> experts.tolist(), weights.round(3).tolist()
         ([[2, 1]], [[0.6000000238418579, 0.30000001192092896]])
         """
-        ranked, num_experts = logits, logits.shape[-1]
-        if not self.follows_logits:
-            ranked = self._limit_groups(self.score_experts(logits) + (0.0 if choice_bias is None else choice_bias[None]))
-        best, experts = jax.lax.top_k(ranked, num_selected)
-        best = best if self.follows_logits else jnp.take_along_axis(logits, experts, axis=-1)
+        if self.follows_logits:
+            best, experts = jax.lax.top_k(logits, num_selected)
+        else:
+            scores = self.score_experts(logits)
+            scores = scores if choice_bias is None else scores + choice_bias[None]
+            _, experts = jax.lax.top_k(self._limit_groups(scores), num_selected)
+            best = jnp.take_along_axis(logits, experts, axis=-1)
         normalizes = self.renormalize and num_selected > 1
         if self.score == 'softmax':
             weights = jnp.exp(best - jax.nn.logsumexp(best if normalizes else logits, axis=-1, keepdims=True))
@@ -117,7 +119,7 @@ class Gating:
             weights = jax.nn.sigmoid(best)
             weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20) if normalizes else weights
         weights = weights if self.scaling == 1 else weights * self.scaling
-        return _mask_routing(Routing(experts.astype(jnp.int32), weights), valid, num_experts)
+        return _mask_routing(Routing(experts.astype(jnp.int32), weights), valid, logits.shape[-1])
 
     def score_experts(self, logits: jax.Array) -> jax.Array:
         """Return the scores of all experts: float[N, E]."""
@@ -230,13 +232,13 @@ class Router(nn.Module):
       balance_coefficient: factor of CV²(importance) + CV²(load).
       z_coefficient: factor of the z-loss, the mean of (log Σ_e exp logit_e)². It keeps logits small (Zoph et al.,
         "ST-MoE", arXiv:2202.08906, equation 5).
-      switch_coefficient: factor of the load-balancing loss E · Σ_e f_e · P_e, which is 1 for a uniform router. f_e is
-        the share of expert e in the choices, P_e its mean share in the scores (Switch Transformers, equations 4 to 6).
+      switch_coefficient: factor of the load-balancing loss E · Σ_e f_e · P_e, which is 1 for a uniform router (Switch
+        Transformers, equations 4 to 6). f_e is the share of expert e in the choices, P_e its mean share in the scores.
       axis_name: mapped axis over which tokens are divided. Losses and statistics then count the tokens of all replicas
         and are equal on each. The mean of the replicas' gradients is the gradient of one device with all tokens.
 
     Raises:
-      ValueError: if k is not in [1, E], routing is not one of ROUTINGS, or the gating does not fit E and k.
+      ValueError: if k is not in [1, E], or routing is not one of ROUTINGS. Also if the gating does not fit E and k.
     """
 
     num_experts: int

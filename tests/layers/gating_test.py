@@ -125,7 +125,7 @@ def test_a_token_by_hand():
     np.testing.assert_allclose(gates(), [0, 0, 3 / 7, 4 / 7], rtol=1e-5)
     np.testing.assert_allclose(gates(renormalize=False, scaling=2.0), [0, 0, 0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(gates(score='sigmoid', renormalize=False), [0, 0, 0.3 / 1.3, 0.4 / 1.4], rtol=1e-5)
-    # 0.1 + 0.35 and 0.4 are chosen, and weighted as if there were no bias.
+    # 0.1 + 0.35 and 0.4 are chosen, and weighted as without a bias.
     biased = gates(0.35, 0.0, 0.0, 0.0, bias='choice', renormalize=False)
     np.testing.assert_allclose(biased, [0.1, 0, 0, 0.4], rtol=1e-5)
     # One of two groups; an expert of the other one has a higher score than the second chosen.
@@ -135,7 +135,7 @@ def test_a_token_by_hand():
     logits = jnp.log(jnp.array([[0.05, 0.4, 0.35, 0.2]]))  # 0.45 against 0.55
     by_two = gates(num_groups=2, kept_groups=1, group_score='top2', renormalize=False)
     np.testing.assert_allclose(by_two, [0, 0, 0.35, 0.2], rtol=1e-5)
-    # Expert 3 alone: its share of all, because 1 would tell the router nothing.
+    # A single expert has its share of all, since 1 would tell the router nothing.
     np.testing.assert_allclose(gates(num_selected=1), [0, 0.4, 0, 0], rtol=1e-5)
     assert not Gating().sums_to_one(1) and Gating().sums_to_one(2) and not Gating(scaling=2.0).sums_to_one(2)
 
@@ -148,7 +148,7 @@ def test_switch_loss_by_hand():
     assert float(apply(x, jnp.array([[True, True, False]]))) == pytest.approx(0.1)
     # Expert 0 gets both tokens with shares 3/4 and 3/4: 2 · 1 · 3/4.
     assert float(apply(x[:, :1].repeat(2, axis=1), None)) == pytest.approx(0.1 * 2 * 0.75)
-    # All choices of k = 2 of 2 are equal: E · Σ 1/2 · P = 1 whatever the shares are.
+    # All choices of k = 2 of 2 are equal: E · Σ 1/2 · P = 1 for any shares.
     both = router.clone(num_selected=2).apply({'params': {'gate': jnp.eye(2)}}, x)[1]['router_loss']
     assert float(both) == pytest.approx(0.1)
 

@@ -32,7 +32,7 @@ BLOCK_SIZES = (128, 32)
 
 
 class Routing(NamedTuple):
-    """Experts of each token, with their weights, which sum to one. A token that is not valid has weight zero."""
+    """Experts of each token, with their weights. A token that is not valid has weight zero."""
 
     experts: jax.Array  # int32[N, k], best expert first; E throughout for a token that is not valid
     weights: jax.Array  # float[N, k], at least float32

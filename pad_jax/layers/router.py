@@ -101,9 +101,9 @@ class Gating:
           valid: bool[N]; None: all are.
           choice_bias: float[E], for the bias 'choice'.
 
-        >>> experts, weights = Gating(renormalize=False).route(jnp.log(jnp.array([[.1, .3, .6]])), 2)
-        >>> experts.tolist(), weights.round(3).tolist()
-        ([[2, 1]], [[0.6000000238418579, 0.30000001192092896]])
+        >>> experts, weights = Gating('sigmoid', renormalize=False).route(jnp.array([[0., -1., 0.]]), 2)
+        >>> experts.tolist(), weights.tolist()
+        ([[0, 2]], [[0.5, 0.5]])
         """
         if self.follows_logits:
             best, experts = jax.lax.top_k(logits, num_selected)

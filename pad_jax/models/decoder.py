@@ -22,7 +22,7 @@ from pad_jax.models.bert import TiedLogits, widen
 from pad_jax.models.feed_forward import Aux, FeedForward, LayerSpec
 
 QK_NORMS = ('none', 'whole', 'head')
-# Its deviation is 1/√C, which is the usual 0.02 at a width of 2500, and right for narrow networks too.
+# Standard deviation 1/√C: the usual 0.02 at a width of 2500, and more in narrow networks.
 KERNEL_INIT = nn.initializers.lecun_normal()
 
 
@@ -91,16 +91,17 @@ class CausalAttention(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=KERNEL_INIT)
 
         def project(name, heads):
-            projected = dense(heads * self.head_size, use_bias=family.qkv_bias, name=name)(x)
-            norm = 'none' if name == 'value' else family.qk_norm
-            if norm == 'whole':
-                projected = _norm(family, f'{name}_norm')(projected).astype(self.dtype)
-            projected = projected.reshape(*x.shape[:-1], heads, self.head_size)
-            if norm == 'head':
-                projected = _norm(family, f'{name}_norm')(projected).astype(self.dtype)
-            return projected if name == 'value' else rotate(projected, positions, family.rope_theta)
+            y = dense(heads * self.head_size, use_bias=family.qkv_bias, name=name)(x)
+            return y.reshape(*x.shape[:-1], heads, self.head_size)
+
+        def turn(name, y):
+            if family.qk_norm != 'none':
+                features = y if family.qk_norm == 'head' else y.reshape(*x.shape[:-1], -1)
+                y = _norm(family, self.dtype, f'{name}_norm')(features).reshape(y.shape)
+            return rotate(y, positions, family.rope_theta)
 
         query, key, value = project('query', self.num_heads), project('key', kv_heads), project('value', kv_heads)
+        query, key = turn('query', query), turn('key', key)
         if self.capacity:
             key, value = self._remember('keys', key, positions[0]), self._remember('values', value, positions[0])
         scale = family.attention_multiplier or self.head_size**-0.5
@@ -137,19 +138,16 @@ class DecoderLayer(nn.Module):
         family = self.architecture
         attend = CausalAttention(self.num_heads, self.head_size, family, self.dtype, self.capacity, name='attention')
         feed_forward = FeedForward(
-            self.ffn_width,
-            self.ffn,
-            self.dtype,
-            activation='swiglu',
+            *(self.ffn_width, self.ffn, self.dtype, 'swiglu'),
             use_bias=False,
             kernel_init=KERNEL_INIT,
             shared=self.shared_width,
             shared_gate=family.shared_gate,
             name='ffn',
         )
-        y = attend(_norm(family, 'attention_norm')(x).astype(self.dtype), positions, mask)
+        y = attend(_norm(family, self.dtype, 'attention_norm')(x), positions, mask)
         x += _multiply(y, family.residual_multiplier)
-        y, aux = feed_forward(_norm(family, 'ffn_norm')(x).astype(self.dtype), valid, train)
+        y, aux = feed_forward(_norm(family, self.dtype, 'ffn_norm')(x), valid, train)
         return x + _multiply(y, family.residual_multiplier), aux
 
 
@@ -190,9 +188,10 @@ class Decoder(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'ffn_width', 'max_length'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        least = dict.fromkeys(('vocab_size', 'num_layers', 'width', 'num_heads', 'ffn_width', 'max_length'), 1)
+        for name, limit in {**least, 'shared_width': 0}.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f'{name} must be at least {limit}, got {getattr(self, name)}')
         family = self.architecture
         check_choice('qk_norm', family.qk_norm, QK_NORMS)
         if not family.head_size and self.width % self.num_heads:
@@ -201,8 +200,6 @@ class Decoder(nn.Module):
             raise ValueError(f'the size of a head must be even for rotary positions, got {self.head_size}')
         if family.num_kv_heads < 0 or self.num_heads % (family.num_kv_heads or self.num_heads):
             raise ValueError(f'num_kv_heads must divide num_heads {self.num_heads}, got {family.num_kv_heads}')
-        if self.shared_width < 0:
-            raise ValueError(f'shared_width must be at least 0, got {self.shared_width}')
         if dict(self.ffn.arguments).get('routing', 'token') != 'token':
             raise ValueError("routing must be 'token': the mean over a text would show a token those after it")
 
@@ -252,12 +249,12 @@ class Decoder(nn.Module):
             name = f'layer_{index}'
             x, layer_aux = layer(*sizes, family, dtype, capacity, name=name)(x, positions, mask, valid, train)
             aux |= {f'{name}/ffn/{part}': values for part, values in layer_aux.items()}
-        x = _norm(family, 'norm')(x)
+        x = _norm(family, widen(dtype), 'norm')(x)
         if family.tied:
             logits = TiedLogits(name='logits')(x, embed.embedding)
         else:
-            head = nn.Dense(self.vocab_size, use_bias=False, dtype=widen(dtype), kernel_init=KERNEL_INIT, name='logits')
-            logits = head(x)
+            fields = {'dtype': widen(dtype), 'kernel_init': KERNEL_INIT}
+            logits = nn.Dense(self.vocab_size, use_bias=False, **fields, name='logits')(x)
         return _multiply(logits, 1 / family.logits_scaling), aux
 
 
@@ -324,8 +321,8 @@ def _generate(model, num_tokens, draws, variables, tokens, temperature, key):
     return jnp.concatenate([found.T, last[0][:, None]], axis=1)
 
 
-def _norm(family: Architecture, name: str) -> nn.Module:
-    return nn.RMSNorm(epsilon=family.norm_epsilon, name=name)
+def _norm(family: Architecture, dtype: Dtype, name: str) -> nn.Module:
+    return nn.RMSNorm(epsilon=family.norm_epsilon, dtype=dtype, name=name)  # computes in float32 at least
 
 
 def _multiply(values, factor):

@@ -31,7 +31,8 @@ ENCODERS = {
     'bert_base': partial(Bert, num_layers=12, width=768, num_heads=12, ffn_width=3072),
     'bert_large': partial(Bert, num_layers=24, width=1024, num_heads=16, ffn_width=4096),
 }
-# Values of the published models with the most downloads: the loader of a checkpoint reads those of its config.
+# Values of one published model of each family: OLMoE-1B-7B, Mixtral-8x7B, Qwen1.5-MoE-A2.7B, Qwen3-30B-A3B,
+# granite-3.0-1b-a400m. Llama's are those of its first paper.
 DECODERS = {
     'llama': Architecture(),
     'olmoe': Architecture(qk_norm='whole', gating=GATINGS['olmoe']),
@@ -174,16 +175,9 @@ def build_decoder(
 
     Args:
       name: a key of DECODERS.
-      vocab_size: token ids are below it.
-      max_length: longest text in tokens.
-      num_layers, width, num_heads: sizes.
-      ffn_width: hidden width of a feed-forward part, or of each expert.
-      num_kv_heads: heads of keys and values, a divisor of num_heads; 0: num_heads.
-      head_size: even, features of a head; 0: width / num_heads.
-      shared_width: hidden width of a dense feed-forward part beside each layer's other one, or 0.
+      vocab_size, max_length, num_layers, width, num_heads, ffn_width, shared_width, dtype, remat: see `Decoder`.
+      num_kv_heads, head_size: see `Architecture`.
       ffn: a key of `models.FFNS`, the feed-forward part of every layer.
-      dtype: name of the dtype of the computation.
-      remat: recompute activations for the gradient instead of storing them.
       **arguments: fields of mixtures of experts, as of `build_encoder`; the family's gating is the default.
 
     Returns:
@@ -199,19 +193,9 @@ def build_decoder(
     """
     _check(name, DECODERS, vocab_size, dtype)
     family = dataclasses.replace(DECODERS[name], num_kv_heads=num_kv_heads, head_size=head_size)
-    return Decoder(
-        vocab_size,
-        num_layers,
-        width,
-        num_heads,
-        ffn_width,
-        max_length,
-        family,
-        make_ffn_spec(ffn, **{'gating': family.gating, **arguments}),
-        shared_width,
-        jnp.dtype(dtype).name,
-        remat,
-    )
+    sizes = vocab_size, num_layers, width, num_heads, ffn_width, max_length
+    spec = make_ffn_spec(ffn, **{'gating': family.gating, **arguments})
+    return Decoder(*sizes, family, spec, shared_width, jnp.dtype(dtype).name, remat)
 
 
 def _check(name, table, num_outputs, dtype):

@@ -1,6 +1,7 @@
 """Cost against size: where the time of a dynamic layer grows faster than its multiply-adds.
 
     python benchmarks/growth.py --out=growth.png     # a convolution and both mixtures, some ten minutes on 2 cores
+    python benchmarks/growth.py --panels=mixtures/E
 
 Each panel changes one size of one layer: kernels K, batch, κ, experts E, tokens. A point is the time of forward and
 backward, divided by that of the dense layer of the same input: the median over repeats, interleaved in a panel.
@@ -40,20 +41,27 @@ VALUES = {
 }
 CONV_ROWS, MIXTURE_ROWS = ('full', 'element', 'output'), ('layer', 'element', 'structured', 'ffn', 'structured_ffn')
 NUM_SELECTED = 2
+PANELS = ('convolution/K', 'convolution/batch', 'convolution/κ', 'mixtures/E', 'mixtures/tokens', 'mixtures/κ')
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all panels, print a table, and draw."""
+    """Measure panels, print a table, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repeats', type=int, default=7, help='timed calls of each point; the median counts')
     parser.add_argument('--values', type=int, default=10, help='most values of a panel')
+    parser.add_argument('--panels', default=','.join(PANELS), help=f'some of {",".join(PANELS)}')
     parser.add_argument('--out', metavar='FILE', help='picture to write')
     options = parser.parse_args(arguments)
+    if not set(options.panels.split(',')) <= set(PANELS):
+        parser.error(f'--panels must be some of {",".join(PANELS)}, got {options.panels}')
     panels, console = {}, Console(width=None if sys.stdout.isatty() else 140)
-    for size in ('K', 'batch', 'κ'):
-        panels[f'convolution {LAYER}', size] = measure_panel(measure_convolution, size, options)
-    for size in ('E', 'tokens', 'κ'):
-        panels[f'mixtures {MIXTURE}, k = {NUM_SELECTED}', size] = measure_panel(measure_mixtures, size, options)
+    kinds = {
+        'convolution': (f'convolution {LAYER}', measure_convolution),
+        'mixtures': (f'mixtures {MIXTURE}, k = {NUM_SELECTED}', measure_mixtures),
+    }
+    for kind, size in (panel.split('/') for panel in options.panels.split(',')):
+        title, measure = kinds[kind]
+        panels[title, size] = measure_panel(measure, size, options)
     table = Table(title=f'time / dense (multiply-adds / dense), MB of temporaries; {jax.devices()[0].device_kind}')
     for name in ('layer', 'size', 'row', 'time /', 'work /', 'MB'):
         table.add_column(name)
@@ -118,16 +126,23 @@ def draw_panels(panels: dict):
     """Draw time and work against each size."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6.4))
-    for axes, ((layer, size), points) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 3 * rows))
+    named = set()
+    for axes, ((layer, size), points) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items()):
         for colour, row in zip(COLOURS, next(iter(points.values()))):
             axes.plot(list(points), [found[row][0] for found in points.values()], 'o-', color=colour, label=row)
             axes.plot(list(points), [found[row][1] for found in points.values()], '--', color=colour, linewidth=0.9)
-        axes.set(title=layer, xlabel=size, ylim=(0, None), xscale='linear' if size == 'κ' else 'log')
+        axes.set(
+            title=layer, xlabel=size, ylim=(0, 1.05 * axes.get_ylim()[1]), xscale='linear' if size == 'κ' else 'log'
+        )
         if size != 'κ':
             axes.set_xticks(list(points), list(map(str, points)))
             axes.minorticks_off()
-        axes.legend(fontsize=8)
+        if layer not in named:  # its other panels have the same lines
+            axes.legend(fontsize=8)
+            named.add(layer)
     figure.supylabel('time / dense; dashed: multiply-adds / dense', fontsize=10)
     return figure
 

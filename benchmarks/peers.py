@@ -1,6 +1,6 @@
 """pad_jax beside PyTorch and timm: convolutions and a training step of ResNet-18, in one run.
 
-    make bench-peers                               # in .venv-torch, some ten minutes on 2 cores
+    make bench-peers                               # in .venv-torch, some five minutes on 2 cores
     .venv-torch/bin/python benchmarks/peers.py --parts=step --repeats=20
 
 A ratio is pad_jax's time / the peer's time of the same round: the median over rounds, with its quartiles.
@@ -89,11 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    versions = f'jax {jax.__version__}, torch {torch.__version__}, timm {timm.__version__}, {options.threads} threads'
+    console.print(
+        f'jax {jax.__version__}, torch {torch.__version__}, timm {timm.__version__}; threads: {options.threads}'
+    )
     if 'conv' in options.parts:
-        console.print(tabulate_convolutions(options, versions))
+        console.print(tabulate_convolutions(options))
     if 'step' in options.parts:
-        console.print(tabulate_steps(options, versions))
+        console.print(tabulate_steps(options))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -152,9 +154,9 @@ def make_pairs(shape: conv.Shape, num_kernels: int) -> dict[str, Pair]:
     return pairs
 
 
-def tabulate_convolutions(options: argparse.Namespace, versions: str) -> Table:
+def tabulate_convolutions(options: argparse.Namespace) -> Table:
     """Measure the shapes of benchmarks/conv.py, and make a table of ratios with geometric means."""
-    table = Table(title=f'time / peer, {options.batch_size} images, K = {options.num_kernels}; {versions}')
+    table = Table(title=f'time / peer, {options.batch_size} images, K = {options.num_kernels}')
     rounds = {}
     for shape in conv.SHAPES['resnet']:
         pairs = make_pairs(shape, options.num_kernels)
@@ -205,7 +207,7 @@ def compile_pair(pair: Pair, mode: str, x: jax.Array) -> tuple[Callable, Callabl
     return (ours, both) if mode == 'forward+backward' else (compile_call(apply, mode, x, params), forward)
 
 
-def tabulate_steps(options: argparse.Namespace, versions: str) -> Table:
+def tabulate_steps(options: argparse.Namespace) -> Table:
     """Measure a training step of ResNet-18, and make a table of seconds and ratios."""
     network = timm.create_model('resnet18', num_classes=1000)
     sizes = models.parse_options([f'--batch-size={options.images}', f'--image-size={options.image_size}'])
@@ -226,7 +228,7 @@ def tabulate_steps(options: argparse.Namespace, versions: str) -> Table:
     for row in ('static', *peers):
         check_close(f'losses of {row}', losses[row], losses['PyTorch'])
     seconds = sample_interleaved(steps, options.repeats, PAUSE)
-    table = Table(title=f'training step of ResNet-18, {options.images} × {options.image_size}²; {versions}')
+    table = Table(title=f'training step of ResNet-18, {options.images} × {options.image_size}²')
     for column in ('', 'seconds', *(f'/ {row}' for row in peers)):
         table.add_column(column)
     for row, found in seconds.items():

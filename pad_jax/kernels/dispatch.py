@@ -142,24 +142,49 @@ _ONE_EXPERT = types.SimpleNamespace(
     take=lambda vector: vector[None],
 )
 
-PLANS = {'dense': Dense, 'blocks': Blocks, 'ragged': Ragged}
+
+class Slots(NamedTuple):
+    """One product for each slot, which reads its own expert only: rows are [1, ...]. For a few tokens."""
+
+    experts: jax.Array  # as in `Routing`, and so are the weights
+    weights: jax.Array
+
+    @classmethod
+    def arrange(cls, routing: Routing, num_experts: int) -> 'Slots':
+        return cls(*routing)
+
+    def apply(self, function: Callable, experts: Any, shared: Any, mask: jax.Array | None, x: jax.Array) -> jax.Array:
+        def run(slot):
+            expert, weight, row = slot
+            part = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, expert, keepdims=False), experts)
+            return function(_ONE_EXPERT, part, shared, mask, row[None], weight.astype(x.dtype)[None, None])[0]
+
+        rows = jnp.repeat(x, self.experts.shape[1], axis=0)
+        found = lax.map(run, (self.experts.reshape(-1), self.weights.reshape(-1), rows))
+        return jnp.sum(found.reshape(*self.experts.shape, -1), axis=1)
+
+
+PLANS = {'dense': Dense, 'slots': Slots, 'blocks': Blocks, 'ragged': Ragged}
 MIXTURE_PLANS = ('auto', *PLANS)
 
 
 def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
     """Choose a fast plan from shapes only, at trace time.
 
-    The plan is `dense` for a symbolic number of tokens, or if padding costs other plans as many rows. Otherwise it is
-    `ragged` on TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes every expert
-    for every token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
+    The plan is `dense` for a symbolic number of tokens, or if padding costs other plans as many rows. With fewer slots
+    than experts it is `slots`, which reads the parameters of chosen experts only. Otherwise it is `ragged` on TPU,
+    which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes every expert for every token,
+    and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
     """
+    if isinstance(num_tokens, int) and num_tokens * num_selected < num_experts:
+        return 'slots'
     padded = Blocks.count_rows(num_tokens * num_selected, num_experts)
     if not isinstance(num_tokens, int) or num_tokens * num_experts <= padded:
         return 'dense'
     return 'ragged' if (platform or jax.default_backend()) == 'tpu' else 'blocks'
 
 
-def arrange(routing: Routing, num_experts: int, plan: str = 'auto') -> Dense | Ragged:
+def arrange(routing: Routing, num_experts: int, plan: str = 'auto') -> Dense | Slots | Ragged:
     """Lay out the tokens of a routing by one of `MIXTURE_PLANS`."""
     num_tokens, num_selected = routing.experts.shape
     if isinstance(num_tokens, int) and num_tokens == 0:

@@ -189,6 +189,10 @@ def estimate_load(
         probability = jnp.ones_like(clean)
     else:
         best, _ = jax.lax.top_k(noisy, num_selected + 1)
+        if jax.default_backend() == 'cpu':
+            best = jax.lax.optimization_barrier(
+                best
+            )  # otherwise XLA turns slices of a top-k into a sort of all experts
         inside, outside = best[:, -2:-1], best[:, -1:]
         # Without an expert among the k, the k-th largest is the next lower one, otherwise the k-th itself.
         threshold = jnp.where(noisy > outside, outside, inside)

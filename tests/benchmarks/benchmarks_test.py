@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from pad_jax.models import MODELS
+from pad_jax.training.setup import abstract_variables, make_inputs, make_model
 from tests.models.product_twin import count_products
 from tests.training.tiny import ONE_BLOCK, ROOT
 
@@ -92,6 +93,27 @@ def test_the_twin_in_plain_flax_has_as_many_parameters_and_products(load):
     assert theirs == sorted(leaf.shape for leaf in jax.tree.leaves(expected))
     apply = lambda variables, image: twin.apply(variables, image, train=False)  # noqa: E731
     assert count_products(apply, variables, image) == models.count_multiply_adds(ours, image)
+
+
+@pytest.mark.slow
+def test_lm_measures_every_row_and_its_twin_has_as_many_parameters(load, monkeypatch, capsys):
+    lm = load('lm')
+    tiny = ('num_layers=1', 'width=8', 'num_heads=2', 'ffn_width=4', 'max_length=8')
+    monkeypatch.setitem(lm.SIZES, 'small', [*(f'model.{change}' for change in tiny), 'data.batch_size=4'])
+    flags = ['--sizes=small', '--experts=4', '--repeats=1', '--set=data.max_length=8']
+    lm.main(flags)
+    out, err = capsys.readouterr()
+    assert 'small: 8→4, 4 × 8 tokens' in out and 'small: compiling decoding, fully dynamic, E = 4' in err
+    rows = read_cells(out)
+    assert [row[:2] for row in rows[2:]] == [[row, '4'] for row in lm.MIXTURES]
+    assert [row[0] for row in rows[:2]] == ['flax', 'dense'] and rows[1][2] == '1.00'
+    assert [len(row) for row in rows] == [3, 5, 7, 4, 7]
+    config = lm.load('small', ['model.ffn=dense'], lm.parse_options(flags))
+    tokens = lm.make_batch(config)['tokens']
+    shapes = jax.eval_shape(lm.make_twin(config).init, jax.random.key(0), tokens)['params']
+    expected = abstract_variables(make_model(config), make_inputs(config))['params']
+    theirs, ours = (sorted(leaf.shape for leaf in jax.tree.leaves(tree)) for tree in (shapes, expected))
+    assert theirs == ours
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ from pad_jax.training.steps import train_step
 BASE = Path(__file__).resolve().parents[1] / 'configs' / 'lm_pad.py'
 SIZES = {
     'small': [],
-    'large': ['model.width=256', 'model.num_layers=4', 'model.ffn_width=512', 'data.batch_size=32'],
+    'large': ['model.width=256', 'model.ffn_width=512', 'data.batch_size=32'],
 }
 MIXTURES = {
     'fully dynamic': ['partition.dynamic_fraction=1'],

@@ -1,13 +1,14 @@
 """Texts without labels as windows of tokens, to train language models from scratch.
 
 `CORPUS_SOURCES` names two sources. `corpus` reads a file, a glob, or all files below a folder, except hidden ones and
-those in `SKIPPED_FOLDERS`. Links to folders are not followed. Files *.jsonl and *.json have one JSON object a line,
+those in `SKIPPED_FOLDERS`. Links are followed. Files *.jsonl and *.json have one JSON object a line,
 with the text in a column. Others are text. `stdlib` reads the source files *.py of the standard library of Python: the
 corpus that every machine has.
 
 A domain is one first-level folder, or `text` for the files outside of one. It is a stream: the tokens of its files, one
 file after another. Window w of T tokens begins at token w·T of the stream; tokens after the last whole window are left
-out. Some files of each domain, chosen by a hash of their names, are held out for evaluation.
+out. Masked windows of a tokenizer with [CLS] and [SEP] have these around T − 2 tokens, as BERT reads a text. Some files
+of each domain, chosen by a hash of their names, are held out for evaluation.
 """
 
 import dataclasses
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from pad_jax.data.ordering import MASKING, MASKING_HELD, MASKING_SCORED, ORDER, SCORING, Order, draw_bits
-from pad_jax.data.source import ON_BAD, Batch, DataSpec, Source, make_digest, run_ahead
+from pad_jax.data.photos import walk
+from pad_jax.data.source import ON_BAD, Batch, DataSpec, Source, make_digest
 from pad_jax.data.streams import Part, Stream, open_parts
 from pad_jax.data.tokenization import MASKS, Tokens, open_tokens
-from pad_jax.errors import BadInput, check_choice, describe, quote
+from pad_jax.errors import BadInput, check_choice, quote
 from pad_jax.files import reach
 
 CORPUS_SOURCES = ('corpus', 'stdlib')
@@ -61,6 +63,7 @@ class Corpus(Source):
     objective: str  # one of `OBJECTIVES`
     batch_size: int  # B, at least 1
     seed: int  # of order and masked tokens, in [0, 2⁶⁴)
+    ends: tuple[int, ...] = ()  # first and last token of each window, never masked; () for none
     left_out: tuple[str, ...] = ()  # one line for each bad file, line or domain
 
     @functools.cached_property
@@ -99,9 +102,6 @@ class Corpus(Source):
         numbers = (step * batch_size + np.arange(batch_size))[rows or slice(None)]
         return self._make_batch(self.train, windows, self.seed, numbers, uses[1])
 
-    def train_batches(self, start: int, stop: int, rows: slice | None = None):
-        return run_ahead(functools.partial(self.train_batch, rows=rows), start, stop)
-
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
         return self.train_batch(number, rows, batch_size, (SCORING, MASKING_SCORED))
 
@@ -116,24 +116,25 @@ class Corpus(Source):
                 batch['label'][numbers >= count] = NO_TARGET
                 yield {**batch, 'weight': (numbers < count).astype(np.float32)}
 
-    @property
-    def _num_read(self) -> int:
-        return self.window + (self.objective == 'causal')  # the last label is the first token of the next window
-
     def _count_windows(self, stream: Stream) -> int:
-        return (len(stream) - self._num_read) // self.window + 1
+        stride = self.window - len(self.ends)
+        return (len(stream) - (self.objective == 'causal')) // stride  # the last label is that of the next window
 
     def _make_batch(self, streams: Mapping[str, Stream], windows, seed: int, numbers, use: int) -> Batch:
         """Make the batch of `windows`, counted through all streams; `numbers` choose the hidden tokens; int64[b]."""
         firsts = np.cumsum([0, *map(self._count_windows, streams.values())])
-        text = np.empty((len(windows), self._num_read), np.int32)
+        stride = self.window - len(self.ends)
+        text = np.empty((len(windows), stride + (self.objective == 'causal')), np.int32)
         for row, (window, place) in enumerate(zip(windows, np.searchsorted(firsts, windows, 'right') - 1)):
-            start = int(window - firsts[place]) * self.window
-            text[row] = list(streams.values())[place].read(start, start + self._num_read)
+            start = int(window - firsts[place]) * stride
+            text[row] = list(streams.values())[place].read(start, start + text.shape[1])
         valid = np.ones((len(text), self.window), bool)
         if self.objective == 'causal':
             return {'tokens': text[:, :-1].copy(), 'valid': valid, 'label': text[:, 1:].copy()}
         tokens, label = mask_tokens(text, self.vocabulary, seed, numbers, use)
+        if self.ends:
+            tokens, label = (np.pad(array, ((0, 0), (1, 1)), constant_values=NO_TARGET) for array in (tokens, label))
+            tokens[:, [0, -1]] = self.ends
         return {'tokens': tokens, 'segments': np.zeros_like(tokens), 'valid': valid, 'label': label}
 
 
@@ -176,11 +177,11 @@ def open_corpus(
     Args:
       name: one of `CORPUS_SOURCES`.
       path: a file, a folder or a glob; empty for `stdlib`.
-      window: tokens of an example, T, at least 2.
+      window: tokens of an example, T, at least 2; at least 3 with [CLS] and [SEP].
       batch_size: windows in a global batch, at least 1.
       vocab_size: size of the network's vocabulary, above the highest token.
       objective: one of `OBJECTIVES`.
-      tokenizer: path of a tokenizer.json; empty for bytes.
+      tokenizer: path of a tokenizer.json or vocab.txt; empty for bytes.
       text_column: name of the text in JSON lines.
       seed: in [0, 2⁶⁴); decides the order and the masked tokens.
       on_bad: one of `ON_BAD`; `skip` leaves a bad file or line, or a domain that is too short, out with a warning.
@@ -195,10 +196,11 @@ def open_corpus(
     check_choice('data name', name, CORPUS_SOURCES)
     check_choice('on_bad', on_bad, ON_BAD)
     check_choice('objective', objective, OBJECTIVES)
-    if window < 2 or batch_size < 1 or not 0 <= holdout < 1:
-        allowed = 'window must be at least 2, batch_size at least 1 and holdout in [0, 1)'
-        raise BadInput(f'{allowed}, got {window}, {batch_size} and {holdout}')
     tokens = open_tokens(tokenizer)
+    ends = tokens.ends if objective == 'masked' else ()
+    if window < (shortest := 3 if ends else 2) or batch_size < 1 or not 0 <= holdout < 1:
+        allowed = f'window must be at least {shortest}, batch_size at least 1 and holdout in [0, 1)'
+        raise BadInput(f'{allowed}, got {window}, {batch_size} and {holdout}')
     if objective == 'masked' and tokens.mask is None:
         raise BadInput(f'{quote(tokenizer)} must have the token {" or ".join(MASKS)} for objective=masked')
     least = max(tokens.vocab_size, tokens.mask + 1 if objective == 'masked' else 0)
@@ -212,7 +214,7 @@ def open_corpus(
             raise BadInput(f"{problem} (on_bad='skip' leaves it out)")
         problems.append(problem)
 
-    train, held, least = {}, {}, window + (objective == 'causal')
+    train, held, least = {}, {}, window - len(ends) + (objective == 'causal')
     for domain, files in _list_files(name, path).items():
         parts = open_parts(files, tokens, text_column, report)
         streams = tuple(map(Stream, hold_out(parts, holdout or CORPUS_HOLDOUT, least)))
@@ -226,7 +228,7 @@ def open_corpus(
         raise BadInput(f'nothing of {quote(path or name)} is left, the first problem: {problems[0]}')
     if problems:
         logger.warning('left out %d files, lines or domains, the first: %s', len(problems), problems[0])
-    return Corpus(train, held, tokens, window, vocab_size, objective, batch_size, seed, tuple(problems))
+    return Corpus(train, held, tokens, window, vocab_size, objective, batch_size, seed, ends, tuple(problems))
 
 
 def hold_out(parts: Sequence[Part], holdout: float, least: int) -> tuple[list[Part], list[Part]]:
@@ -260,7 +262,10 @@ def _list_files(name: str, path: str | None) -> dict[str, dict[str, pathlib.Path
         raise BadInput(f'path must {rule} for {name}, got {path!r}')
     root = reach(path or sysconfig.get_path('stdlib'))
     if root.is_dir():
-        files = _walk(root, '' if is_own else '.py')
+        files = []
+        for folder, folders, names in walk(root):
+            folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+            files += [pathlib.Path(folder, name) for name in names if is_own or name.endswith('.py')]
     elif root.exists():
         root, files = root.parent, [root]
     else:
@@ -274,14 +279,3 @@ def _list_files(name: str, path: str | None) -> dict[str, dict[str, pathlib.Path
     if not domains:
         raise BadInput(f'{quote(path or root)} has no files: path must name a text, a folder of texts or a glob')
     return dict(sorted(domains.items()))
-
-
-def _walk(root: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-    """Iterate over the files below a folder, except hidden ones and those in `SKIPPED_FOLDERS`."""
-
-    def refuse(error: OSError) -> None:
-        raise BadInput(f'{quote(error.filename)} cannot be read: {describe(error)}') from error
-
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and name[0] != '.']
-        yield from (pathlib.Path(folder, name) for name in files if name.endswith(suffix) and name[0] != '.')

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -93,10 +94,14 @@ class Source(Protocol):
         del num_threads
         return self
 
+    def train_batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Return the batch of a step (at least 0), a pure function of (seed, step)."""
+
     def train_batches(
         self, start: int, stop: int, rows: slice | None = None
     ) -> AbstractContextManager[Iterator[tuple[int, Batch]]]:
         """Iterate over (step, batch) for the steps in [start, stop) inside a `with` block, prepared ahead of time."""
+        return run_ahead(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
         """Return training examples without augmentation; a pure function of (seed, number)."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pad_jax.data.ordering import HOLDOUT, SCORING, Order, choose_held
-from pad_jax.data.source import Batch, DataSpec, Source, make_digest, run_ahead
+from pad_jax.data.source import Batch, DataSpec, Source, make_digest
 from pad_jax.data.tables import SUFFIXES, TextExamples, open_table, parse_class, parse_number, read_examples, shorten
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, quote
@@ -58,9 +58,6 @@ class TextSource(Source):
     def train_batch(self, step: int, rows: slice | None = None) -> Batch:
         """Make the batch of a step (at least 0), a pure function of (seed, step)."""
         return self.train.take(Order(len(self.train), self.seed).indices(step, self.batch_size), rows)
-
-    def train_batches(self, start: int, stop: int, rows: slice | None = None):
-        return run_ahead(functools.partial(self.train_batch, rows=rows), start, stop)
 
     def scoring_batch(self, number: int, batch_size: int, rows: slice | None = None) -> Batch:
         return self.train.take(Order(len(self.train), self.seed, SCORING).indices(number, batch_size), rows)

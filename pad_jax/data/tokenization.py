@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from pad_jax.data.source import Batch
 from pad_jax.data.tables import read_text
@@ -99,15 +99,12 @@ class WordPieces:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int):
-        tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, strategy='longest_first')
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f'{START} $A {END}',
             pair=f'{START} $A {END} $B:1 {END}:1',
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START, END)],
         )
-        # A text that contains "[SEP]" must not end its segment.
-        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.max_length = max_length
         self.pad = tokenizer.token_to_id(PAD)
@@ -138,6 +135,7 @@ class Tokens:
       tokenizer: of the library `tokenizers`; None for bytes.
       vocab_size: the highest token of a text + 1; 256 for bytes.
       mask: token that hides another one; None if the tokenizer lacks it. For bytes 256, which no text contains.
+      ends: [CLS] and [SEP]; () for bytes or if the tokenizer lacks one of them.
       path: of the tokenizer, for messages.
 
     >>> Tokens().encode('né', '!').tolist(), Tokens().decode([110, 195, 169])
@@ -147,6 +145,7 @@ class Tokens:
     tokenizer: Tokenizer | None = None
     vocab_size: int = 256
     mask: int | None = 256
+    ends: tuple[int, ...] = ()
     path: str = ''
 
     def encode(self, *texts: str) -> np.ndarray:
@@ -171,19 +170,17 @@ class Tokens:
 
 
 def open_tokens(path: str) -> Tokens:
-    """Open a tokenizer.json with any kind of model, or return bytes if the path is empty.
+    """Open a tokenizer.json with any kind of model or a vocab.txt, or return bytes if the path is empty.
 
     Raises:
-      BadInput: the file cannot be read, or is not a tokenizer.json.
+      BadInput: the file cannot be read, or is neither.
     """
     if not path:
         return Tokens()
-    tokenizer = _read_tokenizer(reach(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # the text "[SEP]" is text
-    masks = [token for text in MASKS if (token := tokenizer.token_to_id(text)) is not None]
-    return Tokens(tokenizer, max(tokenizer.get_vocab().values()) + 1, masks[0] if masks else None, path)
+    tokenizer, ids = _open_tokenizer(path)
+    mask, ends = next((ids[text] for text in MASKS if text in ids), None), (START, END)
+    ends = tuple(ids[text] for text in ends) if ids.keys() >= set(ends) else ()
+    return Tokens(tokenizer, max(ids.values()) + 1, mask, ends, path)
 
 
 def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
@@ -200,24 +197,30 @@ def open_vocabulary(path: str | None, max_length: int) -> WordPieces:
     """
     if max_length < MIN_LENGTH:
         raise BadInput(f'max_length must be at least {MIN_LENGTH}, got {max_length}')
-    file = reach(path or '')
-    if file.suffix not in ('.txt', '.json'):
-        raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(path or "")}')
-    tokenizer = _read_tokenizer(file) if file.suffix == '.json' else _read_vocabulary(file)
+    tokenizer, ids = _open_tokenizer(path or '')
     if not isinstance(tokenizer.model, models.WordPiece):
-        raise BadInput(f'{quote(file)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
-    missing = [token for token in (PAD, UNKNOWN, START, END) if tokenizer.token_to_id(token) is None]
+        raise BadInput(f'{quote(path)} must hold a WordPiece model, got {type(tokenizer.model).__name__}')
+    missing = [token for token in (PAD, UNKNOWN, START, END) if token not in ids]
     if missing:
-        raise BadInput(f'the vocabulary {quote(file)} has no {", ".join(missing)}: it is not a vocabulary of BERT')
+        raise BadInput(f'the vocabulary {quote(path)} has no {", ".join(missing)}: it is not a vocabulary of BERT')
     return WordPieces(tokenizer, max_length)
 
 
-def _read_tokenizer(file: pathlib.Path) -> Tokenizer:
-    text = read_text(file)
+def _open_tokenizer(path: str) -> tuple[Tokenizer, dict[str, int]]:
+    """Open a vocab.txt or tokenizer.json to encode whole texts; also return its tokens by text."""
+    file = reach(path)
+    if file.suffix not in ('.txt', '.json'):
+        raise BadInput(f'vocabulary must name a vocab.txt or tokenizer.json, got {quote(path)}')
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = _read_vocabulary(file) if file.suffix == '.txt' else Tokenizer.from_str(read_text(file))
+    except BadInput:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower.
         raise BadInput(f'{quote(file)} is not a tokenizer.json: {" ".join(str(error).split())}') from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # a text that contains "[SEP]" must not end its segment
+    return tokenizer, tokenizer.get_vocab()
 
 
 def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
@@ -240,5 +243,5 @@ def _read_vocabulary(file: pathlib.Path) -> Tokenizer:
     except TypeError as error:
         keys = 'do_lower_case, strip_accents and tokenize_chinese_chars'
         raise BadInput(f'{quote(config)}: {keys} must be true or false: {error}') from error
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     return tokenizer

@@ -540,3 +540,27 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer, monkeypatc
     (tmp_path / 'texts').mkdir()
     with pytest.raises(BadInput, match=r'texts cannot be encoded into .*XDG_CACHE_HOME'):
         open_bytes(write_sentences(tmp_path / 'texts'), tokenizer=tokenizer, vocab_size=9)
+
+
+def test_bert_reads_masked_windows_between_cls_and_sep(tmp_path):
+    (tmp_path / 'vocab.txt').write_text(
+        '\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'cat', '##s', '.'])
+    )
+    (tmp_path / 'a.txt').write_text('the cats . ' * 50)
+    arguments = {'tokenizer': str(tmp_path / 'vocab.txt'), 'vocab_size': 9, 'objective': 'masked'}
+    source = open_bytes(tmp_path / 'a.txt', **arguments)
+    text = [5, 6, 7, 8] * 50  # 200 tokens: 190 to train on, in windows of 8 − 2 tokens, and 10 to evaluate on
+    assert (source.spec.num_train, source.spec.num_eval) == (31, 1)
+    seen = []
+    for step in range(7):
+        batch = source.train_batch(step)
+        assert (batch['tokens'][:, [0, -1]] == [2, 3]).all() and (batch['label'][:, [0, -1]] == -1).all()
+        assert ((batch['label'] >= 0).sum(1) == 1).all() and batch['valid'].all()
+        seen += np.where(batch['label'] < 0, batch['tokens'], batch['label'])[:, 1:-1].tolist()
+    assert len(seen) == 28 and all(row in (text[:6], text[2:8]) for row in seen)
+    with pytest.raises(BadInput, match='window must be at least 3'):
+        open_bytes(tmp_path / 'a.txt', window=2, **arguments)
+    causal = open_bytes(tmp_path / 'a.txt', **{**arguments, 'objective': 'causal'})
+    assert not set(causal.train_batch(0)['tokens'].ravel()) & {2, 3}
+    tokens = open_tokens(arguments['tokenizer'])
+    assert tokens.decode(tokens.encode('the cats')) == 'the cats'

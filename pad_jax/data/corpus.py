@@ -64,7 +64,7 @@ class Corpus(Source):
     batch_size: int  # B, at least 1
     seed: int  # of order and masked tokens, in [0, 2⁶⁴)
     ends: tuple[int, ...] = ()  # first and last token of each window, never masked; () for none
-    left_out: tuple[str, ...] = ()  # one line for each bad file, line or domain
+    skipped: Sequence[str] = ()  # one line for each bad file, line or domain
 
     @functools.cached_property
     def spec(self) -> DataSpec:
@@ -86,10 +86,6 @@ class Corpus(Source):
     @property
     def num_eval_batches(self) -> int:
         return sum(-(-self._count_windows(stream) // self.batch_size) for stream in self.held.values())
-
-    @property
-    def skipped(self) -> list[str]:
-        return list(self.left_out)
 
     @property
     def run_files(self) -> dict[str, Any]:

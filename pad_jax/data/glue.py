@@ -14,15 +14,7 @@ import numpy as np
 
 from pad_jax.data.metrics import choose_predictions
 from pad_jax.data.prepared import explain_building, find_prepared, open_builder, open_split
-from pad_jax.data.tables import (
-    Table,
-    check_output,
-    open_table,
-    parse_class,
-    parse_number,
-    read_examples,
-    write_table,
-)
+from pad_jax.data.tables import Table, check_output, open_table, parse_class, parse_number, read_examples, write_table
 from pad_jax.data.texts import TextSource
 from pad_jax.data.tokenization import EncodedTexts, WordPieces
 from pad_jax.errors import BadInput, check_choice, describe, quote

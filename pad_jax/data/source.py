@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -80,7 +80,7 @@ class Source(Protocol):
         return -(-self.spec.num_eval // self.batch_size)
 
     @property
-    def skipped(self) -> list[str]:
+    def skipped(self) -> Sequence[str]:
         """One line for each example left out so far under `on_bad='skip'`."""
         return []
 

@@ -235,7 +235,9 @@ def read_examples(
         raise BadInput(f'none of the {len(skipped)} rows of {quote(table.path)} is good, the first: {skipped[0]}')
     if not labels:
         raise BadInput(f'{quote(table.path)} holds no row below its header')
-    check_texts(texts, text_columns, quote(table.path))
+    for column, name in zip(texts, text_columns, strict=True):
+        if not any(text.strip() for text in column):
+            raise BadInput(f'all {len(column)} texts in column {name!r} of {quote(table.path)} are empty')
     if skipped:
         logger.warning('left out %d of %d rows, the first: %s', len(skipped), len(labels) + len(skipped), skipped[0])
     dtype = {int: np.int32, float: np.float32, str: object}[type(labels[0])]
@@ -265,13 +267,6 @@ def read_unlabelled(table: Table, text_columns: Sequence[str]) -> tuple[tuple[li
     if not all(ids):
         logger.warning('%s has rows without %r: all rows are numbered from 0', quote(table.path), *id_column)
     return texts, ids if ids and all(ids) else [str(number) for number in range(len(rows))]
-
-
-def check_texts(texts: Sequence[list[str]], names: Sequence[str], source: str) -> None:
-    """Raise `BadInput` if a column has only empty texts: the column is wrong."""
-    for column, name in zip(texts, names, strict=True):
-        if not any(text.strip() for text in column):
-            raise BadInput(f'all {len(column)} texts in column {name!r} of {source} are empty')
 
 
 def parse_class(text: str, names: Sequence[str]) -> int:

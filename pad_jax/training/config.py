@@ -149,7 +149,7 @@ KEYS = (
     Key('data.label_column', _TEXT, 'of text: column of the labels', TEXTS),
     Key('data.regression', _FLAG, 'of text: labels are numbers', TEXTS),
     Key('data.vocabulary', _TEXT, "vocab.txt or tokenizer.json; '' = that of the pretrained weights", TEXTS),
-    Key('data.vocabulary', _TEXT, "tokenizer.json, or name of a package; '' = bytes", LANGUAGE),
+    Key('data.vocabulary', _TEXT, "vocab.txt, tokenizer.json or name of a package; '' = bytes", LANGUAGE),
     Key('data.batch_size', _SIZE, 'examples of a batch, over all devices'),
     Key('data.image_size', _integer(1, 2**14), 'side in pixels', IMAGES),
     Key('data.augment', _one_of(AUGMENTS), 'crop moves the image; resized_crop (imagenet only) takes a part', IMAGES),

@@ -110,7 +110,7 @@ def test_says_its_spec(tmp_path):
     spec = source.spec
     assert (spec.num_classes, spec.class_names, spec.metrics, spec.eval_splits) == (257, (), (), ('en', 'text'))
     assert spec.bytes_per_token == {'en': 1.0, 'text': 1.0}
-    assert (source.skipped, source.run_files, source.with_threads(3)) == ([], {}, source)
+    assert (source.skipped, source.run_files, source.with_threads(3)) == ((), {}, source)
     assert spec.digests.keys() == {'files of corpus', 'contents of tokenizer'}
     write_texts(tmp_path, SIZES, seed=1)
     assert open_bytes(tmp_path).spec.digests == spec.digests  # names and sizes are the same

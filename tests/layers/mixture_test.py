@@ -263,7 +263,7 @@ def test_gradients_of_weights_are_summed_wider_than_bfloat16():
 
 
 @pytest.mark.parametrize(
-    'plan', ['blocks', *(pytest.param(plan, marks=pytest.mark.slow) for plan in ('dense', 'ragged'))]
+    'plan', ['blocks', *(pytest.param(plan, marks=pytest.mark.slow) for plan in ('dense', 'slots', 'ragged'))]
 )
 def test_gradients_inside_shard_map_with_its_default_checks(plan):
     layer = MixtureLinear(3, num_experts=3, num_selected=2, plan=plan, noisy=False)

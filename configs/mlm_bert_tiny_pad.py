@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     config.data.path = ''  # file or folder of the data
     config.data.text_column = 'text'  # of JSON lines: field of the text
     config.data.holdout = 0.05  # share of each class to evaluate on, if the data has no split for it
-    config.data.vocabulary = 'minilm'  # tokenizer.json, or name of a package; '' = bytes
+    config.data.vocabulary = 'minilm'  # vocab.txt, tokenizer.json or name of a package; '' = bytes
     config.data.batch_size = 32  # examples of a batch, over all devices
     config.data.max_length = 128  # T, tokens of a window
     config.data.on_bad = 'stop'  # image, row or file that cannot be read: stop, skip

@@ -23,6 +23,7 @@ class Half(NamedTuple):
     prefix: str
     networks: tuple[str, ...]  # one without dynamics, a fully dynamic one, and partially dynamic ones
     seeds: int  # by default
+    changes: tuple[str, ...] = ()  # overrides of the configs, before those of the user
 
 
 HALVES = {
@@ -31,6 +32,7 @@ HALVES = {
         'lm',
         ('dense', 'moe', 'pad', 'random'),
         seeds=1,
+        changes=('train.steps=1000',),
     ),
     'digits': Half(
         'Digits: static, dynamic and partially dynamic networks',
@@ -70,7 +72,7 @@ def run_demo(
     # Interleave the networks, so that a machine that becomes slower does so for all of them.
     runs = {
         (name, network, seed): load_config(
-            str(configs / f'{half.prefix}_{network}.py'), [*overrides, f'train.seed={seed}']
+            str(configs / f'{half.prefix}_{network}.py'), [*half.changes, *overrides, f'train.seed={seed}']
         )
         for name, half in HALVES.items()
         if only in (None, name)

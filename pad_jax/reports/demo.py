@@ -32,7 +32,7 @@ HALVES = {
         'lm',
         ('dense', 'moe', 'pad', 'random'),
         seeds=1,
-        changes=('train.steps=1000',),
+        changes=('train.steps=600', 'train.eval_every_steps=200'),
     ),
     'digits': Half(
         'Digits: static, dynamic and partially dynamic networks',

@@ -11,6 +11,7 @@ A step is forward, backward and SGD with the settings of configs/imagenet_*, on 
 Partially dynamic rows have κ = 0.3. Rows with compact have live parameters and momentum only.
 Row `flax` is a static ResNet with as many parameters, without any code of this package (_flax_resnet.py).
 Its distance from the static row is the cost of the package. `compiled in` is the compile time of the traced step.
+`ready in` is the time from the config to the first step: init, tracing and compiling.
 
 On an accelerator the table also has images/s and the model FLOP utilisation:
 2 · 3 · multiply-adds of the static forward pass · images/s / the peak of the device.
@@ -91,18 +92,21 @@ def main(arguments: list[str] | None = None) -> None:
     device = jax.devices()[0]
     console = Console(width=None if sys.stdout.isatty() else 100)
     for model in options.models:
-        seconds, compiled = measure(model, options)
+        seconds, compiled, ready = measure(model, options)
         title = f'{model}, {options.batch_size} × {options.image_size}², {options.dtype}, {device.device_kind}'
-        table, columns = Table(title=title), ['seconds a step', '/ static', 'compiled in', '/ static']
+        table, columns = Table(title=title), []
+        for column in ('seconds a step', 'compiled in', 'ready in'):
+            columns += [column, '/ static']
         columns += ['images/s', 'FLOP utilisation'] if device.platform != 'cpu' else []
         for column in ('', *columns):
             table.add_column(column, justify='right' if column else 'left')
         network, inputs = build(load(model, STATIC, options))
         work = count_multiply_adds(network, *inputs)
-        for row, found in seconds.items():
-            cells = [f'{found:.3f}', f'{found / seconds["static"]:.2f}']
-            cells += [f'{compiled[row]:.1f} s', f'{compiled[row] / compiled["static"]:.2f}']
-            cells += describe(found, work, options, device.device_kind)
+        for row in seconds:
+            cells = [f'{seconds[row]:.3f}', f'{seconds[row] / seconds["static"]:.2f}']
+            for found in (compiled, ready):
+                cells += [f'{found[row]:.1f} s', f'{found[row] / found["static"]:.2f}']
+            cells += describe(seconds[row], work, options, device.device_kind)
             table.add_row(row, *cells[: len(columns)])
         console.print(table)
 
@@ -150,8 +154,9 @@ class Step(NamedTuple):
     compile_seconds: float
 
 
-def measure(model: str, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of a step of every row of a model, and the seconds that it took to compile."""
+def measure(model: str, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Measure every row of a model: median seconds of a step, of its compilation, and of all that comes before it."""
+    jax.block_until_ready(jax.random.normal(jax.random.key(0), (8,)))  # the first row must not pay for JAX's start
     prepare = {'static': functools.partial(prepare_step, load(model, STATIC, options), options.batch_size)}
     if 'flax' in options.rows:
         if isinstance(build(load(model, STATIC, options))[0], ResNet):
@@ -162,14 +167,15 @@ def measure(model: str, options: argparse.Namespace) -> tuple[dict[str, float], 
         for form in (row for row in options.rows if row in FORMS):
             config = load(model, [f'model.conv={conv}', *FORMS[form]], options)
             prepare[f'{conv} {form}'] = functools.partial(prepare_step, config, options.batch_size)
-    steps = {}
+    steps, ready = {}, {}
     for number, (row, compile_row) in enumerate(prepare.items(), start=1):
         start = time.perf_counter()
         steps[row] = compile_row()
-        say(f'{model}: {number} of {len(prepare)} compiled, {row}, in {time.perf_counter() - start:.0f} s')
+        ready[row] = time.perf_counter() - start
+        say(f'{model}: {number} of {len(prepare)} compiled, {row}, in {ready[row]:.0f} s')
     say(f'{model}: measuring {1 + options.repeats} × {len(steps)} steps')
     seconds = time_interleaved({row: step.call for row, step in steps.items()}, options.repeats)
-    return seconds, {row: step.compile_seconds for row, step in steps.items()}
+    return seconds, {row: step.compile_seconds for row, step in steps.items()}, ready
 
 
 def say(line: str) -> None:

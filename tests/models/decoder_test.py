@@ -64,9 +64,12 @@ def apply_quickly(model, **options):
 
 
 CASES = [(name, 'ffn') for name in DECODERS] + [('llama', 'dense'), ('olmoe', 'linear'), ('granite_moe', 'dense')]
+# Together they have every value of an architecture.
+QUICK = [('qwen2_moe', 'ffn'), ('qwen3_moe', 'ffn'), ('olmoe', 'linear'), ('granite_moe', 'dense')]
+GRID = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 
 
-@pytest.mark.parametrize(('name', 'ffn'), CASES)
+@pytest.mark.parametrize(('name', 'ffn'), GRID)
 def test_equals_the_twin(name, ffn):
     # Padding on both sides: positions count from the first token, valid or not, and only differences matter.
     valid = VALID.copy()
@@ -181,6 +184,7 @@ def test_bfloat16_is_close_and_leaves_parameters_and_logits_wide():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
 
 
+@pytest.mark.slow
 def test_remat_recomputes_each_of_the_two_layers():
     model = build('olmoe')
     params = narrow(draw_variables(model))['params']
@@ -197,7 +201,7 @@ def test_remat_recomputes_each_of_the_two_layers():
     assert jaxpr.count('differentiated=True') == 2
 
 
-@pytest.mark.parametrize(('name', 'ffn'), CASES)
+@pytest.mark.parametrize(('name', 'ffn'), GRID)
 def test_multiplies_what_its_program_does(name, ffn):
     """Experts by the plan 'dense' compute all tokens: with k = E that is what is counted."""
     model = build(name, ffn, num_selected=5, noisy=False)
@@ -211,7 +215,8 @@ def test_multiplies_what_its_program_does(name, ffn):
     assert report_counts(found)['parameters'] == stored
 
 
-@pytest.mark.parametrize('name', ['olmoe', pytest.param('granite_moe', marks=pytest.mark.slow)])
+@pytest.mark.slow  # an export of a run is in tests/training/language_runs_test.py
+@pytest.mark.parametrize('name', ['olmoe', 'granite_moe'])
 def test_exports_with_symbols_for_batch_and_length(name):
     model = build(name, plan='auto', granularity='output')
     variables = narrow(draw_variables(model))

@@ -100,7 +100,7 @@ COMMANDS = [
     ('export', '--workdir=nowhere --out=o', 'nowhere is not the workdir of a run'),
     ('demo', '--workdir={tmp}/demo --seeds=1000000', '--seeds must be an integer from 1 to 1000, got 1000000'),
     ('demo', f'--workdir={{tmp}}/demo --configs={ROOT}/configs --config.train.seed=3', 'train.seed'),
-    ('demo', '--workdir={tmp}/demo --configs={tmp}/nowhere', '{tmp}/nowhere/digits_resnet10_static.py does not exist'),
+    ('demo', '--workdir={tmp}/demo --configs={tmp}/nowhere', '{tmp}/nowhere/lm_dense.py does not exist'),
     ('sweep', 'nowhere.py --workdir={tmp}/sweep', 'nowhere.py does not exist'),
     ('report', 'nowhere', 'nowhere'),
     ('train', f'--config={DIGITS} --workdir=w --join-seconds=9999999999', '--join-seconds must be an integer from 0'),

@@ -119,7 +119,7 @@ def test_other_commands_say_what_a_language_model_is_for(causal, masked, finishe
         open_run(causal)
 
 
-@pytest.mark.parametrize('kind', ['causal', 'masked'])
+@pytest.mark.parametrize('kind', ['causal', pytest.param('masked', marks=pytest.mark.slow)])
 def test_an_export_computes_the_logits_of_the_checkpoint(request, kind, tmp_path):
     workdir = request.getfixturevalue(kind)
     exported = export_workdir(workdir, tmp_path / 'out')  # verified in a fresh process
@@ -157,6 +157,7 @@ def test_an_encoder_of_masked_tokens_is_taken_over_with_the_experts_it_computed(
             np.testing.assert_array_equal(values, source[path])
 
 
+@pytest.mark.slow
 def test_a_dense_encoder_of_masked_tokens_is_upcycled(places, texts, tmp_path):
     config = small_language_config(places, SMALL_MASKED, model__ffn='dense', train__steps=2)
     train(config, tmp_path / 'run', devices=one_device())

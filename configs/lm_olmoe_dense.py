@@ -3,7 +3,7 @@
     python train.py --config=configs/lm_olmoe_dense.py --workdir=runs/olmoe_dense --config.data.path=FOLDER \
         --config.data.vocabulary=TOKENIZER
 
-See configs/lm_olmoe_pad.py. Its loss has not been measured here.
+See configs/lm_olmoe_pad.py. It was never run here.
 """
 
 from ml_collections import ConfigDict

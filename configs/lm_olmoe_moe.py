@@ -3,7 +3,7 @@
     python train.py --config=configs/lm_olmoe_moe.py --workdir=runs/olmoe --config.data.path=FOLDER \
         --config.data.vocabulary=TOKENIZER
 
-See configs/lm_olmoe_pad.py. Its loss has not been measured here.
+See configs/lm_olmoe_pad.py. It was never run here.
 """
 
 from ml_collections import ConfigDict

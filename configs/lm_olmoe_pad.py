@@ -4,7 +4,7 @@
         --config.data.vocabulary=TOKENIZER
 
 FOLDER holds text files or JSON lines, and TOKENIZER is a tokenizer.json. Sizes and recipe are those of Muennighoff et
-al., "OLMoE: Open Mixture-of-Experts Language Models", arXiv:2409.02060. Its loss has not been measured here.
+al., "OLMoE: Open Mixture-of-Experts Language Models", arXiv:2409.02060. It was never run here.
 """
 
 from ml_collections import ConfigDict

@@ -59,7 +59,7 @@ def test_from_nothing_to_table_and_pictures(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.usefixtures('quick_compilation')
 def test_language_models_are_compared_by_loss_and_parameters(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(HALVES, 'lm', HALVES['lm']._replace(networks=('dense', 'pad')))
+    monkeypatch.setitem(HALVES, 'lm', HALVES['lm']._replace(networks=('pad',)))
     small = ['data.name=corpus', f'data.path={write_corpus(tmp_path / "corpus")}', 'train.steps=3', 'model.width=16']
     run_demo(tmp_path, CONFIGS, 1, 'lm', [*small, 'optim.warmup_steps=1', 'partition.batches=1', 'model.num_layers=1'])
     output = capsys.readouterr().out
@@ -67,8 +67,6 @@ def test_language_models_are_compared_by_loss_and_parameters(tmp_path, capsys, m
     for name, row in rows.items():
         metrics = (tmp_path / 'lm' / name / 'seed_0' / 'metrics.jsonl').read_text().splitlines()
         assert row[3] == f'{json.loads(metrics[-1])["loss"]:.4f}'
-    parameters = {name: int(row[4].replace(',', '')) for name, row in rows.items()}
-    assert parameters['dense'] < parameters['pad']
     for name in ('training_curves.png', 'dynamic_fractions.png', 'loss_against_parameters.png'):
         assert (tmp_path / 'lm' / name).read_bytes()[:4] == b'\x89PNG'
 

@@ -21,6 +21,7 @@ from pad_jax.training.start import start_from_pretrained
 from pad_jax.training.state import init_state
 from pad_jax.training.trainer import train
 from pad_jax.training.workdir import read_metrics
+from tests.training.fixtures import compiled_quickly
 from tests.training.tiny import one_device
 from tests.training.tiny_language import SMALL_MASKED, small_language_config, write_places
 from tests.training.tiny_texts import ONE_LAYER, small_text_config
@@ -44,7 +45,7 @@ def causal(places, tmp_path_factory):
 @pytest.fixture(scope='module')
 def masked(places, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('masked') / 'run'
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
         patch.setitem(ENCODERS, 'bert_tiny', ONE_LAYER)
         train(small_language_config(places, SMALL_MASKED), workdir, devices=one_device())
     return workdir

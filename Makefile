@@ -27,7 +27,7 @@ export PIP_USER := 0
 
 help:
 	@echo 'make demo     train, compare and plot language models and networks of digits (minutes)'
-	@echo 'make demo-lm  its language models, trained longer and over three seeds (half an hour)'
+	@echo 'make demo-lm  its language models, trained longer and over three seeds'
 	@echo 'make test     lint and the default test suite'
 	@echo 'make test-all every test, slow ones and make chaos included (hours)'
 	@echo 'make test-transformers decoders beside those of transformers, in the environment of bench-peers'

@@ -166,7 +166,7 @@ def demo(arguments: Sequence[str]) -> None:
         '--workdir', type=workdir_flag, default=Path('runs/demo'), help='directory of the runs and pictures'
     )
     parser.add_argument('--seeds', type=int, help='runs of each network; without it 1 of language models, 2 on digits')
-    parser.add_argument('--only', choices=('lm', 'digits'), help='the half to run')
+    parser.add_argument('--only', help='the half to run: lm or digits')
     parser.add_argument('--configs', type=path_flag, default=SHIPPED, help='directory of the config files')
     flags, overrides = parse_with_overrides(parser, arguments)
     run_demo(flags.workdir, flags.configs, flags.seeds, flags.only, overrides)

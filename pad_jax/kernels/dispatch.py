@@ -171,17 +171,18 @@ MIXTURE_PLANS = ('auto', *PLANS)
 def choose_mixture_plan(num_tokens: int, num_experts: int, num_selected: int, platform: str | None = None) -> str:
     """Choose a fast plan from shapes only, at trace time.
 
-    The plan is `dense` for a symbolic number of tokens, or if padding costs other plans as many rows. With fewer slots
-    than experts it is `slots`, which reads the parameters of chosen experts only. Otherwise it is `ragged` on TPU,
-    which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes every expert for every token,
-    and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
+    The plan is `dense` for a symbolic number of tokens, or if padding costs other plans as many rows. On CPU with fewer
+    slots than experts it is `slots`, which reads the parameters of chosen experts only. Otherwise it is `ragged` on
+    TPU, which has a kernel for ragged_dot, and `blocks` elsewhere: on CPU ragged_dot computes every expert for every
+    token, and on GPU it may. Only the choice on CPU is measured (docs/benchmarks.md).
     """
-    if isinstance(num_tokens, int) and num_tokens * num_selected < num_experts:
+    platform = platform or jax.default_backend()
+    if isinstance(num_tokens, int) and num_tokens * num_selected < num_experts and platform == 'cpu':
         return 'slots'
     padded = Blocks.count_rows(num_tokens * num_selected, num_experts)
     if not isinstance(num_tokens, int) or num_tokens * num_experts <= padded:
         return 'dense'
-    return 'ragged' if (platform or jax.default_backend()) == 'tpu' else 'blocks'
+    return 'ragged' if platform == 'tpu' else 'blocks'
 
 
 def arrange(routing: Routing, num_experts: int, plan: str = 'auto') -> Dense | Slots | Ragged:

@@ -63,10 +63,8 @@ def run_demo(
     Raises:
       BadInput: before the first run, if an argument, a config or an override is wrong.
     """
-    if seeds is not None:
-        check_count('--seeds', seeds)
-    if only is not None:
-        check_choice('--only', only, HALVES)
+    check_count('--seeds', 1 if seeds is None else seeds)
+    check_choice('--only', only or 'lm', HALVES)
     if any(override.startswith('train.seed=') for override in overrides):
         raise BadInput('train.seed cannot be changed: --seeds=N trains with the seeds 0 to N - 1')
     # Interleave the networks, so that a machine that becomes slower does so for all of them.

@@ -14,8 +14,9 @@ def test_the_choice_follows_platform_and_shape():
     # Every expert computes every token anyway, or padding costs more than that.
     assert choose_mixture_plan(2048, 8, 8, 'cpu') == 'dense'
     assert choose_mixture_plan(16, 8, 2, 'cpu') == 'dense'
-    # Fewer slots than experts: only the chosen experts are read.
-    assert [choose_mixture_plan(tokens, 8, 2, 'tpu') for tokens in (1, 3, 4)] == ['slots', 'slots', 'dense']
+    # Fewer slots than experts: on CPU only the chosen experts are read, one after another.
+    assert [choose_mixture_plan(tokens, 8, 2, 'cpu') for tokens in (1, 3, 4)] == ['slots', 'slots', 'dense']
+    assert [choose_mixture_plan(1, 8, 2, platform) for platform in ('gpu', 'tpu')] == ['dense', 'dense']
     (tokens,) = jax.export.symbolic_shape('n')
     assert choose_mixture_plan(tokens, 8, 2, 'cpu') == 'dense'
 

@@ -99,6 +99,8 @@ COMMANDS = [
     ('inspect', '--workdir=x --data.path=y', 'unknown argument --data.path=y; see '),
     ('export', '--workdir=nowhere --out=o', 'nowhere is not the workdir of a run'),
     ('demo', '--workdir={tmp}/demo --seeds=1000000', '--seeds must be an integer from 1 to 1000, got 1000000'),
+    ('demo', '--workdir={tmp}/demo --seeds=0', '--seeds must be an integer from 1 to 1000, got 0'),
+    ('demo', '--workdir={tmp}/demo --only=texts', "--only must be one of lm, digits, got 'texts'"),
     ('demo', f'--workdir={{tmp}}/demo --configs={ROOT}/configs --config.train.seed=3', 'train.seed'),
     ('demo', '--workdir={tmp}/demo --configs={tmp}/nowhere', '{tmp}/nowhere/lm_dense.py does not exist'),
     ('sweep', 'nowhere.py --workdir={tmp}/sweep', 'nowhere.py does not exist'),

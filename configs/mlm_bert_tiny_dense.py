@@ -1,4 +1,4 @@
-"""Dense BERT-tiny, pretrained on texts. Hours on a CPU.
+"""Dense BERT-tiny, pretrained on texts. Never run to its end here.
 
     python train.py --config=configs/mlm_bert_tiny_dense.py --workdir=runs/mlm_dense --config.data.path=FOLDER
 

@@ -1,4 +1,4 @@
-"""BERT-tiny with a fully dynamic mixture of experts, pretrained on texts. Hours on a CPU.
+"""BERT-tiny with a fully dynamic mixture of experts, pretrained on texts. Never run to its end here.
 
     python train.py --config=configs/mlm_bert_tiny_moe.py --workdir=runs/mlm_moe --config.data.path=FOLDER
 

@@ -1,4 +1,4 @@
-"""BERT-tiny with a partially dynamic mixture of experts, κ = 0.5 by neuron, pretrained on texts. Hours on a CPU.
+"""BERT-tiny with a partially dynamic mixture of experts, κ = 0.5 by neuron, pretrained on texts.
 
     make weights
     python train.py --config=configs/mlm_bert_tiny_pad.py --workdir=runs/mlm --config.data.path=FOLDER
@@ -8,8 +8,9 @@ FOLDER holds text files or JSON lines. The vocabulary is that of `make weights`.
     python train.py --config=configs/glue_minilm_moe.py --workdir=runs/rte --config.data.path=GLUE \
         --config.model.name=bert_tiny --config.model.ffn=ffn --config.model.pretrained=runs/mlm
 
-The recipe is that of BERT (Devlin et al. 2019, arXiv:1810.04805) without the next sentence, at a batch for one CPU. The
-base of every config of masked language models: it has all keys, with their meanings.
+The recipe is that of BERT (Devlin et al. 2019, arXiv:1810.04805) without the next sentence, at a batch for one CPU.
+It was never run to its end here. The base of every config of masked language models: it has all keys, with their
+meanings.
 """
 
 from ml_collections import ConfigDict
